@@ -1,0 +1,1 @@
+"""Backends of organics-core: what the array API standard lacks, one module per library."""

@@ -1,0 +1,75 @@
+"""jax: loops as lax.scan and lax.while_loop, derivatives and compilation from jax itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from organics_core.backend import Array, Tree, host_eigvals
+
+T = TypeVar("T")
+
+
+class JaxBackend:
+    name = "jax"
+
+    def is_concrete(self, array: Array) -> bool:
+        return not isinstance(array, jax.core.Tracer)
+
+    def stop_gradient(self, array: Array) -> Array:
+        return jax.lax.stop_gradient(array)
+
+    def scan(self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+        return jax.lax.scan(step, carry, xs)
+
+    def while_loop(
+        self,
+        condition: Callable[[Tree], Array],
+        body: Callable[[Tree], Tree],
+        carry: Tree,
+        *,
+        max_steps: int,
+        differentiable: bool = False,
+    ) -> Tree:
+        if differentiable:
+            try:
+                import equinox.internal as eqxi
+            except ImportError:  # forward only: equinox brings the loop with a reverse derivative
+                pass
+            else:
+                return eqxi.while_loop(condition, body, carry, max_steps=max_steps, kind="checkpointed")
+
+        def going(counted: Tree) -> Array:
+            return condition(counted[1]) & (counted[0] < max_steps)
+
+        return jax.lax.while_loop(going, lambda c: (c[0] + 1, body(c[1])), (0, carry))[1]
+
+    def compile(self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False) -> Callable[..., T]:
+        return jax.jit(function, static_argnums=tuple(static))
+
+    def jvp(self, function: Callable[[Array], Array], x: Array, tangent: Array) -> Array:
+        return jax.jvp(function, (x,), (tangent,))[1]
+
+    def jacobian(self, function: Callable[[Array], Array], x: Array) -> Array:
+        return jax.jacrev(function)(x)
+
+    def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
+        return jax.random.normal(jax.random.key(seed), shape, dtype=like.dtype)
+
+    def eigvals(self, matrix: Array) -> Any:
+        platform = jax.default_backend() if isinstance(matrix, jax.core.Tracer) else next(iter(matrix.devices())).platform
+        if platform == "cpu":
+            return jnp.linalg.eigvals(matrix)
+        # no nonsymmetric eigenvalues on accelerators: on the host
+        dtype = jnp.complex64 if matrix.dtype == jnp.float32 else jnp.complex128
+        shape = jax.ShapeDtypeStruct(matrix.shape[:-1], dtype)
+        return jax.pure_callback(
+            lambda m: host_eigvals(np.asarray(m)).astype(dtype), shape, matrix, vmap_method="broadcast_all"
+        )
+
+
+backend = JaxBackend()

@@ -1,0 +1,39 @@
+"""numpy: Python loops, quiet about overflow (solvers report divergence themselves)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from organics_core.backend import Array, GenericBackend, Tree, host_eigvals
+
+
+class NumpyBackend(GenericBackend):
+    name = "numpy"
+
+    def scan(self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+        with np.errstate(all="ignore"):
+            return super().scan(step, carry, xs)
+
+    def while_loop(
+        self,
+        condition: Callable[[Tree], Array],
+        body: Callable[[Tree], Tree],
+        carry: Tree,
+        *,
+        max_steps: int,
+        differentiable: bool = False,
+    ) -> Tree:
+        with np.errstate(all="ignore"):
+            return super().while_loop(condition, body, carry, max_steps=max_steps)
+
+    def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
+        return np.random.default_rng(seed).standard_normal(shape).astype(like.dtype)
+
+    def eigvals(self, matrix: Array) -> Any:
+        return host_eigvals(matrix)
+
+
+backend = NumpyBackend()

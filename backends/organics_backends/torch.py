@@ -1,0 +1,46 @@
+"""torch: Python loops, autograd derivatives, eigenvalues from torch.linalg."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from organics_core.backend import Array, GenericBackend
+
+T = TypeVar("T")
+
+
+class TorchBackend(GenericBackend):
+    name = "torch"
+
+    def is_concrete(self, array: Array) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        return not torch._C._functorch.is_functorch_wrapped_tensor(array)
+
+    def stop_gradient(self, array: Array) -> Array:
+        return array.detach()
+
+    def compile(self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False) -> Callable[..., T]:
+        # a compiled Python loop would be unrolled
+        return function if loops else torch.compile(function, fullgraph=True)
+
+    def jvp(self, function: Callable[[Array], Array], x: Array, tangent: Array) -> Array:
+        return torch.func.jvp(function, (x,), (tangent,))[1]
+
+    def jacobian(self, function: Callable[[Array], Array], x: Array) -> Array:
+        return torch.func.jacrev(function)(x)
+
+    def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
+        generator = torch.Generator(device=like.device).manual_seed(seed)
+        return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
+
+    def eigvals(self, matrix: Array) -> Any:
+        finite = torch.isfinite(matrix).all(dim=-1).all(dim=-1)[..., None]
+        values = torch.linalg.eigvals(torch.where(finite[..., None], matrix, torch.zeros_like(matrix)))
+        return torch.where(finite, values, torch.full_like(values, complex(float("nan"), 0.0)))
+
+
+backend = TorchBackend()

@@ -1,0 +1,172 @@
+"""Validation at the boundary: every public function checks once, here, and passes ``xp`` inward.
+
+Shapes, dtypes, libraries and devices are known while tracing, so they are
+always checked. Values are checked only where the backend can see them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from array_api_compat import array_namespace, device, is_array_api_obj, is_jax_array
+
+from ._linalg import broadcast_shapes
+from .backend import Array, get_backend
+
+VARIANTS = ("main", "rectified", "rectified_recurrence")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+    """ValueError unless ``value`` is one of the strings ``allowed``."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(repr, allowed))}")
+
+
+def describe(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    kind = type(value).__module__.split(".")[0] + "." + type(value).__name__
+    if type(value).__module__ == "builtins":
+        kind = type(value).__name__
+    return kind if shape is None else f"{kind} of shape {tuple(shape)}"
+
+
+def namespace(fields: dict[str, Any], *, numbers: Iterable[str] = ()) -> Any:
+    """The one array namespace behind ``fields`` (name -> value), or a TypeError naming the culprit.
+
+    ``numbers`` are the fields for which a Python number will do. ``None`` is
+    passed over.
+    """
+    numbers = frozenset(numbers)
+    first: str | None = None
+    xp: Any = None
+    for name, value in fields.items():
+        if value is None:
+            continue
+        if is_number(value):
+            if name in numbers:
+                continue
+            raise TypeError(f"{name} must be an array, got the number {value!r}")
+        if not is_array_api_obj(value):
+            raise TypeError(
+                f"{name} must be an array of numpy, torch, jax, cupy or another array-API library, got {describe(value)}"
+            )
+        this = array_namespace(value)
+        if xp is None:
+            xp, first = this, name
+        elif this is not xp:
+            raise TypeError(
+                f"all arrays must come from one library, but {first} is {describe(fields[str(first)])} "
+                f"and {name} is {describe(value)}"
+            )
+        if not xp.isdtype(value.dtype, "real floating"):
+            raise TypeError(f"{name} must have a real floating dtype, got {value.dtype}; convert it first")
+    if xp is None:
+        raise TypeError(f"at least one of {', '.join(fields)} must be an array")
+    _one_device(fields)
+    return xp
+
+
+def _one_device(fields: dict[str, Any]) -> None:
+    first: str | None = None
+    for name, value in fields.items():
+        # jax arrays live on shardings, which jit itself reconciles
+        if value is None or is_number(value) or is_jax_array(value):
+            continue
+        where = device(value)
+        if first is None:
+            first, there = name, where
+        elif where != there:
+            raise ValueError(f"all arrays must be on one device, but {first} is on {there} and {name} is on {where}")
+
+
+def matrix_shape(name: str, value: Array, n: int | None) -> int:
+    """Check (..., n, n) and return n."""
+    shape = tuple(value.shape)
+    if len(shape) < 2 or shape[-1] != shape[-2] or (n is not None and shape[-1] != n):
+        want = "(..., n, n)" if n is None else f"(..., {n}, {n})"
+        raise ValueError(f"{name} must be square, of shape {want}, got shape {shape}")
+    return int(shape[-1])
+
+
+def vector_shape(name: str, value: Array, n: int, *, scalar: bool = False) -> None:
+    """Check (..., n), or also a scalar () / (..., 1) where ``scalar``."""
+    if is_number(value):
+        return
+    shape = tuple(value.shape)
+    if scalar and (shape == () or shape[-1] == 1):
+        return
+    if not shape or shape[-1] != n:
+        allowed = f"(..., {n})" + (" or a scalar" if scalar else "")
+        raise ValueError(f"{name} must have shape {allowed}, got shape {shape}")
+
+
+def batch_shape(fields: dict[str, tuple[Any, int]]) -> tuple[int, ...]:
+    """The common leading axes of ``fields`` (name -> (array, number of core axes))."""
+    result: tuple[int, ...] = ()
+    owner = ""
+    for name, (value, core) in fields.items():
+        if value is None or is_number(value):
+            continue
+        shape = tuple(value.shape)
+        leading = shape[: max(len(shape) - core, 0)]
+        try:
+            merged = broadcast_shapes(result, leading)
+        except ValueError:
+            raise ValueError(
+                f"the batch axes {leading} of {name} (shape {shape}) do not broadcast with the batch axes {result} of {owner}"
+            ) from None
+        if len(leading) >= len(result):
+            owner = name
+        result = merged
+    return result
+
+
+def values(xp: Any, name: str, value: Array, allowed: str) -> None:
+    """ValueError unless every value is finite and ``allowed``: "any", ">= 0" or "> 0".
+
+    Values that cannot be seen (traced) are passed.
+    """
+    if value is None:
+        return
+    if is_number(value):
+        low = high = float(value)
+        finite = math.isfinite(value)
+    else:
+        if not get_backend(xp).is_concrete(value) or 0 in value.shape:
+            return
+        finite = bool(xp.all(xp.isfinite(value)))
+        low = high = math.nan
+        if finite and allowed != "any":
+            low, high = float(xp.min(value)), float(xp.max(value))
+    if not finite:
+        raise ValueError(f"{name} must be finite, got NaN or infinity among its values")
+    if (allowed == "> 0" and not low > 0) or (allowed == ">= 0" and not low >= 0):
+        word = "positive" if allowed == "> 0" else "non-negative"
+        raise ValueError(f"{name} must be {word}, got {low:g}" + ("" if low == high else " as its smallest value"))
+
+
+def positive_number(name: str, value: object) -> float:
+    """``value`` as a positive finite float, or an error that names it."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    number = float(value)  # type: ignore[arg-type]
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be positive and finite, got {number:g}")
+    return number
+
+
+def positive_integer(name: str, value: object) -> int:
+    """``value`` as an int of at least 1, or an error that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {describe(value)}")
+    number = int(value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number

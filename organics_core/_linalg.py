@@ -1,0 +1,61 @@
+"""Products and solves with the shapes the circuit uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import device
+
+from .backend import Array
+
+
+def matvec(xp: Any, matrix: Array, vector: Array) -> Array:
+    """``matrix @ vector`` for (..., n, m) and (..., m), batch axes broadcast.
+
+    A matrix without batch axes multiplies all vectors in one matrix product.
+    """
+    if matrix.ndim == 2:
+        return xp.matmul(vector, matrix.T)
+    return xp.matmul(matrix, vector[..., None])[..., 0]
+
+
+def solve(xp: Any, matrix: Array, right: Array) -> Array:
+    """Solve ``matrix x = right`` for (..., n, n) and (..., n, k); singular matrices give NaN."""
+    batch = broadcast_shapes(tuple(matrix.shape[:-2]), tuple(right.shape[:-2]))
+    matrix = xp.broadcast_to(matrix, (*batch, *matrix.shape[-2:]))
+    right = xp.broadcast_to(right, (*batch, *right.shape[-2:]))
+    try:
+        return xp.linalg.solve(matrix, right)
+    except (ValueError, RuntimeError, ArithmeticError):
+        # Some libraries raise for one singular matrix of a whole batch.
+        if matrix.ndim == 2:
+            return xp.full(right.shape, xp.nan, dtype=right.dtype, device=device(right))
+        return xp.stack([solve(xp, matrix[i, ...], right[i, ...]) for i in range(matrix.shape[0])])
+
+
+def solve_vector(xp: Any, matrix: Array, right: Array) -> Array:
+    """Solve ``matrix x = right`` for (..., n, n) and (..., n); singular matrices give NaN."""
+    return solve(xp, matrix, right[..., None])[..., 0]
+
+
+def transpose(xp: Any, matrix: Array) -> Array:
+    return xp.matrix_transpose(matrix)
+
+
+def diagonal_matrix(xp: Any, vector: Array) -> Array:
+    """(..., n) -> (..., n, n) with ``vector`` on the diagonal."""
+    eye = xp.eye(vector.shape[-1], dtype=vector.dtype, device=device(vector))
+    return eye * vector[..., None]
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The common shape of ``shapes``; ValueError where they do not broadcast. Plain Python, so it traces."""
+    result: list[int] = []
+    for shape in shapes:
+        result = [1] * (len(shape) - len(result)) + result
+        for i in range(1, len(shape) + 1):
+            if result[-i] == 1:
+                result[-i] = shape[-i]
+            elif shape[-i] not in (1, result[-i]):
+                raise ValueError(f"shapes {shapes} do not broadcast")
+    return tuple(result)

@@ -1,0 +1,259 @@
+"""The Backend protocol: only what the array API standard lacks.
+
+The core is written against the Python array API. A few things it needs are not
+in the standard: loops a compiler can see, random numbers, derivatives of a
+user's own function, eigenvalues of a general matrix. A *backend* supplies
+them for one array library and nothing else; elementwise operations are never
+wrapped. Backends are found through the entry-point group
+``organics_core.backends`` (the entry's name is the top-level module of the
+array library, its value an instance of a :class:`Backend`), so any package can
+add one. Every other conforming library is served by :class:`GenericBackend`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from array_api_compat import array_namespace, device, to_device
+
+Array = Any
+Tree = Any
+T = TypeVar("T")
+
+ENTRY_POINT_GROUP = "organics_core.backends"
+
+
+def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply ``function`` to every array of nested (named) tuples; ``None`` stays ``None``."""
+    if tree is None:
+        return None
+    if isinstance(tree, tuple):
+        children = [tree_map(function, *parts) for parts in zip(tree, *rest, strict=True)]
+        return type(tree)._make(children) if hasattr(tree, "_make") else tuple(children)
+    return function(tree, *rest)
+
+
+def tree_leaves(tree: Tree) -> list[Array]:
+    """The arrays of nested (named) tuples, in order."""
+    if tree is None:
+        return []
+    if isinstance(tree, tuple):
+        return [leaf for part in tree for leaf in tree_leaves(part)]
+    return [tree]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What an array library must offer beyond the array API standard."""
+
+    name: str
+
+    def is_concrete(self, array: Array) -> bool:
+        """Whether the values of ``array`` can be looked at now (false while tracing)."""
+        ...
+
+    def stop_gradient(self, array: Array) -> Array:
+        """The same values, through which no derivative flows."""
+        ...
+
+    def scan(self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+        """``carry, y_k = step(carry, x_k)`` along the leading axis of ``xs``; the ``y_k`` stacked."""
+        ...
+
+    def while_loop(
+        self,
+        condition: Callable[[Tree], Array],
+        body: Callable[[Tree], Tree],
+        carry: Tree,
+        *,
+        max_steps: int,
+        differentiable: bool = False,
+    ) -> Tree:
+        """Apply ``body`` while ``condition`` holds, at most ``max_steps`` times.
+
+        ``differentiable`` asks for reverse derivatives, which some loops must prepare for.
+        """
+        ...
+
+    def compile(self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False) -> Callable[..., T]:
+        """Compile ``function``; arguments ``static`` are hashable constants.
+
+        ``loops`` says that the function contains whole loops, which only
+        libraries with loop primitives can compile; the others return it as is.
+        """
+        ...
+
+    def jvp(self, function: Callable[[Array], Array], x: Array, tangent: Array) -> Array:
+        """Directional derivative of ``function`` at ``x`` along ``tangent``."""
+        ...
+
+    def jacobian(self, function: Callable[[Array], Array], x: Array) -> Array:
+        """Jacobian of ``function``: (n,) -> (m,) at ``x``; shape (m, n)."""
+        ...
+
+    def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
+        """Independent standard normal numbers of the dtype and device of ``like``."""
+        ...
+
+    def eigvals(self, matrix: Array) -> Array:
+        """Eigenvalues of general square matrices (..., n, n), complex, shape (..., n)."""
+        ...
+
+
+# An eighth-order central difference: its error is O(h^8), so a step as large as
+# 0.01 leaves round-off of only about 100 eps.
+_STENCIL = ((1, 4 / 5), (2, -1 / 5), (3, 4 / 105), (4, -1 / 280))
+
+
+class GenericBackend:
+    """Python loops, central differences and host eigenvalues: any conforming library."""
+
+    name = "generic"
+    step = 0.01
+    """Step of the central differences, relative to the larger of 1 and ``max |x|``."""
+
+    def is_concrete(self, array: Array) -> bool:
+        return True
+
+    def stop_gradient(self, array: Array) -> Array:
+        return array
+
+    def scan(self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+        leaves = tree_leaves(xs)
+        xp = array_namespace(*leaves)
+        length = int(leaves[0].shape[0])
+        if length == 0:
+            raise ValueError("scan needs at least one step; the leading axis of xs has length 0")
+        outputs = []
+        for k in range(length):
+            carry, y = step(carry, tree_map(lambda leaf, k=k: leaf[k, ...], xs))
+            outputs.append(y)
+        return carry, tree_map(lambda *parts: xp.stack(list(parts)), *outputs)
+
+    def while_loop(
+        self,
+        condition: Callable[[Tree], Array],
+        body: Callable[[Tree], Tree],
+        carry: Tree,
+        *,
+        max_steps: int,
+        differentiable: bool = False,
+    ) -> Tree:
+        for _ in range(max_steps):
+            if not bool(condition(carry)):
+                break
+            carry = body(carry)
+        return carry
+
+    def compile(self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False) -> Callable[..., T]:
+        return function
+
+    def jvp(self, function: Callable[[Array], Array], x: Array, tangent: Array) -> Array:
+        xp = array_namespace(x, tangent)
+        scale = float(xp.max(xp.abs(tangent)))
+        if scale == 0.0:
+            return function(x) * 0.0
+        h = self.step * max(1.0, float(xp.max(xp.abs(x)))) / scale
+        # dtypes of 4 bytes have too little room for a small step
+        if xp.finfo(x.dtype).bits <= 32:
+            h = h * 10
+        total = None
+        for k, weight in _STENCIL:
+            term = (weight / h) * (function(x + k * h * tangent) - function(x - k * h * tangent))
+            total = term if total is None else total + term
+        return total
+
+    def jacobian(self, function: Callable[[Array], Array], x: Array) -> Array:
+        xp = array_namespace(x)
+        n = x.shape[0]
+        eye = xp.eye(n, dtype=x.dtype, device=device(x))
+        return xp.stack([self.jvp(function, x, eye[i, :]) for i in range(n)], axis=-1)
+
+    def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
+        xp = array_namespace(like)
+        numbers = np.random.default_rng(seed).standard_normal(shape)
+        return xp.asarray(numbers.tolist(), dtype=like.dtype, device=device(like))
+
+    def eigvals(self, matrix: Array) -> Array:
+        xp = array_namespace(matrix)
+        on_host = to_numpy(matrix)
+        values = host_eigvals(on_host)
+        dtype = xp.complex64 if xp.finfo(matrix.dtype).bits == 32 else xp.complex128
+        # an object the library itself can read: nested sequences are in the standard
+        return xp.asarray(values.tolist(), dtype=dtype, device=device(matrix))
+
+
+def host_eigvals(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """``numpy.linalg.eigvals``, always complex; matrices with NaN or inf give NaN."""
+    finite = np.isfinite(matrix).all(axis=(-2, -1))
+    safe = np.where(finite[..., None, None], matrix, 0)
+    values = np.linalg.eigvals(safe)
+    values = values.astype(np.result_type(values.dtype, np.complex64))
+    return np.where(finite[..., None], values, np.asarray(complex(math.nan, 0.0), dtype=values.dtype))
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """A numpy copy of ``array`` from any library and device; gradients are left behind."""
+    if isinstance(array, np.ndarray):
+        return array
+    if hasattr(array, "detach"):  # torch tensors that require a gradient refuse to convert
+        array = array.detach()
+    if hasattr(array, "get") and hasattr(array, "data") and not hasattr(array, "to_device"):  # cupy
+        return np.asarray(array.get())
+    try:
+        return np.asarray(to_device(array, "cpu"))
+    except (ValueError, TypeError, AttributeError, RuntimeError):
+        return np.asarray(array)
+
+
+_GENERIC = GenericBackend()
+
+
+@lru_cache(maxsize=None)
+def _entry_points() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+@lru_cache(maxsize=None)
+def _lookup(library: str) -> Backend:
+    entry = _entry_points().get(library)
+    if entry is None:
+        return _GENERIC
+    backend: Backend = entry.load()
+    missing = [
+        name
+        for name in ("is_concrete", "stop_gradient", "scan", "while_loop", "compile", "jvp", "jacobian", "normal", "eigvals")
+        if not callable(getattr(backend, name, None))
+    ]
+    if missing:
+        raise TypeError(f"the backend {entry.value!r} registered for {library!r} lacks {', '.join(missing)}")
+    return backend
+
+
+def library_of(xp: Any) -> str:
+    """Top-level name of the library behind a namespace: ``"numpy"``, ``"torch"``, ``"jax"``, ..."""
+    name: str = xp.__name__
+    if name.startswith("array_api_compat."):
+        name = name.removeprefix("array_api_compat.")
+    return name.split(".")[0]
+
+
+def get_backend(xp: Any) -> Backend:
+    """The backend of an array namespace, or the generic one.
+
+    Parameters
+    ----------
+    xp : module
+        An array namespace, as ``array_api_compat.array_namespace`` returns it.
+    """
+    return _lookup(library_of(xp))
+
+
+def registered_backends() -> tuple[str, ...]:
+    """Names of the array libraries for which a backend is registered."""
+    return tuple(sorted(_entry_points()))

@@ -1,0 +1,377 @@
+"""The trained recurrent cell: its parameters, their initialization, one step and a whole sequence.
+
+Source: Rawat, Heeger & Martiniani (NeurIPS 2024), the explicit Euler cell that
+is trained by backpropagation through time without gradient clipping.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import device
+
+from . import _checks
+from ._linalg import matvec
+from .backend import Array, get_backend
+from .dynamics import pooled_response, recurrent_drive, relu, sqrt_relu
+
+CELL_VARIANTS = ("rectified_recurrence", "main")
+
+
+class CellParameters(NamedTuple):
+    """What the cell learns (n hidden units, k inputs), and the constant sigma.
+
+    Attributes
+    ----------
+    w_zx : array (n, k)
+        Input weights; the input drive is z = max(W_zx x, 0).
+    w_r : array (n, n) or None
+        Recurrent weights; ``None`` is the fixed identity.
+    log_w : array (n, n)
+        V, from which the normalization weights are W = min(exp(V), 1).
+    w_bx0, w_by0, w_ba0 : arrays (n, k), (n, n), (n, n)
+        Weights of the target of b0 from the input, y and a.
+    w_bx1, w_by1, w_ba1 : arrays (n, k), (n, n), (n, n)
+        The same for b1, the input gain.
+    theta_y, theta_a, theta_b0, theta_b1 : arrays (n,)
+        Rates: dt/tau = (dt/tau)_max * sigmoid(theta).
+    sigma : array () or (n,)
+        Semi-saturation constant, fixed at 1 in the paper.
+    """
+
+    w_zx: Array
+    w_r: Array
+    log_w: Array
+    w_bx0: Array
+    w_by0: Array
+    w_ba0: Array
+    w_bx1: Array
+    w_by1: Array
+    w_ba1: Array
+    theta_y: Array
+    theta_a: Array
+    theta_b0: Array
+    theta_b1: Array
+    sigma: Array
+
+
+class CellState(NamedTuple):
+    """State of the cell: membrane potentials y, modulators a, and the dynamic gains b0, b1; each (..., n)."""
+
+    y: Array
+    a: Array
+    b0: Array
+    b1: Array
+
+
+class MaxRates(NamedTuple):
+    """Largest values (dt/tau)_max of the rates; the defaults suit sequences of several hundred steps."""
+
+    y: float = 0.05
+    a: float = 0.01
+    b: float = 0.1
+
+
+class Rates(NamedTuple):
+    """The rates dt/tau of y, a, b0 and b1, each (n,)."""
+
+    y: Array
+    a: Array
+    b0: Array
+    b1: Array
+
+
+def sigmoid(xp: Any, x: Array) -> Array:
+    """1 / (1 + exp(-x)) without overflow, in every library, and smooth under autodiff."""
+    return 0.5 * (xp.tanh(0.5 * x) + 1.0)
+
+
+def check_max_rates(max_rates: MaxRates | tuple[float, float, float]) -> MaxRates:
+    """Three positive numbers as :class:`MaxRates`, or an error naming the culprit."""
+    if not isinstance(max_rates, (tuple, list)) or len(max_rates) != 3:
+        raise TypeError(f"max_rates must be MaxRates(y, a, b), got {_checks.describe(max_rates)}")
+    return MaxRates(
+        *(_checks.positive_number(f"max_rates.{name}", value) for name, value in zip("yab", max_rates, strict=True))
+    )
+
+
+def normalization_weights(xp: Any, log_w: Array) -> Array:
+    """W = min(exp(V), 1); at the tie V = 0, where training starts, the gradient is that of exp."""
+    return xp.exp(xp.where(log_w > 0, xp.zeros_like(log_w), log_w))
+
+
+def cell_rates(xp: Any, parameters: CellParameters, max_rates: MaxRates) -> Rates:
+    """dt/tau = (dt/tau)_max * sigmoid(theta)."""
+    p = parameters
+    return Rates(
+        max_rates.y * sigmoid(xp, p.theta_y),
+        max_rates.a * sigmoid(xp, p.theta_a),
+        max_rates.b * sigmoid(xp, p.theta_b0),
+        max_rates.b * sigmoid(xp, p.theta_b1),
+    )
+
+
+def init_cell(
+    seed: int | np.random.Generator,
+    input_size: int,
+    hidden_size: int,
+    *,
+    recurrent: str = "orthogonal",
+    dtype: Any = np.float64,
+) -> tuple[CellParameters, CellState]:
+    """Fresh parameters and the start state, as numpy arrays.
+
+    Parameters
+    ----------
+    seed : int or numpy.random.Generator
+    input_size, hidden_size : int
+        k and n.
+    recurrent : {"orthogonal", "identity"}
+        W_r a random orthogonal matrix, or the fixed identity (``w_r=None``).
+    dtype : numpy dtype
+        float32 or float64.
+
+    Returns
+    -------
+    parameters : CellParameters
+        W_zx of spectral norm 1; W_r orthogonal; V with zero diagonal and
+        off-diagonal log U(0, 1); the gain matrices Kaiming-uniform (a = sqrt 5),
+        that is U(-1/sqrt(fan_in), 1/sqrt(fan_in)); rates in the middle of their
+        range (theta = 0); sigma = 1.
+    start : CellState of arrays (n,)
+        y uniform of unit norm, a and b1 uniform(0, 1), b0 = 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes below 1 or an unknown ``recurrent``.
+    """
+    k = _checks.positive_integer("input_size", input_size)
+    n = _checks.positive_integer("hidden_size", hidden_size)
+    _checks.one_of("recurrent", recurrent, ("orthogonal", "identity"))
+    rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
+
+    def kaiming(fan_in: int) -> np.ndarray[Any, Any]:
+        bound = 1.0 / np.sqrt(fan_in)
+        return rng.uniform(-bound, bound, (n, fan_in))
+
+    w_zx = kaiming(k)
+    w_zx = w_zx / np.linalg.norm(w_zx, 2)
+    q, r = np.linalg.qr(rng.standard_normal((n, n)))
+    w_r = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    log_w = np.log(1.0 - rng.random((n, n)))  # 1 - U is in (0, 1]: no log of zero
+    np.fill_diagonal(log_w, 0.0)
+    parameters = CellParameters(
+        w_zx=w_zx,
+        w_r=w_r if recurrent == "orthogonal" else None,
+        log_w=log_w,
+        w_bx0=kaiming(k),
+        w_by0=kaiming(n),
+        w_ba0=kaiming(n),
+        w_bx1=kaiming(k),
+        w_by1=kaiming(n),
+        w_ba1=kaiming(n),
+        theta_y=np.zeros(n),
+        theta_a=np.zeros(n),
+        theta_b0=np.zeros(n),
+        theta_b1=np.zeros(n),
+        sigma=np.ones(()),
+    )
+    y = rng.random(n)
+    start = CellState(y / np.linalg.norm(y), rng.random(n), np.ones(n), rng.random(n))
+    cast = [None if value is None else np.asarray(value, dtype=dtype) for value in parameters]
+    return CellParameters._make(cast), CellState._make(np.asarray(value, dtype=dtype) for value in start)
+
+
+def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any:
+    """Check libraries, devices and shapes of a cell, its state and its input; return the namespace."""
+    if not isinstance(parameters, tuple) or getattr(parameters, "_fields", None) != CellParameters._fields:
+        raise TypeError(f"parameters must be CellParameters, got {_checks.describe(parameters)}")
+    if not isinstance(state, tuple) or len(state) != 4:
+        raise TypeError(f"state must be a CellState(y, a, b0, b1), got {_checks.describe(state)}")
+    fields = parameters._asdict()
+    states = {f"state.{name}": value for name, value in zip(CellState._fields, state, strict=True)}
+    xp = _checks.namespace({**fields, **states, "x": x}, numbers=("sigma",))
+    n = _checks.matrix_shape("log_w", parameters.log_w, None)
+    for name in ("w_r", "w_by0", "w_ba0", "w_by1", "w_ba1"):
+        if fields[name] is not None:
+            _checks.matrix_shape(name, fields[name], n)
+    k = int(parameters.w_zx.shape[-1])
+    for name in ("w_zx", "w_bx0", "w_bx1"):
+        shape = tuple(fields[name].shape)
+        if shape[-2:] != (n, k):
+            raise ValueError(f"{name} must have shape (..., {n}, {k}), got shape {shape}")
+    for name in ("theta_y", "theta_a", "theta_b0", "theta_b1", "sigma"):
+        _checks.vector_shape(name, fields[name], n, scalar=name == "sigma")
+    for name, value in states.items():
+        _checks.vector_shape(name, value, n)
+    _checks.vector_shape("x", x, k)
+    return xp
+
+
+def step(
+    xp: Any,
+    parameters: CellParameters,
+    w: Array,
+    rates: Rates,
+    state: CellState,
+    x: Array,
+    variant: str,
+) -> CellState:
+    """One Euler step, unchecked, with W and the rates already computed (they are the same at every step)."""
+    p = parameters
+    y, a, b0, b1 = state
+    z = relu(xp, matvec(xp, p.w_zx, x))
+    target0 = sigmoid(xp, matvec(xp, p.w_bx0, x) + matvec(xp, p.w_by0, y) + matvec(xp, p.w_ba0, a))
+    target1 = sigmoid(xp, matvec(xp, p.w_bx1, x) + matvec(xp, p.w_by1, y) + matvec(xp, p.w_ba1, a))
+    response = pooled_response(xp, y, variant)
+    pool = matvec(xp, w, relu(xp, a) * response * response)
+    dy = -y + b1 * z + (1.0 - sqrt_relu(xp, a)) * recurrent_drive(xp, p.w_r, y, variant)
+    da = -a + (p.sigma * b0) ** 2 + pool
+    return CellState(
+        y + rates.y * dy,
+        a + rates.a * da,
+        b0 + rates.b0 * (target0 - b0),
+        b1 + rates.b1 * (target1 - b1),
+    )
+
+
+def cell_step(
+    parameters: CellParameters,
+    state: CellState,
+    x: Array,
+    *,
+    max_rates: MaxRates = MaxRates(),
+    variant: str = "rectified_recurrence",
+) -> CellState:
+    """One step of the trained cell; a pure function.
+
+    Parameters
+    ----------
+    parameters : CellParameters
+    state : CellState of arrays (..., n)
+    x : array (..., k)
+        Input at this step.
+    max_rates : MaxRates
+        (dt/tau)_max of y, a and of both gains.
+    variant : {"rectified_recurrence", "main"}
+        ``"rectified_recurrence"``, the paper's trained cell, has the recurrent
+        drive max(W_r y, 0) and pools max(y, 0)**2; ``"main"`` has W_r y and y**2.
+
+    Returns
+    -------
+    CellState of arrays (..., n)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument whose library, device, dtype or shape is wrong.
+
+    Notes
+    -----
+    All right-hand sides are taken at the old state::
+
+        z  = max(W_zx x, 0)
+        B0 = sigmoid(W_bx0 x + W_by0 y + W_ba0 a)              B1 likewise
+        b0 <- b0 + dt/tau_b0 (-b0 + B0)                        b1 likewise
+        y  <- y + dt/tau_y (-y + b1 z + (1 - sqrt(max(a, 0))) max(W_r y, 0))
+        a  <- a + dt/tau_a (-a + (sigma b0)**2 + W (max(a, 0) max(y, 0)**2))
+    """
+    _checks.one_of("variant", variant, CELL_VARIANTS)
+    xp = validate_cell(parameters, state, x)
+    rates = cell_rates(xp, parameters, MaxRates(*max_rates))
+    w = normalization_weights(xp, parameters.log_w)
+    return step(xp, parameters, w, rates, CellState(*state), x, variant)
+
+
+def cell_sequence(
+    parameters: CellParameters,
+    state: CellState,
+    xs: Array,
+    *,
+    max_rates: MaxRates = MaxRates(),
+    variant: str = "rectified_recurrence",
+) -> tuple[CellState, Array]:
+    """Run the cell over a sequence.
+
+    Parameters
+    ----------
+    parameters : CellParameters
+    state : CellState of arrays (n,) or (..., n)
+        Start state; broadcast over the batch axes of ``xs``.
+    xs : array (T, ..., k)
+        Inputs, time first.
+    max_rates, variant
+        As in :func:`cell_step`.
+
+    Returns
+    -------
+    state : CellState of arrays (..., n)
+        The last state.
+    y : array (T, ..., n)
+        Membrane potentials after every step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`cell_step`; ValueError for an empty sequence.
+    """
+    _checks.one_of("variant", variant, CELL_VARIANTS)
+    xp = validate_cell(parameters, state, xs)
+    if xs.ndim < 2 or xs.shape[0] == 0:
+        raise ValueError(f"xs must have shape (T, ..., k) with T >= 1, got shape {tuple(xs.shape)}")
+    rates = cell_rates(xp, parameters, MaxRates(*max_rates))
+    w = normalization_weights(xp, parameters.log_w)
+    shape = (*xs.shape[1:-1], state[0].shape[-1])
+    start = CellState(*(xp.broadcast_to(part, shape) for part in state))
+
+    def body(carry: CellState, x: Array) -> tuple[CellState, Array]:
+        new = step(xp, parameters, w, rates, CellState(*carry), x, variant)
+        return new, new.y
+
+    final, ys = get_backend(xp).scan(body, start, xs)
+    return CellState(*final), ys
+
+
+def cell_jacobian_abscissa(
+    parameters: CellParameters,
+    state: CellState,
+    x: Array,
+    *,
+    max_rates: MaxRates = MaxRates(),
+    variant: str = "rectified_recurrence",
+) -> Array:
+    """Largest real part of the eigenvalues of the (y, a) circuit the cell is at this moment.
+
+    The gains b0, b1 and the drive are frozen at their present values, and the
+    dynamics taken in units of the step, so that the time constants are
+    1/(dt/tau). Negative means locally stable.
+
+    Parameters
+    ----------
+    parameters, state, x, max_rates, variant
+        As in :func:`cell_step`, state (..., n).
+
+    Returns
+    -------
+    array (...)
+        Per step.
+    """
+    from .circuit import Circuit, State
+    from .stability import spectral_abscissa
+
+    _checks.one_of("variant", variant, CELL_VARIANTS)
+    xp = validate_cell(parameters, state, x)
+    rates = cell_rates(xp, parameters, MaxRates(*max_rates))
+    w = normalization_weights(xp, parameters.log_w)
+    circuit = Circuit(parameters.w_r, w, state[3], state[2], parameters.sigma, 1.0 / rates.y, 1.0 / rates.a)
+    return spectral_abscissa(circuit, State(state[0], state[1]), variant=variant)
+
+
+def to_library(xp: Any, tree: Any, *, dtype: Any = None, like: Array = None) -> Any:
+    """Numpy parameters or states as arrays of another library (dtype and device of ``like``, if given)."""
+    if like is not None:
+        dtype = like.dtype if dtype is None else dtype
+        return type(tree)._make(None if v is None else xp.asarray(v, dtype=dtype, device=device(like)) for v in tree)
+    return type(tree)._make(None if v is None else xp.asarray(v, dtype=dtype) for v in tree)

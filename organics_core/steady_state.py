@@ -1,0 +1,449 @@
+"""Fixed points: closed form, iteration, Newton, and every root for one neuron.
+
+All solvers eliminate y. Given a, the first equation is linear in y,
+
+    M(a) y = b z,   M(a) = I - diag(1 - sqrt(a)) R,
+
+with R = W_r (for the rectified variants R also masks the silent units), and
+what remains is G(a) = (b0 sigma)**2 + W (a resp(y(a))**2) - a = 0 with
+a >= (b0 sigma)**2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from array_api_compat import device
+
+from . import _checks
+from ._linalg import diagonal_matrix, matvec, solve, solve_vector
+from .backend import Array, get_backend, to_numpy, tree_map
+from .circuit import Circuit, State, identity, is_identity, prepare, validate_circuit, validate_state
+from .dynamics import identity_fixed_point, imbalance, pooled_response, recurrent_slope, relu, sqrt_relu
+from .stability import _spectral_abscissa
+
+METHODS = ("auto", "closed_form", "iteration", "newton")
+
+
+class SteadyState(NamedTuple):
+    """A fixed point, and how far to trust it.
+
+    Attributes
+    ----------
+    state : State of arrays (..., n)
+        The best state found; where ``converged`` is false it is not a fixed point.
+    converged : boolean array (...)
+        Whether the residual is within the tolerance.
+    iterations : integer array (...)
+        Steps taken; 0 for the closed form.
+    residual : array (...)
+        Largest imbalance of the two equations, relative to their largest term.
+    """
+
+    state: State
+    converged: Array
+    iterations: Array
+    residual: Array
+
+
+class FixedPoint(NamedTuple):
+    """One fixed point of a one-neuron circuit.
+
+    Attributes
+    ----------
+    state : State of arrays (1,)
+    stable : bool
+        Whether all eigenvalues of the Jacobian have negative real part.
+    spectral_abscissa : float
+        Largest real part of the eigenvalues, per second.
+    """
+
+    state: State
+    stable: bool
+    spectral_abscissa: float
+
+
+def steady_state(
+    circuit: Circuit,
+    z: Array,
+    *,
+    method: str = "auto",
+    variant: str = "main",
+    tol: float | None = None,
+    max_iterations: int = 500,
+    state0: State | None = None,
+) -> SteadyState:
+    """Fixed point of the circuit under a constant input drive.
+
+    Parameters
+    ----------
+    circuit : Circuit
+    z : array (..., n)
+        Input drive.
+    method : {"auto", "closed_form", "iteration", "newton"}
+        ``"closed_form"`` is exact and needs W_r = I; ``"iteration"`` is the
+        fixed-point iteration in a; ``"newton"`` solves G(a) = 0 by Newton's
+        method, damped, falling back on the iteration where it makes no
+        progress. ``"auto"`` takes the closed form where W_r is the identity
+        (while tracing: where ``w_r is None``) and Newton otherwise.
+    variant : {"main", "rectified", "rectified_recurrence"}
+    tol : float, optional
+        Bound on the relative residual; ``eps**0.75`` of the dtype by default
+        (1.8e-12 in float64, 6e-6 in float32).
+    max_iterations : int
+    state0 : State, optional
+        Start of the iterations; by default the fixed point for W_r = I.
+
+    Returns
+    -------
+    SteadyState
+        With ``converged``, ``iterations`` and ``residual`` for every circuit of
+        the batch. Non-convergence is a result, not an error. The state is
+        differentiable in the circuit and in z, by the implicit function
+        theorem, without storing the iterations.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong; among others ``"closed_form"`` with
+        a W_r that is not the identity.
+
+    Notes
+    -----
+    For W_r = I, the normalization equation (Rawat, Heeger & Martiniani 2024)::
+
+        a = (b0 sigma)**2 + W (b z)**2,      y = b z / sqrt(a)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> circuit = Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> found = steady_state(circuit, np.array([1.0, 0.0]))
+    >>> found.state.a
+    array([2., 2.])
+    """
+    _checks.one_of("method", method, METHODS)
+    _checks.one_of("variant", variant, _checks.VARIANTS)
+    max_iterations = _checks.positive_integer("max_iterations", max_iterations)
+    others = {} if state0 is None else validate_state(state0, "state0")
+    xp = validate_circuit(circuit, values=True, z=z, **others)
+    _checks.values(xp, "z", z, "any")
+    for name, value in others.items():
+        _checks.values(xp, name, value, "any")
+    if state0 is None:
+        circuit, z = prepare(xp, circuit, z)
+    else:
+        circuit, z, y0, a0 = prepare(xp, circuit, z, *state0)
+        state0 = State(y0, a0)
+    eps = float(xp.finfo(z.dtype).eps)
+    tolerance = eps**0.75 if tol is None else _checks.positive_number("tol", tol)
+
+    unit = is_identity(xp, circuit.w_r)
+    if method == "closed_form" and unit is False:
+        raise ValueError(
+            "method 'closed_form' needs w_r to be the identity (or None); use 'newton', 'iteration' or 'auto' for this w_r"
+        )
+    if method == "closed_form" or (method == "auto" and unit):
+        state = identity_fixed_point(xp, circuit, z, variant)
+        residual = relative_residual(xp, circuit, state, z, variant)
+        iterations = xp.zeros(residual.shape, dtype=xp.int64 if eps < 1e-9 else xp.int32, device=device(z))
+        # Round-off of a sum of many terms is not a failure to converge.
+        return SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+    return _solve(xp, circuit, z, state0, variant, tolerance, max_iterations, method != "iteration")
+
+
+def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
+    """Largest imbalance over the neurons, relative to the largest term of its equation; shape (...)."""
+    found = imbalance(xp, circuit, state, z, variant)
+    drive = circuit.b * z
+    scale_y = xp.max(xp.abs(state.y), axis=-1) + xp.max(xp.abs(drive), axis=-1)
+    residual_y = xp.max(xp.abs(found.y), axis=-1)
+    silent = scale_y == 0
+    relative_y = xp.where(silent, residual_y, residual_y / xp.where(silent, xp.ones_like(scale_y), scale_y))
+    scale_a = xp.abs(state.a) + (circuit.b0 * circuit.sigma) ** 2
+    relative_a = xp.max(xp.abs(found.a) / scale_a, axis=-1)
+    worst = xp.where(relative_a > relative_y, relative_a, relative_y)
+    # a comparison with NaN is false: let NaN of either equation through
+    return worst + 0.0 * (relative_a + relative_y)
+
+
+def _eliminated_y(xp: Any, circuit: Circuit, a: Array, z: Array, slope: Array) -> tuple[Array, Array]:
+    """y from M(a) y = b z, and M."""
+    gate = 1.0 - sqrt_relu(xp, a)
+    drive = circuit.b * z
+    drive = drive + xp.zeros_like(a)
+    matrix = identity(xp, a) - gate[..., None] * slope
+    return solve_vector(xp, matrix, drive), matrix
+
+
+def _pool(xp: Any, circuit: Circuit, a: Array, y: Array, variant: str) -> Array:
+    response = pooled_response(xp, y, variant)
+    return (circuit.b0 * circuit.sigma) ** 2 + matvec(xp, circuit.w, relu(xp, a) * response * response)
+
+
+def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, matrix: Array, variant: str) -> Array:
+    """-dG/da = I - W diag(resp**2) - W diag(2 a resp) dy/da."""
+    response = pooled_response(xp, y, variant)
+    root = sqrt_relu(xp, a)
+    recurrent = matvec(xp, slope, y)
+    dy_da = -solve(xp, matrix, diagonal_matrix(xp, recurrent / (2.0 * root)))
+    w = circuit.w
+    return (
+        identity(xp, a)
+        - w * (response * response)[..., None, :]
+        - xp.matmul(w * (2.0 * a * response)[..., None, :], dy_da)
+    )
+
+
+class _Search(NamedTuple):
+    """Carry of the solver's loop; every leaf has the batch axes."""
+
+    state: State
+    residual: Array
+    candidate: State
+    damping: Array
+    iterations: Array
+    active: Array
+
+
+def _solve(
+    xp: Any,
+    circuit: Circuit,
+    z: Array,
+    state0: State | None,
+    variant: str,
+    tolerance: float,
+    max_iterations: int,
+    newton: bool,
+) -> SteadyState:
+    backend = get_backend(xp)
+    free = tree_map(backend.stop_gradient, circuit)
+    free_z = backend.stop_gradient(z)
+    start = identity_fixed_point(xp, free, free_z, variant)
+    floor = (free.b0 * free.sigma) ** 2 + xp.zeros_like(start.a)
+    if state0 is None:
+        # batch axes that only W_r has
+        extra = xp.zeros_like(floor) if free.w_r is None else 0.0 * free.w_r[..., 0]
+    else:
+        state0 = tree_map(backend.stop_gradient, state0)
+        extra = 0.0 * (state0.y + state0.a) + (0.0 if free.w_r is None else 0.0 * free.w_r[..., 0])
+        start = state0
+    start = State(start.y + extra, start.a + extra)
+    floor = floor + extra
+    start = State(start.y + xp.zeros_like(floor), xp.where(start.a > floor, start.a + xp.zeros_like(floor), floor))
+
+    def advance(state: State, damping: Array) -> State:
+        """The next candidate: a damped Newton step, or where damping is 0 one plain iteration.
+
+        The iteration is y = M(a)^-1 b z, a <- (b0 sigma)**2 + W (a resp(y)**2);
+        y is brought up to date with the new a before the residual is taken.
+        """
+        slope = recurrent_slope(xp, free.w_r, state.y, variant)
+        y, matrix = _eliminated_y(xp, free, state.a, free_z, slope)
+        image = _pool(xp, free, state.a, y, variant)
+        plain = image
+        if newton:
+            minus_dg = _newton_matrix(xp, free, state.a, y, slope, matrix, variant)
+            change = solve_vector(xp, minus_dg, image - state.a)
+            full = state.a + damping[..., None] * change
+            usable = xp.isfinite(full) & (damping[..., None] > 0)
+            plain = xp.where(usable, full, image)
+        a = xp.where(plain > floor, plain, floor)
+        slope = recurrent_slope(xp, free.w_r, y, variant)
+        y, _ = _eliminated_y(xp, free, a, free_z, slope)
+        return State(y, a)
+
+    def choose(search: _Search) -> _Search:
+        residual = relative_residual(xp, free, search.candidate, free_z, variant)
+        better = residual < search.residual  # false for NaN
+        # The plain iteration need not decrease the residual at every step.
+        accept = search.active & (better | ((search.damping == 0) & xp.isfinite(residual)))
+        state = State(
+            xp.where(accept[..., None], search.candidate.y, search.state.y),
+            xp.where(accept[..., None], search.candidate.a, search.state.a),
+        )
+        current = xp.where(accept, residual, search.residual)
+        grown = xp.where(search.damping > 0.5, xp.ones_like(search.damping), 2.0 * search.damping)
+        shrunk = 0.25 * search.damping
+        shrunk = xp.where(shrunk < 0.01, xp.zeros_like(shrunk), shrunk)
+        if newton:
+            # after a plain step, try Newton again
+            damping = xp.where(search.damping == 0, xp.ones_like(grown), xp.where(better, grown, shrunk))
+        else:
+            damping = search.damping
+        lost = ~xp.isfinite(residual) & (search.damping == 0)
+        iterations = search.iterations + xp.astype(search.active, search.iterations.dtype)
+        active = search.active & ~(current <= tolerance) & ~lost
+        return search._replace(state=state, residual=current, damping=damping, iterations=iterations, active=active)
+
+    def body(search: _Search) -> _Search:
+        search = search._replace(candidate=advance(search.state, search.damping))
+        return choose(search)
+
+    residual = relative_residual(xp, free, start, free_z, variant)
+    ones = xp.ones_like(residual)
+    zeros = xp.zeros(residual.shape, dtype=xp.int64 if float(xp.finfo(z.dtype).eps) < 1e-9 else xp.int32, device=device(z))
+    search = _Search(start, residual, start, ones if newton else 0.0 * ones, zeros, ~(residual <= tolerance))
+
+    search = backend.while_loop(lambda s: xp.any(s.active), body, search, max_steps=max_iterations)
+    search = _Search(*search)
+    state = State(*search.state)
+    converged = search.residual <= tolerance
+
+    # One Newton step more, whose *derivative* is exact (implicit function theorem):
+    # the matrix carries no gradient, the right-hand side all of it.
+    slope = recurrent_slope(xp, circuit.w_r, state.y, variant)
+    free_slope = backend.stop_gradient(slope)
+    y, matrix = _eliminated_y(xp, circuit, state.a, z, slope)
+    minus_dg = _newton_matrix(
+        xp, free, state.a, backend.stop_gradient(y), free_slope, backend.stop_gradient(matrix), variant
+    )
+    a = state.a + solve_vector(xp, minus_dg, _pool(xp, circuit, state.a, y, variant) - state.a)
+    y, _ = _eliminated_y(xp, circuit, a, z, slope)
+    polished = State(y, a)
+    residual = relative_residual(xp, free, tree_map(backend.stop_gradient, polished), free_z, variant)
+    sound = converged & ((residual <= tolerance) | (residual <= search.residual))
+    state = State(
+        xp.where(sound[..., None], polished.y, state.y),
+        xp.where(sound[..., None], polished.a, state.a),
+    )
+    return SteadyState(state, converged, search.iterations, xp.where(sound, residual, search.residual))
+
+
+def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[FixedPoint, ...]:
+    """Every fixed point of a one-neuron circuit, each with its stability.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        With n = 1 and no batch axes; any real w_r.
+    z : array (1,)
+        Input drive.
+    variant : {"main", "rectified", "rectified_recurrence"}
+
+    Returns
+    -------
+    tuple of FixedPoint
+        In order of rising a, then y. Empty where the circuit has none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong; ValueError if n is not 1.
+
+    Notes
+    -----
+    With s = sqrt(a), the fixed points are the roots s > 0 of::
+
+        (s**2 - (b0 sigma)**2) (1 - w_r + w_r s)**2 = w s**2 (b z)**2,   y = b z / (1 - w_r + w_r s)
+
+    They are isolated between the stationary points of the polynomial, so that
+    no simple root is missed. The rectified variants are treated piece by piece.
+    """
+    _checks.one_of("variant", variant, _checks.VARIANTS)
+    xp = validate_circuit(circuit, values=True, z=z)
+    _checks.values(xp, "z", z, "any")
+    if circuit.w.shape != (1, 1) or z.shape != (1,):
+        raise ValueError(
+            "fixed_points is for one neuron without batch axes: w must have shape (1, 1) and z shape (1,), "
+            f"got {tuple(circuit.w.shape)} and {tuple(z.shape)}; for more neurons use steady_state"
+        )
+    circuit, z = prepare(xp, circuit, z)
+    w_r = 1.0 if circuit.w_r is None else float(circuit.w_r[0, 0])
+    w, drive = float(circuit.w[0, 0]), _scalar(circuit.b) * float(z[0])
+    floor = _scalar(circuit.b0) * _scalar(circuit.sigma)
+    pairs = sorted(_roots_of_variant(w_r, w, drive, floor, variant), key=lambda pair: (pair[1], pair[0]))
+    points = []
+    for y, a in pairs:
+        state = State(
+            xp.asarray([y], dtype=z.dtype, device=device(z)),
+            xp.asarray([a], dtype=z.dtype, device=device(z)),
+        )
+        abscissa = float(_spectral_abscissa(xp, circuit, state, variant))
+        points.append(FixedPoint(state, abscissa < 0, abscissa))
+    return tuple(points)
+
+
+def _scalar(value: Array) -> float:
+    return float(to_numpy(value).reshape(-1)[0])
+
+
+def _roots_of_variant(w_r: float, w: float, drive: float, floor: float, variant: str) -> list[tuple[float, float]]:
+    """All (y, a) of one neuron: solve on each side of the kink, keep what lies there."""
+    if variant == "main":
+        return _linear_roots(w_r, w, drive, floor, pooled=True)
+    found = []
+    for sign in (1, -1):  # the sign of y
+        pooled = sign > 0
+        on = pooled if variant == "rectified" else w_r * sign > 0
+        for y, a in _linear_roots(w_r if on else 0.0, w, drive, floor, pooled=pooled):
+            if y * sign > 0 or (y == 0 and sign > 0):
+                found.append((y, a))
+    return found
+
+
+def _linear_roots(w_r: float, w: float, drive: float, floor: float, *, pooled: bool) -> list[tuple[float, float]]:
+    """(y, a) with y (1 - w_r + w_r s) = drive and a = floor**2 + [pooled] w a y**2."""
+    if not pooled or w == 0.0:
+        denominator = 1.0 - w_r + w_r * floor
+        return [(drive / denominator, floor**2)] if denominator != 0.0 else []
+    if drive == 0.0:
+        found = [(0.0, floor**2)]
+        s = (w_r - 1.0) / w_r if w_r != 0.0 else -1.0
+        if s > floor:  # the symmetric pair
+            y = math.sqrt((s * s - floor**2) / (w * s * s))
+            found += [(-y, s * s), (y, s * s)]
+        return found
+    c = w * drive**2
+    f2, p, r = floor**2, 1.0 - w_r, w_r
+    # (s^2 - f2)(p + r s)^2 - c s^2, highest power first
+    polynomial = [r * r, 2 * p * r, p * p - f2 * r * r - c, -2 * f2 * p * r, -f2 * p * p]
+    found = []
+    for s in _real_roots(polynomial, floor):
+        denominator = p + r * s
+        if denominator == 0.0:
+            continue
+        y = drive / denominator
+        found.append((y, s * s))
+    return found
+
+
+def _real_roots(coefficients: list[float], low: float) -> list[float]:
+    """Simple real roots above ``low``, by bisection between the stationary points (recursively)."""
+    while coefficients and coefficients[0] == 0.0:
+        coefficients = coefficients[1:]
+    degree = len(coefficients) - 1
+    if degree < 1:
+        return []
+
+    def value(x: float) -> float:
+        total = 0.0
+        for c in coefficients:
+            total = total * x + c
+        return total
+
+    high = max(low, 0.0) + 1.0 + max(abs(c / coefficients[0]) for c in coefficients[1:])  # Cauchy's bound
+    if degree == 1:
+        edges = [low, high]
+    else:
+        derivative = [c * (degree - i) for i, c in enumerate(coefficients[:-1])]
+        edges = [low, *_real_roots(derivative, low), high]
+    roots = []
+    for left, right in zip(edges, edges[1:], strict=False):
+        at_left, at_right = value(left), value(right)
+        if at_left == 0.0 and left > low:
+            roots.append(left)
+            continue
+        if at_left * at_right >= 0.0:
+            continue
+        for _ in range(200):
+            middle = 0.5 * (left + right)
+            if middle in (left, right):
+                break
+            if value(middle) * at_left > 0.0:
+                left = middle
+            else:
+                right = middle
+        roots.append(0.5 * (left + right))
+    return roots
