@@ -55,7 +55,8 @@ def namespace(fields: dict[str, Any], *, numbers: Iterable[str] = ()) -> Any:
             raise TypeError(f"{name} must be an array, got the number {value!r}")
         if not is_array_api_obj(value):
             raise TypeError(
-                f"{name} must be an array of numpy, torch, jax, cupy or another array-API library, got {describe(value)}"
+                f"{name} must be an array of numpy, torch, jax, cupy or another array-API library, "
+                f"got {describe(value)}"
             )
         this = array_namespace(value)
         if xp is None:
@@ -120,7 +121,8 @@ def batch_shape(fields: dict[str, tuple[Any, int]]) -> tuple[int, ...]:
             merged = broadcast_shapes(result, leading)
         except ValueError:
             raise ValueError(
-                f"the batch axes {leading} of {name} (shape {shape}) do not broadcast with the batch axes {result} of {owner}"
+                f"the batch axes {leading} of {name} (shape {shape}) do not broadcast "
+                f"with the batch axes {result} of {owner}"
             ) from None
         if len(leading) >= len(result):
             owner = name

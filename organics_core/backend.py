@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -80,7 +80,9 @@ class Backend(Protocol):
         """
         ...
 
-    def compile(self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False) -> Callable[..., T]:
+    def compile(
+        self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False
+    ) -> Callable[..., T]:
         """Compile ``function``; arguments ``static`` are hashable constants.
 
         ``loops`` says that the function contains whole loops, which only
@@ -150,7 +152,9 @@ class GenericBackend:
             carry = body(carry)
         return carry
 
-    def compile(self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False) -> Callable[..., T]:
+    def compile(
+        self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False
+    ) -> Callable[..., T]:
         return function
 
     def jvp(self, function: Callable[[Array], Array], x: Array, tangent: Array) -> Array:
@@ -214,12 +218,12 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
 _GENERIC = GenericBackend()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _entry_points() -> dict[str, Any]:
     return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _lookup(library: str) -> Backend:
     entry = _entry_points().get(library)
     if entry is None:
@@ -227,7 +231,17 @@ def _lookup(library: str) -> Backend:
     backend: Backend = entry.load()
     missing = [
         name
-        for name in ("is_concrete", "stop_gradient", "scan", "while_loop", "compile", "jvp", "jacobian", "normal", "eigvals")
+        for name in (
+            "is_concrete",
+            "stop_gradient",
+            "scan",
+            "while_loop",
+            "compile",
+            "jvp",
+            "jacobian",
+            "normal",
+            "eigvals",
+        )
         if not callable(getattr(backend, name, None))
     ]
     if missing:

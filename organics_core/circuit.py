@@ -165,7 +165,7 @@ def prepare(xp: Any, circuit: Circuit, *others: Array) -> tuple[Array, ...]:
     arrays = [value for value in (*circuit, *others) if value is not None and not _checks.is_number(value)]
     dtype = xp.result_type(*arrays)
     where = device(arrays[0])
-    fields = []
+    fields: list[Array] = []
     for value in circuit:
         if value is None:
             fields.append(None)

@@ -7,9 +7,10 @@ diverges is set aside with its status while the others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 from array_api_compat import device, is_array_api_obj
 
@@ -274,7 +275,7 @@ def simulate(
     _checks.one_of("variant", variant, _checks.VARIANTS)
     _checks.one_of("drive", drive, ("auto", "constant", "sampled"))
     others = {} if state0 is None else validate_state(state0, "state0")
-    constant = z if is_array_api_obj(z) else None
+    constant: Array = z if is_array_api_obj(z) else None
     if constant is None and not callable(z):
         raise TypeError(f"z must be an array or a function of time, got {_checks.describe(z)}")
     xp = _checks.namespace({"times": times, "w": circuit.w if isinstance(circuit, tuple) else circuit})
@@ -287,7 +288,8 @@ def simulate(
         sampled = drive == "sampled" or (drive == "auto" and constant.ndim >= 2 and constant.shape[0] == times.shape[0])
         if sampled and (constant.ndim < 2 or constant.shape[0] != times.shape[0]):
             raise ValueError(
-                f"a sampled z must have shape ({times.shape[0]}, ..., n), one value per time, got {tuple(constant.shape)}"
+                f"a sampled z must have shape ({times.shape[0]}, ..., n), one value per time, "
+                f"got {tuple(constant.shape)}"
             )
         sample = constant[0, ...] if sampled else constant
     validate_circuit(circuit, values=True, **{"z" if constant is not None else "z(t)": sample}, **others)
@@ -303,13 +305,15 @@ def simulate(
     else:
         initial = rest
 
+    field: Callable[..., Tree]
+    arguments: Any = circuit
+    values: Array = None
     if constant is None:
-        field, values, arguments = _CallableField(z, variant), None, circuit
+        field = _CallableField(z, variant)
     elif sampled:
-        field, arguments = _SampledField(variant), circuit
-        values = xp.astype(constant, times.dtype, copy=False)
+        field, values = _SampledField(variant), xp.astype(constant, times.dtype, copy=False)
     else:
-        field, values, arguments = _ConstantField(variant), None, (circuit, sample)
+        field, arguments = _ConstantField(variant), (circuit, sample)
     tau = State(circuit.tau_y, circuit.tau_a)
     return _integrate(
         xp,
@@ -328,7 +332,8 @@ def simulate(
     )
 
 
-class _ConstantField(NamedTuple):
+@dataclass(frozen=True)
+class _ConstantField:
     variant: str
 
     def __call__(self, xp: Any, t: Array, state: State, arguments: Any, z: Array) -> State:
@@ -336,14 +341,16 @@ class _ConstantField(NamedTuple):
         return circuit_field(xp, Circuit._make(circuit), State(*state), drive, self.variant)
 
 
-class _SampledField(NamedTuple):
+@dataclass(frozen=True)
+class _SampledField:
     variant: str
 
     def __call__(self, xp: Any, t: Array, state: State, arguments: Any, z: Array) -> State:
         return circuit_field(xp, Circuit._make(arguments), State(*state), z, self.variant)
 
 
-class _CallableField(NamedTuple):
+@dataclass(frozen=True)
+class _CallableField:
     z: Callable[[Array], Array]
     variant: str
 
@@ -352,7 +359,8 @@ class _CallableField(NamedTuple):
         return circuit_field(xp, Circuit._make(arguments), State(*state), drive, self.variant)
 
 
-class _UserField(NamedTuple):
+@dataclass(frozen=True)
+class _UserField:
     function: Callable[[Array, Tree], Tree]
 
     def __call__(self, xp: Any, t: Array, state: Tree, arguments: Any, z: Array) -> Tree:
@@ -456,16 +464,22 @@ def _integrate(
     if tableau.exponential and tau is None:
         raise ValueError(f"method {tableau.name!r} needs tau, the time constants of the linear decay")
     if dense and (tableau.dense is None or tableau.error is None):
-        raise ValueError(f"dense=True needs an adaptive method with interpolation, such as 'dopri5', not {tableau.name!r}")
+        raise ValueError(
+            f"dense=True needs an adaptive method with interpolation, such as 'dopri5', not {tableau.name!r}"
+        )
     backend = get_backend(xp)
-    concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((arguments, start, times, values)) if leaf is not None)
+    concrete = all(
+        backend.is_concrete(leaf) for leaf in tree_leaves((arguments, start, times, values)) if leaf is not None
+    )
     if dense:
         if not concrete:
-            raise ValueError("dense=True cannot be traced: the number of steps is not known; ask for output times instead")
+            raise ValueError(
+                "dense=True cannot be traced: the number of steps is not known; ask for output times instead"
+            )
         settings = _Settings(field, tableau, values is not None, substeps, rtol, atol, max_steps, False)
         return _run_dense(backend, xp, settings, arguments, start, times, values)
     settings = _Settings(field, tableau, values is not None, substeps, rtol, atol, max_steps, True)
-    run = _compiled(backend) if concrete else _run
+    run: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete else _run
     try:
         hash(settings)
     except TypeError:
@@ -474,8 +488,8 @@ def _integrate(
     return Trajectory(times, type(start)._make(states) if hasattr(start, "_make") else states, status, steps, rejected)
 
 
-@lru_cache(maxsize=None)
-def _compiled(backend: Backend) -> Callable[..., Any]:
+@cache
+def _compiled(backend: Any) -> Callable[..., Any]:
     """The whole run, compiled once per backend, settings and shapes, where the library compiles loops."""
     return backend.compile(_run, static=(0,), loops=True)
 
@@ -486,7 +500,7 @@ def _run(settings: _Settings, arguments: Any, start: Tree, times: Array, tau: Tr
     solve = _run_fixed if settings.tableau.error is None else _run_adaptive
     states, status, steps, rejected = solve(backend, xp, settings, arguments, start, times, tau, values)
     states = tree_map(lambda first, rest: xp.concat([first[None, ...], rest]), start, states)
-    fine = True
+    fine: Array = True
     for leaf in tree_leaves(states):
         fine = fine & xp.all(xp.isfinite(leaf), axis=-1)
     states = tree_map(lambda leaf: xp.where(fine[..., None], leaf, xp.full_like(leaf, xp.nan)), states)
@@ -633,7 +647,8 @@ def _try_step(
     moves = accept & alive[..., None]
 
     def pick(new_leaf: Array, old_leaf: Array) -> Array:
-        return xp.where(moves, new_leaf, old_leaf)
+        kept = xp.where(moves, new_leaf, old_leaf)
+        return xp.where(failed[..., None], xp.full_like(kept, xp.nan), kept)
 
     count = xp.astype(accept, carry.steps.dtype)
     return _Adaptive(
@@ -697,7 +712,11 @@ def _initial_carry(
     d2 = norm(tree_map(lambda x, y: x - y, second, first)) / step
     largest = xp.where(d1 > d2, d1, d2)
     flat = ~(largest > 1e-15) | ~xp.isfinite(largest)
-    h1 = xp.where(flat, step * 1e-3 + xp.zeros_like(largest), (0.01 / xp.where(flat, xp.ones_like(largest), largest)) ** (1.0 / order))
+    h1 = xp.where(
+        flat,
+        step * 1e-3 + xp.zeros_like(largest),
+        (0.01 / xp.where(flat, xp.ones_like(largest), largest)) ** (1.0 / order),
+    )
     guess = xp.min(h1)
     guess = xp.where(guess > 100.0 * step, 100.0 * step, guess)
     span = times[-1] - times[0]
@@ -801,9 +820,10 @@ def _run_dense(
             if int(carry.steps) > before:
                 pieces.append(carry)
     assert carry is not None
-    states = type(start)._make([None] * len(start)) if hasattr(start, "_make") else None
     if not pieces:
-        nan = tree_map(lambda leaf: xp.full((times.shape[0], *leaf.shape), xp.nan, dtype=leaf.dtype, device=device(leaf)), start)
+        nan = tree_map(
+            lambda leaf: xp.full((times.shape[0], *leaf.shape), xp.nan, dtype=leaf.dtype, device=device(leaf)), start
+        )
         return Trajectory(times, nan, carry.status, carry.steps, carry.rejected, None)
     interpolant = DenseOutput(
         xp.stack([piece.t_old for piece in pieces]),
@@ -818,11 +838,9 @@ def _run_dense(
     covered = interpolant.starts[-1] + interpolant.steps[-1]
     inside = times <= covered * (1 + 4 * float(xp.finfo(times.dtype).eps))
     states = interpolant(xp.where(inside, times, xp.ones_like(times) * times[0]))
-    failed = carry.status != SUCCESS
 
     def blank(leaf: Array) -> Array:
-        shape = (times.shape[0],) + (1,) * (leaf.ndim - 1)
-        gone = ~xp.reshape(inside, shape) | (failed & (carry.t < times[-1]))[None, ..., None] & ~xp.reshape(inside, shape)
-        return xp.where(gone, xp.full_like(leaf, xp.nan), leaf)
+        reached = xp.reshape(inside, (times.shape[0],) + (1,) * (leaf.ndim - 1))
+        return xp.where(reached, leaf, xp.full_like(leaf, xp.nan))
 
     return Trajectory(times, tree_map(blank, states), carry.status, carry.steps, carry.rejected, interpolant)

@@ -185,9 +185,7 @@ def oscillator_form(circuit: Circuit, z: Array) -> OscillatorForm:
     y2 = state.y * state.y
     root = xp.sqrt(state.a)
     tau_y = circuit.tau_y + xp.zeros_like(y2)
-    damping = (
-        diagonal_matrix(xp, (tau_y + circuit.tau_a * root) / y2) - circuit.w * tau_y[..., None, :]
-    )
+    damping = diagonal_matrix(xp, (tau_y + circuit.tau_a * root) / y2) - circuit.w * tau_y[..., None, :]
     return OscillatorForm(circuit.tau_a * tau_y / y2, damping, root / y2)
 
 
@@ -367,8 +365,8 @@ def _identity_circuit(circuit: Circuit, z: Array) -> tuple[Any, Circuit, Array]:
     _checks.values(xp, "z", z, "any")
     if is_identity(xp, circuit.w_r) is False:
         raise ValueError(
-            "w_r must be the identity (or None) for the certificate; for another w_r use steady_state and spectral_abscissa"
+            "w_r must be the identity (or None) for the certificate; "
+            "for another w_r use steady_state and spectral_abscissa"
         )
     circuit, z = prepare(xp, circuit, z)
     return xp, circuit, z
-

@@ -12,6 +12,7 @@ a >= (b0 sigma)**2.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from array_api_compat import device
@@ -142,12 +143,13 @@ def steady_state(
     unit = is_identity(xp, circuit.w_r)
     if method == "closed_form" and unit is False:
         raise ValueError(
-            "method 'closed_form' needs w_r to be the identity (or None); use 'newton', 'iteration' or 'auto' for this w_r"
+            "method 'closed_form' needs w_r to be the identity (or None); "
+            "use 'newton', 'iteration' or 'auto' for this w_r"
         )
     if method == "closed_form" or (method == "auto" and unit):
         state = identity_fixed_point(xp, circuit, z, variant)
         residual = relative_residual(xp, circuit, state, z, variant)
-        iterations = xp.zeros(residual.shape, dtype=xp.int64 if eps < 1e-9 else xp.int32, device=device(z))
+        iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
         # Round-off of a sum of many terms is not a failure to converge.
         return SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
     return _solve(xp, circuit, z, state0, variant, tolerance, max_iterations, method != "iteration")
@@ -283,7 +285,7 @@ def _solve(
 
     residual = relative_residual(xp, free, start, free_z, variant)
     ones = xp.ones_like(residual)
-    zeros = xp.zeros(residual.shape, dtype=xp.int64 if float(xp.finfo(z.dtype).eps) < 1e-9 else xp.int32, device=device(z))
+    zeros = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
     search = _Search(start, residual, start, ones if newton else 0.0 * ones, zeros, ~(residual <= tolerance))
 
     search = backend.while_loop(lambda s: xp.any(s.active), body, search, max_steps=max_iterations)
@@ -430,7 +432,7 @@ def _real_roots(coefficients: list[float], low: float) -> list[float]:
         derivative = [c * (degree - i) for i, c in enumerate(coefficients[:-1])]
         edges = [low, *_real_roots(derivative, low), high]
     roots = []
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in pairwise(edges):
         at_left, at_right = value(left), value(right)
         if at_left == 0.0 and left > low:
             roots.append(left)

@@ -48,7 +48,9 @@ class JaxBackend:
 
         return jax.lax.while_loop(going, lambda c: (c[0] + 1, body(c[1])), (0, carry))[1]
 
-    def compile(self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False) -> Callable[..., T]:
+    def compile(
+        self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False
+    ) -> Callable[..., T]:
         return jax.jit(function, static_argnums=tuple(static))
 
     def jvp(self, function: Callable[[Array], Array], x: Array, tangent: Array) -> Array:
@@ -61,7 +63,9 @@ class JaxBackend:
         return jax.random.normal(jax.random.key(seed), shape, dtype=like.dtype)
 
     def eigvals(self, matrix: Array) -> Any:
-        platform = jax.default_backend() if isinstance(matrix, jax.core.Tracer) else next(iter(matrix.devices())).platform
+        platform = (
+            jax.default_backend() if isinstance(matrix, jax.core.Tracer) else next(iter(matrix.devices())).platform
+        )
         if platform == "cpu":
             return jnp.linalg.eigvals(matrix)
         # no nonsymmetric eigenvalues on accelerators: on the host

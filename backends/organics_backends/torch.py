@@ -23,7 +23,9 @@ class TorchBackend(GenericBackend):
     def stop_gradient(self, array: Array) -> Array:
         return array.detach()
 
-    def compile(self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False) -> Callable[..., T]:
+    def compile(
+        self, function: Callable[..., T], *, static: Sequence[int] = (), loops: bool = False
+    ) -> Callable[..., T]:
         # a compiled Python loop would be unrolled
         return function if loops else torch.compile(function, fullgraph=True)
 
