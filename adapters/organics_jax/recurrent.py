@@ -1,0 +1,390 @@
+"""The recurrent layers: one cell, a sequence layer in the manner of torch.nn.LSTM, a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from organics_core import _checks
+from organics_core.cell import (
+    CELL_VARIANTS,
+    CellParameters,
+    CellState,
+    MaxRates,
+    cell_jacobian_abscissa,
+    cell_step,
+    check_max_rates,
+    init_cell,
+)
+
+from .modules import Part, float_dtype, from_host, kaiming, split
+from .sequence import sequence
+
+Array = Any
+
+
+class ORGaNICsCell(Part):
+    """One step of the trained ORGaNICs cell.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        k and n.
+    key : jax random key
+        Of the initialization; the same key gives the same parameters.
+    recurrent : {"orthogonal", "identity"}
+        W_r learned, from a random orthogonal matrix; or the fixed identity.
+    variant : {"rectified_recurrence", "main"}
+        Of the dynamics, see :func:`organics_core.cell_step`.
+    max_rates : MaxRates
+        (dt/tau)_max of y, a and of both gains.
+    learn_rates : bool
+        Whether the rates are trained.
+    dtype : floating dtype, optional
+        jax's default (float32, unless x64 is enabled).
+
+    Attributes
+    ----------
+    parameters : CellParameters
+        The core's parameters; ``sigma`` is not trained.
+    start : CellState of arrays (n,)
+        Start state, not trained.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+
+    Notes
+    -----
+    Rawat, Heeger & Martiniani (NeurIPS 2024), the explicit Euler cell.
+
+    Examples
+    --------
+    >>> cell = ORGaNICsCell(3, 8, key=jax.random.key(0))
+    >>> state = cell(jnp.ones(3))
+    >>> state = cell(jnp.ones(3), state)
+    >>> state.y.shape
+    (8,)
+    """
+
+    parameters: CellParameters
+    start: CellState
+    input_size: int = eqx.field(static=True)
+    hidden_size: int = eqx.field(static=True)
+    recurrent: str = eqx.field(static=True)
+    variant: str = eqx.field(static=True)
+    max_rates: MaxRates = eqx.field(static=True)
+    learn_rates: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        key: Array,
+        recurrent: str = "orthogonal",
+        variant: str = "rectified_recurrence",
+        max_rates: MaxRates = MaxRates(),
+        learn_rates: bool = True,
+        dtype: Any = None,
+    ) -> None:
+        self.input_size = _checks.positive_integer("input_size", input_size)
+        self.hidden_size = _checks.positive_integer("hidden_size", hidden_size)
+        _checks.one_of("recurrent", recurrent, ("orthogonal", "identity"))
+        _checks.one_of("variant", variant, CELL_VARIANTS)
+        self.recurrent = recurrent
+        self.variant = variant
+        self.max_rates = check_max_rates(max_rates)
+        self.learn_rates = bool(learn_rates)
+
+        def make(generator: Any) -> tuple[CellParameters, CellState]:
+            return init_cell(generator, self.input_size, self.hidden_size, recurrent=recurrent)
+
+        self.parameters, self.start = from_host(key, make, float_dtype(dtype))
+
+    def trained(self) -> Any:
+        everything = jax.tree.map(eqx.is_inexact_array, self)
+        parameters = everything.parameters._replace(sigma=False)
+        if not self.learn_rates:
+            parameters = parameters._replace(theta_y=False, theta_a=False, theta_b0=False, theta_b1=False)
+        start = CellState(False, False, False, False)
+        return eqx.tree_at(lambda m: (m.parameters, m.start), everything, (parameters, start))
+
+    def effective(self) -> CellParameters:
+        """The parameters as the step uses them: no gradient flows to what is not trained."""
+        p = self.parameters
+        fixed = ("sigma",) if self.learn_rates else ("sigma", "theta_y", "theta_a", "theta_b0", "theta_b1")
+        return p._replace(**{name: jax.lax.stop_gradient(getattr(p, name)) for name in fixed})
+
+    def initial_state(self, batch: tuple[int, ...] = ()) -> CellState:
+        """The start state, broadcast to arrays (*batch, n); no gradient flows to it."""
+        return CellState(*(jnp.broadcast_to(jax.lax.stop_gradient(p), (*batch, self.hidden_size)) for p in self.start))
+
+    def __call__(self, x: Array, state: CellState | None = None) -> CellState:
+        """One step.
+
+        Parameters
+        ----------
+        x : array (..., k)
+        state : CellState of arrays (..., n), optional
+            The start state by default.
+
+        Returns
+        -------
+        CellState of arrays (..., n)
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument whose dtype or shape is wrong.
+        """
+        x = self.cast("x", x)
+        if state is None:
+            state = self.initial_state(x.shape[:-1])
+        return cell_step(self.effective(), CellState(*state), x, max_rates=self.max_rates, variant=self.variant)
+
+    def cast(self, name: str, x: Array) -> Array:
+        """A floating array of the parameters' dtype; TypeError or ValueError naming it otherwise."""
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"{name} must have a real floating dtype, got {x.dtype}; convert it first")
+        if x.ndim == 0 or x.shape[-1] != self.input_size:
+            raise ValueError(f"{name} must have shape (..., {self.input_size}), got shape {x.shape}")
+        return x.astype(self.parameters.log_w.dtype)
+
+    def spectral_abscissa(self, state: CellState, x: Array) -> Array:
+        """Largest real eigenvalue part of the (y, a) circuit that the cell is at ``state``, per step; shape (...)."""
+        return cell_jacobian_abscissa(
+            self.parameters, state, self.cast("x", x), max_rates=self.max_rates, variant=self.variant
+        )
+
+
+class ORGaNICs(Part):
+    """A sequence layer of ORGaNICs cells, called as ``torch.nn.LSTM`` is.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+    num_layers : int
+        Layers; each takes the membrane potentials y of the one below.
+    key : jax random key
+    batch_first : bool
+        Inputs and outputs are (B, T, ...) instead of (T, B, ...).
+    recurrent, variant, max_rates, learn_rates, dtype
+        As for :class:`ORGaNICsCell`.
+
+    Attributes
+    ----------
+    cells : tuple of ORGaNICsCell
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> layer = ORGaNICs(1, 16, key=jax.random.key(0), batch_first=True)
+    >>> output, hn = layer(jnp.ones((5, 100, 1)))
+    >>> output.shape, hn.y.shape
+    ((5, 100, 16), (1, 5, 16))
+    """
+
+    cells: tuple[ORGaNICsCell, ...]
+    batch_first: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        key: Array,
+        batch_first: bool = False,
+        recurrent: str = "orthogonal",
+        variant: str = "rectified_recurrence",
+        max_rates: MaxRates = MaxRates(),
+        learn_rates: bool = True,
+        dtype: Any = None,
+    ) -> None:
+        num_layers = _checks.positive_integer("num_layers", num_layers)
+        self.cells = tuple(
+            ORGaNICsCell(
+                input_size if index == 0 else hidden_size,
+                hidden_size,
+                key=part,
+                recurrent=recurrent,
+                variant=variant,
+                max_rates=max_rates,
+                learn_rates=learn_rates,
+                dtype=dtype,
+            )
+            for index, part in enumerate(split(key, num_layers))
+        )
+        self.batch_first = bool(batch_first)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.cells)
+
+    @property
+    def input_size(self) -> int:
+        return self.cells[0].input_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.cells[0].hidden_size
+
+    def trained(self) -> Any:
+        everything = jax.tree.map(eqx.is_inexact_array, self)
+        return eqx.tree_at(lambda m: m.cells, everything, tuple(cell.trained() for cell in self.cells))
+
+    def __call__(self, inputs: Array, hx: CellState | None = None) -> tuple[Array, CellState]:
+        """Run over a sequence.
+
+        Parameters
+        ----------
+        inputs : array (T, B, k), or (B, T, k) with ``batch_first``, or (T, k)
+        hx : CellState of arrays (num_layers, B, n), or (num_layers, n) unbatched; optional
+            Start state of every layer; the learned-nothing start state of the
+            cells by default.
+
+        Returns
+        -------
+        output : array (T, B, n), (B, T, n) or (T, n)
+            Membrane potentials y of the last layer after every step.
+        hn : CellState of arrays (num_layers, B, n) or (num_layers, n)
+            The last state of every layer.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument whose dtype or shape is wrong.
+        """
+        xs = self.cells[0].cast("inputs", inputs)
+        if xs.ndim not in (2, 3):
+            raise ValueError(f"inputs must have 3 axes, or 2 without a batch, got shape {xs.shape}")
+        swap = self.batch_first and xs.ndim == 3
+        if swap:
+            xs = jnp.swapaxes(xs, 0, 1)
+        if xs.shape[0] == 0:
+            raise ValueError(f"inputs must have at least one step, got shape {jnp.shape(inputs)}")
+        starts = self._starts(hx, xs.shape[1:-1])
+        finals = []
+        for cell, start in zip(self.cells, starts, strict=True):
+            final, xs = sequence(cell.effective(), start, xs, max_rates=cell.max_rates, variant=cell.variant)
+            finals.append(final)
+        hn = CellState(*(jnp.stack(parts) for parts in zip(*finals, strict=True)))
+        return (jnp.swapaxes(xs, 0, 1) if swap else xs), hn
+
+    def _starts(self, hx: CellState | None, batch: tuple[int, ...]) -> list[CellState]:
+        if hx is None:
+            return [cell.initial_state(batch) for cell in self.cells]
+        if not isinstance(hx, tuple) or len(hx) != 4:
+            raise TypeError(f"hx must be a CellState(y, a, b0, b1), got {_checks.describe(hx)}")
+        shape = (self.num_layers, *batch, self.hidden_size)
+        dtype = self.cells[0].parameters.log_w.dtype
+        parts = []
+        for name, part in zip(CellState._fields, hx, strict=True):
+            part = jnp.asarray(part)
+            if part.shape != shape:
+                raise ValueError(f"hx.{name} must have shape {shape}, got shape {part.shape}")
+            parts.append(part.astype(dtype))
+        return [CellState(*(part[index] for part in parts)) for index in range(self.num_layers)]
+
+
+class ORGaNICsClassifier(Part):
+    """ORGaNICs and a linear readout of y at the last step.
+
+    Parameters
+    ----------
+    input_size, hidden_size, classes : int
+    num_layers : int
+    key : jax random key
+    recurrent, variant, max_rates, learn_rates, dtype
+        As for :class:`ORGaNICsCell`.
+
+    Attributes
+    ----------
+    rnn : ORGaNICs
+    weight : array (classes, n)
+    bias : array (classes,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> model = ORGaNICsClassifier(8, 16, 10, key=jax.random.key(0))
+    >>> model(jnp.ones((5, 8, 8))).shape
+    (5, 10)
+    """
+
+    rnn: ORGaNICs
+    weight: Array
+    bias: Array
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        classes: int,
+        *,
+        key: Array,
+        num_layers: int = 1,
+        recurrent: str = "orthogonal",
+        variant: str = "rectified_recurrence",
+        max_rates: MaxRates = MaxRates(),
+        learn_rates: bool = True,
+        dtype: Any = None,
+    ) -> None:
+        classes = _checks.positive_integer("classes", classes)
+        key_rnn, key_readout = split(key, 2)
+        self.rnn = ORGaNICs(
+            input_size,
+            hidden_size,
+            num_layers,
+            key=key_rnn,
+            batch_first=True,
+            recurrent=recurrent,
+            variant=variant,
+            max_rates=max_rates,
+            learn_rates=learn_rates,
+            dtype=dtype,
+        )
+
+        def make(generator: Any) -> tuple[Any, Any]:
+            weight = kaiming(generator, classes, self.rnn.hidden_size)
+            bound = 1.0 / self.rnn.hidden_size**0.5
+            return weight, generator.uniform(-bound, bound, classes)
+
+        self.weight, self.bias = from_host(key_readout, make, float_dtype(dtype))
+
+    def trained(self) -> Any:
+        everything = jax.tree.map(eqx.is_inexact_array, self)
+        return eqx.tree_at(lambda m: m.rnn, everything, self.rnn.trained())
+
+    def __call__(self, inputs: Array) -> Array:
+        """Logits of every class.
+
+        Parameters
+        ----------
+        inputs : array (N, T, k), or (T, k)
+
+        Returns
+        -------
+        array (N, classes), or (classes,)
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument whose dtype or shape is wrong.
+        """
+        _, hn = self.rnn(inputs)
+        return hn.y[-1] @ self.weight.T + self.bias
