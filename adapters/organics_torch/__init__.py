@@ -1,0 +1,34 @@
+"""ORGaNICs in torch: recurrent layers that stand in for ``nn.LSTM``, static normalization layers, and training.
+
+The equations live in :mod:`organics_core`; here are the modules around them.
+
+>>> import torch, organics_torch
+>>> layer = organics_torch.ORGaNICs(1, 64, batch_first=True)  # was: nn.LSTM(1, 64, batch_first=True)
+>>> output, hn = layer(torch.zeros(8, 28, 1))
+>>> output.shape, hn.y.shape
+(torch.Size([8, 28, 64]), torch.Size([1, 8, 64]))
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:  # pragma: no cover - seen only without torch
+    raise ImportError('organics_torch needs torch: run pip install "organics-core[torch]"') from error
+
+from organics_core.cell import CellState, MaxRates
+from organics_core.training import EpochRecord
+
+from .cell import ORGaNICsCell
+from .introspection import measure_abscissa
+from .layer import ORGaNICs, ORGaNICsClassifier
+from .training import fit
+
+__all__ = [
+    "CellState",
+    "EpochRecord",
+    "MaxRates",
+    "ORGaNICs",
+    "ORGaNICsCell",
+    "ORGaNICsClassifier",
+    "fit",
+    "measure_abscissa",
+]

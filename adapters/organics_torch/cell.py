@@ -1,0 +1,212 @@
+"""The trained cell as a module: its parameters under the core's names, and one step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from organics_core import _checks
+from organics_core.cell import (
+    CELL_VARIANTS,
+    CellParameters,
+    CellState,
+    MaxRates,
+    Rates,
+    cell_rates,
+    check_max_rates,
+    init_cell,
+    normalization_weights,
+    step,
+)
+
+RECURRENT = ("orthogonal", "identity", "spectral")
+
+
+class SpectralBall(nn.Module):
+    """Parametrization that keeps the largest singular value of a matrix at or below 1.
+
+    V -> V / max(1, ||V||_2): matrices inside the ball stay as they are.
+    """
+
+    def forward(self, v: Tensor) -> Tensor:
+        return v / torch.linalg.matrix_norm(v, 2).clamp(min=1.0)
+
+    def right_inverse(self, w: Tensor) -> Tensor:
+        return w
+
+
+def random_source(seed: int | np.random.Generator | None, generator: torch.Generator | None) -> np.random.Generator:
+    """The numpy generator of an initialization: from ``seed``, else seeded by torch's own random numbers."""
+    if seed is not None and generator is not None:
+        raise ValueError("give seed or generator, not both")
+    if isinstance(seed, np.random.Generator):
+        return seed
+    if seed is None:
+        seed = int(
+            torch.randint(0, 2**62, (), generator=generator, device="cpu" if generator is None else generator.device)
+        )
+    return np.random.default_rng(seed)
+
+
+class ORGaNICsCell(nn.Module):
+    """One step of the trained ORGaNICs cell, in place of ``nn.LSTMCell``.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Number k of inputs and n of principal neurons.
+    recurrent : {"orthogonal", "identity", "spectral"}
+        W_r: free, orthogonal at the start; the fixed identity; or free within
+        the ball of spectral norm 1 (orthogonal at the start).
+    variant : {"rectified_recurrence", "main"}
+        Recurrent drive max(W_r y, 0) and pool of max(y, 0)**2, as trained in
+        the paper, or W_r y and y**2.
+    max_rates : MaxRates
+        (dt/tau)_max of y, of a, and of both gains. The default suits sequences
+        of several hundred steps; short sequences want larger rates.
+    learn_rates : bool
+        Whether dt/tau is learned, per neuron; otherwise it stays at half of
+        ``max_rates``.
+    seed : int or numpy.random.Generator, optional
+        Fixes the initialization; otherwise torch's random numbers do.
+    generator : torch.Generator, optional
+        Draws the seed, in place of torch's global generator.
+    device, dtype
+        Of the parameters; torch's defaults if not given.
+
+    Attributes
+    ----------
+    w_zx, w_r, log_w, w_bx0, w_by0, w_ba0, w_bx1, w_by1, w_ba1 : Parameter
+        Weights, as in :class:`organics_core.CellParameters`; ``w_r`` is None
+        for the identity.
+    theta_y, theta_a, theta_b0, theta_b1 : Parameter or buffer (n,)
+        Rates: dt/tau = (dt/tau)_max * sigmoid(theta).
+    sigma : buffer ()
+        Semi-saturation constant, 1.
+    start_y, start_a, start_b0, start_b1 : buffers (n,)
+        Start state where none is given.
+
+    Notes
+    -----
+    Rawat, Heeger & Martiniani (NeurIPS 2024); the equations stand in
+    :func:`organics_core.cell_step`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        recurrent: str = "orthogonal",
+        variant: str = "rectified_recurrence",
+        max_rates: MaxRates | tuple[float, float, float] = MaxRates(),
+        learn_rates: bool = True,
+        seed: int | np.random.Generator | None = None,
+        generator: torch.Generator | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _checks.one_of("recurrent", recurrent, RECURRENT)
+        _checks.one_of("variant", variant, CELL_VARIANTS)
+        self.input_size = _checks.positive_integer("input_size", input_size)
+        self.hidden_size = _checks.positive_integer("hidden_size", hidden_size)
+        self.recurrent = recurrent
+        self.variant = variant
+        self.max_rates = check_max_rates(max_rates)
+        self.learn_rates = bool(learn_rates)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating dtype, got {dtype}")
+        values, start = init_cell(
+            random_source(seed, generator),
+            self.input_size,
+            self.hidden_size,
+            recurrent="identity" if recurrent == "identity" else "orthogonal",
+        )
+        for name, value in values._asdict().items():
+            tensor = None if value is None else torch.as_tensor(value).to(device=device, dtype=dtype)
+            if name == "sigma" or (name.startswith("theta") and not learn_rates):
+                self.register_buffer(name, tensor)
+            else:
+                self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
+        for name, value in start._asdict().items():
+            self.register_buffer(f"start_{name}", torch.as_tensor(value).to(device=device, dtype=dtype))
+        if recurrent == "spectral":
+            parametrize.register_parametrization(self, "w_r", SpectralBall())
+
+    def fields(self) -> CellParameters:
+        """The parameters as the core's named tuple, still attached to autograd."""
+        return CellParameters(*(getattr(self, name) for name in CellParameters._fields))
+
+    def start_state(self, *batch: int) -> CellState:
+        """The start state, for batch axes ``batch``; tensors (*batch, n)."""
+        shape = (*batch, self.hidden_size)
+        return CellState(*(getattr(self, f"start_{name}").expand(shape) for name in CellState._fields))
+
+    def derived(self, fields: CellParameters) -> tuple[Tensor, Rates]:
+        """W and the rates dt/tau, which are the same at every step."""
+        return normalization_weights(xp, fields.log_w), cell_rates(xp, fields, self.max_rates)
+
+    def forward(self, x: Tensor, state: CellState | None = None) -> CellState:
+        """One step.
+
+        Parameters
+        ----------
+        x : tensor (k,) or (N, k)
+        state : CellState of tensors (n,) or (N, n), optional
+            The start state by default.
+
+        Returns
+        -------
+        CellState of tensors (n,) or (N, n)
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the tensor whose dtype or shape is wrong.
+        """
+        check_tensor("x", x, self.w_zx)
+        if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"x must have shape ({self.input_size},) or (N, {self.input_size}), got shape {tuple(x.shape)}"
+            )
+        if state is None:
+            state = self.start_state(*x.shape[:-1])
+        else:
+            state = check_state(state, (*x.shape[:-1], self.hidden_size), self.w_zx, "state")
+        fields = self.fields()
+        w, rates = self.derived(fields)
+        return step(xp, fields, w, rates, state, x, self.variant)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, recurrent={self.recurrent!r}, variant={self.variant!r}, "
+            f"max_rates={tuple(self.max_rates)}, learn_rates={self.learn_rates}"
+        )
+
+
+def check_tensor(name: str, value: object, like: Tensor) -> None:
+    """TypeError or ValueError unless ``value`` is a tensor of the dtype and device of ``like``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch tensor, got {_checks.describe(value)}")
+    if value.dtype != like.dtype and not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
+        raise TypeError(f"{name} has dtype {value.dtype} but the parameters have {like.dtype}; convert one of them")
+    if value.device != like.device:
+        raise ValueError(f"{name} is on {value.device} but the parameters are on {like.device}; move one of them")
+
+
+def check_state(state: object, shape: tuple[int, ...], like: Tensor, name: str) -> CellState:
+    """``state`` as a CellState of tensors of exactly ``shape``."""
+    if not isinstance(state, (tuple, list)) or len(state) != 4:
+        raise TypeError(f"{name} must be a CellState(y, a, b0, b1) of tensors, got {_checks.describe(state)}")
+    for field, value in zip(CellState._fields, state, strict=True):
+        check_tensor(f"{name}.{field}", value, like)
+        if tuple(value.shape) != tuple(shape):
+            raise ValueError(f"{name}.{field} must have shape {tuple(shape)}, got shape {tuple(value.shape)}")
+    return CellState(*state)

@@ -1,0 +1,241 @@
+"""The sequence layer, which follows ``nn.LSTM``'s calling convention, and a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from organics_core import _checks
+from organics_core.cell import CellState, MaxRates
+
+from .cell import ORGaNICsCell, check_state, check_tensor, random_source
+from .sequence import IMPLEMENTATIONS, run_sequence
+
+
+class ORGaNICs(nn.Module):
+    """Layers of ORGaNICs over a sequence; calls like ``nn.LSTM``.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Number k of inputs and n of principal neurons of every layer.
+    num_layers : int
+        Layers stacked; each sees the membrane potentials y of the one below.
+    batch_first : bool
+        Input and output (N, T, ...) instead of (T, N, ...). The states are
+        (num_layers, N, n) either way.
+    dropout : float
+        Probability of dropping an output between layers while training.
+    implementation : {"auto", "fused", "function", "reference"}
+        How a sequence is computed; all give the same numbers. ``"auto"`` takes
+        the fastest that the tensors and the machine allow.
+    recurrent, variant, max_rates, learn_rates, seed, generator, device, dtype
+        As for :class:`ORGaNICsCell`.
+
+    Attributes
+    ----------
+    cells : ModuleList of ORGaNICsCell
+        One per layer.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        implementation: str = "auto",
+        recurrent: str = "orthogonal",
+        variant: str = "rectified_recurrence",
+        max_rates: MaxRates | tuple[float, float, float] = MaxRates(),
+        learn_rates: bool = True,
+        seed: int | np.random.Generator | None = None,
+        generator: torch.Generator | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_layers = _checks.positive_integer("num_layers", num_layers)
+        if not (_checks.is_number(dropout) and 0 <= dropout <= 1):
+            raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
+        _checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        rng = random_source(seed, generator)
+        self.cells = nn.ModuleList(
+            ORGaNICsCell(
+                input_size if layer == 0 else hidden_size,
+                hidden_size,
+                recurrent=recurrent,
+                variant=variant,
+                max_rates=max_rates,
+                learn_rates=learn_rates,
+                seed=rng,
+                device=device,
+                dtype=dtype,
+            )
+            for layer in range(self.num_layers)
+        )
+        self.input_size = self.cells[0].input_size
+        self.hidden_size = self.cells[0].hidden_size
+        self.batch_first = bool(batch_first)
+        self.dropout = float(dropout)
+        self.implementation = implementation
+
+    def start_state(self, *batch: int) -> CellState:
+        """The start state of all layers; tensors (num_layers, *batch, n)."""
+        states = [cell.start_state(*batch) for cell in self.cells]
+        return CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: CellState | None = None
+    ) -> tuple[Tensor | PackedSequence, CellState]:
+        """Run the sequence.
+
+        Parameters
+        ----------
+        input : tensor (T, N, k), (N, T, k) with ``batch_first``, (T, k), or PackedSequence
+        hx : CellState of tensors (num_layers, N, n), or (num_layers, n) for input (T, k); optional
+            The start state by default.
+
+        Returns
+        -------
+        output : tensor (T, N, n), (N, T, n) or (T, n), or PackedSequence
+            Membrane potentials y of the last layer after every step.
+        hn : CellState of tensors (num_layers, N, n) or (num_layers, n)
+            The state after the last step, of packed sequences after each one's own last step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the tensor whose dtype or shape is wrong; ValueError for an empty sequence.
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        check_tensor("input", input, self.cells[0].w_zx)
+        k = self.input_size
+        if input.ndim not in (2, 3) or input.shape[-1] != k:
+            batched = f"(N, T, {k})" if self.batch_first else f"(T, N, {k})"
+            raise ValueError(f"input must have shape {batched}, or (T, {k}) unbatched, got shape {tuple(input.shape)}")
+        batched = input.ndim == 3
+        xs = input.transpose(0, 1) if batched and self.batch_first else input
+        if not batched:
+            xs = xs.unsqueeze(1)
+        if xs.shape[0] == 0:
+            raise ValueError("input has no steps: the sequence must have at least one")
+        state = self._initial_state(hx, xs.shape[1], batched)
+        states = []
+        for layer, cell in enumerate(self.cells):
+            start = CellState(*(part[layer] for part in state))
+            xs, last = self._run(cell, self._drop(xs, layer), start)
+            states.append(last)
+        hn = CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+        if not batched:
+            return xs.squeeze(1), CellState(*(part.squeeze(1) for part in hn))
+        return (xs.transpose(0, 1) if self.batch_first else xs), hn
+
+    def _initial_state(self, hx: CellState | None, batch: int, batched: bool = True) -> CellState:
+        if hx is None:
+            return self.start_state(batch)
+        shape = (self.num_layers, batch, self.hidden_size) if batched else (self.num_layers, self.hidden_size)
+        state = check_state(hx, shape, self.cells[0].w_zx, "hx")
+        return state if batched else CellState(*(part.unsqueeze(1) for part in state))
+
+    def _drop(self, xs: Tensor, layer: int) -> Tensor:
+        return nn.functional.dropout(xs, self.dropout, self.training) if layer and self.dropout else xs
+
+    def _run(self, cell: ORGaNICsCell, xs: Tensor, start: CellState) -> tuple[Tensor, CellState]:
+        fields = cell.fields()
+        w, rates = cell.derived(fields)
+        return run_sequence(fields, w, rates, start, xs, cell.variant, self.implementation)
+
+    def _forward_packed(self, packed: PackedSequence, hx: CellState | None) -> tuple[PackedSequence, CellState]:
+        data, batch_sizes, sorted_indices, unsorted_indices = packed
+        check_tensor("input.data", data, self.cells[0].w_zx)
+        if data.ndim != 2 or data.shape[-1] != self.input_size:
+            raise ValueError(
+                f"the packed steps must have {self.input_size} inputs, got data of shape {tuple(data.shape)}"
+            )
+        sizes = batch_sizes.tolist()
+        state = self._initial_state(hx, sizes[0])
+        if hx is not None and sorted_indices is not None:
+            state = CellState(*(part.index_select(1, sorted_indices) for part in state))
+        states = []
+        for layer, cell in enumerate(self.cells):
+            start = CellState(*(part[layer] for part in state))
+            data, last = self._run_packed(cell, self._drop(data, layer), sizes, start)
+            states.append(last)
+        hn = CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+        if unsorted_indices is not None:
+            hn = CellState(*(part.index_select(1, unsorted_indices) for part in hn))
+        return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices), hn
+
+    def _run_packed(
+        self, cell: ORGaNICsCell, data: Tensor, sizes: list[int], state: CellState
+    ) -> tuple[Tensor, CellState]:
+        """Stretches of constant batch size, one after another; the rows that end leave their state behind."""
+        outputs: list[Tensor] = []
+        ended: list[CellState] = []
+        step = offset = 0
+        while step < len(sizes):
+            size = sizes[step]
+            count = 1
+            while step + count < len(sizes) and sizes[step + count] == size:
+                count += 1
+            if size < state.y.shape[0]:
+                ended.append(CellState(*(part[size:] for part in state)))
+                state = CellState(*(part[:size] for part in state))
+            xs = data[offset : offset + count * size].reshape(count, size, -1)
+            ys, state = self._run(cell, xs, state)
+            outputs.append(ys.reshape(count * size, -1))
+            step, offset = step + count, offset + count * size
+        parts = [state, *reversed(ended)]
+        return torch.cat(outputs), CellState(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def extra_repr(self) -> str:
+        return f"num_layers={self.num_layers}, batch_first={self.batch_first}, implementation={self.implementation!r}"
+
+
+class ORGaNICsClassifier(nn.Module):
+    """ORGaNICs over a sequence, and a linear readout of y at the last step.
+
+    Parameters
+    ----------
+    input_size, hidden_size, classes : int
+    num_layers, implementation, recurrent, variant, max_rates, learn_rates, seed, device, dtype
+        As for :class:`ORGaNICs`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        classes: int,
+        *,
+        num_layers: int = 1,
+        seed: int | np.random.Generator | None = None,
+        generator: torch.Generator | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        classes = _checks.positive_integer("classes", classes)
+        rng = random_source(seed, generator)
+        self.layer = ORGaNICs(
+            input_size, hidden_size, num_layers, batch_first=True, seed=rng, device=device, dtype=dtype, **options
+        )
+        self.readout = nn.Linear(self.layer.hidden_size, classes, device=device, dtype=dtype)
+        bound = self.layer.hidden_size**-0.5
+        with torch.no_grad():
+            for parameter in self.readout.parameters():
+                parameter.copy_(torch.as_tensor(rng.uniform(-bound, bound, tuple(parameter.shape))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of sequences x (N, T, k)."""
+        _, hn = self.layer(x)
+        return self.readout(hn.y[-1])
