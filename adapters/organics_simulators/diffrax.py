@@ -1,0 +1,200 @@
+"""ORGaNICs for diffrax, and its steady state through optimistix.
+
+Gradients of long runs: use diffrax's default ``RecursiveCheckpointAdjoint``.
+``BacksolveAdjoint`` integrates the stable circuit backwards, where every mode
+grows: beyond about 25 time constants its gradients are wrong, without a warning.
+For the gradient of the fixed point itself, :func:`steady_state` is exact at the
+price of one linear solve.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from organics_core import Circuit, State, _checks
+from organics_core.circuit import resting_state
+from organics_core.circuit import size as circuit_size
+from organics_core.dynamics import field, identity_fixed_point, imbalance
+
+from ._common import no_batch, require
+
+require("diffrax", "jax", "diffrax", "optimistix")
+
+import diffrax  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import optimistix  # noqa: E402
+
+Array = Any
+
+
+def _register(kind: type) -> None:
+    """Rebuild circuits from their leaves unchecked: a gradient, or a batch of tangents, is no valid circuit."""
+    names = kind._fields  # type: ignore[attr-defined]
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in names)
+    with suppress(ValueError):  # registered already
+        jax.tree_util.register_pytree_with_keys(
+            kind,
+            lambda circuit: (tuple(zip(keys, circuit, strict=True)), None),
+            lambda _, leaves: kind._make(leaves),  # type: ignore[attr-defined]
+            lambda circuit: (tuple(circuit), None),
+        )
+
+
+_register(Circuit)
+
+
+def drive(z: Any, t: Any) -> Array:
+    """The input drive at ``t``: an array, a diffrax path (an interpolation, say), or a function of time."""
+    if isinstance(z, diffrax.AbstractPath):
+        return z.evaluate(t)
+    return z(t) if callable(z) else jnp.asarray(z)
+
+
+def vector_field(t: Any, state: State, args: tuple[Circuit, Any], *, variant: str = "main") -> State:
+    """The circuit's vector field, by diffrax's convention.
+
+    Parameters
+    ----------
+    t : array ()
+        Time in seconds.
+    state : State of arrays (..., n)
+    args : (Circuit, z)
+        z an array (..., n), a diffrax path such as ``LinearInterpolation``, or
+        a function of time. All of it is differentiable and may be batched.
+    variant : {"main", "rectified", "rectified_recurrence"}
+
+    Returns
+    -------
+    State of arrays (..., n)
+        y' and a', per second.
+
+    Examples
+    --------
+    >>> circuit = Circuit(None, jnp.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> vector_field(0.0, State(jnp.zeros(2), jnp.ones(2)), (circuit, jnp.ones(2))).y.shape
+    (2,)
+    """
+    circuit, z = args
+    return field(jnp, circuit, State(*state), drive(z, t), variant)
+
+
+def ode_term(variant: str = "main") -> diffrax.ODETerm:
+    """The circuit as a ``diffrax.ODETerm``; the circuit and its drive are the solve's ``args``.
+
+    Parameters
+    ----------
+    variant : {"main", "rectified", "rectified_recurrence"}
+
+    Returns
+    -------
+    diffrax.ODETerm
+
+    Raises
+    ------
+    ValueError
+        For an unknown variant.
+
+    Examples
+    --------
+    >>> circuit = Circuit(None, jnp.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> z = jnp.asarray([1.0, 0.0])
+    >>> run = diffrax.diffeqsolve(
+    ...     ode_term(), diffrax.Tsit5(), 0.0, 0.1, None, start(circuit, z), args=(circuit, z),
+    ...     stepsize_controller=diffrax.PIDController(rtol=1e-4, atol=1e-6))
+    >>> run.ys.a[-1].round(2)
+    Array([2., 2.], dtype=float32)
+    """
+    _checks.one_of("variant", variant, _checks.VARIANTS)
+    return diffrax.ODETerm(partial(vector_field, variant=variant))
+
+
+def start(circuit: Circuit, z: Any, t: float = 0.0) -> State:
+    """The state at rest, y = 0 and a = (b0 sigma)**2, as ``y0`` of a solve.
+
+    Parameters
+    ----------
+    circuit : Circuit
+    z : array (..., n), diffrax path or callable
+        For its shape and dtype only.
+    t : float
+        Where to look at ``z``.
+
+    Returns
+    -------
+    State of arrays (..., n)
+
+    Examples
+    --------
+    >>> circuit = Circuit(None, jnp.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> start(circuit, jnp.ones((5, 2))).a.shape
+    (5, 2)
+    """
+    return resting_state(_as_jax(circuit), jnp.asarray(drive(z, t)))
+
+
+def _as_jax(circuit: Circuit) -> Circuit:
+    return Circuit(*(v if v is None or _checks.is_number(v) else jnp.asarray(v) for v in circuit))
+
+
+def steady_state(
+    circuit: Circuit,
+    z: Array,
+    *,
+    solver: Any = None,
+    variant: str = "main",
+    state0: State | None = None,
+    max_steps: int = 256,
+    throw: bool = True,
+) -> optimistix.Solution:
+    """The fixed point through ``optimistix.root_find``, with optimistix's implicit gradient.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        Without batch axes; use ``jax.vmap`` for batches.
+    z : array (n,)
+        Constant input drive.
+    solver : optimistix solver, optional
+        ``optimistix.Dogleg`` with tolerances that suit the dtype by default.
+    variant : {"main", "rectified", "rectified_recurrence"}
+    state0 : State, optional
+        Where to start; the fixed point for W_r = I by default.
+    max_steps : int
+    throw : bool
+        Whether not to converge is an error; otherwise look at ``.result``.
+
+    Returns
+    -------
+    optimistix.Solution
+        ``.value`` is the :class:`~organics_core.State`, ``.result`` says whether it converged.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import jax
+    >>> circuit = Circuit(None, jnp.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> gradient = jax.grad(lambda z: steady_state(circuit, z).value.y[0])(jnp.asarray([1.0, 0.0]))
+    >>> gradient.round(3)
+    Array([ 0.354, -0.   ], dtype=float32)
+    """
+    _checks.one_of("variant", variant, _checks.VARIANTS)
+    z = jnp.asarray(z)
+    no_batch(circuit, "optimistix.root_find", z=z)
+    _checks.vector_shape("z", z, circuit_size(circuit))
+    if solver is None:
+        tolerance = float(jnp.finfo(z.dtype).eps) ** 0.75
+        solver = optimistix.Dogleg(rtol=tolerance, atol=tolerance)
+    if state0 is None:
+        state0 = identity_fixed_point(jnp, circuit, z, variant)
+
+    def equations(state: State, args: tuple[Circuit, Array]) -> State:
+        return State(*imbalance(jnp, *args[:1], State(*state), args[1], variant))
+
+    return optimistix.root_find(equations, solver, State(*state0), (circuit, z), max_steps=max_steps, throw=throw)
