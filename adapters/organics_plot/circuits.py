@@ -1,0 +1,244 @@
+"""Pictures of a circuit: responses, contrast-response curves, tuning, spectra.
+
+Every function takes the data of the user's own circuit and an ``Axes`` (the
+current one by default), draws, and returns the axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import organics_core as oc
+from organics_core.backend import to_numpy
+
+from .population import ContrastExperiment
+from .style import CYCLE, GRID, INK, MARKERS, MUTED, SHADE, THEORY, axes_or_current, percent, shades
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RATE = "Firing rate  ⌊y⌋²  (normalized)"
+
+
+def trajectory(
+    run: oc.Trajectory,
+    *,
+    part: str = "y",
+    steady: oc.State | None = None,
+    neurons: Sequence[int] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Membrane potentials over time, with the fixed point they should reach.
+
+    Parameters
+    ----------
+    run : organics_core.Trajectory
+        Of one circuit, state (T, n).
+    part : {"y", "a"}
+        Principal neurons or modulators.
+    steady : organics_core.State, optional
+        Drawn as dashed lines.
+    neurons : sequence of int, optional
+        Which; by default all, or 12 spread evenly where there are more.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    if part not in ("y", "a"):
+        raise ValueError(f"part must be 'y' or 'a', got {part!r}")
+    ax = axes_or_current(ax)
+    times = 1e3 * to_numpy(run.times)
+    values = to_numpy(getattr(run.state, part))
+    if values.ndim != 2:
+        raise ValueError(f"trajectory draws one circuit, of state (T, n); got shape {values.shape}")
+    n = values.shape[1]
+    chosen = list(np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))) if neurons is None else list(neurons)
+    colors = list(CYCLE[: len(chosen)]) if len(chosen) <= len(CYCLE) else shades(len(chosen))
+    for color, i in zip(colors, chosen, strict=True):
+        ax.plot(times, values[:, i], color=color, label=f"{i + 1}")
+        if steady is not None:
+            ax.axhline(float(to_numpy(getattr(steady, part))[i]), color=color, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
+    ax.set(xlabel="Time (ms)", ylabel="Membrane potential  y" if part == "y" else "Modulator potential  a")
+    ax.margins(x=0)
+    return ax
+
+
+def responses(experiment: ContrastExperiment, *, neuron: int | None = None, ax: Axes | None = None) -> Axes:
+    """Firing rate of one neuron over time, one line per contrast.
+
+    Parameters
+    ----------
+    experiment : ContrastExperiment
+    neuron : int, optional
+        By default the one that prefers the grating.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = axes_or_current(ax)
+    e = experiment
+    i = e.population.nearest(e.orientation) if neuron is None else neuron
+    ax.axvspan(1e3 * e.on, 1e3 * e.off, color=SHADE, lw=0, zorder=0)
+    for k, color in enumerate(shades(len(e.contrasts))):
+        ax.plot(1e3 * e.times, e.rates[:, k, i], color=color, label=percent(e.contrasts[k]), zorder=2 + k / 100)
+    ax.text(
+        1e3 * (e.off - 0.004), 0.965, "grating on", transform=ax.get_xaxis_transform(), color=MUTED, ha="right", va="top"
+    )
+    ax.set(xlabel="Time (ms)", ylabel=RATE)
+    ax.margins(x=0)
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def contrast_response(
+    experiment: ContrastExperiment, *, offsets: Sequence[float] = (0, 15, 30), ax: Axes | None = None
+) -> Axes:
+    """Simulated steady rates against contrast, on top of the normalization equation.
+
+    Parameters
+    ----------
+    experiment : ContrastExperiment
+    offsets : sequence of float
+        Which neurons, by the distance of their preferred orientation from the
+        grating's, in degrees.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = axes_or_current(ax)
+    e = experiment
+    fine = np.geomspace(e.contrasts.min() / 1.5, min(1.0, e.contrasts.max()), 120)
+    curve = np.maximum(oc.steady_state(e.population.circuit, e.population.drive(fine, e.orientation)).state.y, 0) ** 2
+    for k, offset in enumerate(offsets):
+        i = e.population.nearest(e.orientation + np.deg2rad(offset))
+        ax.plot(fine, curve[:, i], color=THEORY, lw=1.8, zorder=2, label="normalization equation" if k == 0 else None)
+        ax.plot(
+            e.contrasts,
+            e.sustained[:, i],
+            ls="",
+            marker=MARKERS[k],
+            ms=7.5,
+            mfc="white",
+            mec=INK,
+            mew=1.6,
+            zorder=3,
+            label=f"simulated, {offset:g}° from preferred" if offset else "simulated, preferred",
+        )
+    ax.set_xscale("log")
+    shown = [c for c in (0.01, 0.03, 0.1, 0.3, 1.0) if fine[0] <= c <= 1.0]
+    ax.set_xticks(shown, [percent(c) for c in shown])
+    ax.set(xlabel="Grating contrast", ylabel=RATE)
+    ax.set_ylim(0, 1.06 * max(float(curve.max()), float(e.sustained.max())))
+    ax.legend(loc="upper left")
+    return ax
+
+
+def tuning_curves(experiment: ContrastExperiment, *, ax: Axes | None = None) -> Axes:
+    """Steady rates of the whole population, one line per contrast: simulation (dots) on the equation (lines).
+
+    Parameters
+    ----------
+    experiment : ContrastExperiment
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = axes_or_current(ax)
+    e = experiment
+    degrees = np.rad2deg(e.population.orientations)
+    for k, color in enumerate(shades(len(e.contrasts))):
+        ax.plot(degrees, e.predicted[k], color=color, lw=1.8, label=percent(e.contrasts[k]))
+        ax.plot(degrees[::2], e.sustained[k, ::2], ls="", marker="o", ms=4.2, color=color)
+    ax.set(xlabel="Preferred orientation (°)", ylabel=RATE)
+    ax.set_xticks([0, 45, 90, 135, 180])
+    ax.set_xlim(0, 180)
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def eigenvalues(
+    circuit: oc.Circuit,
+    states: oc.State | Sequence[oc.State],
+    *,
+    labels: Sequence[str] | None = None,
+    variant: str = "main",
+    ax: Axes | None = None,
+) -> Axes:
+    """Eigenvalues of the Jacobian in the complex plane; the stable half is shaded.
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit
+        Without batch axes.
+    states : organics_core.State or sequence of them
+        Fixed points, usually; drawn from light to dark.
+    labels : sequence of str, optional
+        One per state.
+    variant : str
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = axes_or_current(ax)
+    several = [states] if hasattr(states, "_fields") else list(states)
+    colors = shades(len(several)) if len(several) > 1 else [CYCLE[0]]
+    spectra = [to_numpy(oc.spectrum(circuit, oc.State(*state), variant=variant)) for state in several]
+    everything = np.concatenate(spectra)
+    left, right = float(everything.real.min()), float(everything.real.max())
+    width = max(right, 0.0) - min(left, 0.0) or 1.0
+    high = max(float(np.abs(everything.imag).max()), 0.04 * width)
+    ax.set_xlim(min(left, 0.0) - 0.07 * width, max(right, 0.0) + 0.12 * width)
+    ax.set_ylim(-1.25 * high, 1.25 * high)
+    ax.axvspan(ax.get_xlim()[0], 0, color=SHADE, lw=0, zorder=0)
+    ax.axhline(0, color=GRID, lw=1, zorder=1)
+    ax.axvline(0, color=INK, lw=1, zorder=1)
+    for k, (values, color) in enumerate(zip(spectra, colors, strict=True)):
+        label = None if labels is None else labels[k]
+        ax.scatter(values.real, values.imag, s=34, color=[color], edgecolor="white", linewidth=0.6, zorder=3, label=label)
+    ax.text(
+        0.015, 0.97, "stable", transform=ax.transAxes, color=MUTED, ha="left", va="top"
+    )
+    ax.set(xlabel="Re λ  (1/s)", ylabel="Im λ  (1/s)")
+    return ax
+
+
+def matrix(values: Any, *, title: str = "", label: str = "", ax: Axes | None = None) -> Axes:
+    """A weight matrix as an image, zero in white.
+
+    Parameters
+    ----------
+    values : array (n, n)
+    title, label : str
+        Of the axes and of the colour bar.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = axes_or_current(ax)
+    values = to_numpy(values)
+    bound = float(np.abs(values).max()) or 1.0
+    signed = bool((values < 0).any())
+    image = ax.imshow(
+        values, cmap="RdBu_r" if signed else "Blues", vmin=-bound if signed else 0.0, vmax=bound, interpolation="nearest"
+    )
+    figure = ax.get_figure()
+    assert figure is not None
+    bar = figure.colorbar(image, ax=ax, shrink=0.8, label=label)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    ax.set(title=title, xlabel="from", ylabel="to")
+    return ax

@@ -1,0 +1,141 @@
+"""Whole figures, made of the functions that draw on one axes each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import organics_core as oc
+from organics_core.training import EpochRecord
+
+from .circuits import contrast_response, eigenvalues, responses, trajectory, tuning_curves
+from .population import ContrastExperiment
+from .style import new_figure, percent, style
+from .training import training_curve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def responses_figure(experiment: ContrastExperiment) -> Figure:
+    """Responses over time of the preferring neuron, and tuning curves of the population."""
+    with style():
+        figure, axes = new_figure(1, 2, (11, 4.6), width_ratios=(1.25, 1))
+        responses(experiment, ax=axes[0, 0])
+        axes[0, 0].set_title("Responses to gratings of rising contrast")
+        tuning_curves(experiment, ax=axes[0, 1])
+        axes[0, 1].set_title("Tuning is invariant to contrast")
+        axes[0, 1].legend(title="Contrast", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    return figure
+
+
+def contrast_response_figure(experiment: ContrastExperiment) -> Figure:
+    """Contrast-response curves: simulation on the normalization equation."""
+    with style():
+        figure, axes = new_figure(1, 1, (6.8, 5.0))
+        contrast_response(experiment, ax=axes[0, 0])
+        axes[0, 0].set_title("The simulation lands on the normalization equation")
+    return figure
+
+
+def spectrum_figure(experiment: ContrastExperiment) -> Figure:
+    """Eigenvalues at the fixed point of every contrast, and how damping and rotation change with contrast."""
+    e = experiment
+    circuit = e.population.circuit
+    states = [oc.State(y, a) for y, a in zip(*e.steady.state, strict=True)]
+    with style():
+        figure, axes = new_figure(1, 2, (11, 4.8), width_ratios=(1.35, 1))
+        eigenvalues(circuit, states, labels=[percent(c) for c in e.contrasts], ax=axes[0, 0])
+        axes[0, 0].set_title("All eigenvalues, at every contrast, are stable")
+        fine = np.geomspace(e.contrasts.min(), e.contrasts.max(), 60)
+        found = oc.steady_state(circuit, e.population.drive(fine, e.orientation)).state
+        spectra = np.asarray(oc.spectrum(circuit, found))
+        ax = axes[0, 1]
+        ax.plot(fine, -1e3 / spectra.real.max(axis=-1), color="#0072B2", label="slowest decay time")
+        ax.set_xscale("log")
+        shown = [c for c in (0.03, 0.1, 0.3, 1.0) if fine[0] <= c <= fine[-1]]
+        ax.set_xticks(shown, [percent(c) for c in shown])
+        ax.set_ylim(bottom=0)
+        ax.grid(axis="y")
+        ax.set(xlabel="Grating contrast", ylabel="Slowest decay time  −1 / max Re λ  (ms)")
+        ax.set_title("Higher contrast, faster circuit")
+        axes[0, 0].legend(title="Contrast", loc="upper left", bbox_to_anchor=(0.0, 0.92), ncols=1)
+    return figure
+
+
+def training_figure(records: Mapping[str, Sequence[EpochRecord]], *, target: float | None = None) -> Figure:
+    """Loss, accuracy, gradient norm and largest real eigenvalue part while training."""
+    titles = {
+        "loss": "Loss",
+        "test_accuracy": "Accuracy",
+        "gradient_norm": "Gradients neither vanish nor explode",
+        "spectral_abscissa": "The circuit stays stable",
+    }
+    with style():
+        figure, axes = new_figure(2, 2, (10.5, 7.2))
+        for ax, (quantity, title) in zip(axes.flat, titles.items(), strict=True):
+            training_curve(records, quantity, target=target if quantity == "test_accuracy" else None, ax=ax)
+            ax.set_title(title)
+        axes[0, 0].legend(loc="upper right")
+    return figure
+
+
+def simulation_figure(run: oc.Trajectory, steady: oc.State | None, *, title: str = "") -> Figure:
+    """Principal neurons and modulators over time, with their fixed point dashed."""
+    with style():
+        figure, axes = new_figure(1, 2, (11, 4.4))
+        trajectory(run, part="y", steady=steady, ax=axes[0, 0])
+        axes[0, 0].set_title("Principal neurons")
+        trajectory(run, part="a", steady=steady, ax=axes[0, 1])
+        axes[0, 1].set_title("Modulators")
+        axes[0, 1].legend(title="Neuron", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def agreement_figure(table: Any) -> Figure:
+    """Largest relative differences of an agreement table (see ``organics_cli.agree``) on a logarithmic axis."""
+    from .style import GRID, LIBRARY_COLORS, MARKERS, MUTED
+
+    rows = table.quantities
+    with style():
+        figure, axes = new_figure(1, 1, (9.5, 1.6 + 0.3 * len(rows)))
+        ax = axes[0, 0]
+        floor = 1e-17
+        for k, column in enumerate(table.columns):
+            if column.reference:
+                continue
+            shown = [(row, max(cell.difference, floor)) for row, q in enumerate(rows) if (cell := table.cell(q, column.key))]
+            if not shown:
+                continue
+            single = column.dtype == "float32"
+            color = LIBRARY_COLORS.get(column.library, MUTED)
+            ax.plot(
+                [value for _, value in shown],
+                [row for row, _ in shown],
+                ls="",
+                marker=MARKERS[k % len(MARKERS)],
+                color=color,
+                mfc="white" if single else color,
+                mew=1.5,
+                ms=6.5,
+                label=f"{column.library} {column.dtype}",
+            )
+        for row, quantity in enumerate(rows):
+            ax.axhline(row, color=GRID, lw=0.8, zorder=0)
+            ax.plot([quantity.bound32] * 2, [row - 0.35, row + 0.35], color=MUTED, lw=1.2)
+        ax.axvline(1e-10, color=MUTED, lw=1.2, ls=(0, (4, 3)))
+        ax.text(1e-10, -0.75, "bound, float64 ", color=MUTED, ha="right", va="center", fontsize=9)
+        ax.set_xscale("log")
+        ax.set_xlim(floor / 2, 1e-2)
+        ax.set_ylim(len(rows) - 0.4, -1.2)
+        ax.set_yticks(range(len(rows)), [quantity.name for quantity in rows])
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.set_xlabel("Largest relative difference from numpy float64")
+        ax.set_title("Every array library computes the same circuit")
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

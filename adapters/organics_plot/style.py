@@ -1,0 +1,149 @@
+"""One look for every picture: palette, fonts and the few helpers that keep axes tidy.
+
+Colours are the colour-blind-safe set of Okabe and Ito, and for ordered
+quantities (contrast, say) one ramp from light to dark blue, whose lightness
+alone tells the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+INK = "#22303C"
+"""Text, axes."""
+MUTED = "#74808B"
+"""Secondary text, reference lines."""
+GRID = "#E4E8EC"
+SHADE = "#F1F4F7"
+"""Background regions: a stimulus, the stable half-plane."""
+
+COLORS = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "red": "#D55E00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+}
+CYCLE = tuple(COLORS.values())
+THEORY = COLORS["red"]
+"""What an equation predicts, everywhere."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+LIBRARY_COLORS = {
+    "numpy": INK,
+    "strict": MUTED,
+    "torch": COLORS["red"],
+    "jax": COLORS["blue"],
+    "cupy": COLORS["green"],
+}
+
+_RC: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 11,
+    "axes.labelpad": 5,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.9,
+    "ytick.major.width": 0.9,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "legend.title_fontsize": 10,
+    "legend.handlelength": 1.4,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 6,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "white",
+    "figure.dpi": 110,
+    "figure.titlesize": 14,
+    "figure.titleweight": "bold",
+    "savefig.dpi": 160,
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style, for the figures made inside the ``with`` block only."""
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def ramp() -> Colormap:
+    """The colour map for ordered quantities, light to dark."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("organics", ["#A9D3EC", "#56B4E9", "#0072B2", "#0A2F56"])
+
+
+def shades(count: int) -> list[tuple[float, ...]]:
+    """``count`` colours of the ramp, light to dark."""
+    colors = ramp()
+    return [tuple(colors(i / max(count - 1, 1))) for i in range(count)]
+
+
+def axes_or_current(ax: Axes | None) -> Axes:
+    """``ax``, or pyplot's current axes."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        return plt.gca()
+    return ax
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    """A figure with constrained layout that pyplot does not know, and its axes (rows, columns).
+
+    No window and no backend is involved, so that a program's own choice of one
+    stays as it is.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.05, hspace=0.06)  # type: ignore[union-attr]
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Save a figure in the style; return its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        figure.savefig(path)
+    return path
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage, 3 % or 12.5 %, with a no-break space."""
+    return f"{100 * value:.3g}\N{NO-BREAK SPACE}%"
