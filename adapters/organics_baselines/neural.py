@@ -1,0 +1,150 @@
+"""Neurodynamical models: circuits of excitatory and inhibitory populations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .base import Recurrent, normal, uniform
+
+
+def excitatory_count(hidden_size: int, excitatory: float) -> int:
+    """How many of the neurons are excitatory: the first ones; at least one of either kind, where there are two."""
+    if not 0 < excitatory < 1:
+        raise ValueError(f"excitatory must be between 0 and 1, got {excitatory!r}")
+    return min(max(round(excitatory * hidden_size), 1), max(hidden_size - 1, 1))
+
+
+class SSN(Recurrent):
+    """The stabilized supralinear network: tau r' = -r + k max(W r + h, 0)^n, with h = W_in x + c.
+
+    Parameters
+    ----------
+    excitatory : float
+        Share of excitatory neurons, 0.8 or 0.5.
+    power, gain : float
+        n and k; any other k is the same network with r in another unit.
+    rate : float
+        dt/tau of excitatory neurons; that of inhibitory ones is twice as large.
+    strength : float
+        Sum of the incoming weights of either kind at the start.
+    substeps : int
+        Euler steps for every step of the input; a static input wants many.
+
+    Notes
+    -----
+    Ahmadian, Rubin & Miller, Neural Computation 25 (2013), equation 1; Rubin,
+    Van Hooser & Miller, Neuron 85 (2015), the E/I network with faster
+    inhibition. Dale's law holds by W_ij = +-|V_ij|. Explicit Euler.
+    """
+
+    signs: Tensor
+    rates: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        classes: int,
+        *,
+        excitatory: float = 0.8,
+        power: float = 2.0,
+        gain: float = 1.0,
+        rate: float = 0.1,
+        strength: float = 0.5,
+        substeps: int = 1,
+        every_step: bool = False,
+    ) -> None:
+        super().__init__(hidden_size, classes, every_step=every_step, substeps=substeps)
+        count = excitatory_count(hidden_size, excitatory)
+        self.power, self.gain = power, gain
+        sign = torch.ones(hidden_size)
+        sign[count:] = -1.0
+        kind = torch.where(sign > 0, float(count), float(max(hidden_size - count, 1)))
+        self.v = nn.Parameter(torch.rand(hidden_size, hidden_size) * 2 * strength / kind)
+        self.input = nn.Linear(input_size, hidden_size)
+        self.register_buffer("signs", sign)
+        self.register_buffer("rates", torch.where(sign > 0, rate, 2 * rate))
+
+    def drive(self, x: Tensor) -> Tensor:
+        return self.input(x)
+
+    def constants(self) -> Tensor:
+        return (self.v.abs() * self.signs).T
+
+    def start(self, like: Tensor) -> Tensor:
+        return torch.zeros_like(like)
+
+    def advance(self, drive: Tensor, state: Tensor, constants: Tensor) -> Tensor:
+        target = self.gain * torch.relu(state @ constants + drive) ** self.power
+        return state + self.rates * (target - state)
+
+
+class WilsonCowan(Recurrent):
+    """Wilson-Cowan populations: tau r' = -r + (1 - r) S(W r + P), with P = W_in x + c.
+
+    Parameters
+    ----------
+    excitatory : float
+        Share of excitatory populations.
+    rate : float
+        dt/tau of all populations.
+    strength : float
+        Sum of the incoming weights of either kind at the start.
+    substeps : int
+        Euler steps for every step of the input.
+
+    Notes
+    -----
+    Wilson & Cowan, Biophysical Journal 12 (1972), equations 11 and 12 with
+    refractory period 1, and the response function of equation 15,
+    S(x) = 1 / (1 + exp(-a (x - theta))) - 1 / (1 + exp(a theta)), with the
+    constants of their figure 4: a = 1.2, theta = 2.8 for excitatory and a = 1,
+    theta = 4 for inhibitory populations. Dale's law holds by W_ij = +-|V_ij|.
+    Explicit Euler.
+    """
+
+    signs: Tensor
+    slope: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        classes: int,
+        *,
+        excitatory: float = 0.8,
+        rate: float = 0.1,
+        strength: float = 10.0,
+        substeps: int = 1,
+        every_step: bool = False,
+    ) -> None:
+        super().__init__(hidden_size, classes, every_step=every_step, substeps=substeps)
+        count = excitatory_count(hidden_size, excitatory)
+        self.rate = rate
+        sign = torch.ones(hidden_size)
+        sign[count:] = -1.0
+        kind = torch.where(sign > 0, float(count), float(max(hidden_size - count, 1)))
+        self.v = nn.Parameter(torch.rand(hidden_size, hidden_size) * 2 * strength / kind)
+        self.w_in = normal(1 / math.sqrt(input_size), hidden_size, input_size)
+        self.c = uniform(0.0, 4.0, hidden_size)
+        self.register_buffer("signs", sign)
+        self.register_buffer("slope", torch.where(sign > 0, 1.2, 1.0))
+        self.register_buffer("threshold", torch.where(sign > 0, 2.8, 4.0))
+
+    def drive(self, x: Tensor) -> Tensor:
+        return x @ self.w_in.T + self.c
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        return (self.v.abs() * self.signs).T, torch.sigmoid(-self.slope * self.threshold)
+
+    def start(self, like: Tensor) -> Tensor:
+        return torch.zeros_like(like)
+
+    def advance(self, drive: Tensor, state: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
+        weights, floor = constants
+        response = torch.sigmoid(self.slope * (state @ weights + drive - self.threshold)) - floor
+        return state + self.rate * ((1 - state) * response - state)

@@ -1,0 +1,167 @@
+"""The models by name, and equal numbers of parameters."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from organics_core import _checks
+
+
+class Entry(NamedTuple):
+    """One model of the registry.
+
+    Attributes
+    ----------
+    title : str
+        As tables print it.
+    source : str
+        Paper.
+    place : str
+        ``"module:name"`` of what makes the model; imported when it is asked for.
+    static : bool
+        Whether it sees all steps at once (and takes ``steps``).
+    options : dict
+        Fixed options.
+    """
+
+    title: str
+    source: str
+    place: str
+    static: bool = False
+    options: dict[str, Any] = {}  # noqa: RUF012 - never written to
+
+    def load(self) -> Callable[..., nn.Module]:
+        """What makes the model, imported now."""
+        module, name = self.place.split(":")
+        return getattr(importlib.import_module(module, __package__), name)
+
+
+MODELS: dict[str, Entry] = {
+    "organics": Entry("ORGaNICs", "Rawat et al. 2024", ".product:organics"),
+    "organics-static": Entry("ORGaNICs, static", "Rawat et al. 2024", ".product:StaticClassifier", static=True),
+    "ssn": Entry("SSN (80:20)", "Ahmadian et al. 2013", ".neural:SSN", options={"excitatory": 0.8}),
+    "ssn5050": Entry("SSN (50:50)", "Ahmadian et al. 2013", ".neural:SSN", options={"excitatory": 0.5}),
+    "wilsoncowan": Entry("Wilson-Cowan", "Wilson & Cowan 1972", ".neural:WilsonCowan"),
+    "lstm": Entry("LSTM", "Hochreiter & Schmidhuber 1997", ".machine:lstm"),
+    "gru": Entry("GRU", "Cho et al. 2014", ".machine:gru"),
+    "antisymmetric": Entry("AntisymmetricRNN", "Chang et al. 2019", ".machine:AntisymmetricRNN"),
+    "cornn": Entry("coRNN", "Rusch & Mishra 2021", ".machine:CoRNN"),
+    "unicornn": Entry("UnICORNN", "Rusch & Mishra 2021", ".machine:UnICORNN"),
+    "lipschitz": Entry("Lipschitz RNN", "Erichson et al. 2021", ".machine:LipschitzRNN"),
+    "irnn": Entry("IRNN", "Le et al. 2015", ".machine:IRNN"),
+    "urnn": Entry("Unitary RNN", "Arjovsky et al. 2015", ".machine:UnitaryRNN"),
+    "mlp": Entry("MLP", "Goodfellow et al. 2016", ".static:MLP", static=True),
+    "deq": Entry("DEQ-style fixed point", "Bai et al. 2019", ".static:FixedPoint", static=True),
+}
+
+
+def make_model(
+    name: str,
+    input_size: int,
+    hidden_size: int,
+    classes: int,
+    *,
+    steps: int = 1,
+    every_step: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """A model of the table.
+
+    Parameters
+    ----------
+    name : str
+        One of ``MODELS``.
+    input_size, hidden_size, classes : int
+        k, n and the outputs of the readout.
+    steps : int
+        T; only the models that see all steps at once need it.
+    every_step : bool
+        Outputs (N, T, classes) instead of (N, classes).
+    options
+        Of the model; its docstring names them.
+
+    Returns
+    -------
+    torch.nn.Module
+        Maps (N, T, k) to logits (N, classes).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
+    _checks.one_of("model", name, MODELS)
+    entry = MODELS[name]
+    sizes = [
+        _checks.positive_integer(label, value)
+        for label, value in (("input_size", input_size), ("hidden_size", hidden_size), ("classes", classes))
+    ]
+    own: dict[str, Any] = {**entry.options, **options}
+    if entry.static:
+        if every_step:
+            raise ValueError(f"{name} sees all steps at once and has no output at every step")
+        own["steps"] = _checks.positive_integer("steps", steps)
+    else:
+        own["every_step"] = bool(every_step)
+    make = entry.load()
+    try:
+        return make(*sizes, **own)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        unknown = str(error).rsplit("argument ", 1)[-1].split(".")[0]
+        raise TypeError(f"{name} has no option {unknown}") from None
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def hidden_size_for(
+    name: str, input_size: int, classes: int, parameters: int, *, steps: int = 1, **options: Any
+) -> int:
+    """The hidden size that brings a model closest to a number of parameters.
+
+    Parameters
+    ----------
+    name : str
+    input_size, classes, parameters : int
+        k, the outputs, and the number of parameters wanted.
+    steps, options
+        As for :func:`make_model`.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        Where even one hidden unit has more than twice as many.
+    """
+    parameters = _checks.positive_integer("parameters", parameters)
+    with torch.random.fork_rng(devices=[]):
+
+        def count(hidden: int) -> int:
+            return count_parameters(make_model(name, input_size, hidden, classes, steps=steps, **options))
+
+        low = count(1)
+        if low > 2 * parameters:
+            raise ValueError(f"{name} has {low} parameters with one hidden unit, more than the {parameters} asked for")
+        high = 2
+        while count(high) < parameters:
+            high *= 2
+        least, most = high // 2, high
+        while most - least > 1:
+            middle = (least + most) // 2
+            if count(middle) < parameters:
+                least = middle
+            else:
+                most = middle
+        return min((least, most), key=lambda hidden: abs(count(hidden) - parameters))

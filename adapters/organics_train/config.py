@@ -1,0 +1,123 @@
+"""What a training run is made of; everything that determines its numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from organics_core import _checks
+
+from .datasets import TASKS, Dataset, load_dataset
+
+FRAMEWORKS = ("torch", "jax")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run.
+
+    Attributes
+    ----------
+    task : str
+        One of ``TASKS``.
+    model : str
+        A name of ``organics_baselines.MODELS``; jax has ``"organics"`` only.
+        ORGaNICs on the static task ``"mnist"`` is ``"organics-static"``.
+    framework : {"torch", "jax"}
+    hidden : int, optional
+        Hidden units; by default 64, or what ``parameters`` asks for.
+    parameters : int, optional
+        Choose the hidden size that comes closest to so many parameters.
+    epochs, batch_size : int
+    learning_rate, weight_decay : float
+        Of Adam, weight decay added to the gradient. The gradient is never
+        clipped.
+    lr_step, lr_gamma : int, float
+        Every ``lr_step`` epochs the learning rate is multiplied by ``lr_gamma``.
+    seed : int
+        Of the initialization and of the order of the batches.
+    downsample, limit, length, samples
+        Of the data; see :func:`organics_train.load_dataset`.
+    options : dict
+        Of the model.
+    device : str
+        Of torch: ``"cpu"``, ``"cuda"``. jax takes its default device.
+    """
+
+    task: str = "digits"
+    model: str = "organics"
+    framework: str = "torch"
+    hidden: int | None = None
+    parameters: int | None = None
+    epochs: int = 10
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    weight_decay: float = 1e-5
+    lr_step: int = 30
+    lr_gamma: float = 0.8
+    seed: int = 0
+    downsample: int = 1
+    limit: int | None = None
+    length: int = 100
+    samples: int = 20_000
+    options: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        _checks.one_of("task", self.task, TASKS)
+        _checks.one_of("framework", self.framework, FRAMEWORKS)
+        for name in ("epochs", "batch_size", "lr_step", "downsample", "length", "samples"):
+            _checks.positive_integer(name, getattr(self, name))
+        for name in ("hidden", "parameters", "limit"):
+            if getattr(self, name) is not None:
+                _checks.positive_integer(name, getattr(self, name))
+        if self.hidden is not None and self.parameters is not None:
+            raise ValueError("give hidden or parameters, not both")
+        for name in ("learning_rate", "lr_gamma"):
+            _checks.positive_number(name, getattr(self, name))
+        if not (_checks.is_number(self.weight_decay) and 0 <= self.weight_decay < math.inf):
+            raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {self.seed!r}")
+        if self.framework == "jax" and self.model != "organics":
+            raise ValueError(f"the model {self.model!r} exists in torch only: choose the framework torch")
+
+    @property
+    def resolved_model(self) -> str:
+        """The name in the registry: the static classifier for ORGaNICs on a static task."""
+        return "organics-static" if self.model == "organics" and self.task == "mnist" else self.model
+
+    def data(self) -> Dataset:
+        """The data of the run."""
+        return load_dataset(
+            self.task, downsample=self.downsample, limit=self.limit, length=self.length, samples=self.samples
+        )
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 1."""
+        return self.learning_rate * self.lr_gamma ** ((epoch - 1) // self.lr_step)
+
+    def asdict(self) -> dict[str, Any]:
+        """All fields, as JSON holds them."""
+        return asdict(self)
+
+    def model_options(self, steps: int) -> dict[str, Any]:
+        """The model's options: those given, and for ORGaNICs rates that fit the length of the sequences.
+
+        The paper's largest rates, (dt/tau)_max = 0.05, 0.01 and 0.1 for y, a
+        and b, suit several hundreds of steps. Shorter sequences get larger
+        ones, so that the slowest rate still covers about four time constants.
+        """
+        options = dict(self.options)
+        if self.resolved_model == "organics" and "max_rates" not in options:
+            options["max_rates"] = default_max_rates(steps)
+        if "max_rates" in options:
+            options["max_rates"] = tuple(options["max_rates"])
+        return options
+
+
+def default_max_rates(steps: int) -> tuple[float, float, float]:
+    """(dt/tau)_max of y, a, b for sequences of so many steps; the paper's from 400 steps on."""
+    scale = max(1.0, 400 / steps)
+    return min(0.05 * scale, 0.5), min(0.01 * scale, 0.2), min(0.1 * scale, 0.5)

@@ -1,0 +1,397 @@
+"""The data of the training tasks, as numpy arrays; no framework here.
+
+MNIST is looked for in ``$ORGANICS_DATA`` (the folder itself, or its subfolder
+``mnist``), then in the user's cache folder, and else downloaded there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import struct
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from organics_core import _checks
+
+Array = np.ndarray[Any, Any]
+
+TASKS = ("digits", "mnist", "smnist", "psmnist", "rowmnist", "adding", "copy")
+MNIST_SPLIT = (57_000, 3_000, 10_000)
+DIGITS_SPLIT = (1_257, 180, 360)
+PERMUTATION_SEED = 0
+
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+
+# sha256 of the files' content after decompression: the same whatever program compressed them
+CHECKSUMS = {
+    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+class Dataset(NamedTuple):
+    """One task: inputs (N, T, k) in float32 and targets, in three parts.
+
+    Attributes
+    ----------
+    name : str
+    x_train, x_validation, x_test : float32 arrays (N, T, k)
+    y_train, y_validation, y_test : arrays
+        Integer classes (N,) for ``kind="classes"``, integer classes of every
+        step (N, T) for ``"steps"``, float32 numbers (N,) for ``"number"``.
+    kind : {"classes", "steps", "number"}
+    outputs : int
+        What the readout has: the number of classes, or 1.
+    scored_steps : int
+        For ``"steps"``: accuracy is counted over the last so many steps.
+    """
+
+    name: str
+    x_train: Array
+    y_train: Array
+    x_validation: Array
+    y_validation: Array
+    x_test: Array
+    y_test: Array
+    kind: str
+    outputs: int
+    scored_steps: int = 0
+
+    @property
+    def steps(self) -> int:
+        """T, the number of steps of every sequence."""
+        return int(self.x_train.shape[1])
+
+    @property
+    def input_size(self) -> int:
+        """k, the number of inputs at every step."""
+        return int(self.x_train.shape[2])
+
+
+def load_dataset(
+    task: str,
+    *,
+    downsample: int = 1,
+    limit: int | None = None,
+    length: int = 100,
+    samples: int = 20_000,
+    data_seed: int = 0,
+) -> Dataset:
+    """The data of one task.
+
+    Parameters
+    ----------
+    task : str
+        ``"digits"``, scikit-learn's 8 x 8 digits, one row per step;
+        ``"mnist"``, the whole image in one step; ``"rowmnist"``, one row per
+        step; ``"smnist"``, one pixel per step; ``"psmnist"``, the pixels in a
+        fixed random order; ``"adding"`` and ``"copy"``, made here.
+    downsample : int
+        Average MNIST over blocks of so many pixels a side: 2 gives 14 x 14.
+    limit : int, optional
+        Keep the first so many training examples.
+    length : int
+        T of the adding problem, delay of the copying problem.
+    samples : int
+        Training examples of the adding and copying problems.
+    data_seed : int
+        Of the adding and copying problems.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    ValueError
+        For an unknown task, a wrong option, or a corrupt file, which is named.
+    FileNotFoundError
+        Where MNIST is neither on this machine nor to be downloaded.
+    ImportError
+        For ``"digits"`` without scikit-learn.
+    """
+    _checks.one_of("task", task, TASKS)
+    downsample = _checks.positive_integer("downsample", downsample)
+    if downsample > 1 and task not in ("mnist", "smnist", "psmnist", "rowmnist"):
+        raise ValueError(f"downsample is for the MNIST tasks, not for {task!r}")
+    if task == "digits":
+        data = _digits()
+    elif task == "adding":
+        data = _synthetic(task, adding_problem, length, samples, data_seed)
+    elif task == "copy":
+        data = _synthetic(task, copy_problem, length, samples, data_seed)
+    else:
+        data = _mnist(task, downsample)
+    if limit is not None:
+        limit = _checks.positive_integer("limit", limit)
+        data = data._replace(x_train=data.x_train[:limit], y_train=data.y_train[:limit])
+    return data
+
+
+def adding_problem(seed: int | np.random.Generator, samples: int, length: int) -> tuple[Array, Array]:
+    """The adding problem: the sum of the two numbers that are marked.
+
+    Parameters
+    ----------
+    seed : int or numpy.random.Generator
+    samples, length : int
+        Number of sequences and of their steps, at least 2.
+
+    Returns
+    -------
+    x : float32 array (samples, length, 2)
+        Numbers uniform(0, 1), and marks: one in either half.
+    y : float32 array (samples,)
+
+    Notes
+    -----
+    Hochreiter & Schmidhuber (1997), section 5.4, in the form of Arjovsky, Shah
+    & Bengio (2016), section 4.2. Answering 1 always has the mean squared error
+    1/6.
+    """
+    samples, length = _checks.positive_integer("samples", samples), _checks.positive_integer("length", length)
+    if length < 2:
+        raise ValueError(f"length must be at least 2 for the adding problem, got {length}")
+    rng = np.random.default_rng(seed)
+    numbers = rng.random((samples, length), dtype=np.float32)
+    marks = np.zeros((samples, length), dtype=np.float32)
+    rows = np.arange(samples)
+    marks[rows, rng.integers(0, length // 2, samples)] = 1.0
+    marks[rows, rng.integers(length // 2, length, samples)] = 1.0
+    return np.stack([numbers, marks], axis=-1), (numbers * marks).sum(axis=1)
+
+
+def copy_problem(seed: int | np.random.Generator, samples: int, length: int, symbols: int = 10) -> tuple[Array, Array]:
+    """The copying problem: ten symbols, to be said again after a delay.
+
+    Parameters
+    ----------
+    seed : int or numpy.random.Generator
+    samples : int
+    length : int
+        The delay, in steps.
+    symbols : int
+        How many are to be remembered.
+
+    Returns
+    -------
+    x : float32 array (samples, length + 2 symbols, 10)
+        One-hot: blank 0, symbols 1 to 8, and the sign 9 to begin.
+    y : int64 array (samples, length + 2 symbols)
+
+    Notes
+    -----
+    Arjovsky, Shah & Bengio (2016), section 4.1. Answering without memory has
+    the cross entropy symbols log 8 / (length + 2 symbols).
+    """
+    samples, length = _checks.positive_integer("samples", samples), _checks.positive_integer("length", length)
+    symbols = _checks.positive_integer("symbols", symbols)
+    rng = np.random.default_rng(seed)
+    message = rng.integers(1, 9, (samples, symbols))
+    total = length + 2 * symbols
+    shown = np.zeros((samples, total), dtype=np.int64)
+    shown[:, :symbols] = message
+    shown[:, symbols + length - 1] = 9
+    y = np.zeros((samples, total), dtype=np.int64)
+    y[:, -symbols:] = message
+    return np.eye(10, dtype=np.float32)[shown], y
+
+
+def _synthetic(
+    task: str,
+    make: Callable[[np.random.Generator, int, int], tuple[Array, Array]],
+    length: int,
+    samples: int,
+    seed: int,
+) -> Dataset:
+    rng = np.random.default_rng(seed)
+    parts = [part for count in (samples, 1_000, 1_000) for part in make(rng, count, length)]
+    if task == "adding":
+        return Dataset(task, *parts, kind="number", outputs=1)
+    return Dataset(task, *parts, kind="steps", outputs=10, scored_steps=10)
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError('the task digits needs scikit-learn: pip install "organics-core[cli]"') from None
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x = (x[order] / 16.0).astype(np.float32).reshape(-1, 8, 8)
+    return _split("digits", x, y[order].astype(np.int64), DIGITS_SPLIT)
+
+
+def _mnist(task: str, downsample: int) -> Dataset:
+    folder = mnist_folder()
+    names = list(CHECKSUMS)
+    images = np.concatenate([read_idx(folder / names[0], axes=3), read_idx(folder / names[2], axes=3)])
+    labels = np.concatenate([read_idx(folder / names[1], axes=1), read_idx(folder / names[3], axes=1)])
+    if len(images) != len(labels) or len(images) < sum(MNIST_SPLIT):
+        raise ValueError(f"{folder} holds {len(images)} MNIST images and {len(labels)} labels, expected 70000 of both")
+    x = images.astype(np.float32) / np.float32(255.0)
+    count, height, width = x.shape
+    if height % downsample or width % downsample:
+        raise ValueError(f"downsample must divide the {height} x {width} pixels of the images, got {downsample}")
+    if downsample > 1:
+        x = x.reshape(count, height // downsample, downsample, width // downsample, downsample).mean(axis=(2, 4))
+    if task == "mnist":
+        x = x.reshape(count, 1, -1)
+    elif task != "rowmnist":
+        x = x.reshape(count, -1, 1)
+    if task == "psmnist":
+        x = x[:, np.random.default_rng(PERMUTATION_SEED).permutation(x.shape[1])]
+    return _split(task, np.ascontiguousarray(x), labels.astype(np.int64), MNIST_SPLIT)
+
+
+def _split(name: str, x: Array, y: Array, sizes: tuple[int, int, int]) -> Dataset:
+    parts: list[Array] = []
+    start = 0
+    for size in sizes:
+        parts += [x[start : start + size], y[start : start + size]]
+        start += size
+    return Dataset(name, *parts, kind="classes", outputs=10)
+
+
+def read_idx(path: Path | str, axes: int | None = None) -> Array:
+    """An array of bytes from a gzipped idx file.
+
+    Parameters
+    ----------
+    path : path
+    axes : int, optional
+        The number of axes expected: 3 for images, 1 for labels.
+
+    Returns
+    -------
+    uint8 array
+
+    Raises
+    ------
+    ValueError
+        Naming the file, where it is no whole idx file of unsigned bytes.
+    OSError
+        Where it cannot be read.
+    """
+    path = Path(path)
+    try:
+        with gzip.open(path, "rb") as stream:
+            raw = stream.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is corrupt: {str(error).rstrip('.')}") from None
+    return _parse_idx(raw, str(path), axes)
+
+
+def _parse_idx(raw: bytes, name: str, axes: int | None) -> Array:
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or raw[3] == 0:
+        raise ValueError(
+            f"{name} is corrupt: it starts with {raw[:4].hex(' ') or 'nothing'}, no idx file of bytes does"
+        )
+    rank = raw[3]
+    if axes is not None and rank != axes:
+        raise ValueError(f"{name} is corrupt: it holds an array of {rank} axes, expected {axes}")
+    offset = 4 + 4 * rank
+    if len(raw) < offset:
+        raise ValueError(f"{name} is corrupt: its header is cut short")
+    shape = struct.unpack(f">{rank}I", raw[4:offset])
+    size = int(np.prod(shape, dtype=object))
+    if len(raw) - offset != size:
+        raise ValueError(f"{name} is corrupt: it holds {len(raw) - offset} bytes, its header says {size}")
+    return np.frombuffer(raw, dtype=np.uint8, offset=offset).reshape(shape)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: the user's cache folder, by the platform's custom."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        base = Path(os.environ["XDG_CACHE_HOME"])
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path.home() / ".cache"
+    return base / "organics"
+
+
+def mnist_folder(*, download: bool = True) -> Path:
+    """The folder with the four files of MNIST.
+
+    Parameters
+    ----------
+    download : bool
+        Whether to download them to the cache folder where they are not found.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there are none, and none to be had.
+    """
+    cache = cache_folder() / "mnist"
+    given = os.environ.get("ORGANICS_DATA")
+    places = [Path(given), Path(given) / "mnist", cache] if given else [cache]
+    for place in places:
+        if all((place / name).is_file() for name in CHECKSUMS):
+            return place
+    looked = " nor in ".join(str(place) for place in places)
+    hint = "set ORGANICS_DATA to a folder with its four idx .gz files"
+    if not download:
+        raise FileNotFoundError(f"MNIST is not in {looked}; {hint}")
+    try:
+        for name in CHECKSUMS:
+            _download(name, cache)
+    except OSError as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise FileNotFoundError(
+            f"MNIST is not in {looked} and cannot be downloaded ({reason.rstrip('.')}); {hint}"
+        ) from None
+    return cache
+
+
+def _download(name: str, folder: Path) -> None:
+    """One file of MNIST to ``folder``, from the first mirror that has it whole; in place only when checked."""
+    target = folder / name
+    if target.is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    problem: OSError | None = None
+    for mirror in MIRRORS:
+        try:
+            with urllib.request.urlopen(mirror + name, timeout=30) as response:
+                raw = response.read()
+            digest = hashlib.sha256(gzip.decompress(raw)).hexdigest()
+        except (OSError, EOFError, zlib.error) as error:
+            problem = error if isinstance(error, OSError) else OSError(f"{mirror}{name} came cut short")
+            continue
+        if digest != CHECKSUMS[name]:
+            problem = OSError(f"{mirror}{name} has the sha256 {digest}, expected {CHECKSUMS[name]}")
+            continue
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(raw)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return
+    assert problem is not None
+    raise problem

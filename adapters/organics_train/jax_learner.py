@@ -1,0 +1,150 @@
+"""The driver's protocol in jax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import organics_jax
+
+from .checkpoint import Arrays
+from .config import Config
+from .datasets import Dataset
+from .loop import ADDING_TOLERANCE
+
+DEFAULT_HIDDEN = 64
+
+
+class EveryStep(eqx.Module):
+    """ORGaNICs and a linear readout of y at every step."""
+
+    rnn: organics_jax.ORGaNICs
+    readout: eqx.nn.Linear
+
+    def __init__(self, input_size: int, hidden: int, outputs: int, *, key: Any, **options: Any) -> None:
+        first, second = jax.random.split(key)
+        self.rnn = organics_jax.ORGaNICs(input_size, hidden, key=first, batch_first=True, **options)
+        self.readout = eqx.nn.Linear(hidden, outputs, key=second)
+
+    def __call__(self, x: Any) -> Any:
+        y, _ = self.rnn(x)
+        return y @ self.readout.weight.T + self.readout.bias
+
+
+class JaxLearner:
+    """An Equinox model, Adam of optax, and the data on the host."""
+
+    def __init__(self, config: Config, data: Dataset) -> None:
+        kind = EveryStep if data.kind == "steps" else organics_jax.ORGaNICsClassifier
+        options = config.model_options(data.steps)
+
+        def build(hidden: int) -> Any:
+            return kind(data.input_size, hidden, data.outputs, key=jax.random.key(config.seed), **options)
+
+        self.hidden = config.hidden or DEFAULT_HIDDEN
+        if config.parameters is not None:
+            self.hidden = _closest(lambda hidden: _count(build(hidden)), config.parameters)
+        self.model = build(self.hidden)
+        self.parameter_count = _count(self.model)
+        self.data, self.kind, self.scored = data, data.kind, data.scored_steps
+        mask = organics_jax.trainable(self.model)
+        transform = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.scale_by_adam())
+        self.optimizer = transform.init(eqx.filter(self.model, mask))
+
+        @eqx.filter_jit
+        def step(model: Any, optimizer: Any, x: Any, y: Any, rate: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+            params, fixed = eqx.partition(model, mask)
+
+            def loss_of(params: Any) -> tuple[Any, Any]:
+                return self.loss(eqx.combine(params, fixed)(x), y)
+
+            (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+            updates, optimizer = transform.update(gradient, optimizer, params)
+            params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
+            return eqx.combine(params, fixed), optimizer, (loss, accuracy, optax.global_norm(gradient))
+
+        self._step = step
+        self._measure = eqx.filter_jit(lambda model, x, y: self.loss(model(x), y))
+
+    def loss(self, outputs: Any, y: Any) -> tuple[Any, Any]:
+        """Loss and accuracy, means over the examples."""
+        if self.kind == "number":
+            error = outputs[:, 0] - y
+            return jnp.mean(error**2), jnp.mean(jnp.abs(error) < ADDING_TOLERANCE)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), y[..., None], axis=-1)
+        right = jnp.argmax(outputs, axis=-1) == y
+        return -jnp.mean(chosen), jnp.mean(right[:, -self.scored :] if self.kind == "steps" else right)
+
+    def _batch(self, part: str, index: Any) -> tuple[Any, Any]:
+        x, y = getattr(self.data, f"x_{part}")[index], getattr(self.data, f"y_{part}")[index]
+        return jnp.asarray(x), jnp.asarray(y if y.dtype.kind == "f" else y.astype(np.int32))
+
+    def step(self, index: np.ndarray[Any, Any], learning_rate: float) -> tuple[float, float, float]:
+        x, y = self._batch("train", index)
+        self.model, self.optimizer, numbers = self._step(self.model, self.optimizer, x, y, np.float32(learning_rate))
+        loss, accuracy, norm = (float(number) for number in numbers)
+        return loss, accuracy, norm
+
+    def evaluate(self, part: str, batch_size: int) -> tuple[float, float]:
+        count = len(getattr(self.data, f"x_{part}"))
+        sums = [0.0, 0.0]
+        for begin in range(0, count, batch_size):
+            size = min(batch_size, count - begin)
+            numbers = self._measure(self.model, *self._batch(part, np.arange(begin, begin + size)))
+            for place, mean in enumerate(numbers):
+                sums[place] += float(mean) * size
+        return sums[0] / count, sums[1] / count
+
+    def parameters(self) -> Arrays:
+        return _named(self.model)
+
+    def state(self) -> Arrays:
+        model = {f"model{name}": value for name, value in _named(self.model).items()}
+        return {**model, **{f"optimizer{name}": value for name, value in _named(self.optimizer).items()}}
+
+    def load_state(self, arrays: Arrays) -> None:
+        self.model = _restored(self.model, "model", arrays)
+        self.optimizer = _restored(self.optimizer, "optimizer", arrays)
+
+
+def _named(tree: Any) -> Arrays:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _restored(tree: Any, prefix: str, arrays: Arrays) -> Any:
+    """``tree`` with its arrays replaced by those of a checkpoint."""
+    dynamic, static = eqx.partition(tree, eqx.is_array)
+    put = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(arrays[prefix + jax.tree_util.keystr(path)], dtype=leaf.dtype), dynamic
+    )
+    return eqx.combine(put, static)
+
+
+def _count(model: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, organics_jax.trainable(model))))
+
+
+def _closest(count: Any, parameters: int) -> int:
+    """The hidden size whose ``count`` is nearest to ``parameters``."""
+    high = 2
+    while count(high) < parameters:
+        high *= 2
+    least, most = high // 2, high
+    while most - least > 1:
+        middle = (least + most) // 2
+        if count(middle) < parameters:
+            least = middle
+        else:
+            most = middle
+    return min((least, most), key=lambda hidden: abs(count(hidden) - parameters))
+
+
+def make(config: Config, data: Dataset) -> JaxLearner:
+    """The learner of a run."""
+    return JaxLearner(config, data)

@@ -1,0 +1,315 @@
+"""The training driver, written once over a small protocol that torch and jax fulfil.
+
+What a run does is a function of its :class:`Config` alone: the order of the
+batches comes from (seed, epoch), and a checkpoint holds parameters, optimizer
+moments, random numbers and the position within the epoch. A run that is killed
+and resumed goes through the same numbers, bit by bit, on the same machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from organics_core import _checks
+from organics_core.training import batch_indices
+
+from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
+from .config import FRAMEWORKS, Config
+from .datasets import Dataset
+
+CHECKPOINT = "checkpoint.safetensors"
+MODEL = "model.safetensors"
+RESULTS = "results.json"
+CURVE = "curve.png"
+ADDING_TOLERANCE = 0.04
+
+__all__ = ["FRAMEWORKS", "Learner", "Progress", "train"]
+
+
+class Learner(Protocol):
+    """A model, its optimizer and its data in one framework.
+
+    Attributes
+    ----------
+    parameter_count, hidden : int
+    """
+
+    parameter_count: int
+    hidden: int
+
+    def step(self, index: np.ndarray[Any, Any], learning_rate: float) -> tuple[float, float, float]:
+        """One optimizer step on these training examples; returns loss, accuracy and gradient norm."""
+
+    def evaluate(self, part: str, batch_size: int) -> tuple[float, float]:
+        """Mean loss and accuracy on ``"validation"`` or ``"test"``."""
+
+    def parameters(self) -> Arrays:
+        """Parameters by name."""
+
+    def state(self) -> Arrays:
+        """All that training changes, by name."""
+
+    def load_state(self, arrays: Arrays) -> None:
+        """Put :meth:`state` back."""
+
+
+class Progress(NamedTuple):
+    """What the driver reports after every step."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    gradient_norm: float
+    steps_per_second: float
+    validation_accuracy: float
+
+
+class _Epoch:
+    """Sums over the steps of an epoch; part of the checkpoint."""
+
+    def __init__(self, values: dict[str, float] | None = None) -> None:
+        self.values = values or {"loss": 0.0, "accuracy": 0.0, "norm": 0.0, "norm_max": 0.0, "seconds": 0.0}
+
+    def add(self, loss: float, accuracy: float, norm: float, seconds: float) -> None:
+        v = self.values
+        v["loss"] += loss
+        v["accuracy"] += accuracy
+        v["norm"] += norm
+        v["norm_max"] = max(v["norm_max"], norm)
+        v["seconds"] += seconds
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    checkpoint_every: int = 100,
+    on_step: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    command: str | None = None,
+    data: Dataset | None = None,
+) -> dict[str, Any]:
+    """Train a model, and leave checkpoint, parameters, results and curve in a folder.
+
+    Parameters
+    ----------
+    config : Config
+    out : path
+        The folder; made where there is none.
+    resume : bool
+        Go on from the checkpoint in ``out``; where there is none, begin.
+    checkpoint_every : int
+        Steps between two checkpoints; there is one after every epoch anyway.
+    on_step, on_epoch : callable, optional
+        Called with :class:`Progress`, and with the record of an epoch.
+    command : str, optional
+        The exact command, for the record.
+    data : Dataset, optional
+        Instead of the data of ``config``.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds.
+
+    Raises
+    ------
+    FileExistsError
+        For a folder with a run in it, without ``resume``.
+    ValueError
+        For a checkpoint of another run.
+    FloatingPointError
+        At the first loss or gradient that is not finite, naming epoch and step.
+    KeyboardInterrupt
+        After Ctrl-C, or a polite request to end, once a checkpoint is written.
+    """
+    checkpoint_every = _checks.positive_integer("checkpoint_every", checkpoint_every)
+    folder = Path(out)
+    path = folder / CHECKPOINT
+    restored: tuple[Arrays, dict[str, Any]] | None = None
+    if path.exists():
+        if not resume:
+            raise FileExistsError(f"{path} exists already: resume that run, or choose another folder")
+        restored = load_checkpoint(path)
+        _same_run(path, restored[1]["config"], config)
+    data = config.data() if data is None else data
+    learner = make_learner(config, data)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    epoch, done, records, current = 1, 0, [], _Epoch()
+    if restored is not None:
+        arrays, record = restored
+        learner.load_state(arrays)
+        epoch, done, records, current = record["epoch"], record["step"], record["epochs"], _Epoch(record["current"])
+
+    count = len(data.x_train)
+    steps = count // min(config.batch_size, count)
+
+    def save() -> None:
+        record = {"config": config.asdict(), "epoch": epoch, "step": done, "epochs": records}
+        save_checkpoint(path, learner.state(), {**record, "current": current.values})
+
+    with _interruptible() as stop:
+        while epoch <= config.epochs:
+            rate = config.rate(epoch)
+            for index in islice(batch_indices(config.seed, epoch, count, config.batch_size), done, None):
+                began = time.perf_counter()
+                loss, accuracy, norm = learner.step(index, rate)
+                _finite(loss, norm, epoch, done + 1)
+                done += 1
+                seconds = time.perf_counter() - began
+                current.add(loss, accuracy, norm, seconds)
+                if on_step is not None:
+                    last = records[-1]["validation_accuracy"] if records else math.nan
+                    speed = done / current.values["seconds"]
+                    on_step(Progress(epoch, done, steps, loss, accuracy, norm, speed, last))
+                if stop():
+                    save()
+                    raise KeyboardInterrupt
+                if done % checkpoint_every == 0 and done < steps:
+                    save()
+            validation_loss, validation_accuracy = learner.evaluate("validation", config.batch_size)
+            sums = current.values
+            records.append(
+                {
+                    "epoch": epoch,
+                    "learning_rate": rate,
+                    "loss": sums["loss"] / done,
+                    "train_accuracy": sums["accuracy"] / done,
+                    "validation_loss": validation_loss,
+                    "validation_accuracy": validation_accuracy,
+                    "gradient_norm": sums["norm"] / done,
+                    "gradient_norm_max": sums["norm_max"],
+                    "seconds": sums["seconds"],
+                }
+            )
+            epoch, done, current = epoch + 1, 0, _Epoch()
+            save()
+            if on_epoch is not None:
+                on_epoch(records[-1])
+            if stop():
+                raise KeyboardInterrupt
+    test_loss, test_accuracy = learner.evaluate("test", config.batch_size)
+    results = {
+        "kind": "organics train",
+        "command": command,
+        "config": config.asdict(),
+        "model": config.resolved_model,
+        "hidden": learner.hidden,
+        "parameters": learner.parameter_count,
+        "sequence": {"steps": data.steps, "input_size": data.input_size, "outputs": data.outputs},
+        "examples": {"train": count, "validation": len(data.x_validation), "test": len(data.x_test)},
+        "steps_per_epoch": steps,
+        "epochs": records,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "measured_at": "the parameters after the last epoch; the test set was looked at once",
+        "gradient_clipping": "none",
+        "seconds": sum(record["seconds"] for record in records),
+        "environment": environment(config.framework),
+    }
+    save_checkpoint(folder / MODEL, learner.parameters(), {"config": config.asdict()})
+    write_atomically(folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    _curve(folder / CURVE, results)
+    return results
+
+
+def make_learner(config: Config, data: Dataset) -> Learner:
+    """The learner of the run's framework, imported now."""
+    if config.framework == "jax":
+        name = "jax_learner"
+    else:
+        name = "torch_learner"
+    try:
+        module = importlib.import_module(f".{name}", __package__)
+    except ImportError as error:
+        missing = error.name or config.framework
+        if missing.split(".")[0] in ("organics_torch", "organics_jax", "organics_train", "organics_baselines"):
+            raise
+        raise ImportError(
+            f'the framework {config.framework} needs {missing}: pip install "organics-core[{config.framework}]"'
+        ) from None
+    return module.make(config, data)
+
+
+def environment(framework: str) -> dict[str, Any]:
+    """Versions and machine, as a record holds them."""
+    versions = {}
+    for name in ("organics-core", "numpy", framework):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        **versions,
+    }
+
+
+def _same_run(path: Path, before: dict[str, Any], config: Config) -> None:
+    """ValueError naming the first field that differs; more epochs are welcome."""
+    now = json.loads(json.dumps(asdict(config)))
+    for name, value in now.items():
+        if name != "epochs" and before.get(name) != value:
+            raise ValueError(f"{path} is of a run with {name} {before.get(name)!r}, not {value!r}")
+
+
+def _finite(loss: float, norm: float, epoch: int, step: int) -> None:
+    for name, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the {name} is {value} at epoch {epoch}, step {step}; a smaller learning rate may help"
+            )
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """While inside, the first SIGINT or SIGTERM is remembered, so that no step is cut in two; a second one ends it."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def remember(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _curve(path: Path, results: dict[str, Any]) -> None:
+    """The curve as a PNG, where there is matplotlib."""
+    try:
+        from .curves import draw
+    except ImportError:
+        print("matplotlib is not installed: no curve is drawn", file=sys.stderr)
+        return
+    write_atomically(path, draw(results))

@@ -1,0 +1,113 @@
+"""The driver's protocol in torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from organics_baselines import count_parameters, hidden_size_for, make_model
+
+from .checkpoint import Arrays
+from .config import Config
+from .datasets import Dataset
+from .loop import ADDING_TOLERANCE
+
+DEFAULT_HIDDEN = 64
+
+
+class TorchLearner:
+    """A torch model, Adam, and the data on the model's device."""
+
+    def __init__(self, config: Config, data: Dataset) -> None:
+        name = config.resolved_model
+        options: dict[str, Any] = {"steps": data.steps, **config.model_options(data.steps)}
+        if data.kind == "steps":
+            options["every_step"] = True
+        torch.manual_seed(config.seed)
+        self.hidden = config.hidden or DEFAULT_HIDDEN
+        if config.parameters is not None:
+            self.hidden = hidden_size_for(name, data.input_size, data.outputs, config.parameters, **options)
+        device = torch.device(config.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(f"the device {config.device} was asked for and torch finds no CUDA device")
+        self.model = make_model(name, data.input_size, self.hidden, data.outputs, **options).to(device)
+        self.parameter_count = count_parameters(self.model)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.kind, self.scored = data.kind, data.scored_steps
+        # torch's own memory: aligned alike in every process, so that sums come out alike
+        self.parts = {
+            part: tuple(torch.tensor(getattr(data, f"{axis}_{part}"), device=device) for axis in "xy")
+            for part in ("train", "validation", "test")
+        }
+
+    def loss(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy, means over the examples."""
+        if self.kind == "number":
+            error = outputs[:, 0] - y
+            return (error**2).mean(), (error.abs() < ADDING_TOLERANCE).float().mean()
+        right = (outputs.argmax(-1) == y).float()
+        if self.kind == "steps":
+            return nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten()), right[:, -self.scored :].mean()
+        return nn.functional.cross_entropy(outputs, y), right.mean()
+
+    def step(self, index: np.ndarray[Any, Any], learning_rate: float) -> tuple[float, float, float]:
+        x, y = (values[torch.as_tensor(index, device=values.device)] for values in self.parts["train"])
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        if hasattr(self.model, "training_outputs"):
+            outputs, extra = self.model.training_outputs(x)
+            loss, accuracy = self.loss(outputs, y)
+            (loss + extra).backward()
+        else:
+            loss, accuracy = self.loss(self.model(x), y)
+            loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        return float(loss.detach()), float(accuracy), float(norm)
+
+    @torch.no_grad()
+    def evaluate(self, part: str, batch_size: int) -> tuple[float, float]:
+        self.model.eval()
+        xs, ys = self.parts[part]
+        sums = [0.0, 0.0]
+        for x, y in zip(xs.split(batch_size), ys.split(batch_size), strict=True):
+            for place, mean in enumerate(self.loss(self.model(x), y)):
+                sums[place] += float(mean) * len(x)
+        return sums[0] / len(xs), sums[1] / len(xs)
+
+    def parameters(self) -> Arrays:
+        return {name: value.detach().cpu().numpy() for name, value in self.model.state_dict().items()}
+
+    def state(self) -> Arrays:
+        arrays = {f"model.{name}": value for name, value in self.parameters().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                arrays[f"optimizer.{key}.{name}"] = value.detach().cpu().numpy()
+        arrays["random.cpu"] = torch.get_rng_state().numpy()
+        return arrays
+
+    def load_state(self, arrays: Arrays) -> None:
+        prefix = "model."
+        parameters = {k[len(prefix) :]: torch.tensor(v) for k, v in arrays.items() if k.startswith(prefix)}
+        self.model.load_state_dict(parameters)  # copies into the tensors that are there
+        named = dict(self.model.named_parameters())
+        for key, value in arrays.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                field, _, name = rest.partition(".")
+                parameter = named[name]
+                tensor = torch.tensor(value)
+                self.optimizer.state[parameter][field] = tensor if field == "step" else tensor.to(parameter.device)
+        torch.set_rng_state(torch.tensor(arrays["random.cpu"]))
+
+
+def make(config: Config, data: Dataset) -> TorchLearner:
+    """The learner of a run."""
+    return TorchLearner(config, data)
