@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import nox
 
+import nox_embed  # noqa: F401  (the sessions embed-scipy, embed-diffrax, ..., and embed)
+
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"

@@ -134,7 +134,8 @@ def flat_field(*, variant: str = "main") -> Callable[[Tensor, Tensor, Any], Tens
     >>> controller = torchode.IntegralController(atol=1e-6, rtol=1e-3, term=term)
     >>> solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), controller)
     >>> times = torch.tensor([[0.0, 0.1], [0.0, 0.1]])
-    >>> run = solver.solve(torchode.InitialValueProblem(y0=pack(resting_state(circuit, z)), t_eval=times), args=(circuit, z))
+    >>> problem = torchode.InitialValueProblem(y0=pack(resting_state(circuit, z)), t_eval=times)
+    >>> run = solver.solve(problem, args=(circuit, z))
     >>> unpack(run.ys).a[0, -1].round(decimals=2)
     tensor([2., 2.])
     """
