@@ -1,0 +1,86 @@
+"""ORGaNICs inside Keras 3, on the backend that KERAS_BACKEND names."""
+
+import os
+
+import numpy as np
+import pytest
+from embedding import IDENTITY, PROBLEM, T_TRANSIENT, error, framework, record, rectified_transient
+
+framework("keras", "keras")
+
+if os.environ.get("KERAS_BACKEND") == "jax":
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+import keras  # noqa: E402
+
+import organics_core as oc  # noqa: E402
+from organics_simulators.keras import CircuitCell, ORGaNICsCell  # noqa: E402
+
+BACKEND = keras.backend.backend()
+
+
+def run(problem, duration, steps, *, substeps=20, **options):
+    cell = CircuitCell(problem.circuit, duration / steps, substeps=substeps, dtype="float64", **options)
+    layer = keras.layers.RNN(cell, return_state=True, dtype="float64")
+    x = np.broadcast_to(problem.z, (2, steps, 8)).copy()
+    _, y, a = layer(keras.ops.convert_to_tensor(x, dtype="float64"))
+    return oc.State(keras.ops.convert_to_numpy(y)[1], keras.ops.convert_to_numpy(a)[1])
+
+
+def test_transient_and_fixed_point():
+    transient = error(run(PROBLEM, T_TRANSIENT, 10), PROBLEM.transient)
+    fixed = error(run(PROBLEM, 0.2, 200, substeps=5), PROBLEM.fixed)
+    record("keras", transient, fixed, note=f"{BACKEND} backend, rk4 of 0.025 ms")
+    assert transient < 1e-7
+    assert fixed < 1e-8
+
+
+def test_closed_form_of_the_identity():
+    assert error(run(IDENTITY, 0.2, 200, substeps=5), IDENTITY.fixed) < 1e-8
+
+
+@pytest.mark.parametrize("variant", ["rectified", "rectified_recurrence"])
+def test_variants(variant):
+    assert error(run(PROBLEM, T_TRANSIENT, 10, variant=variant), rectified_transient(variant)) < 1e-5
+
+
+def test_trained_cell_is_the_core_s():
+    cell = ORGaNICsCell(5, seed=3)
+    x = np.random.default_rng(0).standard_normal((4, 7, 6)).astype("float32")
+    out = keras.ops.convert_to_numpy(keras.layers.RNN(cell, return_sequences=True)(x))
+    parameters, start = oc.init_cell(3, 6, 5)
+    _, ys = oc.cell_sequence(parameters, start, np.moveaxis(x, 1, 0).astype(float))
+    np.testing.assert_allclose(out, np.moveaxis(ys, 0, 1), atol=1e-5)
+
+
+def test_trains_saves_and_loads(tmp_path):
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 128)
+    x = (rng.standard_normal((128, 8, 3)) * 0.3 + (2.0 * labels - 1)[:, None, None]).astype("float32")
+    cell = ORGaNICsCell(8, max_rates=(0.5, 0.2, 0.5))
+    model = keras.Sequential([keras.Input((8, 3)), keras.layers.RNN(cell), keras.layers.Dense(2)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.optimizer.learning_rate = 0.02
+    before = model.evaluate(x, labels, verbose=0)[0]
+    model.fit(x, labels, epochs=8, batch_size=32, verbose=0)
+    assert model.evaluate(x, labels, verbose=0)[0] < 0.7 * before
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_circuit_cell_config():
+    cell = CircuitCell(PROBLEM.circuit, 1e-3, variant="rectified")
+    again = CircuitCell.from_config(cell.get_config())
+    np.testing.assert_array_equal(again.host.w_r, cell.host.w_r)
+    assert again.variant == "rectified"
+
+
+def test_errors_name_the_culprit():
+    with pytest.raises(ValueError, match="dt"):
+        CircuitCell(PROBLEM.circuit, -1.0)
+    with pytest.raises(ValueError, match="features"):
+        keras.layers.RNN(CircuitCell(PROBLEM.circuit, 1e-3))(np.ones((2, 3, 5), dtype="float32"))
