@@ -3,15 +3,13 @@
 PyRates generates code from text, so the equations stand here a second time; the
 tests compare them with :func:`organics_core.vector_field`. In PyRates ``y``,
 ``sqrt`` and ``maximum`` cannot be used in equations, so the potential is called
-``v``, the modulator ``m``, and max(a, 0) is left out: with a positive at the
+``v``, the modulator ``av``, and max(a, 0) is left out: with a positive at the
 start it stays positive.
 """
 
 from __future__ import annotations
 
-import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,12 @@ from ._common import host_circuit, host_drive, require, start_state
 
 require("pyrates", "pyrates")
 
-from pyrates import CircuitTemplate, NodeTemplate, OperatorTemplate  # noqa: E402
+from pyrates import CircuitTemplate, NodeTemplate, OperatorTemplate, clear_frontend_caches  # noqa: E402
 
 EQUATIONS = (
-    "v' = (-v + b*z + (1 - m**0.5)*recurrent) / tau_y",
-    "m' = (-m + rest + pool) / tau_a",
-    "q = m*v**2",
+    "v' = (-v + b*z + (1 - av**0.5)*r) / tau_y",
+    "av' = (-av + c + s) / tau_a",
+    "q = av*v**2",
 )
 
 
@@ -81,14 +79,14 @@ def to_template(
         equations=list(EQUATIONS),
         variables={
             "v": "output(0.0)",
-            "m": "variable(1.0)",
+            "av": "variable(1.0)",
             "q": "variable(0.0)",
-            "recurrent": "input(0.0)",
-            "pool": "input(0.0)",
-            **dict.fromkeys(("z", "b", "rest", "tau_y", "tau_a"), 1.0),
+            "r": "input(0.0)",
+            "s": "input(0.0)",
+            **dict.fromkeys(("z", "b", "c", "tau_y", "tau_a"), 1.0),
         },
     )
-    values = {"v": start.y, "m": start.a, "z": drive, "b": host.b, "rest": (host.b0 * host.sigma) ** 2}
+    values = {"v": start.y, "av": start.a, "z": drive, "b": host.b, "c": (host.b0 * host.sigma) ** 2}
     values |= {"tau_y": host.tau_y, "tau_a": host.tau_a}
     nodes = {
         f"u{k}": NodeTemplate(f"u{k}", operators={operator: {key: float(v[k]) for key, v in values.items()}})
@@ -96,7 +94,7 @@ def to_template(
     }
     w_r = np.eye(n) if host.w_r is None else host.w_r
     edges = []
-    for weights, source, target in ((w_r, "v", "recurrent"), (host.w, "q", "pool")):
+    for weights, source, target in ((w_r, "v", "r"), (host.w, "q", "s")):
         for i, j in np.ndindex(n, n):  # row: to, column: from
             if abs(weights[i, j]) >= ignore_below:
                 link = (f"u{j}/organics/{source}", f"u{i}/organics/{target}", None, {"weight": float(weights[i, j])})
@@ -107,7 +105,7 @@ def to_template(
 def outputs(n: int) -> dict[str, str]:
     """The ``outputs`` of ``CircuitTemplate.run`` for every y and a, under the names y0, y1, ..., a0, a1, ..."""
     names = {f"y{k}": f"u{k}/organics/v" for k in range(n)}
-    return names | {f"a{k}": f"u{k}/organics/m" for k in range(n)}
+    return names | {f"a{k}": f"u{k}/organics/av" for k in range(n)}
 
 
 def run(
@@ -153,7 +151,8 @@ def run(
     n = len(template.nodes)
     steps = round(duration / step_size)
     defaults = {"solver": "scipy", "method": "DOP853", "float_precision": "float64", "verbose": False}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    clear_frontend_caches()  # or names of an earlier, uncleared model leak into this one
+    with warnings.catch_warnings():
         # PyRates hands float_precision on to scipy, which warns that it has no use for it
         warnings.filterwarnings("ignore", message="The following arguments have no effect")
         table = template.run(
@@ -162,7 +161,6 @@ def run(
             outputs=outputs(n),
             rtol=rtol,
             atol=atol,
-            file_name=str(Path(folder) / "organics_field"),
             **{**defaults, **options},
         )
     times, x = table.index.to_numpy(dtype=float), table.to_numpy(dtype=float)
