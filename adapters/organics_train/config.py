@@ -12,6 +12,9 @@ from .datasets import TASKS, Dataset, load_dataset
 
 FRAMEWORKS = ("torch", "jax")
 
+# What a task wants other than the defaults of Config.
+RECIPES: dict[str, dict[str, Any]] = {"digits": {"epochs": 60, "batch_size": 64}}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -82,6 +85,12 @@ class Config:
             raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {self.seed!r}")
         if self.framework == "jax" and self.model != "organics":
             raise ValueError(f"the model {self.model!r} exists in torch only: choose the framework torch")
+
+    @classmethod
+    def recommended(cls, task: str, **given: Any) -> Config:
+        """A run with the recommended settings of the task, except those that are given and not None."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return cls(**{"task": task, **RECIPES.get(task, {}), **chosen})
 
     @property
     def resolved_model(self) -> str:

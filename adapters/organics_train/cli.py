@@ -1,0 +1,197 @@
+"""``organics train`` and ``organics table``."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .config import FRAMEWORKS, Config
+from .datasets import TASKS
+
+Task = StrEnum("Task", {name: name for name in TASKS})
+Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands ``train`` and ``table`` to an app."""
+    app.command()(train)
+    app.command()(table)
+
+
+def train(
+    task: Annotated[Task, typer.Option(help="What to learn.")] = Task.digits,  # type: ignore[attr-defined]
+    model: Annotated[
+        str, typer.Option(help="organics, lstm, gru, ssn, ssn5050, wilsoncowan, ... or mlp.")
+    ] = "organics",
+    framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,  # type: ignore[attr-defined]
+    hidden: Annotated[int | None, typer.Option(help="Hidden units; 64 by default.")] = None,
+    parameters: Annotated[
+        int | None, typer.Option(help="Or the size that comes closest to so many parameters.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set; 10, on digits 60.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step; 256, on digits 64.")] = None,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Of Adam.")] = 0.01,
+    weight_decay: Annotated[float, typer.Option(help="Of Adam.")] = 1e-5,
+    lr_step: Annotated[int, typer.Option(help="Epochs after which the learning rate falls.")] = 30,
+    lr_gamma: Annotated[float, typer.Option(help="By which factor.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Of the initialization and the order of the batches.")] = 0,
+    downsample: Annotated[int, typer.Option(help="MNIST coarser: 2 gives 14 x 14.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
+    length: Annotated[int, typer.Option(help="Steps of adding, delay of copy.")] = 100,
+    samples: Annotated[int, typer.Option(help="Training examples of adding and copy.")] = 20_000,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the model, as name=value; repeatable.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of torch: cpu or cuda.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; organics-output/train/... by default.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+) -> None:
+    """Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped."""
+    from .loop import CURVE, RESULTS
+    from .loop import train as run
+
+    try:
+        config = Config.recommended(
+            str(task),
+            model=model,
+            framework=str(framework),
+            hidden=hidden,
+            parameters=parameters,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            lr_step=lr_step,
+            lr_gamma=lr_gamma,
+            seed=seed,
+            downsample=downsample,
+            limit=limit,
+            length=length,
+            samples=samples,
+            options=dict(parse_option(text) for text in option or ()),
+            device=device,
+        )
+        name = f"{config.task}-{config.resolved_model}-{config.framework}-seed{config.seed}"
+        folder = Path("organics-output") / "train" / name if out is None else out
+        show = Display(config)
+        with show:
+            results = run(
+                config,
+                folder,
+                resume=resume,
+                checkpoint_every=checkpoint_every,
+                on_step=show.step,
+                on_epoch=show.epoch,
+                command=command_line(),
+            )
+    except KeyboardInterrupt:
+        typer.echo("stopped: add --resume to the same command to go on", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    r = results
+    typer.echo(
+        f"{r['model']}: {100 * r['test_accuracy']:.2f} % on the test set, {r['hidden']} hidden units, "
+        f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s"
+    )
+    typer.echo(f"{folder / RESULTS}  {folder / CURVE}")
+
+
+def table(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Results, or folders of them; ./organics-output by default.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file, too.")] = None,
+) -> None:
+    """Collect results and print the paper's two tables beside them."""
+    from .tables import collect, print_tables, rows_as_json
+
+    try:
+        results = collect(paths or [Path("organics-output")])
+        if json_out is not None:
+            json_out.write_text(rows_as_json(results))
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    print_tables(results)
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """``"name=value"`` with value a Python literal, or else a string; ValueError without ``=``."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise ValueError(f"an option of the model is written name=value, got {text!r}")
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = value
+    return name, list(parsed) if isinstance(parsed, tuple) else parsed
+
+
+def command_line() -> str:
+    """The command as it was typed, without the program's folder."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+class Display:
+    """The progress bar; without a terminal, one line per epoch."""
+
+    def __init__(self, config: Config) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.config = config
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.line = self.bar.add_task("preparing", total=None, numbers="")
+
+    def __enter__(self) -> Display:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def step(self, progress: Any) -> None:
+        """After a step."""
+        p = progress
+        numbers = (
+            f"loss {p.loss:.4f}  accuracy {100 * p.accuracy:5.1f} %  |gradient| {p.gradient_norm:.2e}  "
+            f"{p.steps_per_second:.1f} steps/s"
+        )
+        self.bar.update(
+            self.line,
+            description=f"epoch {p.epoch}/{self.config.epochs}",
+            total=p.steps * self.config.epochs,
+            completed=(p.epoch - 1) * p.steps + p.step,
+            numbers=numbers,
+        )
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After an epoch."""
+        r = record
+        self.console.print(
+            f"epoch {r['epoch']}: loss {r['loss']:.4f}, training {100 * r['train_accuracy']:.2f} %, "
+            f"validation {100 * r['validation_accuracy']:.2f} %, |gradient| mean {r['gradient_norm']:.2e} "
+            f"largest {r['gradient_norm_max']:.2e}, {r['seconds']:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
