@@ -93,6 +93,8 @@ def matrix_shape(name: str, value: Array, n: int | None) -> int:
     if len(shape) < 2 or shape[-1] != shape[-2] or (n is not None and shape[-1] != n):
         want = "(..., n, n)" if n is None else f"(..., {n}, {n})"
         raise ValueError(f"{name} must be square, of shape {want}, got shape {shape}")
+    if shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one neuron, got shape {shape}")
     return int(shape[-1])
 
 
@@ -141,8 +143,10 @@ def values(xp: Any, name: str, value: Array, allowed: str) -> None:
         low = high = float(value)
         finite = math.isfinite(value)
     else:
-        if not get_backend(xp).is_concrete(value) or 0 in value.shape:
+        backend = get_backend(xp)
+        if not backend.is_concrete(value) or 0 in value.shape:
             return
+        value = backend.stop_gradient(value)
         finite = bool(xp.all(xp.isfinite(value)))
         low = high = math.nan
         if finite and allowed != "any":

@@ -81,13 +81,17 @@ class Circuit(_CircuitFields):
     ) -> Circuit:
         circuit = super().__new__(cls, w_r, w, b, b0, sigma, tau_y, tau_a)
         # A tree of axes, flags or placeholders (vmap's in_axes, say) is no circuit yet.
-        if any(is_array_api_obj(value) for value in circuit) and not any(_is_placeholder(v) for v in circuit[1:]):
+        if any(_is_value(value) for value in circuit) and not any(_is_placeholder(v) for v in circuit[1:]):
             validate_circuit(circuit, values=True)
         return circuit
 
 
 def _is_placeholder(value: object) -> bool:
     return value is None or isinstance(value, bool) or type(value) is object or not _is_known(value)
+
+
+def _is_value(value: object) -> bool:
+    return is_array_api_obj(value) or isinstance(value, list)
 
 
 def _is_known(value: object) -> bool:

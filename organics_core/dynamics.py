@@ -23,18 +23,18 @@ from typing import Any, NamedTuple
 from . import _checks
 from ._linalg import matvec
 from .backend import Array
-from .circuit import Circuit, State, identity, validate_circuit, validate_state
+from .circuit import Circuit, State, identity, prepare, validate_circuit, validate_state
 
 
 def relu(xp: Any, x: Array) -> Array:
     """max(x, 0), with derivative 0 at 0 in every library."""
-    return xp.where(x > 0, x, xp.zeros_like(x))
+    return xp.where(x > 0, x, 0.0)
 
 
 def sqrt_relu(xp: Any, a: Array) -> Array:
     """sqrt(max(a, 0)), with derivative 0 (not NaN) where a <= 0."""
     positive = a > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, a, xp.ones_like(a))), xp.zeros_like(a))
+    return xp.where(positive, xp.sqrt(xp.where(positive, a, 1.0)), 0.0)
 
 
 def pooled_response(xp: Any, y: Array, variant: str) -> Array:
@@ -73,12 +73,15 @@ class Imbalance(NamedTuple):
 
 def imbalance(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Imbalance:
     """tau_y y' and tau_a a': what a fixed point sets to zero."""
+    return balance(xp, circuit.w_r, circuit.w, circuit.b * z, (circuit.b0 * circuit.sigma) ** 2, state, variant)
+
+
+def balance(xp: Any, w_r: Array, w: Array, drive: Array, floor: Array, state: State, variant: str) -> Imbalance:
+    """The two equations themselves, with the gated drive b z and the floor (b0 sigma)**2 already computed."""
     y, a = state
-    gate = 1.0 - sqrt_relu(xp, a)
-    dy = -y + circuit.b * z + gate * recurrent_drive(xp, circuit.w_r, y, variant)
+    dy = drive - y + (1.0 - sqrt_relu(xp, a)) * recurrent_drive(xp, w_r, y, variant)
     response = pooled_response(xp, y, variant)
-    pool = matvec(xp, circuit.w, relu(xp, a) * response * response)
-    da = -a + (circuit.b0 * circuit.sigma) ** 2 + pool
+    da = floor - a + matvec(xp, w, relu(xp, a) * response * response)
     return Imbalance(dy, da)
 
 
@@ -132,4 +135,5 @@ def vector_field(circuit: Circuit, state: State, z: Array, *, variant: str = "ma
     """
     _checks.one_of("variant", variant, _checks.VARIANTS)
     xp = validate_circuit(circuit, **validate_state(state), z=z)
-    return field(xp, circuit, State(*state), z, variant)
+    circuit, y, a, z = prepare(xp, circuit, *state, z)
+    return field(xp, circuit, State(y, a), z, variant)

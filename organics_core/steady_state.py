@@ -12,14 +12,16 @@ a >= (b0 sigma)**2.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
+from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from array_api_compat import device
 
 from . import _checks
 from ._linalg import diagonal_matrix, matvec, solve, solve_vector
-from .backend import Array, get_backend, to_numpy, tree_map
+from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import Circuit, State, identity, is_identity, prepare, validate_circuit, validate_state
 from .dynamics import identity_fixed_point, imbalance, pooled_response, recurrent_slope, relu, sqrt_relu
 from .stability import _spectral_abscissa
@@ -152,7 +154,12 @@ def steady_state(
         iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
         # Round-off of a sum of many terms is not a failure to converge.
         return SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
-    return _solve(xp, circuit, z, state0, variant, tolerance, max_iterations, method != "iteration")
+    backend = get_backend(xp)
+    search = _Settings(variant, tolerance, max_iterations, method != "iteration")
+    concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, z, state0)))
+    solve: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete else _solve
+    found = SteadyState(*solve(search, circuit, z, state0))
+    return found._replace(state=State(*found.state))
 
 
 def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
@@ -198,6 +205,21 @@ def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, 
     )
 
 
+class _Settings(NamedTuple):
+    """Everything about a search that is not an array: hashable, so that a compiler can specialize on it."""
+
+    variant: str
+    tolerance: float
+    max_iterations: int
+    newton: bool
+
+
+@cache
+def _compiled(backend: Any) -> Callable[..., Any]:
+    """The whole search, compiled once per backend, settings and shapes, where the library compiles loops."""
+    return backend.compile(_solve, static=(0,), loops=True)
+
+
 class _Search(NamedTuple):
     """Carry of the solver's loop; every leaf has the batch axes."""
 
@@ -209,17 +231,10 @@ class _Search(NamedTuple):
     active: Array
 
 
-def _solve(
-    xp: Any,
-    circuit: Circuit,
-    z: Array,
-    state0: State | None,
-    variant: str,
-    tolerance: float,
-    max_iterations: int,
-    newton: bool,
-) -> SteadyState:
+def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
+    xp = _checks.namespace({"z": z})
     backend = get_backend(xp)
+    variant, tolerance, max_iterations, newton = settings
     free = tree_map(backend.stop_gradient, circuit)
     free_z = backend.stop_gradient(z)
     start = identity_fixed_point(xp, free, free_z, variant)

@@ -1,0 +1,166 @@
+"""Which array libraries the tests run on, and the fixtures that hand them to the tests.
+
+``pytest --library torch`` (repeatable; or the environment variable
+``ORGANICS_TEST_LIBRARIES=torch,jax``) runs what concerns torch: the tests that
+take ``xp``, with torch's parameters; the tests marked ``library("torch")``; and
+the files ``test_torch_*.py``. Tests that concern no library run with numpy. A
+library that is asked for and missing is an error, never a skip. By default the
+libraries are numpy, array-api-strict, and torch and jax where installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import hypothesis
+import pytest
+from support import LIBRARIES, Library
+
+hypothesis.settings.register_profile(
+    "stable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("stable")
+
+PRECISIONS = {
+    "numpy": ("float64", "float32"),
+    "strict": ("float64",),
+    "torch": ("float64", "float32"),
+    "jax": ("float64", "float32"),
+    "cupy": ("float64", "float32"),
+}
+_SELECTED = pytest.StashKey[tuple[str, ...]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--library",
+        action="append",
+        choices=tuple(LIBRARIES),
+        default=None,
+        help="array library to test (repeatable); one that is missing is an error",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "library(*names): the test concerns these array libraries only")
+    config.addinivalue_line("markers", "size: a test of a large problem, to show that it is feasible")
+    asked = config.getoption("--library") or [
+        name.strip() for name in os.environ.get("ORGANICS_TEST_LIBRARIES", "").split(",") if name.strip()
+    ]
+    unknown = [name for name in asked if name not in LIBRARIES]
+    if unknown:
+        raise pytest.UsageError(f"unknown library {unknown[0]!r}; choose from {', '.join(LIBRARIES)}")
+    if asked:
+        selected = tuple(dict.fromkeys(asked))
+    else:
+        optional = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is not None]
+        selected = ("numpy", "strict", *optional)
+    for name in selected:
+        try:
+            importlib.import_module(LIBRARIES[name])
+        except ImportError as error:
+            raise pytest.UsageError(f"the library {name} was asked for but cannot be imported: {error}") from None
+    if "cupy" in selected:
+        import cupy
+
+        if cupy.cuda.runtime.getDeviceCount() < 1:
+            raise pytest.UsageError("the library cupy was asked for but there is no CUDA device")
+    if "jax" in selected:
+        import jax
+
+        # Only here: the library itself never touches this switch.
+        jax.config.update("jax_enable_x64", True)
+    if "torch" in selected:
+        import torch
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    config.stash[_SELECTED] = selected
+
+
+def _file_library(path: Path) -> str | None:
+    """The library a file ``test_<library>_*.py`` belongs to."""
+    parts = path.name.split("_")
+    return parts[1] if len(parts) > 2 and parts[0] == "test" and parts[1] in LIBRARIES else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of a library that was not selected are not imported: they may need it at the top."""
+    name = _file_library(collection_path)
+    return True if name is not None and name not in config.stash[_SELECTED] else None
+
+
+def _marked(definition: pytest.Item | pytest.Function) -> set[str] | None:
+    names: set[str] = set()
+    for marker in definition.iter_markers("library"):
+        names.update(marker.args)
+    return names or None
+
+
+def _libraries(config: pytest.Config, only: Iterable[str] | None, precisions: Iterable[str]) -> list[tuple[str, str]]:
+    return [
+        (name, precision)
+        for name in config.stash[_SELECTED]
+        if only is None or name in only
+        for precision in PRECISIONS[name]
+        if precision in precisions
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for fixture, precisions in (("xp", ("float64", "float32")), ("xp64", ("float64",))):
+        if fixture in metafunc.fixturenames:
+            pairs = _libraries(metafunc.config, _marked(metafunc.definition), precisions)
+            # No pair: one placeholder, which is left out below (an empty list would count as a skip).
+            ids = [f"{name}-{precision}" for name, precision in pairs] or ["none"]
+            metafunc.parametrize(fixture, pairs or [None], indirect=True, ids=ids, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what concerns none of the selected libraries."""
+    selected = config.stash[_SELECTED]
+    kept, left = [], []
+    for item in items:
+        marked = _marked(item)
+        fixtures = getattr(item, "fixturenames", ())
+        if "xp" in fixtures or "xp64" in fixtures:
+            parameters = item.callspec.params
+            fits = parameters.get("xp", parameters.get("xp64")) is not None
+        elif marked is not None:
+            fits = bool(marked & set(selected))
+        else:
+            own = _file_library(item.path)
+            fits = (own or "numpy") in selected
+        (kept if fits else left).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
+
+_MADE: dict[tuple[str, str], Library] = {}
+
+
+def _library(request: pytest.FixtureRequest) -> Library:
+    if request.param not in _MADE:
+        _MADE[request.param] = Library(*request.param)
+    return _MADE[request.param]
+
+
+@pytest.fixture(scope="session")
+def xp(request: pytest.FixtureRequest) -> Library:
+    """Every selected array library, in both precisions."""
+    return _library(request)
+
+
+@pytest.fixture(scope="session")
+def xp64(request: pytest.FixtureRequest) -> Library:
+    """Every selected array library, in double precision."""
+    return _library(request)

@@ -1,0 +1,240 @@
+"""What the tests share: one array library with its assertion, and random circuits as hypothesis strategies."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import array_api_extra.testing as xpt
+import numpy as np
+from array_api_compat import array_namespace, device
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import organics_core as oc
+from organics_core.backend import to_numpy, tree_leaves, tree_map
+
+LIBRARIES = {
+    "numpy": "numpy",
+    "strict": "array_api_strict",
+    "torch": "torch",
+    "jax": "jax.numpy",
+    "cupy": "cupy",
+}
+"""What a library is called on the command line, and the module that must import for it."""
+
+VARIANTS = ("main", "rectified", "rectified_recurrence")
+
+
+class Library:
+    """One array library at one precision: makes its arrays and checks them."""
+
+    def __init__(self, name: str, precision: str) -> None:
+        import importlib
+
+        module = importlib.import_module(LIBRARIES[name])
+        self.name = name
+        self.precision = precision
+        self.single = precision == "float32"
+        self.module = module
+        self.namespace = array_namespace(module.asarray([0.0]))
+        self.dtype = getattr(self.namespace, precision)
+        self.eps = float(np.finfo(precision).eps)
+        self.device = device(self.array(0.0))
+        # Array libraries that compile every operation for every shape get fewer examples.
+        self.examples = 50 if name == "numpy" else 10
+
+    def __repr__(self) -> str:
+        return f"{self.name}-{self.precision}"
+
+    def array(self, values: Any) -> Any:
+        """An array of this library, dtype and its default device."""
+        return self.namespace.asarray(np.array(values, dtype=self.precision), dtype=self.dtype)
+
+    def tree(self, tree: Any) -> Any:
+        """(Named) tuples of numpy arrays as arrays of this library; numbers and None as they are."""
+        return tree_map(lambda leaf: leaf if isinstance(leaf, (float, int)) else self.array(leaf), tree)
+
+    def assert_close(self, actual: Any, desired: Any, *, rtol: float = 1e-9, atol: float = 0.0) -> None:
+        """Namespace, dtype, device, shape and values of ``actual`` against ``desired`` (numbers or numpy).
+
+        ``rtol`` and ``atol`` are for float64; float32 allows 1e5 times as much, at least 2e-4 of ``rtol``.
+        """
+        __tracebackhide__ = True
+        if self.single:
+            rtol, atol = max(1e5 * rtol, 2e-4), 1e5 * atol
+        if hasattr(actual, "detach"):
+            actual = actual.detach()
+        desired = np.asarray(desired)
+        dtype = {"f": self.dtype, "c": self.complex_dtype, "b": self.namespace.bool}.get(
+            desired.dtype.kind, actual.dtype
+        )
+        desired = self.namespace.asarray(np.array(desired), dtype=dtype)
+        xpt.assert_close(actual, desired, rtol=rtol, atol=atol, xp=self.namespace)
+        assert device(actual) == self.device
+
+    @property
+    def complex_dtype(self) -> Any:
+        return self.namespace.complex64 if self.single else self.namespace.complex128
+
+    def assert_kind(self, array: Any, shape: tuple[int, ...]) -> None:
+        """Namespace, dtype, device and shape of a floating-point result."""
+        __tracebackhide__ = True
+        assert array_namespace(array) is self.namespace
+        assert array.dtype == self.dtype
+        assert device(array) == self.device
+        assert tuple(array.shape) == tuple(shape)
+
+
+def numpy_tree(tree: Any) -> Any:
+    """(Named) tuples of any library's arrays as float64 numpy arrays."""
+    return tree_map(lambda leaf: np.asarray(to_numpy(leaf) if hasattr(leaf, "shape") else leaf, dtype=float), tree)
+
+
+def largest(tree: Any) -> float:
+    """Largest absolute value in a tree of numpy arrays."""
+    return max(float(np.max(np.abs(leaf))) for leaf in tree_leaves(tree))
+
+
+class Case(NamedTuple):
+    """A random circuit, a drive and an arbitrary state, in float64 numpy."""
+
+    circuit: oc.Circuit
+    z: np.ndarray
+    state: oc.State
+
+
+@st.composite
+def cases(
+    draw: Any,
+    *,
+    identity: bool = False,
+    decades: float = 2.0,
+    norm: float | None = None,
+    sizes: Iterable[int] = (1, 2, 5),
+    unit_input: bool = False,
+    batch: bool = True,
+    zeros: bool = True,
+) -> Case:
+    """Random circuits.
+
+    Parameters
+    ----------
+    identity : bool
+        W_r = I, given as None or as a matrix.
+    decades : float
+        Every positive parameter is drawn log-uniformly over this many decades.
+    norm : float, optional
+        Largest singular value of W_r; by default between 0 and 1.
+    unit_input : bool
+        z of norm one, b and b0 and sigma and W of order one at most.
+    batch : bool
+        Also draw batch axes on some of the fields.
+    zeros : bool
+        Also draw zeros in z and W.
+    """
+    n = draw(st.sampled_from(tuple(sizes)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    spread = draw(st.floats(0.0, decades / 2))
+
+    def positive(center: float, shape: tuple[int, ...]) -> np.ndarray:
+        top = 0.0 if unit_input else spread
+        return center * 10.0 ** rng.uniform(-spread, top, shape)
+
+    # Which of the arguments carry a batch axis of length 2: (w_r, w, b, b0, sigma, tau_y, tau_a, z).
+    batched = draw(st.sampled_from(((), (0,), (1,), (2, 4), (5,), (7,), (0, 1, 7), tuple(range(8))))) if batch else ()
+
+    def lead(i: int) -> tuple[int, ...]:
+        return (2,) if i in batched else ()
+
+    scalar = draw(st.booleans())
+    w = positive(1.0, (*lead(1), n, n)) / (n if not unit_input else 1)
+    z = rng.standard_normal((*lead(7), n))
+    if unit_input:
+        z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    else:
+        z = z * positive(1.0, ())
+    if zeros and draw(st.booleans()):
+        w = w * (rng.random(w.shape) < 0.7)
+        z = z * (rng.random(z.shape) < 0.7)
+    if identity:
+        w_r = draw(st.sampled_from((None, np.eye(n))))
+    else:
+        w_r = rng.standard_normal((*lead(0), n, n))
+        scale = rng.uniform(0.0, 1.0) if norm is None else norm
+        w_r = scale * w_r / np.linalg.norm(w_r, 2, axis=(-2, -1), keepdims=True)
+    circuit = oc.Circuit(
+        w_r,
+        w,
+        positive(0.5, (*lead(2), n)),
+        positive(0.5, (n,)),
+        0.1 if scalar else positive(0.3, (*lead(4), n)),
+        0.002 if scalar and 5 not in batched else positive(0.01, (*lead(5), n)),
+        positive(0.01, (n,)),
+    )
+    state = oc.State(rng.standard_normal(z.shape), rng.uniform(0.05, 2.0, z.shape))
+    return Case(circuit, z, state)
+
+
+def for_cases(*, decades: float = 2.0, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run ``body(xp, case, ...)`` for random circuits, more of them in the libraries where they are cheap."""
+
+    def decorate(body: Callable[..., None]) -> Callable[..., None]:
+        def test(xp: Library, **parameters: Any) -> None:
+            strategy = cases(decades=min(decades, 1.0) if xp.single else decades, **options)
+            name = f"{body.__module__}_{body.__name__}"
+
+            def one(case: Case) -> None:
+                body(xp, case, **parameters)
+
+            one.__qualname__ = one.__name__ = name
+            settings(max_examples=xp.examples)(given(case=strategy)(one))()
+
+        test.__name__, test.__doc__, test.__module__ = body.__name__, body.__doc__, body.__module__
+        signature = inspect.signature(body)
+        names = [p for p in signature.parameters.values() if p.name != "case"]
+        test.__signature__ = signature.replace(parameters=names)  # type: ignore[attr-defined]
+        return test
+
+    return decorate
+
+
+def small_circuit(n: int = 3, seed: int = 0, *, identity: bool = False, scale: float = 0.7) -> Case:
+    """One ordinary circuit, for tests that need no randomness."""
+    rng = np.random.default_rng(seed)
+    q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    circuit = oc.Circuit(
+        None if identity else scale * q,
+        rng.uniform(0.1, 1.0, (n, n)),
+        rng.uniform(0.3, 1.0, n),
+        rng.uniform(0.3, 1.0, n),
+        rng.uniform(0.1, 0.5, n),
+        rng.uniform(0.001, 0.003, n),
+        rng.uniform(0.001, 0.003, n),
+    )
+    z = rng.standard_normal(n)
+    z = z / np.linalg.norm(z)
+    return Case(circuit, z, oc.State(rng.standard_normal(n), rng.uniform(0.1, 1.5, n)))
+
+
+def run_python(code: str, *path: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh interpreter, with ``path`` before its module path."""
+    import os
+
+    environment = dict(os.environ)
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join((*path, environment.get("PYTHONPATH", ""))).rstrip(os.pathsep)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+
+
+def central_difference(function: Callable[[float], float], h: float = 1e-4) -> float:
+    """Derivative of ``function`` at 0, of sixth order."""
+    total = 0.0
+    for k, weight in ((1, 3 / 4), (2, -3 / 20), (3, 1 / 60)):
+        total += weight / h * (function(k * h) - function(-k * h))
+    return total

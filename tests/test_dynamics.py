@@ -1,0 +1,71 @@
+"""The vector fields, against the equations written out neuron by neuron."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from support import VARIANTS, Case, Library, for_cases, numpy_tree, small_circuit
+
+import organics_core as oc
+
+
+def by_hand(circuit: oc.Circuit, state: oc.State, z: np.ndarray, variant: str) -> tuple[np.ndarray, np.ndarray]:
+    """SPEC's equations with plain floats and loops, one neuron at a time; no batch axes."""
+    n = z.shape[-1]
+    w_r = np.eye(n) if circuit.w_r is None else circuit.w_r
+    b, b0, sigma, tau_y, tau_a = (np.broadcast_to(np.asarray(value), (n,)) for value in circuit[2:])
+    y, a = state
+    dy, da = np.zeros(n), np.zeros(n)
+    for i in range(n):
+        recurrent = 0.0
+        pool = 0.0
+        for j in range(n):
+            source = max(y[j], 0.0) if variant == "rectified" else y[j]
+            response = y[j] if variant == "main" else max(y[j], 0.0)
+            recurrent += w_r[i, j] * source
+            pool += circuit.w[i, j] * max(a[j], 0.0) * response**2
+        if variant == "rectified_recurrence":
+            recurrent = max(recurrent, 0.0)
+        dy[i] = (-y[i] + b[i] * z[i] + (1.0 - math.sqrt(max(a[i], 0.0))) * recurrent) / tau_y[i]
+        da[i] = (-a[i] + (b0[i] * sigma[i]) ** 2 + pool) / tau_a[i]
+    return dy, da
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@for_cases(decades=3.0, batch=False)
+def test_vector_field_is_the_equations(xp: Library, case: Case, variant: str) -> None:
+    """Every variant equals the equations written out in loops, for negative modulators too."""
+    state = oc.State(case.state.y, case.state.a - 0.4)  # some a < 0: the rectifiers at work
+    want_y, want_a = by_hand(case.circuit, state, case.z, variant)
+    slope = oc.vector_field(xp.tree(case.circuit), xp.tree(state), xp.array(case.z), variant=variant)
+    xp.assert_close(slope.y, want_y, rtol=1e-10, atol=1e-11 * np.max(np.abs(want_y)))
+    xp.assert_close(slope.a, want_a, rtol=1e-10, atol=1e-11 * np.max(np.abs(want_a)))
+
+
+def test_variants_agree_where_nothing_is_rectified(xp: Library) -> None:
+    """With y > 0 and W_r y > 0 the three circuits are one."""
+    case = small_circuit(3)
+    circuit = xp.tree(case.circuit._replace(w_r=np.abs(case.circuit.w_r)))
+    state = xp.tree(oc.State(np.abs(case.state.y) + 0.1, case.state.a))
+    main, *others = (oc.vector_field(circuit, state, xp.array(case.z), variant=v) for v in VARIANTS)
+    for other in others:
+        xp.assert_close(other.y, numpy_tree(main.y), rtol=1e-14)
+        xp.assert_close(other.a, numpy_tree(main.a), rtol=1e-14)
+
+
+def test_leading_axes_are_batch_axes(xp: Library) -> None:
+    """Two batch axes of the state against one of the circuit."""
+    case = small_circuit(3)
+    rng = np.random.default_rng(1)
+    state = oc.State(rng.standard_normal((4, 2, 3)), rng.uniform(0.1, 1.0, (4, 2, 3)))
+    w = np.stack([case.circuit.w, 2 * case.circuit.w])
+    slope = oc.vector_field(xp.tree(case.circuit._replace(w=w)), xp.tree(state), xp.array(case.z))
+    xp.assert_kind(slope.y, (4, 2, 3))
+    for i in range(4):
+        for j in range(2):
+            member = case.circuit._replace(w=w[j])
+            want_y, want_a = by_hand(member, oc.State(state.y[i, j], state.a[i, j]), case.z, "main")
+            xp.assert_close(slope.y[i, j, :], want_y, rtol=1e-10, atol=1e-9)
+            xp.assert_close(slope.a[i, j, :], want_a, rtol=1e-10, atol=1e-9)
