@@ -52,6 +52,8 @@ class Backend(Protocol):
     """What an array library must offer beyond the array API standard."""
 
     name: str
+    traces_loops: bool
+    """Whether ``scan`` and ``while_loop`` are primitives that trace; else they are Python loops on the host."""
 
     def is_concrete(self, array: Array) -> bool:
         """Whether the values of ``array`` can be looked at now (false while tracing)."""
@@ -116,6 +118,7 @@ class GenericBackend:
     """Python loops, central differences and host eigenvalues: any conforming library."""
 
     name = "generic"
+    traces_loops = False
     step = 0.01
     """Step of the central differences, relative to the larger of 1 and ``max |x|``."""
 

@@ -39,7 +39,7 @@ import numpy as np
 
 from . import _checks
 from .backend import Array, to_numpy
-from .circuit import Circuit, size, validate_circuit
+from .circuit import Circuit, validate_circuit
 from .integrate import INTEGRATORS
 
 _VECTORS = ("b", "b0", "sigma", "tau_y", "tau_a")
@@ -171,7 +171,9 @@ def save_circuit(
         return
     for name, value in {**fields, "z": drive}.items():
         if value.ndim > (2 if name in ("w", "w_r") else 1):
-            raise ValueError(f"{name} has batch axes (shape {value.shape}), for which a TOML file has no room; use .npz")
+            raise ValueError(
+                f"{name} has batch axes (shape {value.shape}), for which a TOML file has no room; use .npz"
+            )
     lines = ["[circuit]"]
     if "w_r" not in fields:
         lines.append('w_r = "identity"')
@@ -231,7 +233,9 @@ def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
     for name, table in tables.items():
         if name not in known:
             kind = "table" if isinstance(table, dict) else "key"
-            raise ValueError(f"{path} has an unknown {kind} {name!r}; the tables are [circuit], [input] and [simulation]")
+            raise ValueError(
+                f"{path} has an unknown {kind} {name!r}; the tables are [circuit], [input] and [simulation]"
+            )
         if not isinstance(table, dict):
             raise ValueError(f"{path}: {name} must be a table, [{name}]")
     for name in known[:2]:
@@ -261,7 +265,9 @@ def _read_npz(path: Path) -> dict[str, dict[str, Any]]:
             table = "input" if name == "z" else "simulation" if name in SimulationSettings._fields else "circuit"
             if table == "simulation":
                 if not isinstance(value, np.ndarray) or value.shape != ():
-                    raise ValueError(f"{path}: {name} must be a single value, got shape {getattr(value, 'shape', None)}")
+                    raise ValueError(
+                        f"{path}: {name} must be a single value, got shape {getattr(value, 'shape', None)}"
+                    )
                 value = value.item()
             tables[table][name] = value
     return tables

@@ -7,7 +7,9 @@ diverges is set aside with its status while the others go on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -18,6 +20,7 @@ from . import _checks
 from ._linalg import broadcast_shapes
 from .backend import Array, Backend, Tree, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import Circuit, State, _resting_state, prepare, validate_circuit, validate_state
+from .dynamics import balance
 from .dynamics import field as circuit_field
 
 
@@ -102,42 +105,66 @@ MESSAGES = {
 }
 
 
+class _Layout(NamedTuple):
+    """How a tuple of arrays (..., n_i) is packed into one array (..., sum n_i), and back."""
+
+    sizes: tuple[int, ...]
+    kind: type[Any]
+
+    def pack(self, xp: Any, state: Tree) -> Array:
+        parts = list(state)
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
+
+    def unpack(self, packed: Array) -> Tree:
+        parts = []
+        start = 0
+        for size in self.sizes:
+            parts.append(packed[..., start : start + size])
+            start += size
+        return self.kind._make(parts) if hasattr(self.kind, "_make") else tuple(parts)
+
+
 class DenseOutput(NamedTuple):
     """The solution between the accepted steps, as piecewise polynomials; call it with times.
 
     Attributes
     ----------
     starts, steps : arrays (S,)
-        Start and length of every accepted step.
-    state : tuple of arrays (S, ..., n)
-        State at the start of every step.
-    stages : tuple of trees
-        Slopes of every step, stage by stage.
+        Start and length of every accepted step, in seconds.
+    state : array (S, ..., m)
+        State at the start of every step, its parts one after the other.
+    stages : array (S, stages, ..., m)
+        Slopes of every step.
     coefficients : tuple
         The method's interpolation coefficients.
+    layout : tuple
+        Sizes of the parts of the state, and their kind.
     """
 
     starts: Array
     steps: Array
-    state: Tree
-    stages: tuple[Tree, ...]
+    state: Array
+    stages: Array
     coefficients: tuple[tuple[float, ...], ...]
+    layout: _Layout
 
     def __call__(self, times: Array) -> Tree:
-        """State at ``times`` (T,), each leaf (T, ..., n); ValueError outside the interval covered."""
+        """State at ``times`` (T,), each part (T, ..., n); ValueError outside the interval covered."""
         xp = _checks.namespace({"times": times, "starts": self.starts})
-        end = float(self.starts[-1] + self.steps[-1])
-        slack = 1e-9 * (end - float(self.starts[0]))
+        begin, end = float(self.starts[0]), float(self.starts[-1] + self.steps[-1])
+        slack = 1e-9 * (end - begin)
         low, high = float(xp.min(times)), float(xp.max(times))
-        if not (float(self.starts[0]) - slack <= low and high <= end + slack):
-            raise ValueError(f"times must lie in [{float(self.starts[0]):g}, {end:g}], got [{low:g}, {high:g}]")
+        if not (begin - slack <= low and high <= end + slack):
+            raise ValueError(f"times must lie in [{begin:g}, {end:g}], got [{low:g}, {high:g}]")
         index = xp.searchsorted(self.starts, times, side="right") - 1
-        index = xp.where(index < 0, xp.zeros_like(index), index)
+        index = xp.where(index < 0, 0, index)
         h = xp.take(self.steps, index, axis=0)
         theta = (times - xp.take(self.starts, index, axis=0)) / h
-        stages = [tree_map(lambda leaf: xp.take(leaf, index, axis=0), stage) for stage in self.stages]
-        state = tree_map(lambda leaf: xp.take(leaf, index, axis=0), self.state)
-        return _interpolate(xp, self.coefficients, state, stages, theta, h)
+        chosen = xp.take(self.stages, index, axis=0)
+        stages = [chosen[:, k, ...] for k in range(chosen.shape[1])]
+        column = (..., *(None,) * (self.state.ndim - 1))
+        state = xp.take(self.state, index, axis=0)
+        return self.layout.unpack(_interpolate(self.coefficients, state, stages, theta[column], h[column]))
 
 
 class Trajectory(NamedTuple):
@@ -194,13 +221,13 @@ class _Settings(NamedTuple):
     """Everything about a run that is not an array: hashable, so that a compiler can specialize on it."""
 
     field: Callable[..., Tree]
+    layout: _Layout
     tableau: Tableau
     sampled: bool
     substeps: int
     rtol: float
     atol: float
     max_steps: int
-    differentiable: bool
 
 
 def simulate(
@@ -313,7 +340,9 @@ def simulate(
     elif sampled:
         field, values = _SampledField(variant), xp.astype(constant, times.dtype, copy=False)
     else:
-        field, arguments = _ConstantField(variant), (circuit, sample)
+        field = _ConstantField(variant)
+        floor = (circuit.b0 * circuit.sigma) ** 2
+        arguments = (circuit.w_r, circuit.w, circuit.b * sample, floor, circuit.tau_y, circuit.tau_a)
     tau = State(circuit.tau_y, circuit.tau_a)
     return _integrate(
         xp,
@@ -337,8 +366,9 @@ class _ConstantField:
     variant: str
 
     def __call__(self, xp: Any, t: Array, state: State, arguments: Any, z: Array) -> State:
-        circuit, drive = arguments
-        return circuit_field(xp, Circuit._make(circuit), State(*state), drive, self.variant)
+        w_r, w, drive, floor, tau_y, tau_a = arguments
+        dy, da = balance(xp, w_r, w, drive, floor, state, self.variant)
+        return State(dy / tau_y, da / tau_a)
 
 
 @dataclass(frozen=True)
@@ -346,7 +376,7 @@ class _SampledField:
     variant: str
 
     def __call__(self, xp: Any, t: Array, state: State, arguments: Any, z: Array) -> State:
-        return circuit_field(xp, Circuit._make(arguments), State(*state), z, self.variant)
+        return circuit_field(xp, Circuit._make(arguments), state, z, self.variant)
 
 
 @dataclass(frozen=True)
@@ -355,8 +385,8 @@ class _CallableField:
     variant: str
 
     def __call__(self, xp: Any, t: Array, state: State, arguments: Any, z: Array) -> State:
-        drive = xp.astype(self.z(t), state[0].dtype, copy=False)
-        return circuit_field(xp, Circuit._make(arguments), State(*state), drive, self.variant)
+        drive = xp.astype(self.z(_clock(xp, t, state[0])), state[0].dtype, copy=False)
+        return circuit_field(xp, Circuit._make(arguments), state, drive, self.variant)
 
 
 @dataclass(frozen=True)
@@ -364,7 +394,19 @@ class _UserField:
     function: Callable[[Array, Tree], Tree]
 
     def __call__(self, xp: Any, t: Array, state: Tree, arguments: Any, z: Array) -> Tree:
-        return self.function(t, state)
+        slope = self.function(_clock(xp, t, state[0]), state)
+        shapes = [tuple(part.shape) for part in slope] if isinstance(slope, tuple) else None
+        if shapes != [tuple(part.shape) for part in state]:
+            raise ValueError(
+                f"field must return a tuple of arrays shaped like state0, {[tuple(part.shape) for part in state]}, "
+                f"got {shapes if shapes is not None else _checks.describe(slope)}"
+            )
+        return slope
+
+
+def _clock(xp: Any, t: Array, like: Array) -> Array:
+    """The time as a 0-d array: host loops keep it as a Python number."""
+    return xp.asarray(t, dtype=like.dtype, device=device(like)) if _checks.is_number(t) else t
 
 
 def integrate(
@@ -406,11 +448,17 @@ def integrate(
     """
     if not isinstance(state0, tuple) or not state0:
         raise TypeError(f"state0 must be a (named) tuple of arrays, got {_checks.describe(state0)}")
-    leaves = {f"state0[{i}]": leaf for i, leaf in enumerate(tree_leaves(state0))}
+    leaves = {f"state0[{i}]": leaf for i, leaf in enumerate(state0)}
     xp = _checks.namespace({"times": times, **leaves})
     times = _check_times(xp, times)
+    for name, leaf in leaves.items():
+        if leaf.ndim == 0:
+            raise ValueError(f"{name} must have shape (..., n), got shape ()")
+        _checks.values(xp, name, leaf, "any")
     dtype = xp.result_type(*leaves.values())
-    start = tree_map(lambda leaf: xp.astype(leaf, dtype, copy=False), state0)
+    batch = broadcast_shapes(*(tuple(leaf.shape[:-1]) for leaf in state0))
+    parts = [xp.broadcast_to(xp.astype(leaf, dtype, copy=False), (*batch, leaf.shape[-1])) for leaf in state0]
+    start = type(state0)._make(parts) if hasattr(state0, "_make") else tuple(parts)
     return _integrate(
         xp,
         _UserField(field),
@@ -468,24 +516,50 @@ def _integrate(
             f"dense=True needs an adaptive method with interpolation, such as 'dopri5', not {tableau.name!r}"
         )
     backend = get_backend(xp)
-    concrete = all(
-        backend.is_concrete(leaf) for leaf in tree_leaves((arguments, start, times, values)) if leaf is not None
-    )
-    if dense:
-        if not concrete:
-            raise ValueError(
-                "dense=True cannot be traced: the number of steps is not known; ask for output times instead"
-            )
-        settings = _Settings(field, tableau, values is not None, substeps, rtol, atol, max_steps, False)
-        return _run_dense(backend, xp, settings, arguments, start, times, values)
-    settings = _Settings(field, tableau, values is not None, substeps, rtol, atol, max_steps, True)
-    run: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete else _run
-    try:
-        hash(settings)
-    except TypeError:
-        run = _run
-    states, status, steps, rejected = run(settings, arguments, start, times, tau, values)
-    return Trajectory(times, type(start)._make(states) if hasattr(start, "_make") else states, status, steps, rejected)
+    leaves = tree_leaves((arguments, start, times, values))
+    concrete = all(backend.is_concrete(leaf) for leaf in leaves)
+    if not concrete and dense:
+        raise ValueError("dense=True cannot be traced: the number of steps is not known; ask for output times instead")
+    if not concrete and tableau.error is not None and not _traces_loops(backend):
+        raise ValueError(
+            f"method {tableau.name!r} chooses its steps from the data, which {backend.name} cannot trace; "
+            "use a fixed-step method such as 'rk4', or give the batch as leading axes"
+        )
+    layout = _Layout(tuple(int(part.shape[-1]) for part in start), type(start))
+    settings = _Settings(field, layout, tableau, values is not None, substeps, rtol, atol, max_steps)
+    x0 = layout.pack(xp, start)
+    if tableau.exponential:
+        tau = layout.pack(xp, [t + xp.zeros_like(part) for t, part in zip(tau, start, strict=True)])
+    else:
+        tau = None
+    pieces: list[Any] | None = [] if dense else None
+    if tableau.error is not None and (dense or not _traces_loops(backend)):
+        states, status, steps, rejected = _host_run(settings, arguments, x0, times, values, pieces)
+    else:
+        run: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete else _run
+        try:
+            hash(settings)
+        except TypeError:
+            run = _run
+        states, status, steps, rejected = run(settings, arguments, x0, times, tau, values)
+    interpolant = None
+    if pieces:
+        starts, lengths, at, slopes = (list(part) for part in zip(*pieces, strict=True))
+        clock = {"dtype": times.dtype, "device": device(times)}
+        interpolant = DenseOutput(
+            xp.asarray(starts, **clock),
+            xp.asarray(lengths, **clock),
+            xp.stack(at),
+            xp.stack([xp.stack(list(k)) for k in slopes]),
+            cast(tuple[tuple[float, ...], ...], tableau.dense),
+            layout,
+        )
+    return Trajectory(times, layout.unpack(states), status, steps, rejected, interpolant)
+
+
+def _traces_loops(backend: Any) -> bool:
+    """Whether the library's loops are primitives that trace (jax); elsewhere loops run on the host."""
+    return bool(backend.traces_loops)
 
 
 @cache
@@ -494,353 +568,373 @@ def _compiled(backend: Any) -> Callable[..., Any]:
     return backend.compile(_run, static=(0,), loops=True)
 
 
-def _run(settings: _Settings, arguments: Any, start: Tree, times: Array, tau: Tree, values: Array) -> Any:
+def _run(settings: _Settings, arguments: Any, start: Array, times: Array, tau: Array, values: Array) -> Any:
     xp = _checks.namespace({"times": times})
     backend = get_backend(xp)
-    solve = _run_fixed if settings.tableau.error is None else _run_adaptive
-    states, status, steps, rejected = solve(backend, xp, settings, arguments, start, times, tau, values)
-    states = tree_map(lambda first, rest: xp.concat([first[None, ...], rest]), start, states)
-    fine: Array = True
-    for leaf in tree_leaves(states):
-        fine = fine & xp.all(xp.isfinite(leaf), axis=-1)
-    states = tree_map(lambda leaf: xp.where(fine[..., None], leaf, xp.full_like(leaf, xp.nan)), states)
+    if settings.tableau.error is None:
+        states, status, steps, rejected = _fixed_steps(backend, xp, settings, arguments, start, times, tau, values)
+    else:
+        states, status, steps, rejected = _traced_steps(backend, xp, settings, arguments, start, times, values)
+    return *_finish(xp, start, states, status), steps, rejected
+
+
+def _finish(xp: Any, start: Array, states: Array, status: Array) -> tuple[Array, Array]:
+    """Put the start in front; where a member is no longer finite its states are NaN and its status says so."""
+    states = xp.concat([start[None, ...], states])
+    fine = xp.all(xp.isfinite(states), axis=-1)
+    states = xp.where(fine[..., None], states, xp.nan)
     lost = xp.astype(~fine[-1, ...], status.dtype)
-    status = xp.where((status == SUCCESS) & (lost > 0), NOT_FINITE * lost, status)
-    return states, status, steps, rejected
+    return states, xp.where(status == SUCCESS, NOT_FINITE * lost, status)
 
 
-def _segment(xp: Any, settings: _Settings, times: Array, values: Array) -> tuple[Tree, Callable[[Array, Tree], Array]]:
-    """Per-interval inputs of the loops, and the drive at a time inside an interval."""
-    xs: Tree = (times[:-1], times[1:])
-    if not settings.sampled:
-        return xs, lambda t, x: None
-    xs = (*xs, values[:-1, ...], values[1:, ...])
+def _slope(
+    xp: Any, settings: _Settings, arguments: Any, t0: Any, t1: Any, z0: Array, z1: Array
+) -> Callable[[Any, Array], Array]:
+    """The packed vector field inside one output interval; a sampled drive is linear in it."""
 
-    def drive(t: Array, x: Tree) -> Array:
-        t0, t1, z0, z1 = x
-        return z0 + ((t - t0) / (t1 - t0)) * (z1 - z0)
+    def slope(t: Any, x: Array) -> Array:
+        z = z0 + ((t - t0) / (t1 - t0)) * (z1 - z0) if settings.sampled else None
+        return settings.layout.pack(xp, settings.field(xp, t, settings.layout.unpack(x), arguments, z))
 
-    return xs, drive
+    return slope
 
 
-def _increments(
-    tableau: Tableau, slope: Callable[[Array, Tree], Tree], t: Array, h: Array, state: Tree, first: Tree
-) -> tuple[list[Tree], Tree]:
-    """The stages of one Runge-Kutta step, and the weighted slope (no factor h)."""
+def _add(x: Array, h: Any, weights: tuple[float, ...], stages: list[Array]) -> Array:
+    """x + h sum_i weights_i stages_i."""
+    for weight, stage in zip(weights, stages, strict=True):
+        if weight != 0.0:
+            x = x + (h * weight) * stage
+    return x
+
+
+def _stages(
+    tableau: Tableau, slope: Callable[[Any, Array], Array], t: Any, h: Any, x: Array, first: Array
+) -> list[Array]:
+    """The slopes of one Runge-Kutta step, of which the first is known."""
     stages = [first]
     for node, row in zip(tableau.nodes[1:], tableau.stages[1:], strict=True):
-        stages.append(slope(t + node * h, _advance(state, stages, row, h)))
-    return stages, _combine(stages, tableau.weights)
+        stages.append(slope(t + node * h, _add(x, h, row, stages)))
+    return stages
 
 
-def _combine(stages: list[Tree], weights: tuple[float, ...]) -> Tree:
-    terms = [(weight, stage) for weight, stage in zip(weights, stages, strict=True) if weight != 0.0]
-
-    def total(*parts: Array) -> Array:
-        result = terms[0][0] * parts[0]
-        for (weight, _), part in zip(terms[1:], parts[1:], strict=True):
-            result = result + weight * part
-        return result
-
-    return tree_map(total, *(stage for _, stage in terms))
-
-
-def _advance(state: Tree, stages: list[Tree], weights: tuple[float, ...], h: Array) -> Tree:
-    return tree_map(lambda x, k: x + h * k, state, _combine(stages, weights))
-
-
-def _run_fixed(
-    backend: Backend, xp: Any, settings: _Settings, arguments: Any, start: Tree, times: Array, tau: Tree, values: Array
-) -> tuple[Tree, Array, Array, Array]:
+def _fixed_steps(
+    backend: Backend,
+    xp: Any,
+    settings: _Settings,
+    arguments: Any,
+    start: Array,
+    times: Array,
+    tau: Array,
+    values: Array,
+) -> tuple[Array, Array, Array, Array]:
     tableau, substeps = settings.tableau, settings.substeps
-    xs, drive = _segment(xp, settings, times, values)
+    xs: Tree = (times[:-1], times[1:])
+    if settings.sampled:
+        xs = (*xs, values[:-1, ...], values[1:, ...])
 
-    def interval(state: Tree, x: Tree) -> tuple[Tree, Tree]:
-        h = (x[1] - x[0]) / substeps
+    def interval(x: Array, inputs: Tree) -> tuple[Array, Array]:
+        t0, t1, z0, z1 = inputs if settings.sampled else (*inputs, None, None)
+        h = (t1 - t0) / substeps
+        slope = _slope(xp, settings, arguments, t0, t1, z0, z1)
 
-        def slope(t: Array, at: Tree) -> Tree:
-            return settings.field(xp, t, at, arguments, drive(t, x))
-
-        def one(state: Tree, k: Array) -> tuple[Tree, None]:
-            t = x[0] + k * h
-            _, total = _increments(tableau, slope, t, h, state, slope(t, state))
+        def one(x: Array, k: Any) -> tuple[Array, None]:
+            t = t0 + k * h
+            stages = _stages(tableau, slope, t, h, x, slope(t, x))
             if tableau.exponential:
-                return tree_map(lambda s, k, c: s - c * xp.expm1(-h / c) * k, state, total, tau), None
-            return tree_map(lambda s, k: s + h * k, state, total), None
+                mean = _add(xp.zeros_like(x), 1.0, tableau.weights, stages)
+                return x - tau * xp.expm1(-h / tau) * mean, None
+            return _add(x, h, tableau.weights, stages), None
 
         if substeps == 1:
-            state, _ = one(state, 0.0)
+            x, _ = one(x, 0)
         else:
-            counter = xp.arange(substeps, dtype=times.dtype, device=device(times))
-            state, _ = backend.scan(one, state, counter)
-        return state, state
+            x, _ = backend.scan(one, x, xp.arange(substeps, dtype=times.dtype, device=device(times)))
+        return x, x
 
     _, states = backend.scan(interval, start, xs)
-    batch = tree_leaves(start)[0].shape[:-1]
-    zero = xp.zeros((), dtype=xp.int32, device=device(times))
-    steps = xp.full((), substeps * (times.shape[0] - 1), dtype=xp.int32, device=device(times))
-    return states, xp.zeros(batch, dtype=xp.int32, device=device(times)), steps, zero
+    counts = {"dtype": xp.int32, "device": device(times)}
+    steps = xp.full((), substeps * (times.shape[0] - 1), **counts)
+    return states, xp.zeros(start.shape[:-1], **counts), steps, xp.zeros((), **counts)
 
 
-class _Adaptive(NamedTuple):
-    """Carry of the adaptive loop."""
+# The adaptive method. One attempt, its error and the rule for the next step stand here once;
+# two loops use them: on the host, with Python numbers for the clock, and traced.
+
+
+class _Attempt(NamedTuple):
+    new: Array
+    stages: list[Array]  # the last is the slope at the new state
+    norm: Array  # error relative to the tolerance, (...), infinite where not finite
+
+
+def _attempt(
+    backend: Backend,
+    xp: Any,
+    settings: _Settings,
+    slope: Callable[[Any, Array], Array],
+    t: Any,
+    h: Any,
+    x: Array,
+    first: Array,
+) -> _Attempt:
+    tableau = settings.tableau
+    stages = _stages(tableau, slope, t, h, x, first)
+    new = _add(x, h, tableau.weights, stages)
+    stages.append(slope(t + h, new))
+    free = [backend.stop_gradient(k) for k in stages]
+    weights = cast(tuple[float, ...], tableau.error)
+    index = next(i for i, weight in enumerate(weights) if weight != 0.0)
+    error = _add((h * weights[index]) * free[index], h, weights[index + 1 :], free[index + 1 :])
+    return _Attempt(new, stages, _error_norm(xp, settings, error, backend.stop_gradient(x), backend.stop_gradient(new)))
+
+
+def _error_norm(xp: Any, settings: _Settings, error: Array, old: Array, new: Array) -> Array:
+    """Root mean square over the neurons, relative to the tolerance; infinite where not finite."""
+    old, new = xp.abs(old), xp.abs(new)
+    scaled = error / (settings.atol + settings.rtol * xp.where(old > new, old, new))
+    norm = xp.sqrt(xp.mean(scaled * scaled, axis=-1))
+    return xp.where(xp.isfinite(norm), norm, xp.inf)
+
+
+def _next_step(lower: Callable[..., Any], upper: Callable[..., Any], worst: Any, order: int, rejected: Any) -> Any:
+    """Factor of the next step length; ``lower``/``upper`` are min and max of numbers or of arrays."""
+    factor = 0.9 * upper(worst, 1e-10) ** (-1.0 / order)
+    return lower(upper(factor, 0.2), 10.0 - 9.1 * rejected)  # no growth right after a rejection
+
+
+def _interpolate(
+    coefficients: tuple[tuple[float, ...], ...], x: Array, stages: list[Array], theta: Any, h: Any
+) -> Array:
+    """State at the fraction theta of a step of length h."""
+    for row, stage in zip(coefficients, stages, strict=True):
+        weight: Any = 0.0
+        for c in reversed(row):
+            weight = (weight + c) * theta
+        if any(row):
+            x = x + (h * weight) * stage
+    return x
+
+
+def _first_step(
+    xp: Any, settings: _Settings, slope: Callable[[Any, Array], Array], t0: Any, x: Array, first: Array, span: Array
+) -> Array:
+    """Length of the first step (Hairer, Norsett & Wanner, Solving ODEs I, II.4), for the worst of the batch."""
+    power = 1.0 / settings.tableau.order
+    d0, d1 = _error_norm(xp, settings, x, x, x), _error_norm(xp, settings, first, x, x)
+    small = (d0 < 1e-5) | (d1 < 1e-5)
+    step = xp.min(xp.where(small, 1e-3 * span, 0.01 * d0 / xp.where(small, 1.0, d1)))
+    step = xp.where(step < span, step, span)
+    second = slope(t0 + step, x + step * first)
+    d2 = _error_norm(xp, settings, second - first, x, x) / step
+    largest = xp.where(d1 > d2, d1, d2)
+    usable = (largest > 1e-15) & xp.isfinite(largest)
+    guess = xp.min(xp.where(usable, (0.01 / xp.where(usable, largest, 1.0)) ** power, 1e-3 * step))
+    guess = xp.where(guess < 100.0 * step, guess, 100.0 * step)
+    return xp.where(guess < span, guess, span)
+
+
+def _host_run(
+    settings: _Settings, arguments: Any, start: Array, times: Array, values: Array, pieces: list[Any] | None
+) -> tuple[Array, Array, Array, Array]:
+    """The adaptive loop on the host; appends accepted steps to ``pieces`` where wanted."""
+    xp = _checks.namespace({"times": times})
+    backend = get_backend(xp)
+    with getattr(backend, "quiet", nullcontext)():
+        states, codes, steps, rejected = _host_steps(backend, xp, settings, arguments, start, times, values, pieces)
+        counts = {"dtype": xp.int32, "device": device(times)}
+        status = xp.zeros(start.shape[:-1], **counts) if codes is None else codes
+        states, status = _finish(xp, start, states, status)
+    return states, status, xp.asarray(steps, **counts), xp.asarray(rejected, **counts)
+
+
+def _host_steps(
+    backend: Backend,
+    xp: Any,
+    settings: _Settings,
+    arguments: Any,
+    start: Array,
+    times: Array,
+    values: Array,
+    pieces: list[Any] | None,
+) -> tuple[Array, Array, int, int]:
+    tableau = settings.tableau
+    eps = float(xp.finfo(start.dtype).eps)
+    clock = [float(t) for t in times]
+    exact = settings.sampled or tableau.dense is None
+    t, x = clock[0], start
+    first: Array = None
+    h = 0.0
+    codes: Array = None  # None while no member has failed
+    finished = False  # every member failed
+    last: tuple[float, float, Array, list[Array]] | None = None
+    steps = rejected = 0
+    outputs = []
+    for k in range(1, len(clock)):
+        goal = clock[k]
+        end = goal if exact else (clock[-1] if pieces is not None else math.inf)
+        z0, z1 = (values[k - 1, ...], values[k, ...]) if settings.sampled else (None, None)
+        slope = _slope(xp, settings, arguments, clock[k - 1], goal, z0, z1)
+        if first is None:
+            first = slope(t, x)
+            free = backend.stop_gradient(first)
+            h = float(_first_step(xp, settings, slope, t, backend.stop_gradient(x), free, times[-1] - times[0]))
+        tried = 0
+        while t < goal and not finished:
+            if tried >= settings.max_steps:
+                late = xp.full(start.shape[:-1], TOO_MANY_STEPS, dtype=xp.int32, device=device(times))
+                codes = late if codes is None else xp.where(codes == SUCCESS, late, codes)
+                finished = True
+                break
+            tried += 1
+            clipped = t + h >= end
+            length = end - t if clipped else h
+            attempt = _attempt(backend, xp, settings, slope, t, length, x, first)
+            norm = attempt.norm if codes is None else xp.where(codes == SUCCESS, attempt.norm, 0.0)
+            worst = float(norm if norm.ndim == 0 else xp.max(norm))
+            accept = worst <= 1.0
+            h_next = length * _next_step(min, max, worst, tableau.order, not accept)
+            if accept:
+                steps += 1
+                last = (t, length, x, attempt.stages)
+                if pieces is not None:
+                    pieces.append(last)
+                t = end if clipped else t + length
+                x, first = attempt.new, attempt.stages[-1]
+                # a step cut short by the end of its interval says little about the next one
+                h = max(h, h_next) if clipped else h_next
+                continue
+            rejected += 1
+            h = h_next
+            if h <= 16.0 * eps * max(abs(t), abs(clock[-1] - clock[0]) * eps):
+                failed = norm > 1.0
+                if codes is None:
+                    codes = xp.zeros(start.shape[:-1], dtype=xp.int32, device=device(times))
+                codes = xp.where(failed, STEP_TOO_SMALL, codes)
+                x = xp.where(failed[..., None], xp.nan, x)
+                first = xp.where(failed[..., None], xp.nan, first)
+                finished = bool(xp.all(codes != SUCCESS))
+        if finished:
+            here = xp.full_like(start, xp.nan)
+        elif exact or last is None:
+            here = x
+        else:
+            t_old, length, x_old, stages = last
+            dense = cast(tuple[tuple[float, ...], ...], tableau.dense)
+            here = _interpolate(dense, x_old, stages, (goal - t_old) / length, length)
+            if codes is not None:
+                here = xp.where((codes == SUCCESS)[..., None], here, xp.nan)
+        outputs.append(here)
+    return xp.stack(outputs), codes, steps, rejected
+
+
+class _Carry(NamedTuple):
+    """Carry of the traced adaptive loop."""
 
     t: Array
     h: Array
-    state: Tree
-    slope: Tree
+    x: Array
+    slope: Array
     # the last accepted step, for interpolation
     t_old: Array
     h_old: Array
-    state_old: Tree
-    stages: tuple[Tree, ...]
+    x_old: Array
+    stages: tuple[Array, ...]
     status: Array
     steps: Array
     rejected: Array
 
 
-def _error_norm(xp: Any, settings: _Settings, error: Tree, old: Tree, new: Tree) -> Array:
-    """Root mean square of the error over the neurons, relative to the tolerance; infinite where not finite."""
-    total: Any = 0.0
-    count = 0
-    for e, x, y in zip(tree_leaves(error), tree_leaves(old), tree_leaves(new), strict=True):
-        x, y = xp.abs(x), xp.abs(y)
-        scaled = e / (settings.atol + settings.rtol * xp.where(x > y, x, y))
-        total = total + xp.sum(scaled * scaled, axis=-1)
-        count += int(e.shape[-1])
-    norm = xp.sqrt(total / count)
-    return xp.where(xp.isfinite(norm), norm, xp.full_like(norm, xp.inf))
-
-
-def _try_step(
-    backend: Backend, xp: Any, settings: _Settings, slope: Callable[[Array, Tree], Tree], carry: _Adaptive, end: Array
-) -> _Adaptive:
-    """Try one step of the adaptive method; ``end`` bounds it (infinite where steps are free)."""
+def _traced_steps(
+    backend: Backend, xp: Any, settings: _Settings, arguments: Any, start: Array, times: Array, values: Array
+) -> tuple[Array, Array, Array, Array]:
     tableau = settings.tableau
-    assert tableau.error is not None
-    room = end - carry.t
-    clipped = carry.h >= room
-    h = xp.where(clipped, room, carry.h)
-    stages, total = _increments(tableau, slope, carry.t, h, carry.state, carry.slope)
-    new = tree_map(lambda s, k: s + h * k, carry.state, total)
-    t_new = xp.where(clipped, end, carry.t + h)
-    last = slope(t_new, new)
-    error = tree_map(lambda k: h * k, _combine([*stages, last], tableau.error))
-    detached = [tree_map(backend.stop_gradient, tree) for tree in (error, carry.state, new)]
-    norm = _error_norm(xp, settings, *detached)
-    alive = carry.status == SUCCESS
-    worst = xp.max(xp.where(alive, norm, xp.zeros_like(norm)))
-    accept = worst <= 1.0
-    safe = xp.where(xp.isfinite(worst) & (worst > 1e-10), worst, xp.full_like(worst, 1e-10))
-    factor = 0.9 * safe ** (-1.0 / tableau.order)
-    factor = xp.where(factor > 10.0, xp.full_like(factor, 10.0), factor)
-    factor = xp.where((factor < 0.2) | ~xp.isfinite(worst), xp.full_like(factor, 0.2), factor)
-    factor = xp.where(~accept & (factor > 0.9), xp.full_like(factor, 0.9), factor)
-    h_next = h * factor
-    # a step cut short by the end of its interval says little about the next one
-    h_next = xp.where(clipped & accept & (carry.h > h_next), carry.h, h_next)
-    eps = float(xp.finfo(h.dtype).eps)
-    resolution = 16.0 * eps * xp.where(xp.abs(carry.t) > h, xp.abs(carry.t), h)
-    stuck = ~accept & (h_next <= resolution)
-    failed = stuck & alive & (norm > 1.0)
-    status = xp.where(failed, STEP_TOO_SMALL * xp.ones_like(carry.status), carry.status)
-    moves = accept & alive[..., None]
-
-    def pick(new_leaf: Array, old_leaf: Array) -> Array:
-        kept = xp.where(moves, new_leaf, old_leaf)
-        return xp.where(failed[..., None], xp.full_like(kept, xp.nan), kept)
-
-    count = xp.astype(accept, carry.steps.dtype)
-    return _Adaptive(
-        t=xp.where(accept, t_new, carry.t),
-        h=backend.stop_gradient(h_next),
-        state=tree_map(pick, new, carry.state),
-        slope=tree_map(pick, last, carry.slope),
-        t_old=xp.where(accept, carry.t, carry.t_old),
-        h_old=xp.where(accept, h, carry.h_old),
-        state_old=tree_map(lambda now, old: xp.where(accept, now, old), carry.state, carry.state_old),
-        stages=tuple(
-            tree_map(lambda now, old: xp.where(accept, now, old), k, old)
-            for k, old in zip((*stages, last), carry.stages, strict=True)
-        ),
-        status=status,
-        steps=carry.steps + count,
-        rejected=carry.rejected + 1 - count,
-    )
-
-
-def _interpolate(
-    xp: Any, coefficients: tuple[tuple[float, ...], ...], state: Tree, stages: Any, theta: Array, h: Array
-) -> Tree:
-    """State at a fraction theta of the step; theta and h () or (T,), leaves with matching leading axis."""
-    weights = []
-    for row in coefficients:
-        weight: Any = 0.0
-        for c in reversed(row):
-            weight = (weight + c) * theta
-        weights.append(h * weight)
-
-    def combine(x: Array, *ks: Array) -> Array:
-        extra = x.ndim - theta.ndim
-        result = x
-        for weight, k in zip(weights, ks, strict=True):
-            result = result + weight[(..., *(None,) * extra)] * k
-        return result
-
-    return tree_map(combine, state, *stages)
-
-
-def _initial_carry(
-    backend: Backend, xp: Any, settings: _Settings, slope: Callable[[Array, Tree], Tree], start: Tree, times: Array
-) -> _Adaptive:
-    """The first step by Hairer, Norsett & Wanner (Solving ODEs I, II.4), for the worst member of the batch."""
-    order = settings.tableau.order
-    t0 = times[0]
-    first = slope(t0, start)
-
-    def norm(tree: Tree) -> Array:
-        detached = tree_map(backend.stop_gradient, tree)
-        return _error_norm(xp, settings, detached, free_start, free_start)
-
-    free_start = tree_map(backend.stop_gradient, start)
-    d0, d1 = norm(start), norm(first)
-    small = (d0 < 1e-5) | (d1 < 1e-5)
-    h0 = xp.where(small, xp.full_like(d0, 1e-6), 0.01 * d0 / xp.where(small, xp.ones_like(d1), d1))
-    step = xp.min(h0)
-    moved = tree_map(lambda x, k: x + step * k, free_start, tree_map(backend.stop_gradient, first))
-    second = slope(t0 + step, moved)
-    d2 = norm(tree_map(lambda x, y: x - y, second, first)) / step
-    largest = xp.where(d1 > d2, d1, d2)
-    flat = ~(largest > 1e-15) | ~xp.isfinite(largest)
-    h1 = xp.where(
-        flat,
-        step * 1e-3 + xp.zeros_like(largest),
-        (0.01 / xp.where(flat, xp.ones_like(largest), largest)) ** (1.0 / order),
-    )
-    guess = xp.min(h1)
-    guess = xp.where(guess > 100.0 * step, 100.0 * step, guess)
+    eps = float(xp.finfo(start.dtype).eps)
+    exact = settings.sampled or tableau.dense is None
     span = times[-1] - times[0]
-    guess = xp.where(guess > span, span, guess)
-    floor = 1e3 * float(xp.finfo(times.dtype).eps) * (xp.abs(t0) + xp.abs(times[1]))
-    guess = xp.where(guess < floor, floor, guess)
-    zero = xp.zeros((), dtype=xp.int32, device=device(times))
-    batch = tree_leaves(start)[0].shape[:-1]
-    stages = tuple(first for _ in range(len(settings.tableau.nodes) + 1))
-    return _Adaptive(
-        t=t0,
-        h=backend.stop_gradient(guess),
-        state=start,
+    xs: Tree = (times[:-1], times[1:])
+    if settings.sampled:
+        xs = (*xs, values[:-1, ...], values[1:, ...])
+
+    def lower(a: Array, b: Any) -> Array:
+        return xp.where(a < b, a, b)
+
+    def upper(a: Array, b: Any) -> Array:
+        return xp.where(a > b, a, b)
+
+    def try_step(c: _Carry, slope: Callable[[Any, Array], Array], end: Any) -> _Carry:
+        clipped = c.t + c.h >= end
+        h = xp.where(clipped, end - c.t, c.h)
+        attempt = _attempt(backend, xp, settings, slope, c.t, h, c.x, c.slope)
+        alive = c.status == SUCCESS
+        worst = xp.max(xp.where(alive, attempt.norm, 0.0))
+        accept = worst <= 1.0
+        h_next = h * _next_step(lower, upper, worst, tableau.order, xp.astype(~accept, h.dtype))
+        h_next = xp.where(accept & clipped, upper(c.h, h_next), h_next)
+        stuck = ~accept & (h_next <= 16.0 * eps * upper(xp.abs(c.t), xp.abs(span) * eps))
+        failed = stuck & alive & (attempt.norm > 1.0)
+        moves = (accept & alive)[..., None]
+
+        def move(new: Array, old: Array) -> Array:
+            return xp.where(failed[..., None], xp.nan, xp.where(moves, new, old))
+
+        count = xp.astype(accept, c.steps.dtype)
+        return _Carry(
+            t=xp.where(accept, xp.where(clipped, end, c.t + h), c.t),
+            h=backend.stop_gradient(h_next),
+            x=move(attempt.new, c.x),
+            slope=move(attempt.stages[-1], c.slope),
+            t_old=xp.where(accept, c.t, c.t_old),
+            h_old=xp.where(accept, h, c.h_old),
+            x_old=xp.where(accept, c.x, c.x_old),
+            stages=tuple(xp.where(accept, new, old) for new, old in zip(attempt.stages, c.stages, strict=True)),
+            status=xp.where(failed, xp.asarray(STEP_TOO_SMALL, dtype=c.status.dtype), c.status),
+            steps=c.steps + count,
+            rejected=c.rejected + 1 - count,
+        )
+
+    def interval(c: _Carry, inputs: Tree) -> tuple[_Carry, Array]:
+        t0, t1, z0, z1 = inputs if settings.sampled else (*inputs, None, None)
+        slope = _slope(xp, settings, arguments, t0, t1, z0, z1)
+        end = t1 if exact else xp.full_like(t1, xp.inf)
+        before = c.steps + c.rejected
+
+        def going(c: _Carry) -> Array:
+            return (c.t < t1) & xp.any(c.status == SUCCESS) & (c.steps + c.rejected - before < settings.max_steps)
+
+        def body(c: _Carry) -> _Carry:
+            return try_step(_Carry(*c), slope, end)
+
+        c = _Carry(*backend.while_loop(going, body, c, max_steps=settings.max_steps, differentiable=True))
+        late = (c.t < t1) & (c.status == SUCCESS)
+        c = c._replace(status=xp.where(late, xp.asarray(TOO_MANY_STEPS, dtype=c.status.dtype), c.status))
+        if exact:
+            here = c.x
+        else:
+            dense = cast(tuple[tuple[float, ...], ...], tableau.dense)
+            here = _interpolate(dense, c.x_old, list(c.stages), (t1 - c.t_old) / c.h_old, c.h_old)
+        return c, xp.where((c.status == SUCCESS)[..., None], here, xp.nan)
+
+    slope = _slope(
+        xp, settings, arguments, *tree_map(lambda leaf: leaf[0, ...], xs), *(() if settings.sampled else (None, None))
+    )
+    first = slope(times[0], start)
+    free_x, free_slope = backend.stop_gradient(start), backend.stop_gradient(first)
+    h = _first_step(xp, settings, slope, times[0], free_x, free_slope, span)
+    counts = {"dtype": xp.int32, "device": device(times)}
+    zero = xp.zeros((), **counts)
+    carry = _Carry(
+        t=times[0],
+        h=backend.stop_gradient(h),
+        x=start,
         slope=first,
-        t_old=t0,
-        h_old=xp.ones_like(t0),
-        state_old=start,
-        stages=stages,
-        status=xp.zeros(batch, dtype=xp.int32, device=device(times)),
+        t_old=times[0],
+        h_old=xp.ones_like(times[0]),
+        x_old=start,
+        stages=(first,) * (len(tableau.nodes) + 1),
+        status=xp.zeros(start.shape[:-1], **counts),
         steps=zero,
         rejected=zero,
     )
-
-
-def _run_adaptive(
-    backend: Backend, xp: Any, settings: _Settings, arguments: Any, start: Tree, times: Array, tau: Tree, values: Array
-) -> tuple[Tree, Array, Array, Array]:
-    xs, drive = _segment(xp, settings, times, values)
-    coefficients = settings.tableau.dense
-    # Without interpolation, or with a drive that has kinks at the times, steps end on the times.
-    exact = settings.sampled or coefficients is None
-    infinity = xp.full((), xp.inf, dtype=times.dtype, device=device(times))
-
-    def slope_in(x: Tree) -> Callable[[Array, Tree], Tree]:
-        return lambda t, state: settings.field(xp, t, state, arguments, drive(t, x))
-
-    def interval(carry: _Adaptive, x: Tree) -> tuple[_Adaptive, Tree]:
-        t1 = x[1]
-        end = t1 if exact else infinity
-        before = carry.steps + carry.rejected
-
-        def going(c: _Adaptive) -> Array:
-            return (c.t < t1) & xp.any(c.status == SUCCESS) & (c.steps + c.rejected - before < settings.max_steps)
-
-        def body(c: _Adaptive) -> _Adaptive:
-            return _try_step(backend, xp, settings, slope_in(x), _Adaptive(*c), end)
-
-        carry = _Adaptive(
-            *backend.while_loop(
-                going, body, carry, max_steps=settings.max_steps, differentiable=settings.differentiable
-            )
-        )
-        late = (carry.t < t1) & (carry.status == SUCCESS)
-        carry = carry._replace(status=xp.where(late, TOO_MANY_STEPS * xp.ones_like(carry.status), carry.status))
-        if exact:
-            here = carry.state
-        else:
-            theta = (t1 - carry.t_old) / carry.h_old
-            assert coefficients is not None
-            here = _interpolate(xp, coefficients, carry.state_old, carry.stages, theta, carry.h_old)
-        alive = (carry.status == SUCCESS)[..., None]
-        output = tree_map(lambda leaf: xp.where(alive, leaf, xp.full_like(leaf, xp.nan)), here)
-        return carry, output
-
-    first = tree_map(lambda leaf: leaf[0, ...], xs)
-    carry = _initial_carry(backend, xp, settings, slope_in(first), start, times)
     carry, states = backend.scan(interval, carry, xs)
-    carry = _Adaptive(*carry)
+    carry = _Carry(*carry)
     return states, carry.status, carry.steps, carry.rejected
-
-
-def _run_dense(
-    backend: Backend, xp: Any, settings: _Settings, arguments: Any, start: Tree, times: Array, values: Array
-) -> Trajectory:
-    """Step by step on the host, keeping every accepted step."""
-    xs, drive = _segment(xp, settings, times, values)
-    coefficients = settings.tableau.dense
-    assert coefficients is not None
-    # a sampled drive has kinks at the times, a smooth one only an end
-    ends = list(range(1, times.shape[0])) if settings.sampled else [times.shape[0] - 1]
-    pieces: list[_Adaptive] = []
-    carry: _Adaptive | None = None
-    for k in ends:
-        x = tree_map(lambda leaf, k=k: leaf[k - 1, ...], xs)
-
-        def slope(t: Array, state: Tree, x: Tree = x) -> Tree:
-            return settings.field(xp, t, state, arguments, drive(t, x))
-
-        if carry is None:
-            carry = _initial_carry(backend, xp, settings, slope, start, times)
-        tried = 0
-        while bool(carry.t < times[k]) and bool(xp.any(carry.status == SUCCESS)):
-            if tried >= settings.max_steps:
-                carry = carry._replace(
-                    status=xp.where(carry.status == SUCCESS, TOO_MANY_STEPS * xp.ones_like(carry.status), carry.status)
-                )
-                break
-            before = int(carry.steps)
-            carry = _try_step(backend, xp, settings, slope, carry, times[k])
-            tried += 1
-            if int(carry.steps) > before:
-                pieces.append(carry)
-    assert carry is not None
-    if not pieces:
-        nan = tree_map(
-            lambda leaf: xp.full((times.shape[0], *leaf.shape), xp.nan, dtype=leaf.dtype, device=device(leaf)), start
-        )
-        return Trajectory(times, nan, carry.status, carry.steps, carry.rejected, None)
-    interpolant = DenseOutput(
-        xp.stack([piece.t_old for piece in pieces]),
-        xp.stack([piece.h_old for piece in pieces]),
-        tree_map(lambda *leaves: xp.stack(list(leaves)), *(piece.state_old for piece in pieces)),
-        tuple(
-            tree_map(lambda *leaves: xp.stack(list(leaves)), *(piece.stages[i] for piece in pieces))
-            for i in range(len(pieces[0].stages))
-        ),
-        coefficients,
-    )
-    covered = interpolant.starts[-1] + interpolant.steps[-1]
-    inside = times <= covered * (1 + 4 * float(xp.finfo(times.dtype).eps))
-    states = interpolant(xp.where(inside, times, xp.ones_like(times) * times[0]))
-
-    def blank(leaf: Array) -> Array:
-        reached = xp.reshape(inside, (times.shape[0],) + (1,) * (leaf.ndim - 1))
-        return xp.where(reached, leaf, xp.full_like(leaf, xp.nan))
-
-    return Trajectory(times, tree_map(blank, states), carry.status, carry.steps, carry.rejected, interpolant)

@@ -140,9 +140,7 @@ def noise_covariance(circuit: Circuit, state: State, noise: Noise, *, variant: s
     return _covariance(xp, jac, _intensity(xp, term), "state")
 
 
-def power_spectrum(
-    circuit: Circuit, state: State, noise: Noise, frequencies: Array, *, variant: str = "main"
-) -> Array:
+def power_spectrum(circuit: Circuit, state: State, noise: Noise, frequencies: Array, *, variant: str = "main") -> Array:
     """Power spectral density matrix of the linearized circuit driven by white noise.
 
     Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -259,9 +259,7 @@ def _chunks(intervals: int, substeps: int, shape: tuple[int, ...]) -> list[tuple
     return [(first, min(first + length, intervals)) for first in range(0, intervals, length)]
 
 
-def _draw(
-    xp: Any, seed: int, times: Array, first: int, last: int, substeps: int, shape: tuple[int, ...]
-) -> Array:
+def _draw(xp: Any, seed: int, times: Array, first: int, last: int, substeps: int, shape: tuple[int, ...]) -> Array:
     """Increments (last - first, substeps, *shape) of the output intervals first to last."""
     own = int(np.random.SeedSequence([seed, first]).generate_state(1)[0])
     numbers = get_backend(xp).normal(own, (last - first, substeps, *shape), times)
@@ -307,7 +305,9 @@ def run_sde(
         increments = xp.reshape(increments, (intervals, substeps, *increments.shape[1:]))
     start = tree_map(lambda leaf: xp.broadcast_to(leaf, (*batch, leaf.shape[-1])), start)
     settings = _Settings(field, method == "stochastic_heun", substeps)
-    leaves = [leaf for leaf in tree_leaves((arguments, start, times, values, tuple(term), increments)) if leaf is not None]
+    leaves = [
+        leaf for leaf in tree_leaves((arguments, start, times, values, tuple(term), increments)) if leaf is not None
+    ]
     run = _compiled(backend) if all(backend.is_concrete(leaf) for leaf in leaves) else _run
     try:
         hash(settings)
@@ -334,7 +334,7 @@ def run_sde(
     return Trajectory(times, type(start)._make(states) if hasattr(start, "_make") else states, status, steps, zero)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(backend: Backend) -> Callable[..., Any]:
     return backend.compile(_run, static=(0,), loops=True)
 

@@ -317,9 +317,7 @@ def v1_steady_state(
     root = xp.sqrt(u)
     exists = root < 1.0
     a = xp.where(exists, root / xp.where(exists, 1.0 - root, xp.ones_like(root)), xp.full_like(root, xp.inf))
-    return V1SteadyState(
-        V1State(y, u, a), found.converged & xp.all(exists, axis=-1), found.iterations, found.residual
-    )
+    return V1SteadyState(V1State(y, u, a), found.converged & xp.all(exists, axis=-1), found.iterations, found.residual)
 
 
 class _V1Field(NamedTuple):

@@ -17,6 +17,11 @@ def excitatory_count(hidden_size: int, excitatory: float) -> int:
     return min(max(round(excitatory * hidden_size), 1), max(hidden_size - 1, 1))
 
 
+def by_kind(signs: Tensor, excitatory: float, inhibitory: float) -> Tensor:
+    """One value for the neurons of sign +1, another for those of sign -1."""
+    return 0.5 * (excitatory + inhibitory) + 0.5 * (excitatory - inhibitory) * signs
+
+
 class SSN(Recurrent):
     """The stabilized supralinear network: tau r' = -r + k max(W r + h, 0)^n, with h = W_in x + c.
 
@@ -41,7 +46,6 @@ class SSN(Recurrent):
     """
 
     signs: Tensor
-    rates: Tensor
 
     def __init__(
         self,
@@ -59,27 +63,27 @@ class SSN(Recurrent):
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step, substeps=substeps)
         count = excitatory_count(hidden_size, excitatory)
-        self.power, self.gain = power, gain
+        self.power, self.gain, self.rate = power, gain, rate
         sign = torch.ones(hidden_size)
         sign[count:] = -1.0
         kind = torch.where(sign > 0, float(count), float(max(hidden_size - count, 1)))
         self.v = nn.Parameter(torch.rand(hidden_size, hidden_size) * 2 * strength / kind)
         self.input = nn.Linear(input_size, hidden_size)
         self.register_buffer("signs", sign)
-        self.register_buffer("rates", torch.where(sign > 0, rate, 2 * rate))
 
     def drive(self, x: Tensor) -> Tensor:
         return self.input(x)
 
-    def constants(self) -> Tensor:
-        return (self.v.abs() * self.signs).T
+    def constants(self) -> tuple[Tensor, Tensor]:
+        return (self.v.abs() * self.signs).T, by_kind(self.signs, self.rate, 2 * self.rate)
 
     def start(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like)
 
-    def advance(self, drive: Tensor, state: Tensor, constants: Tensor) -> Tensor:
-        target = self.gain * torch.relu(state @ constants + drive) ** self.power
-        return state + self.rates * (target - state)
+    def advance(self, drive: Tensor, state: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
+        weights, rates = constants
+        target = self.gain * torch.relu(state @ weights + drive) ** self.power
+        return state + rates * (target - state)
 
 
 class WilsonCowan(Recurrent):
@@ -107,8 +111,6 @@ class WilsonCowan(Recurrent):
     """
 
     signs: Tensor
-    slope: Tensor
-    threshold: Tensor
 
     def __init__(
         self,
@@ -132,19 +134,18 @@ class WilsonCowan(Recurrent):
         self.w_in = normal(1 / math.sqrt(input_size), hidden_size, input_size)
         self.c = uniform(0.0, 4.0, hidden_size)
         self.register_buffer("signs", sign)
-        self.register_buffer("slope", torch.where(sign > 0, 1.2, 1.0))
-        self.register_buffer("threshold", torch.where(sign > 0, 2.8, 4.0))
 
     def drive(self, x: Tensor) -> Tensor:
         return x @ self.w_in.T + self.c
 
-    def constants(self) -> tuple[Tensor, Tensor]:
-        return (self.v.abs() * self.signs).T, torch.sigmoid(-self.slope * self.threshold)
+    def constants(self) -> tuple[Tensor, Tensor, Tensor]:
+        slope, threshold = by_kind(self.signs, 1.2, 1.0), by_kind(self.signs, 2.8, 4.0)
+        return (self.v.abs() * self.signs).T, slope, threshold
 
     def start(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like)
 
-    def advance(self, drive: Tensor, state: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
-        weights, floor = constants
-        response = torch.sigmoid(self.slope * (state @ weights + drive - self.threshold)) - floor
+    def advance(self, drive: Tensor, state: Tensor, constants: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        weights, slope, threshold = constants
+        response = torch.sigmoid(slope * (state @ weights + drive - threshold)) - torch.sigmoid(-slope * threshold)
         return state + self.rate * ((1 - state) * response - state)

@@ -116,8 +116,10 @@ class FixedPoint(nn.Module):
         if z.requires_grad:
             slope = 1 - z.detach() ** 2
 
-            def solve(gradient: Tensor) -> Tensor:
+            def solve(gradient: Tensor | None) -> Tensor | None:
                 """u = g + J^T u, with J = diag(1 - z^2) W."""
+                if gradient is None:
+                    return None
                 u = gradient
                 scale = float(gradient.abs().max())
                 for _ in range(self.max_iterations):

@@ -1,0 +1,20 @@
+"""The command line, ``organics``."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line; without its dependencies, say which extra brings them."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(
+            f"error: the command line needs {error.name}; install it with: pip install 'organics-core[cli]'"
+        ) from None
+    from .app import app
+
+    app(prog_name="organics")
+
+
+__all__ = ["main"]

@@ -18,18 +18,24 @@ if _missing:
 from organics_core.cell import CellParameters, CellState, MaxRates  # noqa: E402
 from organics_core.training import EpochRecord  # noqa: E402
 
+from .checkpoint import load, save  # noqa: E402
 from .modules import trainable  # noqa: E402
 from .recurrent import ORGaNICs, ORGaNICsCell, ORGaNICsClassifier  # noqa: E402
+from .static import DivisiveNorm, DivisiveNorm2d  # noqa: E402
 from .training import fit  # noqa: E402
 
 __all__ = [
     "CellParameters",
     "CellState",
+    "DivisiveNorm",
+    "DivisiveNorm2d",
     "EpochRecord",
     "MaxRates",
     "ORGaNICs",
     "ORGaNICsCell",
     "ORGaNICsClassifier",
     "fit",
+    "load",
+    "save",
     "trainable",
 ]

@@ -103,6 +103,12 @@ def split(key: Any, count: int) -> list[Any]:
         raise TypeError(f"key must be one key of jax.random.key or PRNGKey, got {_describe(key)}") from None
 
 
+def within_unit_ball(matrix: Any) -> Any:
+    """V / max(1, ||V||): the matrix itself where its spectral norm is at most 1."""
+    norm = jnp.linalg.norm(matrix, 2)
+    return matrix / jnp.where(norm > 1, norm, jnp.ones_like(norm))
+
+
 def kaiming(generator: np.random.Generator, *shape: int) -> Any:
     """Uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), that is Kaiming-uniform with a = sqrt(5)."""
     bound = 1.0 / np.sqrt(np.prod(shape[1:]))

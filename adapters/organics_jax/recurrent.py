@@ -20,10 +20,12 @@ from organics_core.cell import (
     init_cell,
 )
 
-from .modules import Part, float_dtype, from_host, kaiming, split
-from .sequence import sequence
+from .modules import Part, float_dtype, from_host, split, within_unit_ball
+from .sequence import IMPLEMENTATIONS, sequence
 
 Array = Any
+
+RECURRENT = ("orthogonal", "identity", "spectral")
 
 
 class ORGaNICsCell(Part):
@@ -35,8 +37,9 @@ class ORGaNICsCell(Part):
         k and n.
     key : jax random key
         Of the initialization; the same key gives the same parameters.
-    recurrent : {"orthogonal", "identity"}
-        W_r learned, from a random orthogonal matrix; or the fixed identity.
+    recurrent : {"orthogonal", "identity", "spectral"}
+        W_r learned, from a random orthogonal matrix; the fixed identity; or
+        learned within the ball of spectral norm 1, from an orthogonal matrix.
     variant : {"rectified_recurrence", "main"}
         Of the dynamics, see :func:`organics_core.cell_step`.
     max_rates : MaxRates
@@ -94,7 +97,7 @@ class ORGaNICsCell(Part):
     ) -> None:
         self.input_size = _checks.positive_integer("input_size", input_size)
         self.hidden_size = _checks.positive_integer("hidden_size", hidden_size)
-        _checks.one_of("recurrent", recurrent, ("orthogonal", "identity"))
+        _checks.one_of("recurrent", recurrent, RECURRENT)
         _checks.one_of("variant", variant, CELL_VARIANTS)
         self.recurrent = recurrent
         self.variant = variant
@@ -102,7 +105,8 @@ class ORGaNICsCell(Part):
         self.learn_rates = bool(learn_rates)
 
         def make(generator: Any) -> tuple[CellParameters, CellState]:
-            return init_cell(generator, self.input_size, self.hidden_size, recurrent=recurrent)
+            kind = "identity" if recurrent == "identity" else "orthogonal"
+            return init_cell(generator, self.input_size, self.hidden_size, recurrent=kind)
 
         self.parameters, self.start = from_host(key, make, float_dtype(dtype))
 
@@ -115,8 +119,10 @@ class ORGaNICsCell(Part):
         return eqx.tree_at(lambda m: (m.parameters, m.start), everything, (parameters, start))
 
     def effective(self) -> CellParameters:
-        """The parameters as the step uses them: no gradient flows to what is not trained."""
+        """The parameters as the step uses them: W_r within its ball, no gradient to what is not trained."""
         p = self.parameters
+        if self.recurrent == "spectral":
+            p = p._replace(w_r=within_unit_ball(p.w_r))
         fixed = ("sigma",) if self.learn_rates else ("sigma", "theta_y", "theta_a", "theta_b0", "theta_b1")
         return p._replace(**{name: jax.lax.stop_gradient(getattr(p, name)) for name in fixed})
 
@@ -159,7 +165,7 @@ class ORGaNICsCell(Part):
     def spectral_abscissa(self, state: CellState, x: Array) -> Array:
         """Largest real eigenvalue part of the (y, a) circuit that the cell is at ``state``, per step; shape (...)."""
         return cell_jacobian_abscissa(
-            self.parameters, state, self.cast("x", x), max_rates=self.max_rates, variant=self.variant
+            self.effective(), state, self.cast("x", x), max_rates=self.max_rates, variant=self.variant
         )
 
 
@@ -174,6 +180,11 @@ class ORGaNICs(Part):
     key : jax random key
     batch_first : bool
         Inputs and outputs are (B, T, ...) instead of (T, B, ...).
+    implementation : {"auto", "chunked", "reference"}
+        How a sequence is computed; all give the same numbers. ``"chunked"``
+        keeps only the state of every 28th step or so and has a reverse
+        derivative written by hand; ``"reference"`` is the core's scan, for
+        derivatives of other kinds (``jvp``, Hessians). ``"auto"`` is ``"chunked"``.
     recurrent, variant, max_rates, learn_rates, dtype
         As for :class:`ORGaNICsCell`.
 
@@ -196,6 +207,7 @@ class ORGaNICs(Part):
 
     cells: tuple[ORGaNICsCell, ...]
     batch_first: bool = eqx.field(static=True)
+    implementation: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -209,8 +221,10 @@ class ORGaNICs(Part):
         variant: str = "rectified_recurrence",
         max_rates: MaxRates = MaxRates(),
         learn_rates: bool = True,
+        implementation: str = "auto",
         dtype: Any = None,
     ) -> None:
+        _checks.one_of("implementation", implementation, IMPLEMENTATIONS)
         num_layers = _checks.positive_integer("num_layers", num_layers)
         self.cells = tuple(
             ORGaNICsCell(
@@ -226,6 +240,7 @@ class ORGaNICs(Part):
             for index, part in enumerate(split(key, num_layers))
         )
         self.batch_first = bool(batch_first)
+        self.implementation = implementation
 
     @property
     def num_layers(self) -> int:
@@ -250,8 +265,7 @@ class ORGaNICs(Part):
         ----------
         inputs : array (T, B, k), or (B, T, k) with ``batch_first``, or (T, k)
         hx : CellState of arrays (num_layers, B, n), or (num_layers, n) unbatched; optional
-            Start state of every layer; the learned-nothing start state of the
-            cells by default.
+            Start state of every layer; that of the cells by default.
 
         Returns
         -------
@@ -276,7 +290,14 @@ class ORGaNICs(Part):
         starts = self._starts(hx, xs.shape[1:-1])
         finals = []
         for cell, start in zip(self.cells, starts, strict=True):
-            final, xs = sequence(cell.effective(), start, xs, max_rates=cell.max_rates, variant=cell.variant)
+            final, xs = sequence(
+                cell.effective(),
+                start,
+                xs,
+                max_rates=cell.max_rates,
+                variant=cell.variant,
+                implementation=self.implementation,
+            )
             finals.append(final)
         hn = CellState(*(jnp.stack(parts) for parts in zip(*finals, strict=True)))
         return (jnp.swapaxes(xs, 0, 1) if swap else xs), hn
@@ -305,14 +326,13 @@ class ORGaNICsClassifier(Part):
     input_size, hidden_size, classes : int
     num_layers : int
     key : jax random key
-    recurrent, variant, max_rates, learn_rates, dtype
-        As for :class:`ORGaNICsCell`.
+    recurrent, variant, max_rates, learn_rates, implementation, dtype
+        As for :class:`ORGaNICs`.
 
     Attributes
     ----------
-    rnn : ORGaNICs
-    weight : array (classes, n)
-    bias : array (classes,)
+    layer : ORGaNICs
+    readout : equinox.nn.Linear
 
     Raises
     ------
@@ -326,9 +346,8 @@ class ORGaNICsClassifier(Part):
     (5, 10)
     """
 
-    rnn: ORGaNICs
-    weight: Array
-    bias: Array
+    layer: ORGaNICs
+    readout: eqx.nn.Linear
 
     def __init__(
         self,
@@ -342,33 +361,29 @@ class ORGaNICsClassifier(Part):
         variant: str = "rectified_recurrence",
         max_rates: MaxRates = MaxRates(),
         learn_rates: bool = True,
+        implementation: str = "auto",
         dtype: Any = None,
     ) -> None:
         classes = _checks.positive_integer("classes", classes)
-        key_rnn, key_readout = split(key, 2)
-        self.rnn = ORGaNICs(
+        key_layer, key_readout = split(key, 2)
+        self.layer = ORGaNICs(
             input_size,
             hidden_size,
             num_layers,
-            key=key_rnn,
+            key=key_layer,
             batch_first=True,
             recurrent=recurrent,
             variant=variant,
             max_rates=max_rates,
             learn_rates=learn_rates,
+            implementation=implementation,
             dtype=dtype,
         )
-
-        def make(generator: Any) -> tuple[Any, Any]:
-            weight = kaiming(generator, classes, self.rnn.hidden_size)
-            bound = 1.0 / self.rnn.hidden_size**0.5
-            return weight, generator.uniform(-bound, bound, classes)
-
-        self.weight, self.bias = from_host(key_readout, make, float_dtype(dtype))
+        self.readout = eqx.nn.Linear(self.layer.hidden_size, classes, key=key_readout, dtype=float_dtype(dtype))
 
     def trained(self) -> Any:
         everything = jax.tree.map(eqx.is_inexact_array, self)
-        return eqx.tree_at(lambda m: m.rnn, everything, self.rnn.trained())
+        return eqx.tree_at(lambda m: m.layer, everything, self.layer.trained())
 
     def __call__(self, inputs: Array) -> Array:
         """Logits of every class.
@@ -386,5 +401,5 @@ class ORGaNICsClassifier(Part):
         TypeError, ValueError
             Naming the argument whose dtype or shape is wrong.
         """
-        _, hn = self.rnn(inputs)
-        return hn.y[-1] @ self.weight.T + self.bias
+        _, hn = self.layer(inputs)
+        return hn.y[-1] @ self.readout.weight.T + self.readout.bias

@@ -180,7 +180,7 @@ def largest_abscissa(model: Any, x: Any, *, points: int = 4) -> float:
     Parameters
     ----------
     model : module
-        With an attribute ``rnn``, an :class:`ORGaNICs`; or one itself.
+        With an attribute ``layer`` that is an :class:`ORGaNICs`; or one itself.
     x : array (N, T, k)
         Inputs.
     points : int
@@ -196,26 +196,26 @@ def largest_abscissa(model: Any, x: Any, *, points: int = 4) -> float:
     The Jacobian is that of the (y, a) circuit, the gains frozen; see
     :func:`organics_core.cell.cell_jacobian_abscissa`.
     """
-    rnn = model if isinstance(model, ORGaNICs) else getattr(model, "rnn", None)
-    if not isinstance(rnn, ORGaNICs) or np.ndim(x) != 3:
+    layer = model if isinstance(model, ORGaNICs) else getattr(model, "layer", None)
+    if not isinstance(layer, ORGaNICs) or np.ndim(x) != 3:
         return math.nan
     length = np.shape(x)[1]
     points = min(points, length)
-    return float(_abscissa(rnn, jnp.asarray(x), length // points, points))
+    return float(_abscissa(layer, jnp.asarray(x), length // points, points))
 
 
 @eqx.filter_jit
-def _abscissa(rnn: ORGaNICs, x: Array, stride: int, points: int) -> Array:
+def _abscissa(layer: ORGaNICs, x: Array, stride: int, points: int) -> Array:
     hx = None
     worst = []
     first = x.shape[1] - stride * points
-    if not rnn.batch_first:
+    if not layer.batch_first:
         x = jnp.swapaxes(x, 0, 1)
-    axis = 1 if rnn.batch_first else 0
+    axis = 1 if layer.batch_first else 0
     edges = [0, *(first + stride * (index + 1) for index in range(points))]
     for begin, end in itertools.pairwise(edges):
-        _, hx = rnn(jax.lax.slice_in_dim(x, begin, end, axis=axis), hx)
-        for index, cell in enumerate(rnn.cells):
+        _, hx = layer(jax.lax.slice_in_dim(x, begin, end, axis=axis), hx)
+        for index, cell in enumerate(layer.cells):
             state = CellState(*(part[index] for part in hx))
             drive = jnp.zeros((*state.y.shape[:-1], cell.input_size), state.y.dtype)  # the Jacobian does not need it
             worst.append(jnp.max(cell.spectral_abscissa(state, drive)))

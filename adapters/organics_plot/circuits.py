@@ -57,7 +57,9 @@ def trajectory(
     if values.ndim != 2:
         raise ValueError(f"trajectory draws one circuit, of state (T, n); got shape {values.shape}")
     n = values.shape[1]
-    chosen = list(np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))) if neurons is None else list(neurons)
+    chosen = (
+        list(np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))) if neurons is None else list(neurons)
+    )
     colors = list(CYCLE[: len(chosen)]) if len(chosen) <= len(CYCLE) else shades(len(chosen))
     for color, i in zip(colors, chosen, strict=True):
         ax.plot(times, values[:, i], color=color, label=f"{i + 1}")
@@ -89,7 +91,13 @@ def responses(experiment: ContrastExperiment, *, neuron: int | None = None, ax: 
     for k, color in enumerate(shades(len(e.contrasts))):
         ax.plot(1e3 * e.times, e.rates[:, k, i], color=color, label=percent(e.contrasts[k]), zorder=2 + k / 100)
     ax.text(
-        1e3 * (e.off - 0.004), 0.965, "grating on", transform=ax.get_xaxis_transform(), color=MUTED, ha="right", va="top"
+        1e3 * (e.off - 0.004),
+        0.965,
+        "grating on",
+        transform=ax.get_xaxis_transform(),
+        color=MUTED,
+        ha="right",
+        va="top",
     )
     ax.set(xlabel="Time (ms)", ylabel=RATE)
     ax.margins(x=0)
@@ -207,10 +215,10 @@ def eigenvalues(
     ax.axvline(0, color=INK, lw=1, zorder=1)
     for k, (values, color) in enumerate(zip(spectra, colors, strict=True)):
         label = None if labels is None else labels[k]
-        ax.scatter(values.real, values.imag, s=34, color=[color], edgecolor="white", linewidth=0.6, zorder=3, label=label)
-    ax.text(
-        0.015, 0.97, "stable", transform=ax.transAxes, color=MUTED, ha="left", va="top"
-    )
+        ax.scatter(
+            values.real, values.imag, s=34, color=[color], edgecolor="white", linewidth=0.6, zorder=3, label=label
+        )
+    ax.text(0.015, 0.97, "stable", transform=ax.transAxes, color=MUTED, ha="left", va="top")
     ax.set(xlabel="Re λ  (1/s)", ylabel="Im λ  (1/s)")
     return ax
 
@@ -234,7 +242,11 @@ def matrix(values: Any, *, title: str = "", label: str = "", ax: Axes | None = N
     bound = float(np.abs(values).max()) or 1.0
     signed = bool((values < 0).any())
     image = ax.imshow(
-        values, cmap="RdBu_r" if signed else "Blues", vmin=-bound if signed else 0.0, vmax=bound, interpolation="nearest"
+        values,
+        cmap="RdBu_r" if signed else "Blues",
+        vmin=-bound if signed else 0.0,
+        vmax=bound,
+        interpolation="nearest",
     )
     figure = ax.get_figure()
     assert figure is not None

@@ -59,7 +59,7 @@ def spectrum_figure(experiment: ContrastExperiment) -> Figure:
         ax.set_xticks(shown, [percent(c) for c in shown])
         ax.set_ylim(bottom=0)
         ax.grid(axis="y")
-        ax.set(xlabel="Grating contrast", ylabel="Slowest decay time  −1 / max Re λ  (ms)")
+        ax.set(xlabel="Grating contrast", ylabel="Slowest decay time  1 / |max Re λ|  (ms)")
         ax.set_title("Higher contrast, faster circuit")
         axes[0, 0].legend(title="Contrast", loc="upper left", bbox_to_anchor=(0.0, 0.92), ncols=1)
     return figure
@@ -108,7 +108,9 @@ def agreement_figure(table: Any) -> Figure:
         for k, column in enumerate(table.columns):
             if column.reference:
                 continue
-            shown = [(row, max(cell.difference, floor)) for row, q in enumerate(rows) if (cell := table.cell(q, column.key))]
+            shown = [
+                (row, max(cell.difference, floor)) for row, q in enumerate(rows) if (cell := table.cell(q, column.key))
+            ]
             if not shown:
                 continue
             single = column.dtype == "float32"

@@ -173,9 +173,7 @@ def contrast_experiment(
         state = oc.State(run.state.y[-1], run.state.a[-1])
     keep = [slice(0, -1), slice(0, None), slice(1, None)]  # the moments of change once each
     times = np.concatenate([run.times[part] for run, part in zip(pieces, keep, strict=True)])
-    y, a = (
-        np.concatenate([run.state[i][part] for run, part in zip(pieces, keep, strict=True)]) for i in range(2)
-    )
+    y, a = (np.concatenate([run.state[i][part] for run, part in zip(pieces, keep, strict=True)]) for i in range(2))
     trajectory = oc.Trajectory(
         times,
         oc.State(y, a),

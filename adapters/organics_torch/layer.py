@@ -32,7 +32,13 @@ class ORGaNICs(nn.Module):
         Probability of dropping an output between layers while training.
     implementation : {"auto", "fused", "function", "reference"}
         How a sequence is computed; all give the same numbers. ``"auto"`` takes
-        the fastest that the tensors and the machine allow.
+        the fastest that the tensors and the machine allow, ``"fused"`` is
+        native code compiled on first use (CPU), ``"function"`` plain torch with
+        the derivative by hand, ``"reference"`` the core's step under autograd.
+    checkpoint_every : int, optional
+        Keep the states of every so many steps only, and compute the others
+        again in the backward pass: little memory for about a third more
+        arithmetic. ``"reference"`` does not use it.
     recurrent, variant, max_rates, learn_rates, seed, generator, device, dtype
         As for :class:`ORGaNICsCell`.
 
@@ -51,6 +57,7 @@ class ORGaNICs(nn.Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         implementation: str = "auto",
+        checkpoint_every: int | None = None,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
         max_rates: MaxRates | tuple[float, float, float] = MaxRates(),
@@ -65,6 +72,8 @@ class ORGaNICs(nn.Module):
         if not (_checks.is_number(dropout) and 0 <= dropout <= 1):
             raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
         _checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        if checkpoint_every is not None:
+            checkpoint_every = _checks.positive_integer("checkpoint_every", checkpoint_every)
         rng = random_source(seed, generator)
         self.cells = nn.ModuleList(
             ORGaNICsCell(
@@ -85,6 +94,7 @@ class ORGaNICs(nn.Module):
         self.batch_first = bool(batch_first)
         self.dropout = float(dropout)
         self.implementation = implementation
+        self.checkpoint_every = checkpoint_every
 
     def start_state(self, *batch: int) -> CellState:
         """The start state of all layers; tensors (num_layers, *batch, n)."""
@@ -92,8 +102,8 @@ class ORGaNICs(nn.Module):
         return CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: CellState | None = None
-    ) -> tuple[Tensor | PackedSequence, CellState]:
+        self, input: Tensor | PackedSequence, hx: CellState | None = None, *, outputs: bool = True
+    ) -> tuple[Tensor | PackedSequence | None, CellState]:
         """Run the sequence.
 
         Parameters
@@ -101,6 +111,8 @@ class ORGaNICs(nn.Module):
         input : tensor (T, N, k), (N, T, k) with ``batch_first``, (T, k), or PackedSequence
         hx : CellState of tensors (num_layers, N, n), or (num_layers, n) for input (T, k); optional
             The start state by default.
+        outputs : bool
+            Where False, ``output`` is None, which saves its memory.
 
         Returns
         -------
@@ -115,7 +127,8 @@ class ORGaNICs(nn.Module):
             Naming the tensor whose dtype or shape is wrong; ValueError for an empty sequence.
         """
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+            packed, hn = self._forward_packed(input, hx)
+            return (packed if outputs else None), hn
         check_tensor("input", input, self.cells[0].w_zx)
         k = self.input_size
         if input.ndim not in (2, 3) or input.shape[-1] != k:
@@ -131,11 +144,16 @@ class ORGaNICs(nn.Module):
         states = []
         for layer, cell in enumerate(self.cells):
             start = CellState(*(part[layer] for part in state))
-            xs, last = self._run(cell, self._drop(xs, layer), start)
+            wanted = outputs or layer + 1 < self.num_layers
+            xs, last = self._run(cell, self._drop(xs, layer), start, wanted)
             states.append(last)
         hn = CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
         if not batched:
-            return xs.squeeze(1), CellState(*(part.squeeze(1) for part in hn))
+            hn = CellState(*(part.squeeze(1) for part in hn))
+        if xs is None:
+            return None, hn
+        if not batched:
+            return xs.squeeze(1), hn
         return (xs.transpose(0, 1) if self.batch_first else xs), hn
 
     def _initial_state(self, hx: CellState | None, batch: int, batched: bool = True) -> CellState:
@@ -148,10 +166,22 @@ class ORGaNICs(nn.Module):
     def _drop(self, xs: Tensor, layer: int) -> Tensor:
         return nn.functional.dropout(xs, self.dropout, self.training) if layer and self.dropout else xs
 
-    def _run(self, cell: ORGaNICsCell, xs: Tensor, start: CellState) -> tuple[Tensor, CellState]:
+    def _run(
+        self, cell: ORGaNICsCell, xs: Tensor, start: CellState, outputs: bool = True
+    ) -> tuple[Tensor | None, CellState]:
         fields = cell.fields()
         w, rates = cell.derived(fields)
-        return run_sequence(fields, w, rates, start, xs, cell.variant, self.implementation)
+        return run_sequence(
+            fields,
+            w,
+            rates,
+            start,
+            xs,
+            cell.variant,
+            self.implementation,
+            outputs=outputs,
+            checkpoint_every=self.checkpoint_every,
+        )
 
     def _forward_packed(self, packed: PackedSequence, hx: CellState | None) -> tuple[PackedSequence, CellState]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
@@ -206,7 +236,7 @@ class ORGaNICsClassifier(nn.Module):
     Parameters
     ----------
     input_size, hidden_size, classes : int
-    num_layers, implementation, recurrent, variant, max_rates, learn_rates, seed, device, dtype
+    num_layers, implementation, checkpoint_every, recurrent, variant, max_rates, learn_rates, seed, device, dtype
         As for :class:`ORGaNICs`.
     """
 
@@ -237,5 +267,5 @@ class ORGaNICsClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of sequences x (N, T, k)."""
-        _, hn = self.layer(x)
+        _, hn = self.layer(x, outputs=False)
         return self.readout(hn.y[-1])

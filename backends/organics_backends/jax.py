@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 class JaxBackend:
     name = "jax"
+    traces_loops = True
 
     def is_concrete(self, array: Array) -> bool:
         return not isinstance(array, jax.core.Tracer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,12 @@ from organics_core.backend import Array, GenericBackend, Tree, host_eigvals
 class NumpyBackend(GenericBackend):
     name = "numpy"
 
+    def quiet(self) -> AbstractContextManager[Any]:
+        """No warnings from loops that look out for overflow themselves."""
+        return np.errstate(all="ignore")
+
     def scan(self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
-        with np.errstate(all="ignore"):
+        with self.quiet():
             return super().scan(step, carry, xs)
 
     def while_loop(
@@ -26,7 +31,7 @@ class NumpyBackend(GenericBackend):
         max_steps: int,
         differentiable: bool = False,
     ) -> Tree:
-        with np.errstate(all="ignore"):
+        with self.quiet():
             return super().while_loop(condition, body, carry, max_steps=max_steps)
 
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:

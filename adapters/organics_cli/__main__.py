@@ -1,0 +1,5 @@
+"""``python -m organics_cli``."""
+
+from . import main
+
+main()

@@ -1,0 +1,112 @@
+"""The commands and their options. The work is in the modules beside this one, imported when needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import Debug, command, console
+
+app = typer.Typer(
+    name="organics",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="ORGaNICs: simulate, certify and train the recurrent circuit that computes divisive normalization.",
+    epilog="Start with [bold]organics demo[/bold].",
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Circuit file, .toml or .npz; see examples/circuit.toml.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        import organics_core
+
+        console().print(f"organics-core {organics_core.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@command
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures and numbers.")] = Path(
+        "organics-output/demo"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and a smaller agreement check.")] = False,
+    framework: Annotated[
+        str, typer.Option("--framework", help="Where to train: jax, torch, or all (every one installed).")
+    ] = "all",
+    debug: Debug = False,
+) -> None:
+    """The tour: simulate, solve, certify, cross-check and train a circuit, in under two minutes."""
+    from .demo import run
+
+    run(out, quick=quick, framework=framework)
+
+
+@app.command()
+@command
+def simulate(
+    file: File,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the picture and the numbers.")] = Path(
+        "organics-output/simulate"
+    ),
+    method: Annotated[
+        str | None, typer.Option("--method", help="dopri5, rk4, heun, euler or exponential_euler; default: the file's.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option("--duration", help="Seconds; default: the file's.")] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", help="main, rectified or rectified_recurrence; default: the file's.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Simulate a circuit from rest and compare its end with its steady state."""
+    from .circuits import simulate as run
+
+    run(file, out, method=method, duration=duration, variant=variant)
+
+
+@app.command()
+@command
+def certify(
+    file: File,
+    debug: Debug = False,
+) -> None:
+    """Is this circuit stable? With W_r = I: a certificate. Otherwise: steady state and eigenvalues.
+
+    Exit code 0 says stable, 1 not stable (or no steady state found), 2 bad input.
+    """
+    from .circuits import certify as run
+
+    raise typer.Exit(run(file))
+
+
+@app.command()
+@command
+def agree(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table as JSON and Markdown.")] = Path(
+        "organics-output/agreement"
+    ),
+    require: Annotated[
+        list[str] | None, typer.Option("--require", help="Fail if this library is missing; may be repeated.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Do all installed array libraries compute the same? Exit code 1 if any exceeds its bound."""
+    from .agree import run
+
+    raise typer.Exit(run(out, require=require or []))

@@ -1,0 +1,285 @@
+"""``organics simulate`` and ``organics certify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+import organics_core as oc
+from organics_core._checks import VARIANTS, one_of
+from organics_core.circuit import is_identity, size
+from organics_core.files import CircuitFile, load_circuit, save_circuit
+
+from .console import (
+    EXIT_NOT_STABLE,
+    EXIT_STABLE,
+    console,
+    output_folder,
+    quiet_matplotlib,
+    seconds,
+    write_json,
+)
+
+ROWS = 12
+"""Neurons shown in a table; more are left to the files."""
+
+
+def load_one(path: Path) -> CircuitFile:
+    """Load a circuit file that must hold one circuit, not a batch."""
+    loaded = load_circuit(path)
+    for name, value in {**loaded.circuit._asdict(), "z": loaded.z}.items():
+        if value is not None and np.ndim(value) > (2 if name in ("w", "w_r") else 1):
+            raise ValueError(f"{path}: {name} has batch axes (shape {np.shape(value)}); this command takes one circuit")
+    return loaded
+
+
+class Facts(NamedTuple):
+    """A steady state and its linear stability."""
+
+    steady: oc.SteadyState
+    converged: bool
+    abscissa: float
+    eigenvalues: Any
+
+
+def find(circuit: oc.Circuit, z: Any, variant: str) -> Facts:
+    """Steady state and spectrum; NaN where none was found."""
+    steady = oc.steady_state(circuit, z, variant=variant)
+    converged = bool(steady.converged)
+    if not converged:
+        return Facts(steady, False, float("nan"), None)
+    eigenvalues = oc.spectrum(circuit, steady.state, variant=variant)
+    return Facts(steady, True, float(np.max(eigenvalues.real)), eigenvalues)
+
+
+def simulate(
+    path: Path, out: Path, *, method: str | None = None, duration: float | None = None, variant: str | None = None
+) -> None:
+    """Simulate the circuit of a file; print, plot and save."""
+    circuit, z, settings = load_one(path)
+    one_of("method", method or settings.method, oc.INTEGRATORS)
+    one_of("variant", variant or settings.variant, VARIANTS)
+    if duration is not None and not (0 < duration < float("inf")):
+        raise ValueError(f"--duration must be a positive number of seconds, got {duration:g}")
+    settings = settings._replace(
+        method=method or settings.method,
+        variant=variant or settings.variant,
+        duration=duration if duration is not None else settings.duration,
+    )
+    facts = find(circuit, z, settings.variant)
+    stable = facts.converged and facts.abscissa < 0
+    if settings.duration is None:
+        slow = max(float(np.max(circuit.tau_y)), float(np.max(circuit.tau_a)))
+        settings = settings._replace(duration=12.0 / -facts.abscissa if stable else 100.0 * slow)
+    assert settings.duration is not None
+    times = np.linspace(0.0, settings.duration, settings.points)
+    fixed = settings.method != "dopri5"
+    quick = min(float(np.min(circuit.tau_y)), float(np.min(circuit.tau_a)))
+    substeps = max(1, int(np.ceil((times[1] - times[0]) / (0.05 * quick)))) if fixed else 1
+    run = oc.simulate(
+        circuit,
+        z,
+        times,
+        method=settings.method,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        variant=settings.variant,
+        drive="constant",
+        substeps=substeps,
+    )
+    out = output_folder(out)
+    stem = path.stem
+    quiet_matplotlib()
+    from organics_plot import save, simulation_figure
+
+    reached = run.reached
+    shown = oc.Trajectory(
+        run.times[:reached], oc.State(*(part[:reached] for part in run.state)), run.status, run.steps, run.rejected
+    )
+    figure = simulation_figure(shown, facts.steady.state if facts.converged else None)
+    picture = save(figure, out / f"{stem}.png")
+    numbers = out / f"{stem}.json"
+    last = oc.State(*(part[reached - 1] for part in run.state))
+    distance = relative_distance(last, facts.steady.state) if facts.converged else float("nan")
+    arrays = out / f"{stem}-trajectory.npz"
+    part = arrays.with_name(f".{arrays.name}.part")
+    with part.open("wb") as stream:
+        np.savez(stream, times=run.times, y=run.state.y, a=run.state.a)
+    part.replace(arrays)
+    save_circuit(out / f"{stem}.npz", circuit, z, settings)
+    write_json(
+        numbers,
+        {
+            "file": str(path),
+            "settings": settings,
+            "status": run.message,
+            "success": run.success,
+            "steps": int(run.steps),
+            "rejected": int(run.rejected),
+            "end": {"time": float(run.times[reached - 1]), **last._asdict()},
+            "steady_state": {
+                "converged": facts.converged,
+                "iterations": int(facts.steady.iterations),
+                "residual": float(facts.steady.residual),
+                **facts.steady.state._asdict(),
+            },
+            "spectral_abscissa": facts.abscissa,
+            "relative_distance": distance,
+        },
+    )
+
+    screen = console()
+    screen.print()
+    screen.print(_state_table(last, facts.steady.state if facts.converged else None, float(run.times[reached - 1])))
+    screen.print()
+    facts_table = _facts()
+    facts_table.add_row("simulation", Text(run.message, style="green" if run.success else "red"))
+    facts_table.add_row(
+        "", f"{settings.method}, {int(run.steps)} steps, {seconds(settings.duration)}, variant {settings.variant}"
+    )
+    facts_table.add_row("steady state", _found(facts))
+    if facts.converged:
+        facts_table.add_row("largest Re λ", _abscissa(facts.abscissa))
+        facts_table.add_row("distance", f"{distance:.2g} (largest relative, simulation's end to steady state)")
+        if stable and distance > 1e-2:
+            facts_table.add_row(
+                "", Text("not there yet: simulate longer, or another attractor took over", style="yellow")
+            )
+        if not stable:
+            facts_table.add_row("", Text("unstable: expect the simulation to end elsewhere", style="yellow"))
+    facts_table.add_row("saved", Text(str(picture)))
+    for name in (numbers, arrays, out / f"{stem}.npz"):
+        facts_table.add_row("", Text(str(name)))
+    screen.print(facts_table)
+
+
+def relative_distance(state: oc.State, other: oc.State) -> float:
+    """Largest difference of y and of a, each relative to the largest value of ``other``."""
+    worst = 0.0
+    for mine, theirs in zip(state, other, strict=True):
+        scale = float(np.max(np.abs(theirs))) or 1.0
+        worst = max(worst, float(np.max(np.abs(mine - theirs))) / scale)
+    return worst
+
+
+def certify(path: Path) -> int:
+    """Print the certificate, or what stands in for it; return the exit code."""
+    circuit, z, settings = load_one(path)
+    screen = console()
+    screen.print()
+    n = size(circuit)
+    variant = settings.variant
+    identity = bool(is_identity(np, circuit.w_r))
+    if identity and variant == "main":
+        certificate = oc.certify(circuit, z)
+        p_smallest, q_smallest = (
+            float(np.linalg.eigvalsh(m / np.max(np.abs(m)))[0]) for m in (certificate.p, certificate.q)
+        )
+        abscissa = float(oc.spectral_abscissa(circuit, certificate.state))
+        stable = bool(certificate.stable)
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=f"Certificate of stability, {n} neurons",
+            title_justify="left",
+            title_style="bold",
+        )
+        table.add_column("quantity")
+        table.add_column("value", justify="right")
+        table.add_column("means", style="dim")
+        table.add_row("stable", _yes(stable), "C v > 0: C is an M-matrix, decided by one product with W")
+        table.add_row("margin", f"{float(certificate.margin):.4g}", "min (C v) relative to the diagonal; in (0, 1]")
+        table.add_row("smallest eigenvalue of p", f"{p_smallest:.3g}", "relative; > 0: the energy is positive")
+        table.add_row(
+            "smallest eigenvalue of q", f"{q_smallest:.3g}", "relative; ≥ 0 up to round-off: the energy never grows"
+        )
+        table.add_row(
+            "largest Re λ", f"{abscissa:.4g} /s", f"slowest decay {seconds(-1 / abscissa) if abscissa else '-'}"
+        )
+        screen.print(table)
+        screen.print(
+            _verdict(
+                stable, "stable: proven by the certificate, whatever the time constants" if stable else "not stable"
+            )
+        )
+        return EXIT_STABLE if stable else EXIT_NOT_STABLE
+    why = "w_r is not the identity" if not identity else f"variant is {variant}"
+    screen.print(
+        f"The certificate is for W_r = I and the main circuit; here {why}. Steady state and eigenvalues decide instead:\n",
+        soft_wrap=True,
+    )
+    facts = find(circuit, z, variant)
+    table = _facts()
+    table.add_row("steady state", _found(facts))
+    table.add_row("residual", f"{float(facts.steady.residual):.2g}")
+    stable = facts.converged and facts.abscissa < 0
+    if facts.converged:
+        table.add_row("largest Re λ", _abscissa(facts.abscissa))
+    screen.print(table)
+    screen.print()
+    if not facts.converged:
+        verdict = "no steady state found, so nothing to certify"
+    elif stable:
+        verdict = "locally stable (this steady state; there may be others)"
+    else:
+        verdict = "not stable: this steady state repels"
+    screen.print(_verdict(stable, verdict))
+    return EXIT_STABLE if stable else EXIT_NOT_STABLE
+
+
+def _facts() -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _found(facts: Facts) -> Text:
+    iterations = int(facts.steady.iterations)
+    if not facts.converged:
+        return Text(f"not found ({iterations} iterations, residual {float(facts.steady.residual):.2g})", style="red")
+    return Text("closed form" if iterations == 0 else f"Newton, {iterations} iterations")
+
+
+def _abscissa(value: float) -> Text:
+    if value < 0:
+        return Text(f"{value:.4g} /s, decays within {seconds(-1 / value)}", style="green")
+    return Text(f"{value:.4g} /s, grows within {seconds(1 / value) if value else '∞'}", style="red")
+
+
+def _yes(value: bool) -> Text:
+    return Text("yes", style="bold green") if value else Text("no", style="bold red")
+
+
+def _verdict(good: bool, text: str) -> Panel:
+    style = "green" if good else "red"
+    return Panel(Text(f"{'✓' if good else '✗'} {text}", style=f"bold {style}"), border_style=style, expand=False)
+
+
+def _state_table(end: oc.State, steady: oc.State | None, time: float) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, title="Steady state and end of the simulation", title_justify="left", title_style="bold"
+    )
+    table.add_column("neuron", justify="right", style="dim")
+    table.add_column("y steady", justify="right")
+    table.add_column(f"y at {seconds(time)}", justify="right")
+    table.add_column("a steady", justify="right")
+    table.add_column(f"a at {seconds(time)}", justify="right")
+    n = len(end.y)
+    for i in range(min(n, ROWS)):
+        known = steady is not None
+        table.add_row(
+            str(i + 1),
+            f"{steady.y[i]:.6f}" if known else "-",  # type: ignore[union-attr]
+            f"{end.y[i]:.6f}",
+            f"{steady.a[i]:.6f}" if known else "-",  # type: ignore[union-attr]
+            f"{end.a[i]:.6f}",
+        )
+    if n > ROWS:
+        table.add_row("…", f"{n - ROWS} more", "", "", "in the JSON")
+    return table

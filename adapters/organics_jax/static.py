@@ -1,0 +1,276 @@
+"""Static layers: the output is the circuit's fixed point under the input, differentiated implicitly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from organics_core import _checks
+from organics_core.cell import sigmoid
+from organics_core.circuit import Circuit
+from organics_core.steady_state import SteadyState, steady_state
+
+from .modules import Part, float_dtype, from_host, kaiming, within_unit_ball
+
+Array = Any
+
+
+def _unit(u: Array, axis: int | tuple[int, ...]) -> Array:
+    """u / ||u||, and 0 (with derivative 0) where u is 0."""
+    square = jnp.sum(u * u, axis=axis, keepdims=True)
+    silent = square == 0
+    return u / jnp.where(silent, jnp.ones_like(square), jnp.sqrt(jnp.where(silent, jnp.ones_like(square), square)))
+
+
+def _squared_rate(y: Array) -> Array:
+    rate = jnp.where(y > 0, y, jnp.zeros_like(y))
+    return rate * rate
+
+
+def _input(name: str, x: Array, dtype: Any) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a real floating dtype, got {x.dtype}; convert it first")
+    return x.astype(dtype)
+
+
+class DivisiveNorm(Part):
+    """Static divisive normalization layer: the squared rates max(y, 0)**2 at the circuit's fixed point.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        k and n.
+    key : jax random key
+    recurrent : {"identity", "spectral"}
+        W_r the identity, with its closed form; or learned within the ball of
+        spectral norm 1 (orthogonal at the start), solved by Newton's method.
+    sigma : float
+        Semi-saturation constant.
+    max_iterations : int
+        Of Newton's method.
+    dtype : floating dtype, optional
+
+    Attributes
+    ----------
+    w_zx, w_bx : arrays (n, k)
+        Input weights, and those of the input gain.
+    log_w : array (n, n)
+        V, with W = exp(V).
+    beta : array (n,)
+        Logit of the normalization gain b0.
+    w_r : array (n, n) or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+
+    Notes
+    -----
+    Rawat, Heeger & Martiniani (NeurIPS 2024), the static layer::
+
+        z = W_zx x / ||W_zx x||,   b = sigmoid(W_bx x),   b0 = sigmoid(beta)
+        y = b z + (1 - sqrt(a)) W_r y,   a = (b0 sigma)**2 + W (a y**2)
+
+    Derivatives are those of the implicit function theorem; no iteration is
+    stored. Samples whose fixed point was not found give NaN, never a silent
+    number; :meth:`steady_state` says more about them.
+
+    Examples
+    --------
+    >>> layer = DivisiveNorm(3, 5, key=jax.random.key(0))
+    >>> layer(jnp.ones((2, 3))).shape
+    (2, 5)
+    """
+
+    w_zx: Array
+    w_bx: Array
+    log_w: Array
+    beta: Array
+    w_r: Array
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+    recurrent: str = eqx.field(static=True)
+    sigma: float = eqx.field(static=True)
+    max_iterations: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        key: Array,
+        recurrent: str = "identity",
+        sigma: float = 1.0,
+        max_iterations: int = 100,
+        dtype: Any = None,
+    ) -> None:
+        self.in_features = k = _checks.positive_integer("in_features", in_features)
+        self.out_features = n = _checks.positive_integer("out_features", out_features)
+        _checks.one_of("recurrent", recurrent, ("identity", "spectral"))
+        self.recurrent = recurrent
+        self.sigma = _checks.positive_number("sigma", sigma)
+        self.max_iterations = _checks.positive_integer("max_iterations", max_iterations)
+
+        def make(generator: np.random.Generator) -> tuple[Any, ...]:
+            log_w = np.log(1.0 - generator.random((n, n)))
+            np.fill_diagonal(log_w, 0.0)
+            w_r = None
+            if recurrent == "spectral":
+                # a hair inside the ball, so that rounding does not put it outside
+                w_r = np.linalg.qr(generator.standard_normal((n, n)))[0] * (1 - 1e-6)
+            return kaiming(generator, n, k), kaiming(generator, n, k), log_w, np.zeros(n), w_r
+
+        self.w_zx, self.w_bx, self.log_w, self.beta, self.w_r = from_host(key, make, float_dtype(dtype))
+
+    def circuit(self, x: Array) -> tuple[Circuit, Array]:
+        """The circuit under an input (..., k), of time constants 1, and its input drive z (..., n)."""
+        x = _input("x", x, self.log_w.dtype)
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have shape (..., {self.in_features}), got shape {x.shape}")
+        z = _unit(x @ self.w_zx.T, -1)
+        w_r = None if self.recurrent == "identity" else within_unit_ball(self.w_r)
+        gain, normalization = sigmoid(jnp, x @ self.w_bx.T), sigmoid(jnp, self.beta)
+        return Circuit(w_r, jnp.exp(self.log_w), gain, normalization, self.sigma, 1.0, 1.0), z
+
+    def steady_state(self, x: Array) -> SteadyState:
+        """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
+        circuit, z = self.circuit(x)
+        method = "closed_form" if self.recurrent == "identity" else "newton"
+        return steady_state(circuit, z, method=method, max_iterations=self.max_iterations)
+
+    def __call__(self, x: Array) -> Array:
+        """Squared rates (..., n) for inputs x (..., k); NaN where the fixed point was not found.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x has a wrong dtype or shape.
+        """
+        found = self.steady_state(x)
+        y = found.state.y
+        if self.recurrent != "identity":
+            y = jnp.where(found.converged[..., None], y, jnp.full_like(y, jnp.nan))
+        return _squared_rate(y)
+
+
+class DivisiveNorm2d(Part):
+    """Static convolutional layer: divisive normalization over space, within every channel.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size : int
+        Of the convolutions that give the input drive and the input gain.
+    key : jax random key
+    stride, padding : int
+        Of those convolutions.
+    pool_size : int
+        Side of the normalization pool in output pixels, odd.
+    sigma : float
+    dtype : floating dtype, optional
+
+    Attributes
+    ----------
+    w_zx, w_bx : arrays (out_channels, in_channels, kernel_size, kernel_size)
+    log_w : array (out_channels, pool_size, pool_size)
+        V; the normalization weights of a channel are the kernel W = exp(V).
+    beta : array (out_channels,)
+        Logit of the normalization gain b0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+
+    Notes
+    -----
+    The fixed point for W_r = I, with convolutions for products, and the drive
+    z of unit norm over the pixels of a channel::
+
+        a = (b0 sigma)**2 + W * (b z)**2,    output max(b z / sqrt(a), 0)**2
+
+    Examples
+    --------
+    >>> layer = DivisiveNorm2d(1, 4, 3, padding=1, key=jax.random.key(0))
+    >>> layer(jnp.ones((2, 1, 8, 8))).shape
+    (2, 4, 8, 8)
+    """
+
+    w_zx: Array
+    w_bx: Array
+    log_w: Array
+    beta: Array
+    in_channels: int = eqx.field(static=True)
+    out_channels: int = eqx.field(static=True)
+    kernel_size: int = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
+    padding: int = eqx.field(static=True)
+    pool_size: int = eqx.field(static=True)
+    sigma: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        key: Array,
+        stride: int = 1,
+        padding: int = 0,
+        pool_size: int = 5,
+        sigma: float = 1.0,
+        dtype: Any = None,
+    ) -> None:
+        self.in_channels = c = _checks.positive_integer("in_channels", in_channels)
+        self.out_channels = d = _checks.positive_integer("out_channels", out_channels)
+        self.kernel_size = s = _checks.positive_integer("kernel_size", kernel_size)
+        self.stride = _checks.positive_integer("stride", stride)
+        self.padding = _checks.positive_integer("padding + 1", padding + 1) - 1
+        self.pool_size = m = _checks.positive_integer("pool_size", pool_size)
+        if m % 2 == 0:
+            raise ValueError(f"pool_size must be odd, got {m}")
+        self.sigma = _checks.positive_number("sigma", sigma)
+
+        def make(generator: np.random.Generator) -> tuple[Any, ...]:
+            log_w = np.log(1.0 - generator.random((d, m, m)))
+            log_w[:, m // 2, m // 2] = 0.0
+            return kaiming(generator, d, c, s, s), kaiming(generator, d, c, s, s), log_w, np.zeros(d)
+
+        self.w_zx, self.w_bx, self.log_w, self.beta = from_host(key, make, float_dtype(dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Squared rates (N, out_channels, H', W') for images x (N, in_channels, H, W); both also without N.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x has a wrong dtype or shape.
+        """
+        x = _input("x", x, self.log_w.dtype)
+        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ValueError(f"x must have shape (N, {self.in_channels}, H, W), N optional, got shape {x.shape}")
+        if min(x.shape[-2:]) + 2 * self.padding < self.kernel_size:
+            raise ValueError(f"x is smaller than the kernel of side {self.kernel_size}: got shape {x.shape}")
+        images = x if x.ndim == 4 else x[None]
+        z = _unit(self._convolve(images, self.w_zx), (-2, -1))
+        drive = sigmoid(jnp, self._convolve(images, self.w_bx)) * z
+        floor = (sigmoid(jnp, self.beta) * self.sigma) ** 2
+        pool = jax.lax.conv_general_dilated(
+            drive * drive,
+            jnp.exp(self.log_w)[:, None],
+            (1, 1),
+            [(self.pool_size // 2,) * 2] * 2,
+            feature_group_count=self.out_channels,
+        )
+        rate = _squared_rate(drive) / (floor[:, None, None] + pool)
+        return rate if x.ndim == 4 else rate[0]
+
+    def _convolve(self, images: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            images, kernel, (self.stride, self.stride), [(self.padding, self.padding)] * 2
+        )

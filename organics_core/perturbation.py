@@ -1,0 +1,354 @@
+"""Near and far from W_r = I: the first-order correction, several fixed points, stability boundaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import device, is_array_api_obj
+
+from . import _checks
+from ._linalg import matvec
+from .backend import Array, to_numpy
+from .circuit import Circuit, State, prepare, validate_circuit
+from .dynamics import identity_fixed_point
+from .stability import _spectral_abscissa
+from .steady_state import FixedPoint, _roots_of_variant, steady_state
+
+
+class FirstOrder(NamedTuple):
+    """Fixed point of W_r = I + K to first order in K.
+
+    Attributes
+    ----------
+    state : State of arrays (..., n)
+        Zeroth plus first order; its error is of second order in K.
+    zeroth : State
+        The fixed point for W_r = I.
+    correction : State
+        The first-order term, linear in K.
+    """
+
+    state: State
+    zeroth: State
+    correction: State
+
+
+def first_order_correction(circuit: Circuit, z: Array) -> FirstOrder:
+    """Fixed point of the main circuit to first order in K = W_r - I.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        With W_r near the identity.
+    z : array (..., n)
+        Input drive.
+
+    Returns
+    -------
+    FirstOrder
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+
+    Notes
+    -----
+    Around the fixed point (y0, a0) for W_r = I (Rawat, Heeger & Martiniani 2024)::
+
+        y1 = (diag(1/sqrt(a0) - 1) - diag(y0/a0) W diag(b z (1 - sqrt(a0)))) K y0
+        a1 = W diag(2 b z (1 - sqrt(a0))) K y0
+    """
+    xp = validate_circuit(circuit, values=True, z=z)
+    _checks.values(xp, "z", z, "any")
+    circuit, z = prepare(xp, circuit, z)
+    zeroth = identity_fixed_point(xp, circuit, z, "main")
+    y, a = zeroth
+    k_y = xp.zeros_like(y) if circuit.w_r is None else matvec(xp, circuit.w_r, y) - y
+    root = xp.sqrt(a)
+    pooled = matvec(xp, circuit.w, circuit.b * z * (1.0 - root) * k_y)
+    correction = State((1.0 / root - 1.0) * k_y - (y / a) * pooled, 2.0 * pooled)
+    return FirstOrder(State(y + correction.y, a + correction.a), zeroth, correction)
+
+
+def find_fixed_points(
+    circuit: Circuit,
+    z: Array,
+    *,
+    starts: int = 64,
+    seed: int = 0,
+    variant: str = "main",
+    tol: float | None = None,
+    max_iterations: int = 200,
+    distinct: float | None = None,
+) -> tuple[FixedPoint, ...]:
+    """Search for the fixed points of a circuit by Newton's method from many starts.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        Without batch axes, any n.
+    z : array (n,)
+        Input drive.
+    starts : int
+        Number of random starts, besides the fixed point for W_r = I: modulators
+        log-uniform between (b0 sigma)**2 and ten times what W_r = I gives.
+    seed : int
+    variant : {"main", "rectified", "rectified_recurrence"}
+    tol, max_iterations
+        As in :func:`steady_state`.
+    distinct : float, optional
+        Fixed points closer than this, relative to their norm, are one;
+        ``sqrt(tol)`` by default.
+
+    Returns
+    -------
+    tuple of FixedPoint
+        Those found, in order of rising mean a, each with its stability. A
+        search of this kind is no proof that there are no others; for n = 1
+        :func:`fixed_points` gives every one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
+    starts = _checks.positive_integer("starts", starts)
+    xp = validate_circuit(circuit, values=True, z=z)
+    n = int(circuit.w.shape[-1])
+    if (
+        z.ndim != 1
+        or circuit.w.ndim != 2
+        or any(
+            is_array_api_obj(value) and value.ndim > (2 if name in ("w", "w_r") else 1)
+            for name, value in circuit._asdict().items()
+        )
+    ):
+        raise ValueError(f"circuit and z must have no batch axes here, z of shape ({n},), got {tuple(z.shape)}")
+    circuit, z = prepare(xp, circuit, z)
+    rng = np.random.default_rng(seed)
+    reference = identity_fixed_point(xp, circuit, z, variant)
+    low = to_numpy((circuit.b0 * circuit.sigma) ** 2) + np.zeros(n)
+    high = np.maximum(10.0 * to_numpy(reference.a), 4.0)
+    a0 = np.exp(np.log(low) + rng.random((starts, n)) * np.log(high / low))
+    # a whole profile at once as well: solutions often differ by the common level
+    level = rng.random((starts, 1))
+    common = np.exp(np.log(low) + level * np.log(high / low))
+    a0 = np.where((np.arange(starts) % 2 == 0)[:, None], a0, common)
+    y0 = rng.standard_normal((starts, n)) * (1e-3 + np.abs(to_numpy(reference.y)).max())
+
+    def convert(values: Any) -> Array:
+        return xp.asarray(np.asarray(values).tolist(), dtype=z.dtype, device=device(z))
+
+    start = State(xp.concat([reference.y[None, :], convert(y0)]), xp.concat([reference.a[None, :], convert(a0)]))
+    found = steady_state(
+        circuit, z, method="newton", variant=variant, tol=tol, max_iterations=max_iterations, state0=start
+    )
+    abscissae = to_numpy(_spectral_abscissa(xp, circuit, State(*found.state), variant))
+    eps = float(xp.finfo(z.dtype).eps)
+    near = math.sqrt(eps**0.75 if tol is None else tol) if distinct is None else distinct
+    points = np.concatenate([to_numpy(found.state.y), to_numpy(found.state.a)], axis=-1).astype(float)
+    sound = to_numpy(found.converged) & np.isfinite(points).all(axis=-1)
+    kept: list[int] = []
+    for k in np.argsort(to_numpy(found.residual)):
+        if not sound[k]:
+            continue
+        size = 1e-12 + np.abs(points[k]).max()
+        if all(np.abs(points[k] - points[other]).max() > near * size for other in kept):
+            kept.append(int(k))
+    kept.sort(key=lambda k: (points[k, n:].mean(), tuple(points[k, :n])))
+    result = []
+    for k in kept:
+        state = State(found.state.y[k, :], found.state.a[k, :])
+        result.append(FixedPoint(state, bool(abscissae[k] < 0), float(abscissae[k])))
+    return tuple(result)
+
+
+class StabilityBoundary(NamedTuple):
+    """Where a one-neuron circuit gains or loses stability, over two parameters.
+
+    Attributes
+    ----------
+    parameters : (str, str)
+    values : pair of arrays (P,), (Q,)
+        The grid.
+    abscissa : array (P, Q)
+        Spectral abscissa of the fixed point that was asked for, per second;
+        infinite where there is none. Negative is stable.
+    points : array (M, 2)
+        The boundary on the lines of the grid, by bisection.
+    segments : array (S, 2, 2)
+        The boundary cell by cell: S pieces, each from one point to another.
+    """
+
+    parameters: tuple[str, str]
+    values: tuple[Array, Array]
+    abscissa: Array
+    points: Array
+    segments: Array
+
+
+_PARAMETERS = ("w_r", "w", "b", "b0", "sigma", "tau_y", "tau_a", "z")
+
+
+def stability_boundary(
+    circuit: Circuit,
+    z: Array,
+    parameters: tuple[str, str],
+    values: tuple[Array, Array],
+    *,
+    which: str = "any",
+    variant: str = "main",
+) -> StabilityBoundary:
+    """Trace the stability boundary of a one-neuron circuit in any two of its parameters.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        With n = 1 and no batch axes.
+    z : array (1,)
+        Input drive.
+    parameters : (str, str)
+        Two of w_r, w, b, b0, sigma, tau_y, tau_a, z.
+    values : pair of arrays (P,), (Q,)
+        Rising values of each, two at least.
+    which : {"any", "principal"}
+        ``"any"``: the circuit counts as stable where any of its fixed points
+        is; ``"principal"``: where the one with y z > 0 is.
+    variant : {"main", "rectified", "rectified_recurrence"}
+
+    Returns
+    -------
+    StabilityBoundary
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+
+    Notes
+    -----
+    All fixed points at every point of the grid are found from the quartic of
+    :func:`fixed_points`; between two neighbours of different stability the
+    boundary is found by bisection, to 1e-12 of their distance.
+    """
+    _checks.one_of("variant", variant, _checks.VARIANTS)
+    _checks.one_of("which", which, ("any", "principal"))
+    xp = validate_circuit(circuit, values=True, z=z)
+    if circuit.w.shape != (1, 1) or z.shape != (1,):
+        raise ValueError(
+            "stability_boundary is for one neuron without batch axes: w must have shape (1, 1) and z shape (1,), "
+            f"got {tuple(circuit.w.shape)} and {tuple(z.shape)}"
+        )
+    if len(parameters) != 2 or parameters[0] == parameters[1]:
+        raise ValueError(f"parameters must be two different names, got {parameters!r}")
+    for name in parameters:
+        _checks.one_of("parameters", name, _PARAMETERS)
+    for name, value in zip(parameters, values, strict=True):
+        _checks.namespace({"w": circuit.w, f"values of {name}": value})
+        if value.ndim != 1 or value.shape[0] < 2 or not bool(xp.all(value[1:] > value[:-1])):
+            raise ValueError(f"values of {name} must be a rising array of shape (P,) with P >= 2")
+        allowed = {"w_r": "any", "z": "any", "w": ">= 0"}.get(name, "> 0")
+        _checks.values(xp, f"values of {name}", value, allowed)
+    prepared, drive = prepare(xp, circuit, z)
+    fixed = {
+        name: 1.0 if value is None else float(to_numpy(value).reshape(-1)[0])
+        for name, value in prepared._asdict().items()
+    }
+    fixed["z"] = float(to_numpy(drive)[0])
+    first, second = ([float(v) for v in to_numpy(value)] for value in values)
+
+    def measure(p: float, q: float) -> float:
+        at = {**fixed, parameters[0]: p, parameters[1]: q}
+        found = _one_neuron(at, variant)
+        if which == "principal":
+            found = [point for point in found if point[0] * at["z"] > 0]
+        return min((point[2] for point in found), default=math.inf)
+
+    table = [[measure(p, q) for q in second] for p in first]
+    points, segments = _trace(measure, first, second, table)
+
+    def convert(value: Any, shape: tuple[int, ...]) -> Array:
+        if 0 in shape:
+            return xp.zeros(shape, dtype=drive.dtype, device=device(drive))
+        return xp.asarray(value, dtype=drive.dtype, device=device(drive))
+
+    return StabilityBoundary(
+        (parameters[0], parameters[1]),
+        (values[0], values[1]),
+        convert(table, (len(first), len(second))),
+        convert(points, (len(points), 2)),
+        convert(segments, (len(segments), 2, 2)),
+    )
+
+
+def _one_neuron(at: dict[str, float], variant: str) -> list[tuple[float, float, float]]:
+    """(y, a, spectral abscissa) of every fixed point."""
+    found = []
+    w_r, w, tau_y, tau_a = at["w_r"], at["w"], at["tau_y"], at["tau_a"]
+    for y, a in _roots_of_variant(w_r, w, at["b"] * at["z"], at["b0"] * at["sigma"], variant):
+        response = y if variant == "main" else max(y, 0.0)
+        if variant == "main":
+            slope = w_r
+        elif variant == "rectified":
+            slope = w_r if y > 0 else 0.0
+        else:
+            slope = w_r if w_r * y > 0 else 0.0
+        s = math.sqrt(a)
+        a11 = (-1.0 + (1.0 - s) * slope) / tau_y
+        a12 = -slope * y / (2.0 * s) / tau_y
+        a21 = 2.0 * w * a * response / tau_a
+        a22 = (-1.0 + w * response * response) / tau_a
+        half, det = 0.5 * (a11 + a22), a11 * a22 - a12 * a21
+        disc = half * half - det
+        found.append((y, a, half + math.sqrt(disc) if disc > 0 else half))
+    return found
+
+
+Point = tuple[float, float]
+
+
+def _trace(
+    measure: Callable[[float, float], float], first: list[float], second: list[float], table: list[list[float]]
+) -> tuple[list[Point], list[tuple[Point, Point]]]:
+    """Boundary points on the edges of the grid, and their links inside its cells (marching squares)."""
+
+    def cross(at: Callable[[float], Point], low_stable: bool) -> Point:
+        left, right = 0.0, 1.0
+        for _ in range(40):
+            middle = 0.5 * (left + right)
+            if (measure(*at(middle)) < 0) == low_stable:
+                left = middle
+            else:
+                right = middle
+        return at(0.5 * (left + right))
+
+    stable = [[value < 0 for value in row] for row in table]
+    along_first: dict[tuple[int, int], Point] = {}
+    along_second: dict[tuple[int, int], Point] = {}
+    for i, p in enumerate(first):
+        for j, q in enumerate(second):
+            if i + 1 < len(first) and stable[i][j] != stable[i + 1][j]:
+                step = first[i + 1] - p
+                along_first[i, j] = cross(lambda t, p=p, q=q, step=step: (p + t * step, q), stable[i][j])  # type: ignore[misc]
+            if j + 1 < len(second) and stable[i][j] != stable[i][j + 1]:
+                step = second[j + 1] - q
+                along_second[i, j] = cross(lambda t, p=p, q=q, step=step: (p, q + t * step), stable[i][j])  # type: ignore[misc]
+    segments = []
+    for i in range(len(first) - 1):
+        for j in range(len(second) - 1):
+            bottom, top = along_first.get((i, j)), along_first.get((i, j + 1))
+            left, right = along_second.get((i, j)), along_second.get((i + 1, j))
+            edges = [point for point in (bottom, left, top, right) if point is not None]
+            if len(edges) == 2:
+                segments.append((edges[0], edges[1]))
+            elif len(edges) == 4:
+                # a saddle: the value in the middle says which corners belong together
+                middle = measure(0.5 * (first[i] + first[i + 1]), 0.5 * (second[j] + second[j + 1])) < 0
+                joined = middle == stable[i][j]
+                pairs = ((bottom, right), (left, top)) if joined else ((bottom, left), (top, right))
+                segments += [(a, b) for a, b in pairs if a is not None and b is not None]
+    return [*along_first.values(), *along_second.values()], segments

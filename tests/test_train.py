@@ -1,0 +1,292 @@
+"""The training driver: files, errors, interruption, tables; a run that is killed and resumed, in torch and jax."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
+from organics_core.training import batch_indices
+from organics_train import Config, loop, train
+from organics_train.checkpoint import load_checkpoint, save_checkpoint
+from organics_train.config import default_max_rates
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+
+SCRIPT = """
+import sys, time
+from organics_train import Config, train
+framework, out, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
+config = Config(task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=32, epochs=2, seed=3)
+
+def tell(progress):
+    print(progress.epoch, progress.step, flush=True)
+    time.sleep(pause)
+
+train(config, out, resume=True, checkpoint_every=3, on_step=tell)
+if len(sys.argv) > 4:
+    train(config, sys.argv[4])
+"""
+
+
+class Fake:
+    """A learner without a framework: its state counts the examples it saw, in order."""
+
+    parameter_count, hidden = 1, 1
+
+    def __init__(self, loss=1.0, norm=1.0):
+        self.seen = np.zeros(0, dtype=np.int64)
+        self.loss, self.norm, self.rates = loss, norm, []
+
+    def step(self, index, learning_rate):
+        self.seen = np.concatenate([self.seen, index])
+        self.rates.append(learning_rate)
+        late = len(self.seen) > 16
+        return (self.loss if late else 1.0), 0.5, (self.norm if late else 2.0)
+
+    def evaluate(self, part, batch_size):
+        return 1.0, 0.25
+
+    def parameters(self):
+        return {"seen": self.seen}
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load_state(self, arrays):
+        self.seen = arrays["seen"]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    learners = []
+
+    def use(**options):
+        def make(config, data):
+            learners.append(Fake(**options))
+            return learners[-1]
+
+        monkeypatch.setattr(loop, "make_learner", make)
+        return learners
+
+    return use
+
+
+SMALL = {"task": "adding", "length": 5, "samples": 24, "batch_size": 4, "epochs": 2}
+
+
+def test_results_and_order_of_batches(fake, tmp_path):
+    learners = fake()
+    config = Config(**SMALL, lr_step=1, lr_gamma=0.5)
+    results = train(config, tmp_path / "a", command="the command")
+    expected = np.concatenate([index for epoch in (1, 2) for index in batch_indices(0, epoch, 24, 4)])
+    assert np.array_equal(learners[0].seen, expected)
+    assert learners[0].rates == [0.01] * 6 + [0.005] * 6
+    assert json.loads((tmp_path / "a" / "results.json").read_text()) == results
+    assert results["command"] == "the command"
+    assert results["gradient_clipping"] == "none"
+    assert [record["gradient_norm"] for record in results["epochs"]] == [pytest.approx(10 / 6), 1.0]
+    assert results["test_accuracy"] == 0.25
+    assert not list((tmp_path / "a").glob("*.part"))
+
+
+def test_curve_is_a_png(fake, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    fake()
+    train(Config(**SMALL), tmp_path)
+    assert (tmp_path / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": float("nan")}, "the loss is nan at epoch 1, step 5"),
+        ({"loss": float("inf")}, "the loss is inf at epoch 1, step 5"),
+        ({"norm": float("inf")}, "the gradient norm is inf at epoch 1, step 5"),
+    ],
+)
+def test_not_finite_stops_and_names_the_step(fake, tmp_path, options, message):
+    fake(**options)
+    with pytest.raises(FloatingPointError, match=message):
+        train(Config(**SMALL), tmp_path, checkpoint_every=1)
+    arrays, record = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert (record["epoch"], record["step"], len(arrays["seen"])) == (1, 4, 16)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(fake, tmp_path):
+    learners = fake()
+
+    def interrupt(progress):
+        if (progress.epoch, progress.step) == (2, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Config(**SMALL), tmp_path, on_step=interrupt)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["step"] == 2
+    results = train(Config(**SMALL), tmp_path, resume=True)
+    whole = train(Config(**SMALL), tmp_path / "whole")
+    assert np.array_equal(learners[1].seen, learners[2].seen)
+    for ours, theirs in zip(results["epochs"], whole["epochs"], strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_a_finished_run_takes_more_epochs(fake, tmp_path):
+    learners = fake()
+    train(Config(**SMALL), tmp_path)
+    results = train(Config(**{**SMALL, "epochs": 3}), tmp_path, resume=True)
+    assert len(results["epochs"]) == 3
+    assert len(learners[1].seen) == 72
+
+
+def test_another_run_in_the_folder(fake, tmp_path):
+    fake()
+    train(Config(**SMALL), tmp_path)
+    with pytest.raises(FileExistsError, match="exists already: resume that run, or choose another folder"):
+        train(Config(**SMALL), tmp_path)
+    with pytest.raises(ValueError, match="is of a run with seed 0, not 1"):
+        train(Config(**SMALL, seed=1), tmp_path, resume=True)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint"):
+        train(Config(**SMALL), tmp_path, resume=True)
+
+
+def test_checkpoint_round_trip(tmp_path):
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.float32(3.0), "c": np.zeros(0, np.uint8)}
+    save_checkpoint(tmp_path / "c", arrays, {"step": 3, "list": [1.5]})
+    loaded, record = load_checkpoint(tmp_path / "c")
+    assert record == {"step": 3, "list": [1.5]}
+    for name, value in arrays.items():
+        assert np.array_equal(loaded[name], value)
+        assert loaded[name].shape == np.shape(value)
+        assert loaded[name].dtype == value.dtype
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    save_checkpoint(path, {"a": np.ones(1)}, {"step": 1})
+
+    def full(number):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("organics_train.checkpoint.os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(path, {"a": np.zeros(1)}, {"step": 2})
+    assert load_checkpoint(path)[1] == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "imagenet"}, "unknown task 'imagenet'"),
+        ({"framework": "tensorflow"}, "unknown framework 'tensorflow'"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"seed": -1}, "seed must be an integer from 0"),
+        ({"hidden": 3, "parameters": 3}, "give hidden or parameters, not both"),
+        ({"framework": "jax", "model": "lstm"}, "the model 'lstm' exists in torch only"),
+    ],
+)
+def test_wrong_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**options)
+
+
+def test_rates_fit_the_length():
+    assert default_max_rates(784) == (0.05, 0.01, 0.1)
+    assert default_max_rates(400) == (0.05, 0.01, 0.1)
+    assert default_max_rates(196) == pytest.approx((0.102, 0.0204, 0.204), rel=1e-2)
+    assert default_max_rates(8) == (0.5, 0.2, 0.5)
+    assert Config(options={"max_rates": [0.1, 0.1, 0.1]}).model_options(8)["max_rates"] == (0.1, 0.1, 0.1)
+
+
+def _needs(framework):
+    for name in {"torch": ("torch",), "jax": ("jax", "equinox", "optax")}[framework]:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+
+
+def _run(framework, *arguments):
+    command = [sys.executable, "-c", SCRIPT, framework, *map(str, arguments)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    "framework",
+    [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")],
+)
+def test_killed_and_resumed_is_bit_identical(framework, tmp_path):
+    _needs(framework)
+    killed = _run(framework, tmp_path / "killed", 0.02)
+    for line in killed.stdout:
+        if line.split() == ["2", "8"]:  # in the middle of the second epoch, two steps after a checkpoint
+            killed.kill()
+            break
+    assert killed.wait() == -signal.SIGKILL, killed.stderr.read()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    resumed = _run(framework, tmp_path / "killed", 0.0, tmp_path / "whole")
+    out, error = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, error
+    first = out.splitlines()[0]
+    assert first in ("2 7", "2 4"), first  # the kill may outrun the printing, never the checkpoint
+    ours, theirs = (load_checkpoint(tmp_path / name / "checkpoint.safetensors") for name in ("killed", "whole"))
+    assert ours[0].keys() == theirs[0].keys()
+    for name, value in ours[0].items():
+        assert value.tobytes() == theirs[0][name].tobytes(), name
+    for mine, other in zip(ours[1]["epochs"], theirs[1]["epochs"], strict=True):
+        assert {**mine, "seconds": 0} == {**other, "seconds": 0}
+
+
+@pytest.mark.library("torch")
+@pytest.mark.parametrize(
+    ("task", "model"), [("adding", "gru"), ("copy", "organics"), ("copy", "irnn"), ("adding", "deq")]
+)
+def test_every_kind_of_task_in_torch(task, model, tmp_path):
+    _needs("torch")
+    config = Config(task=task, model=model, hidden=6, length=8, samples=256, batch_size=64, epochs=2)
+    results = train(config, tmp_path)
+    losses = [record["loss"] for record in results["epochs"]]
+    assert losses[1] < losses[0]
+    assert all(0 < record["gradient_norm"] <= record["gradient_norm_max"] for record in results["epochs"])
+
+
+@pytest.mark.library("torch")
+def test_digits_are_learned_by_torch(tmp_path):
+    _needs("torch")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    results = train(Config(task="digits", hidden=24, batch_size=64, epochs=12), tmp_path)
+    assert results["test_accuracy"] > 0.8
+
+
+@pytest.mark.library("torch")
+def test_equal_parameters_and_the_gradient_norm(tmp_path):
+    _needs("torch")
+    import torch
+
+    from organics_train import torch_learner
+
+    config = Config(task="adding", model="lstm", parameters=500, length=6, samples=64, batch_size=64)
+    learner = torch_learner.make(config, config.data())
+    assert abs(learner.parameter_count - 500) < 60
+    _, _, norm = learner.step(np.arange(64), 0.0)
+    whole = torch.cat([p.grad.flatten() for p in learner.model.parameters()])
+    assert norm == pytest.approx(float(whole.norm()), rel=1e-5)
+
+
+@pytest.mark.library("torch")
+def test_the_same_seed_gives_the_same_run(tmp_path):
+    _needs("torch")
+    config = Config(task="adding", model="ssn", hidden=6, length=8, samples=64, batch_size=32, epochs=1)
+    runs = [train(config, tmp_path / name) for name in "ab"]
+    other = train(Config(**{**config.asdict(), "seed": 1}), tmp_path / "c")
+    assert runs[0]["epochs"][0]["loss"] == runs[1]["epochs"][0]["loss"] != other["epochs"][0]["loss"]
