@@ -6,9 +6,11 @@ environment makers work as well: `nox -db uv`, `nox -db venv`.
 
 from __future__ import annotations
 
-import nox
+import os
+import sys
+from pathlib import Path
 
-import nox_embed  # noqa: F401  (the sessions embed-scipy, embed-diffrax, ..., and embed)
+import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
@@ -105,3 +107,74 @@ def bench(session: nox.Session) -> None:
     """Speed and memory, as ratios against peers in the same run; writes benchmarks/results/."""
     install(session, "cli", "torch", "jax", "simulators")
     session.run("python", "benchmarks/training.py", *session.posargs)
+
+
+# The circuit inside real simulation frameworks, each in an environment of its own.
+
+# name: (packages beside the project's extra, packages without their dependencies)
+FRAMEWORKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "scipy": ((), ()),
+    "diffrax": ((), ()),
+    # norse asks for torchvision, whose wheels do not fit every torch, and needs it for its MNIST example only
+    "torch": (("nir", "nirtorch"), ("norse>=1.1",)),
+    "brainstate": ((), ()),
+    "brainpy": ((), ()),
+    "nengo": ((), ()),
+    # brian2 2.9, the last for Python 3.11, does not work with numpy 2.4
+    "brian2": (("numpy<2.4",) if sys.version_info < (3, 12) else (), ()),
+    "pyrates": ((), ()),
+    "keras": (("torch", "jax"), ()),
+    "tvb": ((), ()),
+}
+EXTRAS = {"torch": "torch,torchdiffeq,torchode,ncps,lightning"}
+MISSING: dict[str, str] = {}
+"""Frameworks without a release for this Python, and why."""
+
+
+def embed_one(session: nox.Session, name: str) -> None:
+    """Install one framework and run its tests."""
+    if name in MISSING:
+        session.skip(f"{name}: {MISSING[name]}")
+    packages, bare = FRAMEWORKS[name]
+    session.install("-c", "constraints.txt", "-e", f".[{EXTRAS.get(name, name)}]", "pytest>=8", *packages)
+    if bare:
+        session.install("--no-deps", *bare)
+    runs = [{}]
+    if name == "keras":
+        runs = [{"KERAS_BACKEND": backend} for backend in ("torch", "jax")]
+    for more in runs:
+        environment = {
+            "ORGANICS_EMBED": name,
+            "ORGANICS_EMBED_OUT": os.environ.get("ORGANICS_EMBED_OUT", str(Path(session.create_tmp()).resolve())),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # nengo's own plugin does not load in today's pytest
+            "OMP_NUM_THREADS": "1",
+            **more,
+        }
+        files = f"tests/embed/test_embed_{name}.py"
+        session.run("pytest", "--confcutdir=tests/embed", files, *session.posargs, env=environment)
+
+
+def _define(name: str) -> None:
+    @nox.session(name=f"embed-{name}", default=False)
+    def one(session: nox.Session) -> None:
+        embed_one(session, name)
+
+    one.__doc__ = f"The circuit inside {name}."
+
+
+for _name in FRAMEWORKS:
+    _define(_name)
+
+
+@nox.session(default=False)
+def embed(session: nox.Session) -> None:
+    """All frameworks one after the other; prints and saves (framework, version, transient error, fixed-point error)."""
+    session.install("nox", "rich>=13.7")
+    out = Path(session.create_tmp()).resolve() / "lines"
+    for name in FRAMEWORKS:
+        (out / f"{name}.jsonl").unlink(missing_ok=True)
+    wanted = [f"embed-{name}" for name in FRAMEWORKS]
+    session.run(
+        "nox", "-s", *wanted, "--", *session.posargs, env={"ORGANICS_EMBED_OUT": str(out)}, success_codes=[0, 1]
+    )
+    session.run("python", "tests/embed/summary.py", str(out), *FRAMEWORKS)

@@ -79,11 +79,30 @@ class Circuit(_CircuitFields):
         tau_y: Array,
         tau_a: Array,
     ) -> Circuit:
-        circuit = super().__new__(cls, w_r, w, b, b0, sigma, tau_y, tau_a)
+        circuit = _Rebuilt(w_r, w, b, b0, sigma, tau_y, tau_a)
         # A tree of axes, flags or placeholders (vmap's in_axes, say) is no circuit yet.
         if any(_is_value(value) for value in circuit) and not any(_is_placeholder(v) for v in circuit[1:]):
             validate_circuit(circuit, values=True)
         return circuit
+
+
+class _Rebuilt(Circuit):
+    """The type of every circuit, made without checks.
+
+    jax and torch take circuits apart and call the type to build trees of the same
+    form: gradients, tangents, axes, which need not be valid circuits.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *fields: Array) -> Circuit:  # type: ignore[misc]
+        return tuple.__new__(cls, fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Circuit, tuple(self)
+
+
+_Rebuilt.__name__ = _Rebuilt.__qualname__ = "Circuit"
 
 
 def _is_placeholder(value: object) -> bool:

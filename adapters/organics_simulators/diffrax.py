@@ -9,7 +9,6 @@ price of one linear solve.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,27 +22,10 @@ from ._common import no_batch, require
 require("diffrax", "jax", "diffrax", "optimistix")
 
 import diffrax  # noqa: E402
-import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import optimistix  # noqa: E402
 
 Array = Any
-
-
-def _register(kind: type) -> None:
-    """Rebuild circuits from their leaves unchecked: a gradient, or a batch of tangents, is no valid circuit."""
-    names = kind._fields  # type: ignore[attr-defined]
-    keys = tuple(jax.tree_util.GetAttrKey(name) for name in names)
-    with suppress(ValueError):  # registered already
-        jax.tree_util.register_pytree_with_keys(
-            kind,
-            lambda circuit: (tuple(zip(keys, circuit, strict=True)), None),
-            lambda _, leaves: kind._make(leaves),  # type: ignore[attr-defined]
-            lambda circuit: (tuple(circuit), None),
-        )
-
-
-_register(Circuit)
 
 
 def drive(z: Any, t: Any) -> Array:
