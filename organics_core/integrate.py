@@ -301,57 +301,13 @@ def simulate(
     """
     _checks.one_of("variant", variant, _checks.VARIANTS)
     _checks.one_of("drive", drive, ("auto", "constant", "sampled"))
-    others = {} if state0 is None else validate_state(state0, "state0")
-    constant: Array = z if is_array_api_obj(z) else None
-    if constant is None and not callable(z):
-        raise TypeError(f"z must be an array or a function of time, got {_checks.describe(z)}")
-    xp = _checks.namespace({"times": times, "w": circuit.w if isinstance(circuit, tuple) else circuit})
-    times = _check_times(xp, times)
-    if constant is None:
-        sample = z(times[0])  # type: ignore[operator]
-        if not is_array_api_obj(sample):
-            raise TypeError(f"z(t) must return an array, got {_checks.describe(sample)}")
-    else:
-        sampled = drive == "sampled" or (drive == "auto" and constant.ndim >= 2 and constant.shape[0] == times.shape[0])
-        if sampled and (constant.ndim < 2 or constant.shape[0] != times.shape[0]):
-            raise ValueError(
-                f"a sampled z must have shape ({times.shape[0]}, ..., n), one value per time, "
-                f"got {tuple(constant.shape)}"
-            )
-        sample = constant[0, ...] if sampled else constant
-    validate_circuit(circuit, values=True, **{"z" if constant is not None else "z(t)": sample}, **others)
-    if constant is not None:
-        _checks.values(xp, "z", constant, "any")
-    for name, value in others.items():
-        _checks.values(xp, name, value, "any")
-    circuit, sample, times, *start = prepare(xp, circuit, sample, times, *others.values())
-    rest = _resting_state(xp, circuit, sample)
-    if start:
-        shape = broadcast_shapes(*(tuple(part.shape) for part in (*start, rest.y)))
-        initial = State(*(xp.broadcast_to(part, shape) for part in start))
-    else:
-        initial = rest
-
-    field: Callable[..., Tree]
-    arguments: Any = circuit
-    values: Array = None
-    if constant is None:
-        field = _CallableField(z, variant)
-    elif sampled:
-        field, values = _SampledField(variant), xp.astype(constant, times.dtype, copy=False)
-    else:
-        field = _ConstantField(variant)
-        floor = (circuit.b0 * circuit.sigma) ** 2
-        arguments = (circuit.w_r, circuit.w, circuit.b * sample, floor, circuit.tau_y, circuit.tau_a)
+    xp, circuit, problem = _pose(circuit, z, times, state0, variant, drive)
     tau = State(circuit.tau_y, circuit.tau_a)
     return _integrate(
         xp,
-        field,
-        arguments,
-        initial,
-        times,
+        *problem[:4],
         tau,
-        values,
+        problem.values,
         method=method,
         rtol=rtol,
         atol=atol,
@@ -359,6 +315,84 @@ def simulate(
         max_steps=max_steps,
         dense=dense,
     )
+
+
+class _Drive(NamedTuple):
+    """An input drive, read: constant, sampled or a function of time; two of the first three are None."""
+
+    constant: Array
+    sampled: Array
+    function: Callable[[Array], Array] | None
+    named_sample: dict[str, Array]  # its value at the first time, under the name for messages
+
+
+def _read_drive(xp: Any, z: Array | Callable[[Array], Array], times: Array, how: str) -> _Drive:
+    _checks.one_of("drive", how, ("auto", "constant", "sampled"))
+    if is_array_api_obj(z):
+        given: Array = z
+        count = times.shape[0]
+        fits = given.ndim >= 2 and given.shape[0] == count
+        if how == "sampled" and not fits:
+            raise ValueError(
+                f"a sampled z must have shape ({count}, ..., n), one value per time, got {tuple(given.shape)}"
+            )
+        _checks.values(xp, "z", given, "any")
+        if fits and how != "constant":
+            return _Drive(None, given, None, {"z": given[0, ...]})
+        return _Drive(given, None, None, {"z": given})
+    if not callable(z):
+        raise TypeError(f"z must be an array or a function of time, got {_checks.describe(z)}")
+    sample = z(times[0])
+    if not is_array_api_obj(sample):
+        raise TypeError(f"z(t) must return an array, got {_checks.describe(sample)}")
+    return _Drive(None, None, z, {"z(t)": sample})
+
+
+class _Problem(NamedTuple):
+    """A circuit, its drive and its start, ready for the loops."""
+
+    field: Callable[..., Tree]
+    arguments: Any
+    start: State
+    times: Array
+    values: Array
+
+
+def _pose(
+    circuit: Circuit,
+    z: Array | Callable[[Array], Array],
+    times: Array,
+    state0: State | None,
+    variant: str,
+    drive: str,
+    **more: Array,
+) -> tuple[Any, Circuit, _Problem]:
+    """Check the arguments of a simulation (``more``: other arrays of the same library) and prepare it."""
+    _checks.one_of("variant", variant, _checks.VARIANTS)
+    others = {} if state0 is None else validate_state(state0, "state0")
+    xp = _checks.namespace({"times": times, "w": circuit.w if isinstance(circuit, tuple) else circuit, **more})
+    times = _check_times(xp, times)
+    given = _read_drive(xp, z, times, drive)
+    validate_circuit(circuit, values=True, **given.named_sample, **others)
+    for name, value in {**others, **more}.items():
+        _checks.values(xp, name, value, "any")
+    circuit, sample, times, *start = prepare(xp, circuit, *given.named_sample.values(), times, *others.values())
+    rest = _resting_state(xp, circuit, sample)
+    shape = broadcast_shapes(*(tuple(part.shape) for part in (*start, *rest)))
+    initial = State(*(xp.broadcast_to(part, shape) for part in (start or rest)))
+
+    field: Callable[..., Tree]
+    arguments: Any = circuit
+    values: Array = None
+    if given.function is not None:
+        field = _CallableField(given.function, variant)
+    elif given.sampled is not None:
+        field, values = _SampledField(variant), xp.astype(given.sampled, times.dtype, copy=False)
+    else:
+        field = _ConstantField(variant)
+        floor = (circuit.b0 * circuit.sigma) ** 2
+        arguments = (circuit.w_r, circuit.w, circuit.b * sample, floor, circuit.tau_y, circuit.tau_a)
+    return xp, circuit, _Problem(field, arguments, initial, times, values)
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from array_api_compat import device, is_array_api_obj
+from array_api_compat import device
 
 from . import _checks
 from ._linalg import broadcast_shapes, matvec
-from .backend import Array, Backend, Tree, get_backend, tree_leaves, tree_map
-from .circuit import Circuit, State, _resting_state, prepare, validate_circuit, validate_state
-from .integrate import (
-    NOT_FINITE,
-    SUCCESS,
-    Trajectory,
-    _CallableField,
-    _check_times,
-    _ConstantField,
-    _SampledField,
-    _UserField,
-)
+from .backend import Array, Tree, get_backend, tree_leaves, tree_map
+from .circuit import Circuit, State
+from .integrate import NOT_FINITE, SUCCESS, Trajectory, _check_times, _pose, _UserField
 from .noise import Noise, NoiseTerm, noise_arrays, noise_term
 
 SDE_METHODS = ("euler_maruyama", "stochastic_heun")
@@ -103,46 +95,9 @@ def simulate_sde(
     >>> run.success, run.state.y.shape
     (True, (101, 2))
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
-    _checks.one_of("drive", drive, ("auto", "constant", "sampled"))
-    others = {} if state0 is None else validate_state(state0, "state0")
-    constant = z if is_array_api_obj(z) else None
-    if constant is None and not callable(z):
-        raise TypeError(f"z must be an array or a function of time, got {_checks.describe(z)}")
-    extra = {**noise_arrays(noise), "increments": increments}
-    w = circuit.w if isinstance(circuit, tuple) else circuit
-    xp = _checks.namespace({"times": times, "w": w, **extra})
-    times = _check_times(xp, times)
-    sampled = constant is not None and is_sampled(constant, times, drive)
-    sample: Array
-    if constant is None:
-        sample = z(times[0])  # type: ignore[operator]
-        if not is_array_api_obj(sample):
-            raise TypeError(f"z(t) must return an array, got {_checks.describe(sample)}")
-    else:
-        sample = constant[0, ...] if sampled else constant
-        _checks.values(xp, "z", constant, "any")
-    validate_circuit(circuit, values=True, **{"z" if constant is not None else "z(t)": sample}, **others)
-    for name, value in {**others, **extra}.items():
-        _checks.values(xp, name, value, "any")
-    circuit, sample, times, *start = prepare(xp, circuit, sample, times, *others.values())
-    rest = _resting_state(xp, circuit, sample)
-    initial = State(*start) if start else rest
-    shape = broadcast_shapes(*(tuple(part.shape) for part in (*initial, *rest)))
-    initial = State(*(xp.broadcast_to(part, shape) for part in initial))
-    field: Callable[..., Tree]
-    arguments: Any
-    values = None
-    if constant is None:
-        field, arguments = _CallableField(z, variant), circuit  # type: ignore[arg-type]
-    elif sampled:
-        field, arguments = _SampledField(variant), circuit
-        values = xp.astype(constant, times.dtype, copy=False)
-    else:
-        field, arguments = _ConstantField(variant), (circuit, sample)
-    return run_sde(
-        xp, field, arguments, initial, times, values, noise, increments, seed=seed, method=method, substeps=substeps
-    )
+    more = {**noise_arrays(noise), "increments": increments}
+    xp, _, problem = _pose(circuit, z, times, state0, variant, drive, **more)
+    return run_sde(xp, *problem, noise, increments, seed=seed, method=method, substeps=substeps)
 
 
 def integrate_sde(
@@ -236,15 +191,6 @@ def wiener_increments(
     return xp.concat(parts, axis=0)
 
 
-def is_sampled(z: Array, times: Array, drive: str) -> bool:
-    """Whether the array ``z`` is one value per time; ValueError where it is said to be and is not."""
-    count = times.shape[0]
-    fits = z.ndim >= 2 and z.shape[0] == count
-    if drive == "sampled" and not fits:
-        raise ValueError(f"a sampled z must have shape ({count}, ..., n), one value per time, got {tuple(z.shape)}")
-    return fits and drive != "constant"
-
-
 def _seed(seed: object) -> int:
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"seed must be an integer, got {_checks.describe(seed)}")
@@ -308,7 +254,9 @@ def run_sde(
     leaves = [
         leaf for leaf in tree_leaves((arguments, start, times, values, tuple(term), increments)) if leaf is not None
     ]
-    run = _compiled(backend) if all(backend.is_concrete(leaf) for leaf in leaves) else _run
+    run: Callable[..., Any] = (
+        _compiled(cast(Hashable, backend)) if all(backend.is_concrete(leaf) for leaf in leaves) else _run
+    )
     try:
         hash(settings)
     except TypeError:
@@ -335,7 +283,7 @@ def run_sde(
 
 
 @cache
-def _compiled(backend: Backend) -> Callable[..., Any]:
+def _compiled(backend: Any) -> Callable[..., Any]:
     return backend.compile(_run, static=(0,), loops=True)
 
 
@@ -354,7 +302,7 @@ def _run(
 
     def kicks(db: Array) -> Tree:
         kick = term.amplitude * db if term.matrix is None else matvec(xp, term.matrix, db)
-        parts = tuple(kick[..., low:high] for low, high in zip(edges[:-1], edges[1:], strict=True))
+        parts = tuple(kick[..., low:high] for low, high in pairwise(edges))
         return type(start)._make(parts) if hasattr(start, "_make") else parts
 
     def interval(state: Tree, x: Tree) -> tuple[Tree, Tree]:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from array_api_compat import device, is_array_api_obj
+from array_api_compat import device
 
 from . import _checks
 from ._linalg import broadcast_shapes, diagonal_matrix, matvec
 from .backend import Array
 from .circuit import Circuit
 from .dynamics import relu, sqrt_relu
-from .integrate import Tableau, Trajectory, _check_times, _integrate
+from .integrate import Tableau, Trajectory, _check_times, _clock, _integrate, _read_drive
 from .noise import Noise, linear_power_spectrum, noise_arrays
 from .stability import _block, _rows
 from .steady_state import METHODS, steady_state
-from .stochastic import is_sampled, run_sde
+from .stochastic import run_sde
 
 _NUMBERS = ("b0", "sigma", "alpha", "tau_y", "tau_u", "tau_a")
 _ALLOWED = {
@@ -320,7 +321,8 @@ def v1_steady_state(
     return V1SteadyState(V1State(y, u, a), found.converged & xp.all(exists, axis=-1), found.iterations, found.residual)
 
 
-class _V1Field(NamedTuple):
+@dataclass(frozen=True)
+class _V1Field:
     """The field for the loops; ``arguments`` are the circuit and a constant drive, if it is one."""
 
     function: Callable[[Array], Array] | None
@@ -328,7 +330,7 @@ class _V1Field(NamedTuple):
     def __call__(self, xp: Any, t: Array, state: Any, arguments: Any, z: Array) -> V1State:
         circuit, constant = arguments
         if self.function is not None:
-            drive = xp.astype(self.function(t), state[0].dtype, copy=False)
+            drive = xp.astype(self.function(_clock(xp, t, state[0])), state[0].dtype, copy=False)
         else:
             drive = z if constant is None else constant
         return _field(xp, V1Circuit(*circuit), V1State(*state), drive)
@@ -383,34 +385,24 @@ def simulate_v1(
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    _checks.one_of("drive", drive, ("auto", "constant", "sampled"))
-    constant = z if is_array_api_obj(z) else None
-    if constant is None and not callable(z):
-        raise TypeError(f"z must be an array or a function of time, got {_checks.describe(z)}")
     others = {} if state0 is None else _state_fields(state0, "state0")
     extra = {} if noise is None else {**noise_arrays(noise), "increments": increments}
     xp = _checks.namespace({"times": times, **others, **extra})
     times = _check_times(xp, times)
-    sampled = constant is not None and is_sampled(constant, times, drive)
-    sample: Array
-    if constant is None:
-        sample = z(times[0])  # type: ignore[operator]
-    else:
-        sample = constant[0, ...] if sampled else constant
-        _checks.values(xp, "z", constant, "any")
-    _validate(circuit, **{"z" if constant is not None else "z(t)": sample}, **others)
+    given = _read_drive(xp, z, times, drive)
+    _validate(circuit, **given.named_sample, **others)
     for name, value in {**others, **extra}.items():
         _checks.values(xp, name, value, "any")
-    circuit, sample, times, *start = _prepare(xp, circuit, sample, times, *others.values())
+    circuit, sample, times, *start = _prepare(xp, circuit, *given.named_sample.values(), times, *others.values())
     rest = v1_steady_state(circuit._replace(w_r=None), 0.0 * sample).state
     initial = V1State(*start) if start else rest
     shape = broadcast_shapes(*(tuple(part.shape) for part in (*initial, *rest)))
     if circuit.w_r is not None:
         shape = broadcast_shapes(shape, (*circuit.w_r.shape[:-2], shape[-1]))
     initial = V1State(*(xp.broadcast_to(part, shape) for part in initial))
-    field = _V1Field(None if constant is not None else z)  # type: ignore[arg-type]
-    values = xp.astype(constant, times.dtype, copy=False) if sampled else None
-    arguments = (tuple(circuit), None if sampled or constant is None else sample)
+    field = _V1Field(given.function)
+    values = None if given.sampled is None else xp.astype(given.sampled, times.dtype, copy=False)
+    arguments = (tuple(circuit), None if given.constant is None else sample)
     if noise is not None:
         chosen = "stochastic_heun" if method is None else method
         return run_sde(
