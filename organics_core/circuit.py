@@ -95,8 +95,8 @@ class _Rebuilt(Circuit):
 
     __slots__ = ()
 
-    def __new__(cls, *fields: Array) -> Circuit:  # type: ignore[misc]
-        return tuple.__new__(cls, fields)
+    def __new__(cls, *fields: Array, **named: Array) -> Circuit:  # type: ignore[misc]
+        return _CircuitFields.__new__(cls, *fields, **named)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Circuit, tuple(self)

@@ -1,0 +1,105 @@
+"""Pages made from records: capabilities from a test report, embedding and speed from benchmark results, the gallery.
+
+``nox -s docs`` runs it before Sphinx. What has no record yet is said to have none.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+OUT = ROOT / "docs" / "_generated"
+COLUMNS = ("numpy", "strict", "torch", "jax", "cupy")
+HEADINGS = {"strict": "array-api-strict"}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def capabilities(report: Path) -> str:
+    """Feature (one test file) by array library, from pytest's JUnit report."""
+    counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for case in ET.parse(report).iter("testcase"):
+        name = case.get("classname", "").split(".")[-1]
+        if any(case.find(kind) is not None for kind in ("skipped",)):
+            continue
+        parts = name.split("_")
+        identifier = case.get("name", "")
+        inside = identifier[identifier.find("[") + 1 : -1].split("-") if "[" in identifier else []
+        library = next((column for column in COLUMNS if column in inside), None)
+        library = library or (parts[1] if len(parts) > 2 and parts[1] in COLUMNS else "numpy")
+        failed = case.find("failure") is not None or case.find("error") is not None
+        counts[name][library][1 if failed else 0] += 1
+    rows = []
+    for name in sorted(counts):
+        file = ROOT / "tests" / f"{name}.py"
+        if not file.exists():
+            continue
+        what = (ast.get_docstring(ast.parse(file.read_text())) or name).splitlines()[0].rstrip(".")
+        cells = []
+        for column in COLUMNS:
+            passed, failed = counts[name][column]
+            cells.append(f"{passed} passed" + (f", **{failed} failed**" if failed else "") if passed + failed else "")
+        rows.append([what, *cells])
+    return table(["what is tested", *(HEADINGS.get(c, c) for c in COLUMNS)], rows)
+
+
+def embedding(record: Path) -> str:
+    """Framework, version and errors, from the embedding sessions."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.1e}"
+
+    rows = [
+        [r["framework"], r["version"], number(r["transient_error"]), number(r["fixed_point_error"]), r["note"]]
+        for r in json.loads(record.read_text())["rows"]
+    ]
+    return table(["framework", "version", "transient error", "fixed-point error", "note"], rows)
+
+
+def gallery(folder: Path) -> str:
+    """Every figure with its caption."""
+    parts = []
+    for picture in sorted(folder.glob("*.png")):
+        record = picture.with_suffix(".json")
+        caption = json.loads(record.read_text()).get("caption", "") if record.exists() else ""
+        parts.append(f"## {picture.stem.replace('_', ' ').replace('-', ' ')}\n\n{caption}\n\n")
+        parts.append(f"![{picture.stem}](_generated/figures/{picture.name})\n\n")
+        parts.append(f"`organics figures {picture.stem}`\n")
+    return "\n".join(parts)
+
+
+def newest(pattern: str) -> Path | None:
+    """The latest record of a kind; their names end in a date."""
+    found = sorted(RESULTS.glob(pattern))
+    return found[-1] if found else None
+
+
+def write(name: str, source: Path | None, make: Any, missing: str) -> None:
+    """One generated page part."""
+    there = source is not None and source.exists()
+    (OUT / name).write_text(make(source) if there else f"*{missing}*\n")
+
+
+def main() -> int:
+    """Write all parts."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    write("capabilities.md", OUT / "tests.xml", capabilities, "No test report: build with `nox -s docs`.")
+    write("embedding.md", RESULTS / "embed.json", embedding, "No record yet: run `nox -s embed`.")
+    write("gallery.md", OUT / "figures", gallery, "No figures: build with `nox -s docs`.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
