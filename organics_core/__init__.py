@@ -16,6 +16,21 @@ from .cell import (
 from .circuit import Circuit, State, resting_state
 from .dynamics import vector_field
 from .integrate import INTEGRATORS, DenseOutput, Tableau, Trajectory, integrate, simulate
+from .noise import (
+    coherence,
+    linear_coherence,
+    linear_covariance,
+    linear_power_spectrum,
+    noise_covariance,
+    power_spectrum,
+)
+from .perturbation import (
+    FirstOrder,
+    StabilityBoundary,
+    find_fixed_points,
+    first_order_correction,
+    stability_boundary,
+)
 from .stability import (
     Certificate,
     OscillatorForm,
@@ -27,6 +42,18 @@ from .stability import (
     spectrum,
 )
 from .steady_state import FixedPoint, SteadyState, fixed_points, steady_state
+from .stochastic import integrate_sde, simulate_sde, wiener_increments
+from .v1 import (
+    V1Circuit,
+    V1State,
+    V1SteadyState,
+    gamma_peak,
+    simulate_v1,
+    v1_jacobian,
+    v1_power_spectrum,
+    v1_steady_state,
+    v1_vector_field,
+)
 
 __version__ = "0.1.0"
 
@@ -38,29 +65,52 @@ __all__ = [
     "Certificate",
     "Circuit",
     "DenseOutput",
+    "FirstOrder",
     "FixedPoint",
     "GenericBackend",
     "MaxRates",
     "OscillatorForm",
+    "StabilityBoundary",
     "State",
     "SteadyState",
     "Tableau",
     "Trajectory",
+    "V1Circuit",
+    "V1State",
+    "V1SteadyState",
     "cell_sequence",
     "cell_step",
     "certify",
+    "coherence",
     "energy",
+    "find_fixed_points",
+    "first_order_correction",
     "fixed_points",
+    "gamma_peak",
     "get_backend",
     "init_cell",
     "integrate",
+    "integrate_sde",
     "jacobian",
+    "linear_coherence",
+    "linear_covariance",
+    "linear_power_spectrum",
+    "noise_covariance",
     "oscillator_form",
+    "power_spectrum",
     "registered_backends",
     "resting_state",
     "simulate",
+    "simulate_sde",
+    "simulate_v1",
     "spectral_abscissa",
     "spectrum",
+    "stability_boundary",
     "steady_state",
+    "v1_jacobian",
+    "v1_power_spectrum",
+    "v1_steady_state",
+    "v1_vector_field",
     "vector_field",
+    "wiener_increments",
 ]
