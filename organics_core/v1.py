@@ -303,8 +303,8 @@ def v1_steady_state(
     What remains are the equations of the main circuit in (y, u) with
     b = b0 = B. For W_r = I, therefore::
 
-        u = B**2 (sigma**2 + W z**2),   y = B z / sqrt(u),   a = sqrt(u) / (1 - sqrt(u))
-        y**2 = z**2 / (sigma**2 + W z**2),  the normalization equation
+        u = (B sigma)**2 + W (B z)**2,   y = B z / sqrt(u),   a = sqrt(u) / (1 - sqrt(u))
+        y**2 = (B z)**2 / ((B sigma)**2 + W (B z)**2),  the normalization equation
 
     provided that u < 1.
     """

@@ -1,0 +1,186 @@
+"""Stochastic simulation: convergence orders, seeds that reproduce, agreement with plain steps and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from support import Library, numpy_tree, small_circuit
+
+import organics_core as oc
+
+METHODS = ("euler_maruyama", "stochastic_heun")
+RATE, NOISE, LENGTH = 3.0, 0.8, 1.0
+
+
+def decay(t: object, state: tuple) -> tuple:
+    return tuple(-RATE * part for part in state)
+
+
+def ornstein_uhlenbeck(db: np.ndarray, h: float, x0: float) -> np.ndarray:
+    """The exact end of dx = -k x dt + s dB to leading order in the fine step: the integral of exp(-k (T - u)) s dB."""
+    late = LENGTH - h * (np.arange(db.shape[0]) + 0.5)
+    return x0 * math.exp(-RATE * LENGTH) + NOISE * np.einsum("k,km->m", np.exp(-RATE * late), db[..., 0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strong_order_on_an_ornstein_uhlenbeck_process(xp64: Library, method: str) -> None:
+    """With additive noise both methods converge path by path with order one: half the step, half the error."""
+    fine, members = 256, 200
+    grid = xp64.array(np.linspace(0.0, LENGTH, fine + 1))
+    db = oc.wiener_increments(grid, 1, seed=5, batch=(members,))
+    exact = ornstein_uhlenbeck(numpy_tree(db), LENGTH / fine, 1.0)
+    errors = []
+    for every in (32, 16, 8):
+        coarse = np.sum(np.reshape(numpy_tree(db), (fine // every, every, members, 1)), axis=1)
+        times = xp64.array(np.linspace(0.0, LENGTH, fine // every + 1))
+        start = (xp64.array(np.ones((members, 1))),)
+        run = oc.integrate_sde(decay, start, times, noise=NOISE, increments=xp64.array(coarse), method=method)
+        end = numpy_tree(run.state[0])[-1, :, 0]
+        errors.append(math.sqrt(np.mean((end - exact) ** 2)))
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert np.all(orders > 0.8), orders
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler_maruyama", 1), ("stochastic_heun", 2)])
+def test_weak_order_on_an_ornstein_uhlenbeck_process(method: str, order: int) -> None:
+    """Mean and variance come from the linear recursion x <- A x + B dB, whose A and B one step of the code reveals."""
+    mean = math.exp(-RATE * LENGTH)
+    variance = NOISE**2 * (1 - math.exp(-2 * RATE * LENGTH)) / (2 * RATE)
+    errors = []
+    for count in (16, 32, 64):
+        times = np.array([0.0, LENGTH / count])
+
+        def one(x: float, db: float, times: np.ndarray = times) -> float:
+            kick = np.array([[db]])
+            run = oc.integrate_sde(decay, (np.array([x]),), times, noise=NOISE, increments=kick, method=method)
+            return float(run.state[0][-1, 0])
+
+        a, b = one(1.0, 0.0), one(0.0, 1.0)
+        h = LENGTH / count
+        errors.append((abs(a**count - mean), abs(b * b * h * (1 - a ** (2 * count)) / (1 - a * a) - variance)))
+    ratios = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    np.testing.assert_allclose(ratios, order, atol=0.25)
+
+
+def test_sampled_moments_of_an_ornstein_uhlenbeck_process(xp: Library) -> None:
+    """Mean and variance of 4000 members, each within four standard errors."""
+    members = 4000
+    start = (xp.array(np.ones((members, 1))),)
+    times = xp.array(np.linspace(0.0, LENGTH, 101))
+    run = oc.integrate_sde(decay, start, times, noise=NOISE, seed=11, method="stochastic_heun")
+    end = numpy_tree(run.state[0])[-1, :, 0]
+    variance = NOISE**2 * (1 - math.exp(-2 * RATE * LENGTH)) / (2 * RATE)
+    assert abs(end.mean() - math.exp(-RATE * LENGTH)) < 4 * math.sqrt(variance / members)
+    assert abs(end.var() - variance) < 4 * variance * math.sqrt(2 / members)
+
+
+def test_seeds_reproduce(xp: Library) -> None:
+    """The same seed gives the same numbers, bit by bit; another seed others; the increments can be had beforehand."""
+    case = small_circuit(3)
+    circuit, z = xp.tree(case.circuit), xp.array(case.z)
+    times = xp.array(np.linspace(0.0, 0.01, 21))
+
+    def run(**options: object) -> np.ndarray:
+        return numpy_tree(oc.simulate_sde(circuit, z, times, noise=0.1, substeps=3, **options).state.y)
+
+    first = run(seed=4)
+    assert np.array_equal(first, run(seed=4))
+    assert np.max(np.abs(first - run(seed=5))) > 1e-3
+    given = oc.wiener_increments(times, 6, seed=4, substeps=3)
+    assert tuple(given.shape) == (60, 6)
+    np.testing.assert_allclose(run(increments=given), first, rtol=50 * xp.eps, atol=50 * xp.eps)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_simulation_is_the_scheme_written_out(xp: Library, method: str) -> None:
+    """A batch under a sampled drive, against a plain loop over the vector field."""
+    case = small_circuit(3)
+    rng = np.random.default_rng(2)
+    times = np.cumsum(rng.uniform(1e-4, 2e-4, 12))
+    z = rng.standard_normal((12, 2, 3))
+    db = rng.standard_normal((11, 2, 6)) * np.sqrt(np.diff(times))[:, None, None]
+    amplitude = rng.uniform(0.1, 1.0, 6)
+    x = oc.State(*(np.broadcast_to(part, (2, 3)) for part in case.state))
+    want = [x]
+
+    def step(x: oc.State, slopes: list[oc.State], h: float, kick: np.ndarray) -> oc.State:
+        mean = [sum(parts) / len(slopes) for parts in zip(*slopes, strict=True)]
+        return oc.State(x.y + h * mean[0] + kick[:, :3], x.a + h * mean[1] + kick[:, 3:])
+
+    for k in range(11):
+        h, kick = times[k + 1] - times[k], amplitude * db[k]
+        first = oc.vector_field(case.circuit, x, z[k])
+        moved = step(x, [first], h, kick)
+        if method == "stochastic_heun":
+            moved = step(x, [first, oc.vector_field(case.circuit, moved, z[k + 1])], h, kick)
+        x = moved
+        want.append(x)
+    run = oc.simulate_sde(
+        xp.tree(case.circuit),
+        xp.array(z),
+        xp.array(times),
+        noise=xp.array(amplitude),
+        increments=xp.array(db),
+        method=method,
+        state0=xp.tree(case.state),
+    )
+    xp.assert_close(run.state.y, np.stack([s.y for s in want]), rtol=1e-10, atol=1e-10)
+    xp.assert_close(run.state.a, np.stack([s.a for s in want]), rtol=1e-10, atol=1e-10)
+
+
+def test_drives_agree(xp: Library) -> None:
+    """A constant drive, the same sampled, and the same as a function of time."""
+    case = small_circuit(2)
+    circuit, z = xp.tree(case.circuit), xp.array(case.z)
+    times = xp.array(np.linspace(0.0, 0.005, 26))
+    sampled = xp.array(np.broadcast_to(case.z, (26, 2)))
+    runs = [oc.simulate_sde(circuit, drive, times, noise=0.05, seed=9) for drive in (z, sampled, lambda t: z)]
+    for other in runs[1:]:
+        xp.assert_close(other.state.y, numpy_tree(runs[0].state.y), rtol=1e-11, atol=1e-13)
+
+
+def test_correlated_noise(xp: Library) -> None:
+    """One source for all components: the matrix L multiplies the increments."""
+    start = (xp.array([0.0]), xp.array([0.0, 0.0]))
+    times = xp.array([0.0, 0.5])
+    run = oc.integrate_sde(
+        lambda t, s: tuple(0.0 * part for part in s),
+        start,
+        times,
+        noise=xp.array([[1.0], [2.0], [-3.0]]),
+        increments=xp.array([[0.25]]),
+    )
+    xp.assert_close(run.state[0][-1, :], np.array([0.25]))
+    xp.assert_close(run.state[1][-1, :], np.array([0.5, -0.75]))
+
+
+def test_divergence_is_a_status_not_a_crash(xp: Library) -> None:
+    """One member of a batch blows up; the other goes on."""
+
+    def field(t: object, state: tuple) -> tuple:
+        return (state[0] ** 3,)
+
+    start = (xp.array([[0.0], [10.0]]),)
+    run = oc.integrate_sde(field, start, xp.array(np.linspace(0.0, 2.0, 41)), noise=0.01, seed=0)
+    assert not run.success
+    assert [int(code) for code in run.status] == [0, 3]
+    states = numpy_tree(run.state[0])
+    assert np.all(np.isfinite(states[:, 0]))
+    assert np.isnan(states[-1, 1, 0])
+
+
+def test_bad_arguments_are_named() -> None:
+    circuit, z = small_circuit(2)[:2]
+    times = np.linspace(0.0, 0.01, 5)
+    for options, message in (
+        ({"method": "milstein"}, "unknown method 'milstein'"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"substeps": 0}, "substeps must be at least 1"),
+        ({"increments": np.ones((3, 4))}, r"increments must have shape \(4, ..., 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            oc.simulate_sde(circuit, z, times, noise=0.1, **options)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        oc.simulate_sde(circuit, z, times, noise=0.1, seed=0.5)
