@@ -227,6 +227,8 @@ class _Search(NamedTuple):
     residual: Array
     candidate: State
     damping: Array
+    plain: Array  # iterations still to be made before Newton's method gets its next chance
+    patience: Array  # how many, the next time that Newton's method makes no progress
     iterations: Array
     active: Array
 
@@ -284,15 +286,20 @@ def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None
         grown = xp.where(search.damping > 0.5, xp.ones_like(search.damping), 2.0 * search.damping)
         shrunk = 0.25 * search.damping
         shrunk = xp.where(shrunk < 0.01, xp.zeros_like(shrunk), shrunk)
+        damping, plain, patience = search.damping, search.plain, search.patience
         if newton:
-            # after a plain step, try Newton again
-            damping = xp.where(search.damping == 0, xp.ones_like(grown), xp.where(better, grown, shrunk))
-        else:
-            damping = search.damping
+            # ever longer runs of plain steps between the attempts with Newton
+            plain = xp.where(damping == 0, plain - 1, plain)
+            fresh = xp.where(plain > 0, xp.zeros_like(grown), xp.ones_like(grown))
+            next_damping = xp.where(damping == 0, fresh, xp.where(better, grown, shrunk))
+            gives_up = (damping > 0) & (next_damping == 0)
+            plain = xp.where(gives_up, patience, plain)
+            patience = xp.where(gives_up, 2 * patience, patience)
+            damping = next_damping
         lost = ~xp.isfinite(residual) & (search.damping == 0)
         iterations = search.iterations + xp.astype(search.active, search.iterations.dtype)
         active = search.active & ~(current <= tolerance) & ~lost
-        return search._replace(state=state, residual=current, damping=damping, iterations=iterations, active=active)
+        return _Search(state, current, search.candidate, damping, plain, patience, iterations, active)
 
     def body(search: _Search) -> _Search:
         search = search._replace(candidate=advance(search.state, search.damping))
@@ -301,7 +308,8 @@ def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None
     residual = relative_residual(xp, free, start, free_z, variant)
     ones = xp.ones_like(residual)
     zeros = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
-    search = _Search(start, residual, start, ones if newton else 0.0 * ones, zeros, ~(residual <= tolerance))
+    damping = ones if newton else 0.0 * ones
+    search = _Search(start, residual, start, damping, zeros, zeros + 1, zeros, ~(residual <= tolerance))
 
     search = backend.while_loop(lambda s: xp.any(s.active), body, search, max_steps=max_iterations)
     search = _Search(*search)
