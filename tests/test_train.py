@@ -17,7 +17,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 from organics_core.training import batch_indices
 from organics_train import Config, loop, train
 from organics_train.checkpoint import load_checkpoint, save_checkpoint
-from organics_train.config import default_max_rates
+from organics_train.config import closest_size, default_max_rates
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
 
@@ -35,6 +35,10 @@ train(config, out, resume=True, checkpoint_every=3, on_step=tell)
 if len(sys.argv) > 4:
     train(config, sys.argv[4])
 """
+
+EVERY_FRAMEWORK = pytest.mark.parametrize(
+    "framework", [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")]
+)
 
 
 class Fake:
@@ -202,6 +206,32 @@ def test_wrong_settings(options, message):
         Config(**options)
 
 
+def test_equal_parameters_by_the_closest_size():
+    def count(hidden):
+        return 7 + 3 * hidden + 2 * hidden**2
+
+    for wanted in (12, 13, 100, 2_000, 54_321):
+        best = min(range(1, 400), key=lambda hidden: abs(count(hidden) - wanted))
+        assert closest_size(count, wanted) == best
+    with pytest.raises(ValueError, match="12 parameters with one hidden unit, more than the 5 asked for"):
+        closest_size(count, 5)
+
+
+def test_recommended_settings_give_way():
+    assert Config.recommended("mnist").hidden == 120
+    assert Config.recommended("mnist", hidden=7, learning_rate=0.1).learning_rate == 0.1
+    assert Config.recommended("mnist", parameters=500).hidden is None
+    assert Config.recommended("mnist").resolved_model == "organics-static"
+    assert Config.recommended("rowmnist").resolved_model == "organics"
+
+
+def test_a_validation_loss_that_is_not_finite_stops(fake, tmp_path, monkeypatch):
+    fake()
+    monkeypatch.setattr(Fake, "evaluate", lambda self, part, batch_size: (float("nan"), 0.5))
+    with pytest.raises(FloatingPointError, match="the validation loss is nan after epoch 1, step 6"):
+        train(Config(**SMALL), tmp_path)
+
+
 def test_rates_fit_the_length():
     assert default_max_rates(784) == (0.05, 0.01, 0.1)
     assert default_max_rates(400) == (0.05, 0.01, 0.1)
@@ -221,10 +251,7 @@ def _run(framework, *arguments):
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(
-    "framework",
-    [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")],
-)
+@EVERY_FRAMEWORK
 def test_killed_and_resumed_is_bit_identical(framework, tmp_path):
     _needs(framework)
     killed = _run(framework, tmp_path / "killed", 0.02)
@@ -266,6 +293,52 @@ def test_digits_are_learned_by_torch(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     results = train(Config(task="digits", hidden=24, batch_size=64, epochs=12), tmp_path)
     assert results["test_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    "framework", [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")]
+)
+def test_the_static_classifier_learns(framework, tmp_path):
+    _needs(framework)
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    if framework == "torch" and not hasattr(importlib.import_module("organics_torch"), "DivisiveNorm"):
+        pytest.skip("organics_torch has no DivisiveNorm")
+    config = Config(
+        task="digits",
+        model="organics-static",
+        framework=framework,
+        hidden=40,
+        batch_size=64,
+        epochs=12,
+        options={"code": 20},
+    )
+    results = train(config, tmp_path)
+    digits, code, first, second = 64, 20, 40, 20
+    autoencoder = digits * code + code + code * digits + digits
+    layers = sum(2 * k * n + n * n + n for k, n in ((code, first), (first, second)))
+    assert results["parameters"] == autoencoder + layers + second * 10 + 10
+    assert results["test_accuracy"] > 0.8
+    assert all(record["gradient_norm"] > 0 for record in results["epochs"])
+
+
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("task", ["adding", "copy"])
+def test_every_kind_of_task_in_jax(task, tmp_path):
+    _needs("jax")
+    config = Config(task=task, framework="jax", parameters=600, length=8, samples=256, batch_size=64, epochs=2)
+    results = train(config, tmp_path)
+    assert results["epochs"][1]["loss"] < results["epochs"][0]["loss"]
+    assert abs(results["parameters"] - 600) < 100
+
+
+@pytest.mark.library("jax")
+def test_the_static_model_has_no_output_at_every_step_in_jax():
+    _needs("jax")
+    from organics_train import jax_learner
+
+    config = Config(task="copy", model="organics-static", framework="jax", length=3, samples=4)
+    with pytest.raises(ValueError, match="no output at every step"):
+        jax_learner.make(config, config.data())
 
 
 @pytest.mark.library("torch")

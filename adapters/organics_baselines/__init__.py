@@ -14,6 +14,6 @@ try:
 except ImportError as error:  # pragma: no cover - seen only without torch
     raise ImportError('organics_baselines needs torch: pip install "organics-core[torch]"') from error
 
-from .registry import MODELS, Entry, count_parameters, hidden_size_for, make_model
+from .registry import MODELS, Entry, count_parameters, make_model
 
-__all__ = ["MODELS", "Entry", "count_parameters", "hidden_size_for", "make_model"]
+__all__ = ["MODELS", "Entry", "count_parameters", "make_model"]

@@ -1,4 +1,4 @@
-"""The models by name, and equal numbers of parameters."""
+"""The models by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from organics_core import _checks
@@ -121,47 +120,3 @@ def make_model(
 def count_parameters(model: nn.Module) -> int:
     """Numbers that are trained."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def hidden_size_for(
-    name: str, input_size: int, classes: int, parameters: int, *, steps: int = 1, **options: Any
-) -> int:
-    """The hidden size that brings a model closest to a number of parameters.
-
-    Parameters
-    ----------
-    name : str
-    input_size, classes, parameters : int
-        k, the outputs, and the number of parameters wanted.
-    steps, options
-        As for :func:`make_model`.
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    ValueError
-        Where even one hidden unit has more than twice as many.
-    """
-    parameters = _checks.positive_integer("parameters", parameters)
-    with torch.random.fork_rng(devices=[]):
-
-        def count(hidden: int) -> int:
-            return count_parameters(make_model(name, input_size, hidden, classes, steps=steps, **options))
-
-        low = count(1)
-        if low > 2 * parameters:
-            raise ValueError(f"{name} has {low} parameters with one hidden unit, more than the {parameters} asked for")
-        high = 2
-        while count(high) < parameters:
-            high *= 2
-        least, most = high // 2, high
-        while most - least > 1:
-            middle = (least + most) // 2
-            if count(middle) < parameters:
-                least = middle
-            else:
-                most = middle
-        return min((least, most), key=lambda hidden: abs(count(hidden) - parameters))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from organics_train.cli import register as register_training
+
 from .console import Debug, command, console
 
 app = typer.Typer(
@@ -110,3 +112,6 @@ def agree(
     from .agree import run
 
     raise typer.Exit(run(out, require=require or []))
+
+
+register_training(app)

@@ -30,13 +30,17 @@ def train(
         str, typer.Option(help="organics, lstm, gru, ssn, ssn5050, wilsoncowan, ... or mlp.")
     ] = "organics",
     framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,  # type: ignore[attr-defined]
-    hidden: Annotated[int | None, typer.Option(help="Hidden units; 64 by default.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Hidden units; 64, on mnist 120.")] = None,
     parameters: Annotated[
         int | None, typer.Option(help="Or the size that comes closest to so many parameters.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training set; 10, on digits 60.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training set; 10, on digits 60, on mnist 30.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step; 256, on digits 64.")] = None,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Of Adam.")] = 0.01,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Of Adam; 0.01, on mnist 0.001.")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Of Adam.")] = 1e-5,
     lr_step: Annotated[int, typer.Option(help="Epochs after which the learning rate falls.")] = 30,
     lr_gamma: Annotated[float, typer.Option(help="By which factor.")] = 0.8,

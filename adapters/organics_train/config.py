@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,8 +13,12 @@ from .datasets import TASKS, Dataset, load_dataset
 
 FRAMEWORKS = ("torch", "jax")
 
+DEFAULT_HIDDEN = 64
 # What a task wants other than the defaults of Config.
-RECIPES: dict[str, dict[str, Any]] = {"digits": {"epochs": 60, "batch_size": 64}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 60, "batch_size": 64},
+    "mnist": {"epochs": 30, "hidden": 120, "learning_rate": 0.001},
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,9 @@ class Config:
     task : str
         One of ``TASKS``.
     model : str
-        A name of ``organics_baselines.MODELS``; jax has ``"organics"`` only.
-        ORGaNICs on the static task ``"mnist"`` is ``"organics-static"``.
+        A name of ``organics_baselines.MODELS``; jax has ``"organics"`` and
+        ``"organics-static"`` only. ``"organics"`` on the static task
+        ``"mnist"`` is ``"organics-static"``.
     framework : {"torch", "jax"}
     hidden : int, optional
         Hidden units; by default 64, or what ``parameters`` asks for.
@@ -83,14 +89,17 @@ class Config:
             raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {self.seed!r}")
-        if self.framework == "jax" and self.model != "organics":
+        if self.framework == "jax" and self.model not in ("organics", "organics-static"):
             raise ValueError(f"the model {self.model!r} exists in torch only: choose the framework torch")
 
     @classmethod
     def recommended(cls, task: str, **given: Any) -> Config:
         """A run with the recommended settings of the task, except those that are given and not None."""
         chosen = {name: value for name, value in given.items() if value is not None}
-        return cls(**{"task": task, **RECIPES.get(task, {}), **chosen})
+        recipe = dict(RECIPES.get(task, {}))
+        if "parameters" in chosen:
+            recipe.pop("hidden", None)
+        return cls(**{"task": task, **recipe, **chosen})
 
     @property
     def resolved_model(self) -> str:
@@ -102,6 +111,12 @@ class Config:
         return load_dataset(
             self.task, downsample=self.downsample, limit=self.limit, length=self.length, samples=self.samples
         )
+
+    def hidden_size(self, count: Callable[[int], int]) -> int:
+        """Hidden units of the model, where ``count(hidden)`` is its number of parameters."""
+        if self.parameters is not None:
+            return closest_size(count, self.parameters)
+        return DEFAULT_HIDDEN if self.hidden is None else self.hidden
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 1."""
@@ -130,3 +145,27 @@ def default_max_rates(steps: int) -> tuple[float, float, float]:
     """(dt/tau)_max of y, a, b for sequences of so many steps; the paper's from 400 steps on."""
     scale = max(1.0, 400 / steps)
     return min(0.05 * scale, 0.5), min(0.01 * scale, 0.2), min(0.1 * scale, 0.5)
+
+
+def closest_size(count: Callable[[int], int], parameters: int) -> int:
+    """The hidden size whose number of parameters, ``count(hidden)``, is closest to ``parameters``.
+
+    Raises
+    ------
+    ValueError
+        Where even one hidden unit has more than twice as many.
+    """
+    least, most = 1, 2
+    if count(least) > 2 * parameters:
+        raise ValueError(
+            f"the model has {count(1)} parameters with one hidden unit, more than the {parameters} asked for"
+        )
+    while count(most) < parameters:
+        least, most = most, 2 * most
+    while most - least > 1:
+        middle = (least + most) // 2
+        if count(middle) < parameters:
+            least = middle
+        else:
+            most = middle
+    return min((least, most), key=lambda hidden: abs(count(hidden) - parameters))

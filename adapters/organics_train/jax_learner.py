@@ -15,40 +15,21 @@ import organics_jax
 from .checkpoint import Arrays
 from .config import Config
 from .datasets import Dataset
+from .jax_models import make_model
 from .loop import ADDING_TOLERANCE
-
-DEFAULT_HIDDEN = 64
-
-
-class EveryStep(eqx.Module):
-    """ORGaNICs and a linear readout of y at every step."""
-
-    rnn: organics_jax.ORGaNICs
-    readout: eqx.nn.Linear
-
-    def __init__(self, input_size: int, hidden: int, outputs: int, *, key: Any, **options: Any) -> None:
-        first, second = jax.random.split(key)
-        self.rnn = organics_jax.ORGaNICs(input_size, hidden, key=first, batch_first=True, **options)
-        self.readout = eqx.nn.Linear(hidden, outputs, key=second)
-
-    def __call__(self, x: Any) -> Any:
-        y, _ = self.rnn(x)
-        return y @ self.readout.weight.T + self.readout.bias
 
 
 class JaxLearner:
     """An Equinox model, Adam of optax, and the data on the host."""
 
     def __init__(self, config: Config, data: Dataset) -> None:
-        kind = EveryStep if data.kind == "steps" else organics_jax.ORGaNICsClassifier
-        options = config.model_options(data.steps)
+        options = {"steps": data.steps, "every_step": data.kind == "steps", **config.model_options(data.steps)}
 
         def build(hidden: int) -> Any:
-            return kind(data.input_size, hidden, data.outputs, key=jax.random.key(config.seed), **options)
+            key = jax.random.key(config.seed)
+            return make_model(config.resolved_model, data.input_size, hidden, data.outputs, key=key, **options)
 
-        self.hidden = config.hidden or DEFAULT_HIDDEN
-        if config.parameters is not None:
-            self.hidden = _closest(lambda hidden: _count(build(hidden)), config.parameters)
+        self.hidden = config.hidden_size(lambda hidden: _count(build(hidden)))
         self.model = build(self.hidden)
         self.parameter_count = _count(self.model)
         self.data, self.kind, self.scored = data, data.kind, data.scored_steps
@@ -60,13 +41,20 @@ class JaxLearner:
         def step(model: Any, optimizer: Any, x: Any, y: Any, rate: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:
             params, fixed = eqx.partition(model, mask)
 
-            def loss_of(params: Any) -> tuple[Any, Any]:
-                return self.loss(eqx.combine(params, fixed)(x), y)
+            def loss_of(params: Any) -> tuple[Any, tuple[Any, Any]]:
+                model, extra = eqx.combine(params, fixed), 0.0
+                if hasattr(model, "training_outputs"):
+                    outputs, extra = model.training_outputs(x)
+                else:
+                    outputs = model(x)
+                loss, accuracy = self.loss(outputs, y)
+                return loss + extra, (loss, accuracy)
 
-            (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+            gradient, (loss, accuracy) = jax.grad(loss_of, has_aux=True)(params)
+            norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
             updates, optimizer = transform.update(gradient, optimizer, params)
             params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
-            return eqx.combine(params, fixed), optimizer, (loss, accuracy, optax.global_norm(gradient))
+            return eqx.combine(params, fixed), optimizer, (loss, accuracy, norm)
 
         self._step = step
         self._measure = eqx.filter_jit(lambda model, x, y: self.loss(model(x), y))
@@ -128,21 +116,6 @@ def _restored(tree: Any, prefix: str, arrays: Arrays) -> Any:
 
 def _count(model: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, organics_jax.trainable(model))))
-
-
-def _closest(count: Any, parameters: int) -> int:
-    """The hidden size whose ``count`` is nearest to ``parameters``."""
-    high = 2
-    while count(high) < parameters:
-        high *= 2
-    least, most = high // 2, high
-    while most - least > 1:
-        middle = (least + most) // 2
-        if count(middle) < parameters:
-            least = middle
-        else:
-            most = middle
-    return min((least, most), key=lambda hidden: abs(count(hidden) - parameters))
 
 
 def make(config: Config, data: Dataset) -> JaxLearner:

@@ -175,7 +175,7 @@ def train(
             for index in islice(batch_indices(config.seed, epoch, count, config.batch_size), done, None):
                 began = time.perf_counter()
                 loss, accuracy, norm = learner.step(index, rate)
-                _finite(loss, norm, epoch, done + 1)
+                _finite({"loss": loss, "gradient norm": norm}, f"at epoch {epoch}, step {done + 1}")
                 done += 1
                 seconds = time.perf_counter() - began
                 current.add(loss, accuracy, norm, seconds)
@@ -189,6 +189,7 @@ def train(
                 if done % checkpoint_every == 0 and done < steps:
                     save()
             validation_loss, validation_accuracy = learner.evaluate("validation", config.batch_size)
+            _finite({"validation loss": validation_loss}, f"after epoch {epoch}, step {done}")
             sums = current.values
             records.append(
                 {
@@ -210,6 +211,7 @@ def train(
             if stop():
                 raise KeyboardInterrupt
     test_loss, test_accuracy = learner.evaluate("test", config.batch_size)
+    _finite({"test loss": test_loss}, f"after epoch {config.epochs}")
     results = {
         "kind": "organics train",
         "command": command,
@@ -276,12 +278,10 @@ def _same_run(path: Path, before: dict[str, Any], config: Config) -> None:
             raise ValueError(f"{path} is of a run with {name} {before.get(name)!r}, not {value!r}")
 
 
-def _finite(loss: float, norm: float, epoch: int, step: int) -> None:
-    for name, value in (("loss", loss), ("gradient norm", norm)):
+def _finite(values: dict[str, float], when: str) -> None:
+    for name, value in values.items():
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the {name} is {value} at epoch {epoch}, step {step}; a smaller learning rate may help"
-            )
+            raise FloatingPointError(f"the {name} is {value} {when}; a smaller learning rate may help")
 
 
 @contextmanager

@@ -8,32 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from organics_baselines import count_parameters, hidden_size_for, make_model
+from organics_baselines import count_parameters, make_model
 
 from .checkpoint import Arrays
 from .config import Config
 from .datasets import Dataset
 from .loop import ADDING_TOLERANCE
 
-DEFAULT_HIDDEN = 64
-
 
 class TorchLearner:
     """A torch model, Adam, and the data on the model's device."""
 
     def __init__(self, config: Config, data: Dataset) -> None:
-        name = config.resolved_model
         options: dict[str, Any] = {"steps": data.steps, **config.model_options(data.steps)}
         if data.kind == "steps":
             options["every_step"] = True
-        torch.manual_seed(config.seed)
-        self.hidden = config.hidden or DEFAULT_HIDDEN
-        if config.parameters is not None:
-            self.hidden = hidden_size_for(name, data.input_size, data.outputs, config.parameters, **options)
+
+        def build(hidden: int) -> nn.Module:
+            torch.manual_seed(config.seed)
+            return make_model(config.resolved_model, data.input_size, hidden, data.outputs, **options)
+
         device = torch.device(config.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(f"the device {config.device} was asked for and torch finds no CUDA device")
-        self.model = make_model(name, data.input_size, self.hidden, data.outputs, **options).to(device)
+        self.hidden = config.hidden_size(lambda hidden: count_parameters(build(hidden)))
+        self.model = build(self.hidden).to(device)
         self.parameter_count = count_parameters(self.model)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
