@@ -7,6 +7,7 @@ environment makers work as well: `nox -db uv`, `nox -db venv`.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ nox.options.sessions = [
     "demo",
 ]
 
-TESTING = ("pytest>=8", "hypothesis>=6.100", "scipy>=1.13")
+TESTING = ("pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -100,6 +101,65 @@ def types(session: nox.Session) -> None:
     """Type hints, strict on the core."""
     install(session, more=("mypy>=1.14",))
     session.run("mypy")
+
+
+LOWEST = (
+    "numpy==2.0.*",
+    "array-api-compat==1.15.*",
+    "scipy==1.13.*",
+    "jax==0.6.0",
+    "jaxlib==0.6.0",
+    "equinox==0.13.0",
+    "optax==0.2.4",
+    "safetensors==0.4.*",
+    "typer==0.15.*",
+    "rich==13.7.*",
+    "matplotlib==3.9.*",
+    "scikit-learn==1.5.*",
+)
+
+
+@nox.session(default=False)
+def lowest(session: nox.Session) -> None:
+    """The lowest supported versions of the dependencies: numpy, jax, the command line."""
+    session.install("-e", ".[cli,plot,jax]", *LOWEST, "pytest==8.*", "hypothesis==6.100.*", "array-api-extra>=0.10")
+    session.run("pytest", "--library", "numpy", "--library", "jax", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def wheel(session: nox.Session) -> None:
+    """Builds sdist and wheel, installs the wheel in a clean environment, and runs the tour far from here."""
+    session.install("build>=1.2", "twine>=6")
+    folder = Path(session.create_tmp()).resolve()
+    dist, away, venv = folder / "dist", folder / "away", folder / "venv"
+    for old in (dist, away, venv):
+        shutil.rmtree(old, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    built = sorted(dist.iterdir())
+    session.run("twine", "check", "--strict", *map(str, built))
+    session.run("python", "-m", "venv", str(venv))
+    wheel_file = next(file for file in built if file.suffix == ".whl")
+    session.run(str(venv / "bin" / "pip"), "install", "--quiet", f"{wheel_file}[demo]", external=True)
+    away.mkdir()
+    with session.chdir(away):
+        session.run(str(venv / "bin" / "organics"), "demo", external=True)
+
+
+SPHINX = ("sphinx>=8", "myst-nb>=1.2", "furo", "sphinx-copybutton", "sphinx-design", "sphinx-mathjax-offline")
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The documentation in site/: a test run for the capability table, the gallery, the executed tutorials."""
+    extras = ("cli", "plot", "torch", "jax", "diffrax", "torchdiffeq", "nengo")
+    install(session, *extras, more=(*TESTING, "array-api-strict>=2.3", *SPHINX, "ipykernel"))
+    made = Path("docs", "_generated")
+    if "--again" not in session.posargs:  # with it, keep the test report and the figures of the last build
+        libraries = [f"--library={name}" for name in ("numpy", "strict", "torch", "jax")]
+        session.run("pytest", "-q", *libraries, f"--junitxml={made / 'tests.xml'}", env=ONE_THREAD)
+        session.run("organics", "figures", "--all", "--quick", "--output", str(made / "figures"))
+    session.run("python", "docs/tables.py")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "site")
 
 
 @nox.session(default=False)

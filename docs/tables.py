@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import defaultdict
@@ -80,6 +82,17 @@ def gallery(folder: Path) -> str:
     return "\n".join(parts)
 
 
+def commands(names: Iterable[str]) -> str:
+    """The help of the command line and of every command, as it prints it."""
+    parts = []
+    for name in names:
+        words = ["organics", *name.split(), "--help"]
+        environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+        text = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
+        parts.append(f"## {' '.join(words[:-1])}\n\n```text\n{text.strip()}\n```\n")
+    return "\n".join(parts)
+
+
 def newest(pattern: str) -> Path | None:
     """The latest record of a kind; their names end in a date."""
     found = sorted(RESULTS.glob(pattern))
@@ -98,6 +111,8 @@ def main() -> int:
     write("capabilities.md", OUT / "tests.xml", capabilities, "No test report: build with `nox -s docs`.")
     write("embedding.md", RESULTS / "embed.json", embedding, "No record yet: run `nox -s embed`.")
     write("gallery.md", OUT / "figures", gallery, "No figures: build with `nox -s docs`.")
+    names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "sweep")
+    (OUT / "commands.md").write_text(commands(names))
     return 0
 
 
