@@ -79,6 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
         # Only here: the library itself never touches this switch.
         jax.config.update("jax_enable_x64", True)
+        # Most of the time goes into compiling small programs that run once.
+        jax.config.update("jax_disable_most_optimizations", True)
     if "torch" in selected:
         import torch
 

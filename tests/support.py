@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import subprocess
 import sys
@@ -44,8 +45,8 @@ class Library:
         self.dtype = getattr(self.namespace, precision)
         self.eps = float(np.finfo(precision).eps)
         self.device = device(self.array(0.0))
-        # Array libraries that compile every operation for every shape get fewer examples.
-        self.examples = 50 if name == "numpy" else 10
+        self._programs: dict[Any, Callable[..., Any]] = {}
+        self.examples = {"numpy": 50, "torch": 15}.get(name, 10)
 
     def __repr__(self) -> str:
         return f"{self.name}-{self.precision}"
@@ -53,6 +54,17 @@ class Library:
     def array(self, values: Any) -> Any:
         """An array of this library, dtype and its default device."""
         return self.namespace.asarray(np.array(values, dtype=self.precision), dtype=self.dtype)
+
+    def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """``function`` of arrays with ``options``, compiled under jax: one program per shape, not per operation."""
+        if self.name != "jax":
+            return functools.partial(function, **options)
+        import jax
+
+        key = (function, *options.items())
+        if key not in self._programs:
+            self._programs[key] = jax.jit(functools.partial(function, **options))
+        return self._programs[key]
 
     def tree(self, tree: Any) -> Any:
         """(Named) tuples of numpy arrays as arrays of this library; numbers and None as they are."""
@@ -118,6 +130,7 @@ def cases(
     unit_input: bool = False,
     batch: bool = True,
     zeros: bool = True,
+    few_shapes: bool = False,
 ) -> Case:
     """Random circuits.
 
@@ -135,7 +148,11 @@ def cases(
         Also draw batch axes on some of the fields.
     zeros : bool
         Also draw zeros in z and W.
+    few_shapes : bool
+        One size, and batch axes on every field or on none: for compilers.
     """
+    if few_shapes:
+        sizes = (3,)
     n = draw(st.sampled_from(tuple(sizes)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     spread = draw(st.floats(0.0, decades / 2))
@@ -145,12 +162,14 @@ def cases(
         return center * 10.0 ** rng.uniform(-spread, top, shape)
 
     # Which of the arguments carry a batch axis of length 2: (w_r, w, b, b0, sigma, tau_y, tau_a, z).
-    batched = draw(st.sampled_from(((), (0,), (1,), (2, 4), (5,), (7,), (0, 1, 7), tuple(range(8))))) if batch else ()
+    every = tuple(range(8))
+    patterns = ((), every) if few_shapes else ((), (0,), (1,), (2, 4), (5,), (7,), (0, 1, 7), every)
+    batched = draw(st.sampled_from(patterns)) if batch else ()
 
     def lead(i: int) -> tuple[int, ...]:
         return (2,) if i in batched else ()
 
-    scalar = draw(st.booleans())
+    scalar = not few_shapes and draw(st.booleans())
     w = positive(1.0, (*lead(1), n, n)) / (n if not unit_input else 1)
     z = rng.standard_normal((*lead(7), n))
     if unit_input:
@@ -161,7 +180,7 @@ def cases(
         w = w * (rng.random(w.shape) < 0.7)
         z = z * (rng.random(z.shape) < 0.7)
     if identity:
-        w_r = draw(st.sampled_from((None, np.eye(n))))
+        w_r = None if few_shapes else draw(st.sampled_from((None, np.eye(n))))
     else:
         w_r = rng.standard_normal((*lead(0), n, n))
         scale = rng.uniform(0.0, 1.0) if norm is None else norm
@@ -180,15 +199,17 @@ def cases(
 
 
 def for_cases(*, decades: float = 2.0, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run ``body(xp, case, ...)`` for random circuits, more of them in the libraries where they are cheap."""
+    """Run ``body(xp, case, ...)``, or with ``xp64`` for ``xp``, for random circuits: more where they are cheap."""
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
-        def test(xp: Library, **parameters: Any) -> None:
-            strategy = cases(decades=min(decades, 1.0) if xp.single else decades, **options)
+        def test(**parameters: Any) -> None:
+            xp = parameters.get("xp") or parameters["xp64"]
+            spread = min(decades, 1.0) if xp.single else decades
+            strategy = cases(decades=spread, few_shapes=xp.name == "jax", **options)
             name = f"{body.__module__}_{body.__name__}"
 
             def one(case: Case) -> None:
-                body(xp, case, **parameters)
+                body(case=case, **parameters)
 
             one.__qualname__ = one.__name__ = name
             settings(max_examples=xp.examples)(given(case=strategy)(one))()
@@ -218,6 +239,17 @@ def small_circuit(n: int = 3, seed: int = 0, *, identity: bool = False, scale: f
     z = rng.standard_normal(n)
     z = z / np.linalg.norm(z)
     return Case(circuit, z, oc.State(rng.standard_normal(n), rng.uniform(0.1, 1.5, n)))
+
+
+def assert_same_spectrum(actual: np.ndarray, desired: np.ndarray, rtol: float = 1e-8) -> None:
+    """Two unordered lists of eigenvalues agree, relative to the largest."""
+    __tracebackhide__ = True
+    assert actual.shape == desired.shape
+    left = list(desired)
+    scale = np.max(np.abs(desired))
+    for value in actual:
+        nearest = min(range(len(left)), key=lambda i: abs(left[i] - value))
+        assert abs(left.pop(nearest) - value) <= rtol * scale
 
 
 def run_python(code: str, *path: str) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,8 @@ class JaxBackend:
     traces_loops = True
 
     def is_concrete(self, array: Array) -> bool:
-        return not isinstance(array, jax.core.Tracer)
+        # under jit, operations trace even on constants
+        return not isinstance(self.stop_gradient(array), jax.core.Tracer)
 
     def stop_gradient(self, array: Array) -> Array:
         return jax.lax.stop_gradient(array)

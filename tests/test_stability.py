@@ -1,0 +1,248 @@
+"""Jacobians, spectra, the oscillator form, and the certificate with its energy."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import assume
+from support import VARIANTS, Case, Library, assert_same_spectrum, for_cases, numpy_tree, small_circuit
+
+import organics_core as oc
+
+
+def difference_jacobian(case: Case, variant: str, h: float = 3e-4) -> np.ndarray:
+    """The Jacobian (..., 2n, 2n) by sixth-order central differences of numpy's vector field."""
+    y, a = np.broadcast_arrays(*case.state)
+    n = y.shape[-1]
+    columns = []
+    for direction in np.eye(2 * n):
+        total = 0.0
+        for k, weight in ((1, 3 / 4), (2, -3 / 20), (3, 1 / 60)):
+            for sign in (1, -1):
+                dy, da = sign * k * h * direction[:n], sign * k * h * direction[n:]
+                slope = oc.vector_field(case.circuit, oc.State(y + dy, a + da), case.z, variant=variant)
+                total = total + sign * weight / h * np.concatenate(np.broadcast_arrays(*slope), axis=-1)
+        columns.append(total)
+    return np.stack(columns, axis=-1)
+
+
+def away_from_kinks(case: Case, variant: str, reach: float = 0.003) -> bool:
+    """Whether no rectifier of y changes its side within the reach of the differences."""
+    y = case.state.y
+    recurrent = y if case.circuit.w_r is None else np.einsum("...ij,...j->...i", case.circuit.w_r, y)
+    kinks = {"main": (), "rectified": (y,), "rectified_recurrence": (y, recurrent)}[variant]
+    return all(np.min(np.abs(kink)) > reach for kink in kinks)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@for_cases(decades=3.0)
+def test_jacobian_is_the_finite_difference(xp: Library, case: Case, variant: str) -> None:
+    """Every variant, on both sides of its rectifiers, negative modulators too."""
+    case = case._replace(state=oc.State(case.state.y, case.state.a - 0.4))
+    assume(np.min(np.abs(case.state.a)) > 0.03 and away_from_kinks(case, variant))
+    want = difference_jacobian(case, variant)
+    got = xp.compiled(oc.jacobian, variant=variant)(xp.tree(case.circuit), xp.tree(case.state))
+    # the rows belong to different units, in 1/tau
+    scale = np.max(np.abs(want), axis=-1, keepdims=True)
+    normalized = numpy_tree(got) / scale
+    tolerance = 1e-4 if xp.single else 1e-8
+    np.testing.assert_allclose(normalized, np.broadcast_to(want / scale, normalized.shape), rtol=0, atol=tolerance)
+    assert got.dtype == xp.dtype
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@for_cases(decades=3.0, batch=False, sizes=(1, 3))
+def test_jacobian_is_the_derivative_the_library_takes(xp64: Library, case: Case, variant: str) -> None:
+    """Automatic differentiation in torch and jax; the backend's wide central differences elsewhere."""
+    case = case._replace(state=oc.State(case.state.y, case.state.a + 0.5))
+    assume(away_from_kinks(case, variant, reach=0.15))
+    ns, n = xp64.namespace, case.z.shape[-1]
+
+    def derivative(circuit: oc.Circuit, x: object, z: object) -> object:
+        def packed(x: object) -> object:
+            return ns.concat(list(oc.vector_field(circuit, oc.State(x[:n], x[n:]), z, variant=variant)))
+
+        return oc.get_backend(ns).jacobian(packed, x)
+
+    circuit = xp64.tree(case.circuit)
+    x = xp64.array(np.concatenate(case.state))
+    got = numpy_tree(derivative(circuit, x, xp64.array(case.z)))
+    want = numpy_tree(oc.jacobian(circuit, xp64.tree(case.state), variant=variant))
+    tolerance = 1e-13 if xp64.name in ("torch", "jax") else 1e-6
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.max(np.abs(want)))
+
+
+@for_cases(decades=2.0)
+def test_spectrum_is_the_eigenvalues_of_the_jacobian(xp64: Library, case: Case) -> None:
+    """And the spectral abscissa their largest real part."""
+    circuit, state = xp64.tree(case.circuit), xp64.tree(case.state)
+    values = np.asarray(oc.backend.to_numpy(xp64.compiled(oc.spectrum)(circuit, state)))
+    matrices = oc.jacobian(case.circuit, case.state)
+    for got, matrix in zip(
+        values.reshape(-1, values.shape[-1]), matrices.reshape(-1, *matrices.shape[-2:]), strict=True
+    ):
+        assert_same_spectrum(got, np.linalg.eigvals(matrix), rtol=1e-7)
+    abscissa = numpy_tree(xp64.compiled(oc.spectral_abscissa)(circuit, state))
+    np.testing.assert_allclose(abscissa, values.real.max(axis=-1), rtol=1e-7, atol=1e-6)
+
+
+def test_a_state_that_is_not_finite_has_no_abscissa(xp64: Library) -> None:
+    """NaN for that member of a batch, numbers for the others."""
+    case = small_circuit(3)
+    y = np.stack([case.state.y, np.full(3, np.nan)])
+    abscissa = numpy_tree(oc.spectral_abscissa(xp64.tree(case.circuit), xp64.tree(oc.State(y, case.state.a))))
+    assert np.isfinite(abscissa[0])
+    assert np.isnan(abscissa[1])
+
+
+@for_cases(decades=1.5, identity=True, batch=False, zeros=False)
+def test_quadratic_eigenvalues_are_the_spectrum(xp64: Library, case: Case) -> None:
+    """M w'' + C w' + K w = 0 oscillates and decays as the linearized circuit does."""
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    mass, damping, stiffness = numpy_tree(xp64.compiled(oc.oscillator_form)(circuit, z))
+    n = mass.shape[-1]
+    companion = np.block([[np.zeros((n, n)), np.eye(n)], [-np.diag(stiffness / mass), -damping / mass[:, None]]])
+    state = oc.State(*numpy_tree(oc.steady_state(circuit, z).state))
+    values = np.linalg.eigvals(oc.jacobian(case.circuit, state))
+    assert_same_spectrum(np.linalg.eigvals(companion), values, rtol=1e-6)
+    # the damping matrix is a Z-matrix that takes a positive vector to a positive vector
+    assert (damping - np.diag(np.diag(damping)) <= 0).all()
+    positive = state.a * state.y**2 / case.circuit.tau_y
+    image = (case.circuit.b0 * case.circuit.sigma) ** 2 + case.circuit.tau_a * state.a**1.5 / case.circuit.tau_y
+    np.testing.assert_allclose(damping @ positive, image, rtol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_closed_form_spectrum_of_rank_one_normalization(xp64: Library, seed: int) -> None:
+    """W = alpha 1 1^T with equal time constants and floors: all eigenvalues in closed form."""
+    rng = np.random.default_rng(seed)
+    n = 6
+    alpha, tau_y, tau_a, floor = 10 ** rng.uniform([-1, -3, -3, -2], [1, -1, -1, 0])
+    b, z = rng.uniform(0.2, 1.0, n), rng.standard_normal(n)
+    circuit = oc.Circuit(None, np.full((n, n), alpha), b, np.ones(n), np.full(n, floor), tau_y, tau_a)
+    drive = xp64.array(z)
+    state = oc.steady_state(xp64.tree(circuit), drive).state
+    got = np.asarray(oc.backend.to_numpy(oc.spectrum(xp64.tree(circuit), state)))
+    y, a = numpy_tree(tuple(state))
+    root = np.sqrt(a[0])
+    pair = np.roots([tau_a * tau_y, tau_y + tau_a * root - alpha * tau_y * y @ y, root])
+    want = np.concatenate([np.full(n - 1, -1 / tau_a), np.full(n - 1, -root / tau_y), pair])
+    assert_same_spectrum(got, want, rtol=1e-6)
+
+
+def assert_certificate(circuit: oc.Circuit, z: np.ndarray, certificate: oc.Certificate) -> None:
+    """All that the certificate claims, in numpy: its margin, p > 0, q >= 0 and the Lyapunov equation."""
+    margin, state, p, q = numpy_tree(certificate[1:])
+    assert numpy_tree(certificate.stable).all()
+    y, a = state
+    inertia = np.where(y == 0, 0.0, circuit.tau_a * a**1.5 / circuit.tau_y)
+    floor = (circuit.b0 * circuit.sigma) ** 2
+    np.testing.assert_allclose(margin, np.min((floor + inertia) / (a + inertia), axis=-1), rtol=1e-9, atol=1e-13)
+    assert (margin > 0).all()
+    assert (margin <= 1 + 1e-12).all()
+    # in units in which every diagonal is 1: the entries of p span many decades
+    for matrix, least in ((p, 1e-14), (q, -1e-9)):
+        np.testing.assert_allclose(matrix, np.swapaxes(matrix, -1, -2), rtol=1e-9)
+        diagonal = np.sqrt(np.diagonal(p if least > 0 else matrix, axis1=-2, axis2=-1))
+        diagonal = np.where(diagonal > 0, diagonal, 1.0)
+        scaled = matrix / diagonal[..., :, None] / diagonal[..., None, :]
+        assert (np.linalg.eigvalsh(scaled) > least).all()
+    j = oc.jacobian(circuit, oc.State(y, a))
+    jt = np.swapaxes(j, -1, -2)
+    size = np.abs(jt) @ np.abs(p) + np.abs(p) @ np.abs(j)
+    assert (np.abs(jt @ p + p @ j + q) <= 1e-9 * size).all()
+
+
+@for_cases(decades=3.0, identity=True)
+def test_certificate_holds_and_eigenvalues_agree(xp64: Library, case: Case) -> None:
+    """Parameters over three decades, units without drive among them: W_r = I is stable, with proof."""
+    certificate = xp64.compiled(oc.certify)(xp64.tree(case.circuit), xp64.array(case.z))
+    assert_certificate(case.circuit, case.z, certificate)
+    state = oc.State(*numpy_tree(tuple(certificate.state)))
+    assert (oc.spectral_abscissa(case.circuit, state) < 0).all()
+
+
+def test_certificate_in_single_precision(xp: Library) -> None:
+    """The decision and margin are those of double precision."""
+    case = small_circuit(4, identity=True)
+    certificate = oc.certify(xp.tree(case.circuit), xp.array(case.z))
+    reference = oc.certify(case.circuit, case.z)
+    assert bool(certificate.stable)
+    xp.assert_close(certificate.margin, reference.margin, rtol=1e-10)
+    xp.assert_close(certificate.p, reference.p, rtol=1e-9, atol=1e-10 * np.max(np.abs(reference.p)))
+
+
+@pytest.mark.parametrize("silent", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_units_without_drive_are_treated_apart(xp64: Library, silent: tuple[int, ...]) -> None:
+    """They decouple with the eigenvalue -sqrt(a)/tau_y, and the certificate still is one."""
+    case = small_circuit(4, identity=True)
+    z = np.where(np.isin(np.arange(4), silent), 0.0, case.z)
+    circuit, drive = xp64.tree(case.circuit), xp64.array(z)
+    certificate = oc.certify(circuit, drive)
+    assert_certificate(case.circuit, z, certificate)
+    values = np.asarray(oc.backend.to_numpy(oc.spectrum(circuit, certificate.state)))
+    a = numpy_tree(certificate.state.a)
+    for i in silent:
+        assert np.min(np.abs(values + np.sqrt(a[i]) / case.circuit.tau_y[i])) < 1e-8 * np.max(np.abs(values))
+
+
+def test_the_decision_alone_needs_no_matrices(xp64: Library) -> None:
+    """``lyapunov=False`` decides the same."""
+    case = small_circuit(4, identity=True)
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    quick, full = oc.certify(circuit, z, lyapunov=False), oc.certify(circuit, z)
+    assert quick.p is None
+    assert quick.q is None
+    assert bool(quick.stable)
+    xp64.assert_close(quick.margin, numpy_tree(full.margin), rtol=1e-14)
+
+
+@pytest.mark.size
+def test_certificate_of_two_thousand_neurons(xp64: Library) -> None:
+    """Decided and proven in seconds; p and q tried on random directions."""
+    n = 2000
+    rng = np.random.default_rng(0)
+    circuit = oc.Circuit(
+        None, rng.random((n, n)) / n, 0.5, 0.5, 0.1, rng.uniform(0.001, 0.1, n), rng.uniform(0.001, 0.1, n)
+    )
+    z = rng.standard_normal(n)
+    started = time.perf_counter()
+    assert bool(oc.certify(xp64.tree(circuit), xp64.array(z), lyapunov=False).stable)
+    assert time.perf_counter() - started < 20
+    if xp64.name != "numpy":
+        return
+    started = time.perf_counter()
+    certificate = oc.certify(circuit, z)
+    assert time.perf_counter() - started < 60
+    for _ in range(5):
+        x = rng.standard_normal(2 * n)
+        assert x @ certificate.p @ x > 0
+        assert x @ certificate.q @ x > 0
+
+
+@for_cases(decades=2.0, identity=True)
+def test_energy_is_the_quadratic_form(xp64: Library, case: Case) -> None:
+    """x^T p x with x the distance from the fixed point, in any batch."""
+    circuit, state, z = xp64.tree(case.circuit), xp64.tree(case.state), xp64.array(case.z)
+    got = numpy_tree(xp64.compiled(oc.energy)(circuit, state, z))
+    certificate = oc.certify(case.circuit, case.z)
+    x = np.concatenate([s - f for s, f in zip(case.state, certificate.state, strict=True)], axis=-1)
+    np.testing.assert_allclose(got, np.einsum("...i,...ij,...j->...", x, certificate.p, x), rtol=1e-8)
+    assert (got > 0).all()
+
+
+@for_cases(decades=1.0, identity=True, batch=False, sizes=(1, 4), zeros=False)
+def test_energy_falls_along_trajectories(xp64: Library, case: Case) -> None:
+    """Near the fixed point the energy never rises, and is used up in the end."""
+    fixed = oc.steady_state(case.circuit, case.z).state
+    slowest = -1.0 / oc.spectral_abscissa(case.circuit, fixed)
+    start = oc.State(fixed.y * (1 + 1e-5 * np.sign(case.state.y)), fixed.a * (1 + 1e-5))
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    times = xp64.array(np.linspace(0.0, 5.0 * slowest, 60))
+    run = xp64.compiled(oc.simulate, rtol=1e-9, atol=1e-14)(circuit, z, times, state0=xp64.tree(start))
+    energies = numpy_tree(xp64.compiled(oc.energy)(circuit, oc.State(*run.state), z))
+    # nonlinear terms and the integrator's error are worth 1e-3 of it
+    assert (np.diff(energies) <= 1e-3 * energies[:-1] + 1e-7 * energies[0]).all()
+    assert energies[-1] < 0.2 * energies[0]
