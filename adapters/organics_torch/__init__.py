@@ -18,17 +18,23 @@ from organics_core.cell import CellState, MaxRates
 from organics_core.training import EpochRecord
 
 from .cell import ORGaNICsCell
+from .checkpoint import load, save
 from .introspection import measure_abscissa
 from .layer import ORGaNICs, ORGaNICsClassifier
+from .static import DivisiveNorm, DivisiveNorm2d
 from .training import fit
 
 __all__ = [
     "CellState",
+    "DivisiveNorm",
+    "DivisiveNorm2d",
     "EpochRecord",
     "MaxRates",
     "ORGaNICs",
     "ORGaNICsCell",
     "ORGaNICsClassifier",
     "fit",
+    "load",
     "measure_abscissa",
+    "save",
 ]

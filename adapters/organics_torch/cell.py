@@ -53,6 +53,14 @@ def random_source(seed: int | np.random.Generator | None, generator: torch.Gener
     return np.random.default_rng(seed)
 
 
+def floating_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """``dtype``, torch's default one for None; TypeError unless it is a real floating dtype."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating dtype of torch, got {dtype}")
+    return dtype
+
+
 class ORGaNICsCell(nn.Module):
     """One step of the trained ORGaNICs cell, in place of ``nn.LSTMCell``.
 
@@ -120,9 +128,7 @@ class ORGaNICsCell(nn.Module):
         self.variant = variant
         self.max_rates = check_max_rates(max_rates)
         self.learn_rates = bool(learn_rates)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating dtype, got {dtype}")
+        dtype = floating_dtype(dtype)
         values, start = init_cell(
             random_source(seed, generator),
             self.input_size,

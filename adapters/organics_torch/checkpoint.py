@@ -1,0 +1,95 @@
+"""Save and load layers and classifiers in the format of :mod:`organics_core.checkpoint`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from organics_core.cell import CellParameters, CellState
+from organics_core.checkpoint import LayerSettings, load_checkpoint, save_checkpoint
+
+from .layer import ORGaNICs, ORGaNICsClassifier
+
+
+def save(path: str | os.PathLike[str], model: ORGaNICs | ORGaNICsClassifier) -> None:
+    """Write a layer or a classifier to one file, which every framework reads.
+
+    Parameters
+    ----------
+    path : path
+    model : ORGaNICs or ORGaNICsClassifier
+
+    Raises
+    ------
+    TypeError
+        For another model.
+    ImportError
+        Without safetensors.
+    """
+    if not isinstance(model, (ORGaNICs, ORGaNICsClassifier)):
+        raise TypeError(f"model must be ORGaNICs or ORGaNICsClassifier, got {type(model).__name__}")
+    layer = model if isinstance(model, ORGaNICs) else model.layer
+    first = layer.cells[0]
+    settings = LayerSettings(first.max_rates, first.variant, first.learn_rates, first.recurrent, layer.batch_first)
+    readout = None if isinstance(model, ORGaNICs) else (model.readout.weight.detach(), model.readout.bias.detach())
+    with torch.no_grad():
+        layers = [(_detached(cell.fields()), _detached(cell.start_state())) for cell in layer.cells]
+    save_checkpoint(path, layers, readout, settings)
+
+
+def load(path: str | os.PathLike[str], *, device: Any = None) -> ORGaNICs | ORGaNICsClassifier:
+    """Read a layer, or a classifier where the file has a readout.
+
+    Parameters
+    ----------
+    path : path
+        Of a file that any framework wrote.
+    device
+        Of the parameters; torch's default if not given.
+
+    Returns
+    -------
+    ORGaNICs or ORGaNICsClassifier
+        In the dtype of the file.
+
+    Raises
+    ------
+    ValueError
+        Naming the file and what is wrong with it.
+    ImportError
+        Without safetensors.
+    """
+    found = load_checkpoint(path)
+    first = found.layers[0].parameters
+    n, k = first.w_zx.shape
+    options: dict[str, Any] = found.settings._asdict()
+    batch_first = options.pop("batch_first")
+    options |= {"num_layers": len(found.layers), "seed": 0, "device": device}
+    options["dtype"] = torch.from_numpy(first.w_zx).dtype
+    model: ORGaNICs | ORGaNICsClassifier
+    if found.readout is None:
+        layer = model = ORGaNICs(k, n, batch_first=batch_first, **options)
+    else:
+        model = ORGaNICsClassifier(k, n, found.readout.bias.shape[0], **options)
+        layer = model.layer
+    with torch.no_grad():
+        for cell, (parameters, start) in zip(layer.cells, found.layers, strict=True):
+            for name, value in parameters._asdict().items():
+                if name == "w_r" and cell.recurrent == "spectral":
+                    cell.parametrizations.w_r.original.copy_(torch.from_numpy(value))
+                elif name == "sigma":
+                    cell.sigma = torch.from_numpy(value).to(cell.sigma.device)
+                elif value is not None:
+                    getattr(cell, name).copy_(torch.from_numpy(value))
+            for name, value in start._asdict().items():
+                getattr(cell, f"start_{name}").copy_(torch.from_numpy(value))
+        if found.readout is not None:
+            model.readout.weight.copy_(torch.from_numpy(found.readout.weight))
+            model.readout.bias.copy_(torch.from_numpy(found.readout.bias))
+    return model
+
+
+def _detached(fields: CellParameters | CellState) -> Any:
+    return type(fields)._make(None if value is None else value.detach() for value in fields)

@@ -1,0 +1,284 @@
+"""Static layers: the output is the circuit's fixed point under the input, differentiated implicitly."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from organics_core import _checks
+from organics_core.cell import sigmoid
+from organics_core.circuit import Circuit
+from organics_core.dynamics import identity_fixed_point, relu
+from organics_core.steady_state import SteadyState, steady_state
+
+from .cell import SpectralBall, check_tensor, floating_dtype, random_source
+
+Numbers = np.ndarray[Any, Any]
+
+
+class DivisiveNorm(nn.Module):
+    """Static divisive normalization: the squared rates max(y, 0)**2 at the circuit's fixed point.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        k and n.
+    recurrent : {"identity", "spectral"}
+        W_r the identity, with its closed form; or learned within the ball of
+        spectral norm 1 (orthogonal at the start), solved by Newton's method.
+    sigma : float
+        Semi-saturation constant.
+    max_iterations : int
+        Of Newton's method.
+    seed : int or numpy.random.Generator, optional
+        Fixes the initialization; otherwise torch's random numbers do.
+    generator : torch.Generator, optional
+        Draws the seed, in place of torch's global generator.
+    device, dtype
+        Of the parameters; torch's defaults if not given.
+
+    Attributes
+    ----------
+    w_zx, w_bx : Parameter (n, k)
+        Input weights, and those of the input gain.
+    log_w : Parameter (n, n)
+        V, with W = exp(V).
+    beta : Parameter (n,)
+        Logit of the normalization gain b0.
+    w_r : Parameter (n, n) or None
+
+    Notes
+    -----
+    Rawat, Heeger & Martiniani (NeurIPS 2024), the static layer::
+
+        z = W_zx x / ||W_zx x||,   b = sigmoid(W_bx x),   b0 = sigmoid(beta)
+        y = b z + (1 - sqrt(a)) W_r y,   a = (b0 sigma)**2 + W (a y**2)
+
+    Derivatives are those of the implicit function theorem; no iteration is
+    stored. Samples whose fixed point was not found give NaN and a
+    ``RuntimeWarning``, never a silent number; :meth:`steady_state` says more
+    about them.
+
+    Examples
+    --------
+    >>> layer = DivisiveNorm(3, 5)
+    >>> layer(torch.ones(2, 3)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        recurrent: str = "identity",
+        sigma: float = 1.0,
+        max_iterations: int = 100,
+        seed: int | np.random.Generator | None = None,
+        generator: torch.Generator | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = k = _checks.positive_integer("in_features", in_features)
+        self.out_features = n = _checks.positive_integer("out_features", out_features)
+        _checks.one_of("recurrent", recurrent, ("identity", "spectral"))
+        self.recurrent = recurrent
+        self.sigma = _checks.positive_number("sigma", sigma)
+        self.max_iterations = _checks.positive_integer("max_iterations", max_iterations)
+        rng = random_source(seed, generator)
+        log_w = np.log(1.0 - rng.random((n, n)))
+        np.fill_diagonal(log_w, 0.0)
+        values = {"w_zx": _kaiming(rng, n, k), "w_bx": _kaiming(rng, n, k), "log_w": log_w, "beta": np.zeros(n)}
+        if recurrent == "spectral":
+            # a hair inside the ball, so that rounding does not put it outside
+            values["w_r"] = np.linalg.qr(rng.standard_normal((n, n)))[0] * (1 - 1e-6)
+        else:
+            self.register_parameter("w_r", None)
+        _add_parameters(self, values, device, dtype)
+        if recurrent == "spectral":
+            parametrize.register_parametrization(self, "w_r", SpectralBall())
+
+    def circuit(self, x: Tensor) -> tuple[Circuit, Tensor]:
+        """The circuit under an input (..., k), of time constants 1, and its input drive z (..., n)."""
+        check_tensor("x", x, self.log_w)
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have shape (..., {self.in_features}), got shape {tuple(x.shape)}")
+        x = x.to(self.log_w.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            z = _unit(nn.functional.linear(x, self.w_zx), -1)
+            gain = sigmoid(xp, nn.functional.linear(x, self.w_bx))
+            normalization = sigmoid(xp, self.beta)
+            # unchecked, so that torch.compile can trace it: nothing here can be wrong
+            return Circuit._make((self.w_r, self.log_w.exp(), gain, normalization, self.sigma, 1.0, 1.0)), z
+
+    @torch.compiler.disable
+    def steady_state(self, x: Tensor) -> SteadyState:
+        """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
+        circuit, z = self.circuit(x)
+        method = "closed_form" if self.recurrent == "identity" else "newton"
+        with torch.autocast(x.device.type, enabled=False):
+            return steady_state(circuit, z, method=method, max_iterations=self.max_iterations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squared rates (..., n) for inputs x (..., k); NaN where the fixed point was not found.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x has a wrong dtype, device or shape.
+        """
+        if self.recurrent == "identity":
+            y = identity_fixed_point(xp, *self.circuit(x), "main").y
+        else:
+            found = self.steady_state(x)
+            _warn(found)
+            y = torch.where(found.converged[..., None], found.state.y, torch.nan)
+        return relu(xp, y) ** 2
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, recurrent={self.recurrent!r}, sigma={self.sigma}"
+
+
+class DivisiveNorm2d(nn.Module):
+    """Static convolutional layer: divisive normalization over space, within every channel.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size : int
+        Of the convolutions that give the input drive and the input gain.
+    stride, padding : int
+        Of those convolutions.
+    pool_size : int
+        Side of the normalization pool in output pixels, odd.
+    sigma : float
+        Semi-saturation constant.
+    seed, generator, device, dtype
+        As for :class:`DivisiveNorm`.
+
+    Attributes
+    ----------
+    w_zx, w_bx : Parameter (out_channels, in_channels, kernel_size, kernel_size)
+    log_w : Parameter (out_channels, pool_size, pool_size)
+        V; the normalization weights of a channel are the kernel W = exp(V).
+    beta : Parameter (out_channels,)
+        Logit of the normalization gain b0.
+
+    Notes
+    -----
+    The fixed point for W_r = I, with convolutions for products, and the drive
+    z of unit norm over the pixels of a channel::
+
+        a = (b0 sigma)**2 + W * (b z)**2,    output max(b z / sqrt(a), 0)**2
+
+    Examples
+    --------
+    >>> layer = DivisiveNorm2d(1, 4, 3, padding=1)
+    >>> layer(torch.ones(2, 1, 8, 8)).shape
+    torch.Size([2, 4, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        pool_size: int = 5,
+        sigma: float = 1.0,
+        seed: int | np.random.Generator | None = None,
+        generator: torch.Generator | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = c = _checks.positive_integer("in_channels", in_channels)
+        self.out_channels = d = _checks.positive_integer("out_channels", out_channels)
+        self.kernel_size = s = _checks.positive_integer("kernel_size", kernel_size)
+        self.stride = _checks.positive_integer("stride", stride)
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise ValueError(f"padding must be an integer of at least 0, got {padding!r}")
+        self.padding = padding
+        self.pool_size = m = _checks.positive_integer("pool_size", pool_size)
+        if m % 2 == 0:
+            raise ValueError(f"pool_size must be odd, got {m}")
+        self.sigma = _checks.positive_number("sigma", sigma)
+        rng = random_source(seed, generator)
+        log_w = np.log(1.0 - rng.random((d, m, m)))
+        log_w[:, m // 2, m // 2] = 0.0
+        values = {"w_zx": _kaiming(rng, d, c, s, s), "w_bx": _kaiming(rng, d, c, s, s)}
+        _add_parameters(self, values | {"log_w": log_w, "beta": np.zeros(d)}, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squared rates (N, out_channels, H', W') for images x (N, in_channels, H, W); both also without N.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x has a wrong dtype, device or shape.
+        """
+        check_tensor("x", x, self.log_w)
+        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ValueError(f"x must have shape (N, {self.in_channels}, H, W), N optional, got shape {tuple(x.shape)}")
+        if min(x.shape[-2:]) + 2 * self.padding < self.kernel_size:
+            raise ValueError(f"x is smaller than the kernel of side {self.kernel_size}: got shape {tuple(x.shape)}")
+        x = x.to(self.log_w.dtype)
+        convolve = nn.functional.conv2d
+        with torch.autocast(x.device.type, enabled=False):
+            z = _unit(convolve(x, self.w_zx, None, self.stride, self.padding), (-2, -1))
+            drive = sigmoid(xp, convolve(x, self.w_bx, None, self.stride, self.padding)) * z
+            floor = (sigmoid(xp, self.beta) * self.sigma) ** 2
+            kernel = self.log_w.exp()[:, None]
+            pool = convolve(drive * drive, kernel, padding=self.pool_size // 2, groups=self.out_channels)
+            return relu(xp, drive) ** 2 / (floor[:, None, None] + pool)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, pool_size={self.pool_size}, sigma={self.sigma}"
+        )
+
+
+def _kaiming(rng: np.random.Generator, *shape: int) -> Numbers:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), that is Kaiming-uniform with a = sqrt(5)."""
+    bound = 1.0 / np.sqrt(np.prod(shape[1:]))
+    return rng.uniform(-bound, bound, shape)
+
+
+def _add_parameters(module: nn.Module, values: dict[str, Numbers], device: Any, dtype: torch.dtype | None) -> None:
+    dtype = floating_dtype(dtype)
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(torch.as_tensor(value).to(device=device, dtype=dtype)))
+
+
+def _unit(u: Tensor, dim: int | tuple[int, int]) -> Tensor:
+    """u / ||u||, and 0 (with derivative 0) where u is 0."""
+    square = (u * u).sum(dim, keepdim=True)
+    silent = square == 0
+    return u / torch.where(silent, 1.0, torch.where(silent, 1.0, square).sqrt())
+
+
+@torch.compiler.disable
+def _warn(found: SteadyState) -> None:
+    """One sentence about the fixed points that were not found."""
+    try:
+        missing = int((~found.converged).sum())
+    except RuntimeError:  # a transform of torch.func: the values cannot be seen
+        return
+    if missing:
+        worst = float(found.residual.detach().max())
+        warnings.warn(
+            f"DivisiveNorm found no fixed point for {missing} of {found.converged.numel()} inputs, whose outputs are "
+            f"NaN: the largest relative residual is {worst:.2g} after {int(found.iterations.max())} iterations; see "
+            "steady_state, or raise max_iterations",
+            RuntimeWarning,
+            stacklevel=3,
+        )
