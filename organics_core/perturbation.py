@@ -10,11 +10,11 @@ import numpy as np
 from array_api_compat import device, is_array_api_obj
 
 from . import _checks
-from ._linalg import matvec
+from ._linalg import matvec, solve_vector
 from .backend import Array, to_numpy
 from .circuit import Circuit, State, prepare, validate_circuit
-from .dynamics import identity_fixed_point
-from .stability import _spectral_abscissa
+from .dynamics import field, identity_fixed_point
+from .stability import _jacobian, _spectral_abscissa
 from .steady_state import FixedPoint, _roots_of_variant, steady_state
 
 
@@ -85,7 +85,7 @@ def find_fixed_points(
     max_iterations: int = 200,
     distinct: float | None = None,
 ) -> tuple[FixedPoint, ...]:
-    """Search for the fixed points of a circuit by Newton's method from many starts.
+    """Search for the fixed points of a circuit by Newton's method from many starts at once.
 
     Parameters
     ----------
@@ -95,7 +95,9 @@ def find_fixed_points(
         Input drive.
     starts : int
         Number of random starts, besides the fixed point for W_r = I: modulators
-        log-uniform between (b0 sigma)**2 and ten times what W_r = I gives.
+        log-uniform between (b0 sigma)**2 and ten times what W_r = I gives. Each
+        takes 30 plain Newton steps in y and a, then the safe ones of
+        :func:`steady_state`.
     seed : int
     variant : {"main", "rectified", "rectified_recurrence"}
     tol, max_iterations
@@ -143,7 +145,8 @@ def find_fixed_points(
     def convert(values: Any) -> Array:
         return xp.asarray(np.asarray(values).tolist(), dtype=z.dtype, device=device(z))
 
-    start = State(xp.concat([reference.y[None, :], convert(y0)]), xp.concat([reference.a[None, :], convert(a0)]))
+    begun = _newton_in_both(xp, circuit, State(convert(y0), convert(a0)), z, variant)
+    start = State(xp.concat([reference.y[None, :], begun.y]), xp.concat([reference.a[None, :], begun.a]))
     found = steady_state(
         circuit, z, method="newton", variant=variant, tol=tol, max_iterations=max_iterations, state0=start
     )
@@ -165,6 +168,23 @@ def find_fixed_points(
         state = State(found.state.y[k, :], found.state.a[k, :])
         result.append(FixedPoint(state, bool(abscissae[k] < 0), float(abscissae[k])))
     return tuple(result)
+
+
+def _newton_in_both(xp: Any, circuit: Circuit, start: State, z: Array, variant: str, steps: int = 30) -> State:
+    """Plain Newton steps in y and a together: without the poles that eliminating y leaves between fixed points."""
+    n = int(z.shape[-1])
+    state = start
+    for _ in range(steps):
+        slope = field(xp, circuit, state, z, variant)
+        change = solve_vector(xp, _jacobian(xp, circuit, state, variant), xp.concat(list(slope), axis=-1))
+        moved = State(state.y - change[..., :n], state.a - change[..., n:])
+        sound = xp.all(xp.isfinite(moved.y) & xp.isfinite(moved.a) & (moved.a > 0), axis=-1)[..., None]
+        # a step out of the domain: stay, at half the modulators
+        state = State(
+            xp.where(sound, moved.y, state.y),
+            xp.where(sound, moved.a, xp.where(state.a > 1e-12, 0.5 * state.a, state.a)),
+        )
+    return state
 
 
 class StabilityBoundary(NamedTuple):
@@ -231,7 +251,7 @@ def stability_boundary(
 
     Notes
     -----
-    All fixed points at every point of the grid are found from the quartic of
+    All fixed points at every point of the grid are found as by
     :func:`fixed_points`; between two neighbours of different stability the
     boundary is found by bisection, to 1e-12 of their distance.
     """

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 from array_api_compat import device
@@ -363,8 +362,11 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
 
         (s**2 - (b0 sigma)**2) (1 - w_r + w_r s)**2 = w s**2 (b z)**2,   y = b z / (1 - w_r + w_r s)
 
-    They are isolated between the stationary points of the polynomial, so that
-    no simple root is missed. The rectified variants are treated piece by piece.
+    Taking the root of both sides leaves a line on the left and a convex,
+    falling function of s on the right: one crossing with one sign of
+    1 - w_r + w_r s, and none or two with the other, bracketed by the lowest
+    point of their sum. No root is missed, and none loses digits where the
+    input is tiny. The rectified variants are treated piece by piece.
     """
     _checks.one_of("variant", variant, _checks.VARIANTS)
     xp = validate_circuit(circuit, values=True, z=z)
@@ -420,55 +422,37 @@ def _linear_roots(w_r: float, w: float, drive: float, floor: float, *, pooled: b
             y = math.sqrt((s * s - floor**2) / (w * s * s))
             found += [(-y, s * s), (y, s * s)]
         return found
-    c = w * drive**2
-    f2, p, r = floor**2, 1.0 - w_r, w_r
-    # (s^2 - f2)(p + r s)^2 - c s^2, highest power first
-    polynomial = [r * r, 2 * p * r, p * p - f2 * r * r - c, -2 * f2 * p * r, -f2 * p * p]
-    found = []
-    for s in _real_roots(polynomial, floor):
-        denominator = p + r * s
-        if denominator == 0.0:
-            continue
-        y = drive / denominator
-        found.append((y, s * s))
-    return found
+    if w_r == 0.0:
+        rest = 1.0 - w * drive**2
+        return [(drive, floor**2 / rest)] if rest > 0.0 else []
+    # |1 - w_r + w_r s| = h: with s = floor + t, q + r t = h has one root and q + r t = -h none or two
+    r = abs(w_r)
+    q = math.copysign(1.0, w_r) * (1.0 - w_r + w_r * floor)
+    root_c = math.sqrt(w) * abs(drive)
+
+    def h(t: float) -> float:
+        return root_c * (floor + t) / math.sqrt(t * (2.0 * floor + t))
+
+    # there q + r t > 1.2 root_c, and h < 1.2 root_c
+    far = max(floor, (abs(q) + 2.0 * root_c) / r)
+    roots = [(1.0, _bisect(lambda t: q + r * t - h(t), 0.0, far))]
+    # q + r t + h is convex; its lowest point
+    gap = (root_c * floor**2 / r) ** (2.0 / 3.0)
+    lowest = gap / (math.sqrt(floor**2 + gap) + floor)
+    if lowest > 0.0 and q + r * lowest + h(lowest) < 0.0:
+        roots.append((-1.0, _bisect(lambda t: -(q + r * t + h(t)), 0.0, lowest)))
+        roots.append((-1.0, _bisect(lambda t: q + r * t + h(t), lowest, -q / r)))
+    return [(drive / ((side if w_r > 0 else -side) * h(t)), (floor + t) ** 2) for side, t in roots]
 
 
-def _real_roots(coefficients: list[float], low: float) -> list[float]:
-    """Simple real roots above ``low``, by bisection between the stationary points (recursively)."""
-    while coefficients and coefficients[0] == 0.0:
-        coefficients = coefficients[1:]
-    degree = len(coefficients) - 1
-    if degree < 1:
-        return []
-
-    def value(x: float) -> float:
-        total = 0.0
-        for c in coefficients:
-            total = total * x + c
-        return total
-
-    high = max(low, 0.0) + 1.0 + max(abs(c / coefficients[0]) for c in coefficients[1:])  # Cauchy's bound
-    if degree == 1:
-        edges = [low, high]
-    else:
-        derivative = [c * (degree - i) for i, c in enumerate(coefficients[:-1])]
-        edges = [low, *_real_roots(derivative, low), high]
-    roots = []
-    for left, right in pairwise(edges):
-        at_left, at_right = value(left), value(right)
-        if at_left == 0.0 and left > low:
-            roots.append(left)
-            continue
-        if at_left * at_right >= 0.0:
-            continue
-        for _ in range(200):
-            middle = 0.5 * (left + right)
-            if middle in (left, right):
-                break
-            if value(middle) * at_left > 0.0:
-                left = middle
-            else:
-                right = middle
-        roots.append(0.5 * (left + right))
-    return roots
+def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
+    """The root of a function that is negative just above ``low`` and positive at ``high``."""
+    for _ in range(1100):
+        middle = 0.5 * (low + high)
+        if middle in (low, high):
+            break
+        if rising(middle) < 0.0:
+            low = middle
+        else:
+            high = middle
+    return high
