@@ -19,13 +19,19 @@ from organics_train import Config, loop, train
 from organics_train.checkpoint import load_checkpoint, save_checkpoint
 from organics_train.config import closest_size, default_max_rates
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 SCRIPT = """
 import sys, time
 from organics_train import Config, train
 framework, out, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
-config = Config(task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=32, epochs=2, seed=3)
+config = Config(task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=40, epochs=2, seed=3)
 
 def tell(progress):
     print(progress.epoch, progress.step, flush=True)
@@ -246,9 +252,12 @@ def _needs(framework):
             pytest.skip(f"{name} is not installed")
 
 
-def _run(framework, *arguments):
-    command = [sys.executable, "-c", SCRIPT, framework, *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def _run(framework, out, *arguments):
+    command = [sys.executable, "-c", SCRIPT, framework, *map(str, (out, *arguments))]
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(out.parent / "compiled")}  # once for all processes
+    return subprocess.Popen(
+        command, env=ENVIRONMENT | compiled, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @EVERY_FRAMEWORK
@@ -304,13 +313,7 @@ def test_the_static_classifier_learns(framework, tmp_path):
     if framework == "torch" and not hasattr(importlib.import_module("organics_torch"), "DivisiveNorm"):
         pytest.skip("organics_torch has no DivisiveNorm")
     config = Config(
-        task="digits",
-        model="organics-static",
-        framework=framework,
-        hidden=40,
-        batch_size=64,
-        epochs=12,
-        options={"code": 20},
+        model="organics-static", framework=framework, hidden=40, batch_size=60, epochs=12, options={"code": 20}
     )
     results = train(config, tmp_path)
     digits, code, first, second = 64, 20, 40, 20
