@@ -1,15 +1,48 @@
-"""cupy: Python loops on the GPU, random numbers on the device, eigenvalues on the host."""
+"""cupy: loops recorded as CUDA graphs, random numbers on the device, eigenvalues on the host."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cupy as cp
 
-from organics_core.backend import Array, GenericBackend, host_eigvals
+from organics_core.backend import Array, host_eigvals
+
+from .graphs import RecordingBackend
 
 
-class CupyBackend(GenericBackend):
+def _no_transfer(size: int) -> Any:
+    raise RuntimeError("a step that copies from the host cannot be recorded")
+
+
+class GraphRecorder:
+    """Records work on a stream of its own, with memory of its own, as a CUDA graph."""
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None] | None:
+        pool = cp.cuda.MemoryPool()  # what the graph writes must belong to nobody else while it lives
+        stream = cp.cuda.Stream(non_blocking=True)
+        # A copy from the host would be recorded with the address of a buffer that is used again.
+        cp.cuda.set_pinned_memory_allocator(_no_transfer)
+        try:
+            with cp.cuda.using_allocator(pool.malloc), stream:
+                stream.begin_capture()
+                try:
+                    function()
+                finally:
+                    graph = stream.end_capture()
+        except Exception:  # whatever the library objects to, the ordinary loop does
+            return None
+        finally:
+            cp.cuda.set_pinned_memory_allocator(cp.get_default_pinned_memory_pool().malloc)
+
+        def replay(pool: Any = pool) -> None:
+            graph.launch(cp.cuda.get_current_stream())
+
+        return replay
+
+
+class CupyBackend(RecordingBackend):
     name = "cupy"
 
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
@@ -22,4 +55,4 @@ class CupyBackend(GenericBackend):
             return cp.asarray(values)
 
 
-backend = CupyBackend()
+backend = CupyBackend(GraphRecorder())

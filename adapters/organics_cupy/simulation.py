@@ -1,0 +1,332 @@
+"""Simulations on the GPU: all steps of a batch of small circuits in one launch, the core's loops for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import device, is_array_api_obj
+
+import organics_core as oc
+from organics_core import _checks
+from organics_core._linalg import broadcast_shapes
+from organics_core.backend import Array, get_backend, library_of
+from organics_core.circuit import Circuit, State
+from organics_core.integrate import INTEGRATORS, Tableau, Trajectory, _add, _CallableField, _finish, _pose, _Problem
+from organics_core.noise import Noise, noise_arrays, noise_term
+from organics_core.stochastic import SDE_METHODS, _seed
+from organics_core.stochastic import simulate_sde as core_simulate_sde
+
+from . import kernel
+
+ENGINES = ("auto", "kernel", "graph", "core")
+
+Launch = Callable[[str, int, int, tuple[Any, ...]], None]
+"""``launch(text, blocks, threads, arguments)`` runs a kernel's text."""
+
+
+def launch_on_device(text: str, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    """Compile the text, once, and run it on cupy's current stream."""
+    kernel.compiled(text)((blocks,), (threads,), arguments)
+
+
+class _Noise(NamedTuple):
+    amplitude: Array
+    increments: Array
+    seed: int
+
+
+def simulate(
+    circuit: Circuit,
+    z: Array | Callable[[Array], Array],
+    times: Array,
+    *,
+    state0: State | None = None,
+    method: str | Tableau = "dopri5",
+    variant: str = "main",
+    drive: str = "auto",
+    substeps: int = 1,
+    engine: str = "auto",
+    launch: Launch = launch_on_device,
+    **options: Any,
+) -> Trajectory:
+    """Simulate the circuit, as :func:`organics_core.simulate` does.
+
+    Parameters
+    ----------
+    circuit, z, times, state0, method, variant, drive, substeps
+        As for :func:`organics_core.simulate`, arrays of cupy.
+    engine : {"auto", "kernel", "core"}
+        ``"kernel"`` takes every step of every circuit of the batch in one
+        launch, with weights and states in registers: methods of fixed steps,
+        a constant or sampled drive, plain matrices, and at most 128 neurons per
+        circuit in float32 or 64 in float64. ``"graph"`` takes the steps one
+        after another, recorded as a CUDA graph: any circuit, any drive, methods
+        of fixed steps. ``"core"`` is the core's own loop. ``"auto"`` takes the
+        first of them that can.
+    launch : callable
+        ``launch(text, blocks, threads, arguments)``, which runs the kernel; for
+        tests of its text without a GPU.
+    **options
+        The other options of :func:`organics_core.simulate`: ``rtol``, ``atol``,
+        ``max_steps``, ``dense``.
+
+    Returns
+    -------
+    Trajectory
+        Its arrays stay on the device; :func:`to_host` fetches them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the core's; ValueError for ``engine="kernel"`` with what it cannot do.
+    """
+    _checks.one_of("engine", engine, ENGINES)
+    tableau = method if isinstance(method, Tableau) else INTEGRATORS.get(method)
+    if engine != "core" and tableau is not None:
+        substeps = _checks.positive_integer("substeps", substeps)
+        xp, ready, problem = _pose(circuit, z, times, state0, variant, drive)
+        reason = _obstacle(xp, ready, problem, tableau, engine)
+        if reason is None:
+            return _run(xp, ready, problem, tableau, variant, substeps, None, launch)
+        _refuse(engine, reason)
+        if engine == "graph" and tableau.error is not None:
+            raise ValueError(f"engine 'graph' takes methods of fixed steps, not {tableau.name!r}")
+        if tableau.error is None and (engine == "graph" or library_of(xp) == "cupy"):
+            return _stepwise(xp, ready, problem, tableau, substeps)
+    return oc.simulate(
+        circuit,
+        z,
+        times,
+        state0=state0,
+        method=method,
+        variant=variant,
+        drive=drive,
+        substeps=substeps,
+        **options,
+    )
+
+
+def simulate_sde(
+    circuit: Circuit,
+    z: Array | Callable[[Array], Array],
+    times: Array,
+    *,
+    noise: Noise,
+    seed: int = 0,
+    method: str = "euler_maruyama",
+    substeps: int = 1,
+    state0: State | None = None,
+    variant: str = "main",
+    drive: str = "auto",
+    increments: Array | None = None,
+    engine: str = "auto",
+    launch: Launch = launch_on_device,
+) -> Trajectory:
+    """Simulate the circuit under additive white noise, as :func:`organics_core.stochastic.simulate_sde` does.
+
+    Parameters
+    ----------
+    circuit, z, times, noise, seed, method, substeps, state0, variant, drive, increments
+        As for the core's function, arrays of cupy.
+    engine, launch
+        As for :func:`simulate`; the kernel takes amplitudes, no noise matrix.
+        The core's own loop is recorded as a CUDA graph as well.
+
+    Returns
+    -------
+    Trajectory
+        Its arrays stay on the device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`simulate`.
+
+    Notes
+    -----
+    The kernel draws its noise itself (Philox 4x32-10, counted by step, circuit
+    and neuron): other numbers than the core's for the same ``seed``, and the same
+    ones for every batch size, dtype aside. Given ``increments``, both engines
+    use those.
+    """
+    _checks.one_of("engine", engine, ENGINES)
+    _checks.one_of("method", method, SDE_METHODS)
+    if engine in ("auto", "kernel"):
+        substeps, number = _checks.positive_integer("substeps", substeps), _seed(seed)
+        more = {**noise_arrays(noise), "increments": increments}
+        xp, ready, problem = _pose(circuit, z, times, state0, variant, drive, **more)
+        tableau = kernel.SDE_TABLEAUS[method]
+        reason = _obstacle(xp, ready, problem, tableau, engine)
+        n = problem.start.y.shape[-1]
+        term = noise_term(xp, noise, (n, n), problem.start.y)
+        if term.matrix is not None:
+            reason = "it takes one amplitude per component, no noise matrix"
+        steps = (problem.times.shape[0] - 1) * substeps
+        if increments is not None and (increments.shape[0] != steps or increments.shape[-1] != 2 * n):
+            reason = f"increments must have shape ({steps}, ..., {2 * n}), got {tuple(increments.shape)}"
+        if reason is None:
+            given = _Noise(term.amplitude, increments, number)
+            return _run(xp, ready, problem, tableau, variant, substeps, given, launch)
+        _refuse(engine, reason)
+    return core_simulate_sde(
+        circuit,
+        z,
+        times,
+        noise=noise,
+        seed=seed,
+        method=method,
+        substeps=substeps,
+        state0=state0,
+        variant=variant,
+        drive=drive,
+        increments=increments,
+    )
+
+
+def _refuse(engine: str, reason: str) -> None:
+    if engine == "kernel":
+        raise ValueError(f"engine 'kernel' cannot run this simulation: {reason}; use 'auto' or 'core'")
+
+
+def _obstacle(xp: Any, circuit: Circuit, problem: _Problem, tableau: Tableau, engine: str) -> str | None:
+    """Why the kernel cannot run this, or None. ``engine="kernel"`` lets numpy pass, for tests."""
+    if engine == "graph":
+        return "another engine was asked for"
+    if library_of(xp) not in (("cupy", "numpy") if engine == "kernel" else ("cupy",)):
+        return f"its arrays must be cupy's, got {library_of(xp)}'s"
+    if tableau.error is not None:
+        return f"method {tableau.name!r} chooses its own steps"
+    if isinstance(problem.field, _CallableField):
+        return "its drive must be an array, not a function of time"
+    if not all(matrix is None or is_array_api_obj(matrix) for matrix in circuit[:2]):
+        return "its weights must be plain matrices"
+    n, dtype = problem.start.y.shape[-1], str(problem.start.y.dtype)
+    if kernel.geometry(n, dtype) is None:
+        return f"{n} neurons in {dtype} do not fit into registers"
+    return None
+
+
+def _stepwise(xp: Any, circuit: Circuit, problem: _Problem, tableau: Tableau, substeps: int) -> Trajectory:
+    """The core's fixed steps on states that stay two arrays: packing them in one would copy pointers to the device."""
+    backend = get_backend(xp)
+    start, times, values = problem.start, problem.times, problem.values
+    xs: Any = (times[:-1], times[1:])
+    if values is not None:
+        xs = (*xs, values[:-1, ...], values[1:, ...])
+
+    def interval(state: State, x: Any) -> tuple[State, State]:
+        t0, h = x[0], (x[1] - x[0]) / substeps
+
+        def one(state: State, k: Any) -> tuple[State, None]:
+            t = t0 + k * h
+            slopes: list[State] = []
+            for node, row in zip(tableau.nodes, tableau.stages, strict=True):
+                moved = State(*(_add(x, h, row, [s[i] for s in slopes]) for i, x in enumerate(state)))
+                z = None if values is None else x[2] + ((t + node * h - t0) / (x[1] - t0)) * (x[3] - x[2])
+                slopes.append(problem.field(xp, t + node * h, moved, problem.arguments, z))
+            parts = [[s[i] for s in slopes] for i in range(2)]
+            if not tableau.exponential:
+                return State(*(_add(x, h, tableau.weights, k) for x, k in zip(state, parts, strict=True))), None
+            means = (_add(xp.zeros_like(x), 1.0, tableau.weights, k) for x, k in zip(state, parts, strict=True))
+            taus = (circuit.tau_y, circuit.tau_a)
+            return State(
+                *(x - tau * xp.expm1(-h / tau) * m for x, tau, m in zip(state, taus, means, strict=True))
+            ), None
+
+        if substeps == 1:
+            state, _ = one(state, 0.0)
+        else:
+            state, _ = backend.scan(one, state, xp.arange(substeps, dtype=times.dtype, device=device(times)))
+        return state, state
+
+    _, states = backend.scan(interval, start, xs)
+    return _trajectory(xp, times, start, states, substeps)
+
+
+def _trajectory(xp: Any, times: Array, start: State, states: State, substeps: int) -> Trajectory:
+    """A finished run, the start in front; members that are no longer finite say so."""
+    counts = {"dtype": xp.int32, "device": device(times)}
+    packed, first = xp.concat(list(states), axis=-1), xp.concat(list(start), axis=-1)
+    packed, status = _finish(xp, first, packed, xp.zeros(start.y.shape[:-1], **counts))
+    n = start.y.shape[-1]
+    steps = xp.full((), substeps * (times.shape[0] - 1), **counts)
+    return Trajectory(times, State(packed[..., :n], packed[..., n:]), status, steps, xp.zeros((), **counts))
+
+
+def _run(
+    xp: Any,
+    circuit: Circuit,
+    problem: _Problem,
+    tableau: Tableau,
+    variant: str,
+    substeps: int,
+    noise: _Noise | None,
+    launch: Launch,
+) -> Trajectory:
+    start, times = problem.start, problem.times
+    n, dtype, where = start.y.shape[-1], start.y.dtype, device(times)
+    given = None if noise is None else noise.increments
+    shapes = [tuple(start.y.shape[:-1])]
+    if noise is not None:
+        shapes.append(tuple(noise.amplitude.shape[:-1]))
+    if given is not None:
+        shapes.append(tuple(given.shape[1:-1]))
+    batch = broadcast_shapes(*shapes)
+    count, intervals = math.prod(batch), times.shape[0] - 1
+
+    def full(value: Array, size: int) -> Array:
+        """A contiguous array (count, size) of a value that broadcasts to (*batch, size)."""
+        filled = xp.zeros((*batch, size), dtype=dtype, device=where) + value
+        return xp.reshape(xp.ascontiguousarray(filled), (count, size))
+
+    def over_time(value: Array, size: int) -> Array:
+        """A contiguous array (T, count, size) of a value (T, ..., size) whose other axes broadcast to the batch."""
+        between = (1,) * (len(batch) + 2 - value.ndim)
+        value = xp.reshape(value, (value.shape[0], *between, *value.shape[1:]))
+        value = xp.broadcast_to(xp.astype(value, dtype, copy=False), (value.shape[0], *batch, size))
+        return xp.reshape(xp.ascontiguousarray(value), (value.shape[0], count, size))
+
+    def matrix(value: Array) -> tuple[Any, np.int64]:
+        if value is None:
+            return np.intp(0), np.int64(0)
+        if value.ndim == 2:
+            return xp.ascontiguousarray(value), np.int64(0)
+        value = xp.broadcast_to(value, (*batch, n, n))
+        return xp.ascontiguousarray(xp.reshape(value, (count, n, n))), np.int64(n * n)
+
+    layout = kernel.geometry(n, str(dtype))
+    assert layout is not None
+    kind = "none" if noise is None else "drawn" if given is None else "given"
+    text = kernel.source(layout, tableau, variant, circuit.w_r is not None, kind)
+    y0, a0 = (full(part, n) for part in start)
+    out_y, out_a = (xp.empty((intervals, count, n), dtype=dtype, device=where) for _ in range(2))
+    if problem.values is None:
+        drive = full(problem.arguments[2], n)  # b z
+    else:
+        drive = over_time(problem.values, n) * full(circuit.b, n)
+    arguments = (
+        *matrix(circuit.w_r),
+        *matrix(circuit.w),
+        drive,
+        np.int64(count * n if drive.ndim == 3 else 0),
+        full((circuit.b0 * circuit.sigma) ** 2, n),
+        full(circuit.tau_y, n),
+        full(circuit.tau_a, n),
+        np.intp(0) if noise is None else full(noise.amplitude, 2 * n),
+        np.intp(0) if given is None else over_time(given, 2 * n),
+        y0,
+        a0,
+        xp.ascontiguousarray(times),
+        np.int64(intervals),
+        np.int64(substeps),
+        np.uint64(0 if noise is None else noise.seed % 2**64),
+        np.int64(count),
+        out_y,
+        out_a,
+    )
+    launch(text, layout.blocks(count), layout.threads, arguments)
+    states = State(*(xp.reshape(part, (intervals, *batch, n)) for part in (out_y, out_a)))
+    return _trajectory(xp, times, State(*(xp.reshape(part, (*batch, n)) for part in (y0, a0))), states, substeps)

@@ -1,0 +1,293 @@
+"""organics_cupy without a GPU: its kernel's text compiled for the CPU, numpy in place of cupy elsewhere."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import VARIANTS, run_python, small_circuit
+
+import organics_core as oc
+from organics_core.integrate import INTEGRATORS
+from organics_core.stochastic import SDE_METHODS, wiener_increments
+from organics_core.stochastic import simulate_sde as core_simulate_sde
+
+HERE = Path(__file__).parent
+TIMES = np.asarray([0.0, 0.0004, 0.001, 0.0013])
+MAIN = """
+extern "C" void on_cpu(unsigned blocks, unsigned threads, void **v) {
+  launch(blocks, threads, organics_run, (const REAL *)v[0], (long long)v[1], (const REAL *)v[2], (long long)v[3],
+         (const REAL *)v[4], (long long)v[5], (const REAL *)v[6], (const REAL *)v[7], (const REAL *)v[8],
+         (const REAL *)v[9], (const REAL *)v[10], (const REAL *)v[11], (const REAL *)v[12], (const REAL *)v[13],
+         (long long)v[14], (long long)v[15], (unsigned long long)v[16], (long long)v[17], (REAL *)v[18],
+         (REAL *)v[19]);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def og() -> Any:
+    """The package; where there is no cupy, an empty module stands in while it is imported, and only then."""
+    try:
+        importlib.import_module("cupy")
+    except ImportError:
+        sys.modules["cupy"] = types.ModuleType("cupy")
+        try:
+            return importlib.import_module("organics_cupy")
+        finally:
+            del sys.modules["cupy"]
+    return importlib.import_module("organics_cupy")
+
+
+class OnCpu:
+    """A ``launch`` that compiles the kernel's text with the C++ compiler and runs its threads in turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.libraries: dict[str, Any] = {}
+
+    def library(self, text: str) -> Any:
+        if text not in self.libraries:
+            compiler = shutil.which("c++") or shutil.which("g++")
+            assert compiler, "these tests compile the kernel with a C++ compiler, and none was found"
+            stem = self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+            stem.with_suffix(".cpp").write_text(f'#include "cuda_on_cpu.h"\n{text}{MAIN}')
+            command = [compiler, "-std=c++17", "-O0", "-shared", "-fPIC", "-w", f"-I{HERE / 'cuda_on_cpu'}"]
+            subprocess.run([*command, "-o", f"{stem}.so", f"{stem}.cpp"], check=True)
+            self.libraries[text] = ctypes.CDLL(f"{stem}.so")
+        return self.libraries[text]
+
+    def __call__(self, text: str, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+        for value in arguments:
+            assert not isinstance(value, np.ndarray) or value.flags.c_contiguous
+        values = [value.ctypes.data if isinstance(value, np.ndarray) else int(value) for value in arguments]
+        self.library(text).on_cpu(blocks, threads, (ctypes.c_uint64 * len(values))(*values))
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> OnCpu:
+    return OnCpu(tmp_path_factory.mktemp("kernels"))
+
+
+def batch_of_circuits(count: int, n: int, seed: int = 0, dtype: str = "float64") -> tuple[oc.Circuit, np.ndarray]:
+    """Circuits that all differ, and a drive for each."""
+    cases = [small_circuit(n, seed=seed + k) for k in range(count)]
+    fields = (np.stack([case.circuit[i] for case in cases]).astype(dtype) for i in range(7))
+    return oc.Circuit(*fields), np.stack([case.z for case in cases]).astype(dtype)
+
+
+def close(run: Any, want: Any, rtol: float = 1e-11) -> None:
+    assert run.message == want.message
+    for got, expected in zip(run.state, want.state, strict=True):
+        assert got.shape == expected.shape
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("method", [name for name, tableau in INTEGRATORS.items() if tableau.error is None])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kernel_is_the_core(og: Any, on_cpu: Any, method: str, variant: str) -> None:
+    """Every method and variant, for circuits that all differ: the core's numbers."""
+    circuit, z = batch_of_circuits(3, 5)
+    options = {"method": method, "variant": variant, "substeps": 3, "drive": "constant"}
+    run = og.simulate(circuit, z, TIMES, engine="kernel", launch=on_cpu, **options)
+    close(run, oc.simulate(circuit, z, TIMES, **options))
+
+
+@pytest.mark.parametrize("method", [name for name, tableau in INTEGRATORS.items() if tableau.error is None])
+def test_graph_engine_is_the_core(og: Any, method: str) -> None:
+    """Constant, sampled and callable drives, every method of fixed steps."""
+    circuit, z = batch_of_circuits(2, 3)
+    for drive in (z, np.stack([z * factor for factor in (1.0, 0.5, 0.2, -1.0)]), lambda t: z * np.cos(300 * t)):
+        for substeps in (1, 3):
+            options = {"method": method, "substeps": substeps, "variant": "rectified"}
+            run = og.simulate(circuit, drive, TIMES, engine="graph", **options)
+            close(run, oc.simulate(circuit, drive, TIMES, **options), 1e-12)
+    with pytest.raises(ValueError, match="engine 'graph' takes methods of fixed steps, not 'dopri5'"):
+        og.simulate(circuit, z, TIMES, engine="graph")
+
+
+@pytest.mark.parametrize("n", [1, 7, 33, 64])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_kernel_serves_every_size(og: Any, on_cpu: Any, n: int, dtype: str) -> None:
+    """Sizes that fill the lanes of a neuron, and sizes that do not; more circuits than one block packs."""
+    layout = og.simulation.kernel.geometry(n, dtype)
+    count = min(layout.pack, 40) + 1
+    circuit, z = batch_of_circuits(1, n, dtype=dtype)
+    circuit = circuit._replace(b=np.linspace(0.5, 1.0, count, dtype=dtype)[:, None])
+    times = TIMES.astype(dtype)
+    run = og.simulate(circuit, z, times, method="heun", engine="kernel", launch=on_cpu)
+    close(run, oc.simulate(circuit, z, times, method="heun"), 1e-11 if dtype == "float64" else 2e-5)
+
+
+def test_sampled_drive_shared_weights_and_a_start(og: Any, on_cpu: Any) -> None:
+    """A drive that changes in time, shared by a batch that differs in b alone; two batch axes."""
+    case = small_circuit(4)
+    rng = np.random.default_rng(0)
+    circuit = case.circuit._replace(b=rng.uniform(0.3, 1.0, (2, 3, 4)))
+    z = rng.standard_normal((len(TIMES), 4))
+    for w_r in (circuit.w_r, None):
+        options = {"method": "rk4", "substeps": 2, "state0": case.state}
+        run = og.simulate(circuit._replace(w_r=w_r), z, TIMES, engine="kernel", launch=on_cpu, **options)
+        want = oc.simulate(circuit._replace(w_r=w_r), z, TIMES, **options)
+        assert want.state.y.shape == (len(TIMES), 2, 3, 4)
+        close(run, want)
+
+
+def test_divergence_is_reported(og: Any, on_cpu: Any) -> None:
+    """A member that is no longer finite says so; the others go on."""
+    circuit, z = batch_of_circuits(2, 3)
+    state0 = oc.State(np.stack([np.full(3, 1e200), np.zeros(3)]), np.ones((2, 3)))
+    options = {"method": "euler", "state0": state0, "drive": "constant"}
+    run = og.simulate(circuit, z, TIMES, engine="kernel", launch=on_cpu, **options)
+    with np.errstate(all="ignore"):
+        close(run, oc.simulate(circuit, z, TIMES, **options))
+    assert run.status.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("method", SDE_METHODS)
+def test_given_noise_gives_the_core_s_path(og: Any, on_cpu: Any, method: str) -> None:
+    """With the same increments, one set for all circuits or one each, the paths are the core's."""
+    circuit, z = batch_of_circuits(2, 3)
+    for batch in ((), (2,)):
+        increments = wiener_increments(TIMES, 6, seed=3, substeps=2, batch=batch)
+        options = {"noise": 0.05, "method": method, "substeps": 2, "increments": increments, "drive": "constant"}
+        run = og.simulate_sde(circuit, z, TIMES, engine="kernel", launch=on_cpu, **options)
+        close(run, core_simulate_sde(circuit, z, TIMES, **options))
+
+
+def test_drawn_noise_is_normal_and_repeats(og: Any, on_cpu: Any) -> None:
+    """The kernel's own numbers have the moments of a normal distribution; the seed decides them, the batch does not."""
+    n, count = 32, 128
+    zero = np.zeros((n, n))
+    # no input, slow neurons: what is left after one step is the kick itself
+    circuit = oc.Circuit(None, zero, 1.0, 1.0, 1.0, 1e9, 1e9)
+    times = np.asarray([0.0, 1.0, 2.0])
+
+    def kicks(seed: int, size: int) -> np.ndarray:
+        z = np.zeros((size, n))
+        run = og.simulate_sde(circuit, z, times, noise=1.0, seed=seed, engine="kernel", launch=on_cpu)
+        return np.diff(np.concatenate(run.state, axis=-1), axis=0)
+
+    found = kicks(7, count)
+    np.testing.assert_array_equal(found, kicks(7, count))
+    np.testing.assert_allclose(found[:, :5], kicks(7, 5), atol=1e-9)
+    assert not np.any(found == kicks(8, count))
+    numbers = found.ravel()
+    size = numbers.size
+    assert np.unique(np.round(numbers, 12)).size > 0.999 * size
+    for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(np.mean(numbers**power) - moment) < 4.5 * np.sqrt(spread / size)
+    y, a = found[..., :n].ravel(), found[..., n:].ravel()
+    for left, right in ((y, a), (found[0].ravel(), found[1].ravel()), (y[:-1], y[1:])):
+        assert abs(np.mean(left * right)) < 4.5 / np.sqrt(left.size)
+
+
+PHILOX = """
+extern "C" void philox_on_cpu(unsigned *c, unsigned k0, unsigned k1) { philox(c, k0, k1); }
+"""
+
+
+def test_philox_gives_the_published_numbers(og: Any, on_cpu: Any) -> None:
+    """The known answers of its authors' distribution (Random123, kat_vectors, philox4x32-10)."""
+    kernel = og.simulation.kernel
+    text = kernel.source(kernel.geometry(2, "float64"), INTEGRATORS["euler"], "main", False, "drawn") + PHILOX
+    library = on_cpu.library(text)
+    ones = 0xFFFFFFFF
+    for counter, key, want in (
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((ones,) * 4, (ones,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ):
+        numbers = (ctypes.c_uint32 * 4)(*counter)
+        library.philox_on_cpu(numbers, *map(ctypes.c_uint32, key))
+        assert tuple(numbers) == want
+
+
+def test_auto_takes_the_core_where_there_is_no_gpu(og: Any) -> None:
+    """numpy arrays, adaptive methods and drives in time go through the core, with the same answers."""
+    circuit, z = batch_of_circuits(2, 3)
+    for options in ({}, {"method": "rk4", "substeps": 2}):
+        close(og.simulate(circuit, z, TIMES, drive="constant", **options), oc.simulate(circuit, z, TIMES, **options), 0)
+    run = og.simulate_sde(circuit, z, TIMES, noise=0.1, seed=2)
+    close(run, core_simulate_sde(circuit, z, TIMES, noise=0.1, seed=2), 0)
+
+
+def test_the_kernel_says_what_it_cannot_do(og: Any) -> None:
+    """Asked for by name, it names the obstacle."""
+    circuit, z = batch_of_circuits(2, 3)
+    big = oc.Circuit(None, np.ones((300, 300)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    for call, message in (
+        (lambda: og.simulate(circuit, z, TIMES, engine="kernel"), "chooses its own steps"),
+        (lambda: og.simulate(circuit, lambda t: z, TIMES, method="rk4", engine="kernel"), "not a function of time"),
+        (lambda: og.simulate(big, np.ones(300), TIMES, method="rk4", engine="kernel"), "300 neurons in float64"),
+        (lambda: og.simulate_sde(circuit, z, TIMES, noise=np.eye(6), engine="kernel"), "no noise matrix"),
+        (
+            lambda: og.simulate_sde(circuit, z, TIMES, noise=1.0, increments=np.ones((2, 6)), engine="kernel"),
+            r"increments must have shape \(3, \.\.\., 6\)",
+        ),
+        (lambda: og.simulate(circuit, z, TIMES, engine="gpu"), "unknown engine 'gpu'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_trees_move_and_are_shared_without_a_copy(og: Any) -> None:
+    """to_device and to_host keep the tree; the exchange shares memory."""
+    case = small_circuit(2)
+    circuit = case.circuit._replace(sigma=0.1)
+    moved = og.to_device((circuit, None), dtype="float32", module=np)
+    assert type(moved[0]).__name__ == "Circuit"
+    assert moved[1] is None
+    assert moved[0].w.dtype == np.float32
+    assert moved[0].sigma == 0.1
+    back = og.to_host(moved[0])
+    np.testing.assert_array_equal(back.w, case.circuit.w.astype("float32"))
+    shared = og.from_jax(case.state, module=np)  # numpy speaks DLPack as well
+    assert isinstance(shared, oc.State)
+    assert np.shares_memory(shared.y, case.state.y)
+
+
+@pytest.mark.library("torch")
+def test_exchange_with_torch_shares_memory(og: Any) -> None:
+    """Both ways, numpy in place of cupy."""
+    import torch
+
+    state = oc.State(torch.ones(3, requires_grad=True), torch.zeros(3))
+    taken = og.from_torch(state, module=np)
+    assert taken.y.ctypes.data == state.y.data_ptr()
+    given = og.to_torch(taken)
+    assert isinstance(given, oc.State)
+    assert given.a.data_ptr() == state.a.data_ptr()
+
+
+@pytest.mark.library("jax")
+def test_exchange_with_jax_keeps_values(og: Any) -> None:
+    """Both ways, numpy in place of cupy."""
+    import jax
+
+    array = np.arange(4.0)
+    given = og.to_jax(oc.State(array, array))
+    assert isinstance(given.y, jax.Array)
+    np.testing.assert_array_equal(og.from_jax(given, module=np).a, array)
+
+
+def test_without_cupy_the_message_names_the_extra() -> None:
+    """One readable sentence."""
+    code = "import sys; sys.modules['cupy'] = None\nimport organics_cupy"
+    result = run_python(code)
+    assert result.returncode != 0
+    assert 'ImportError: organics_cupy needs cupy: run pip install "organics-core[cupy]"' in result.stderr
