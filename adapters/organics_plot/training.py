@@ -68,7 +68,7 @@ def training_curve(
     ax.grid(axis="y")
     if quantity in ("loss", "gradient_norm") and low > 0:
         ax.set_yscale("log")
-        _few_log_ticks(ax)
+        few_log_ticks(ax)
     if quantity == "spectral_abscissa" and np.isfinite(low):
         span = max(high, 0.0) - low or 1.0
         ax.set_ylim(low - 0.12 * span, max(high, 0.0) + 0.12 * span)
@@ -80,7 +80,7 @@ def training_curve(
     return ax
 
 
-def _few_log_ticks(ax: Axes) -> None:
+def few_log_ticks(ax: Axes) -> None:
     """Plain numbers at 1, 2 and 5 of each decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -152,17 +152,17 @@ class Display:
 
     def __init__(self, config: Config) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.config = config
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=None),
             TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
+            expand=True,
             disable=not self.console.is_terminal,
         )
         self.line = self.bar.add_task("preparing", total=None, numbers="")
@@ -178,7 +178,7 @@ class Display:
         """After a step."""
         p = progress
         numbers = (
-            f"loss {p.loss:.4f}  accuracy {100 * p.accuracy:5.1f} %  |gradient| {p.gradient_norm:.2e}  "
+            f"loss {p.loss:.3f} accuracy {100 * p.accuracy:.1f} % |gradient| {p.gradient_norm:.1e} "
             f"{p.steps_per_second:.1f} steps/s"
         )
         self.bar.update(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from matplotlib.figure import Figure
-
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
+from organics_plot.style import COLORS, MUTED, new_figure, style
+from organics_plot.training import few_log_ticks
 
 
 def draw(results: dict[str, Any]) -> bytes:
@@ -27,30 +26,33 @@ def draw(results: dict[str, Any]) -> bytes:
     epochs = [record["epoch"] for record in records]
 
     def column(name: str) -> list[float]:
-        return [record[name] for record in records]
+        return [(100 if name.endswith("accuracy") else 1) * record[name] for record in records]
 
-    figure = Figure(figsize=(10, 3), dpi=120, layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    left.plot(epochs, column("loss"), ".-", color=BLUE, label="training")
-    left.plot(epochs, column("validation_loss"), ".--", color=ORANGE, label="validation")
-    left.set_ylabel("loss")
-    middle.plot(epochs, column("train_accuracy"), ".-", color=BLUE, label="training")
-    middle.plot(epochs, column("validation_accuracy"), ".--", color=ORANGE, label="validation")
-    middle.axhline(results["test_accuracy"], color=GREY, lw=1, ls=":", label="test, at the end")
-    middle.set_ylabel("accuracy")
-    right.plot(epochs, column("gradient_norm"), ".-", color=BLUE, label="mean")
-    right.plot(epochs, column("gradient_norm_max"), ".--", color=ORANGE, label="largest")
-    right.set_ylabel("gradient norm, never clipped")
-    if min(column("gradient_norm")) > 0:
-        right.set_yscale("log")
-    for axes in (left, middle, right):
-        axes.set_xlabel("epoch")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, fontsize=8)
-    config = results["config"]
-    title = f"{results['model']} on {config['task']}, {results['hidden']} hidden, {results['parameters']} parameters"
-    figure.suptitle(f"{title}: {100 * results['test_accuracy']:.2f} % test", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with style():
+        figure, axes = new_figure(1, 3, (13, 4.2))
+        loss, accuracy, norm = axes[0]
+        for ax, label, first, second in (
+            (loss, "Loss", ("training", "loss"), ("validation", "validation_loss")),
+            (accuracy, "Accuracy (%)", ("training", "train_accuracy"), ("validation", "validation_accuracy")),
+            (norm, "Gradient norm, never clipped", ("mean", "gradient_norm"), ("largest", "gradient_norm_max")),
+        ):
+            for (name, field), color, mark in ((first, COLORS["blue"], "o-"), (second, COLORS["red"], "s--")):
+                ax.plot(epochs, column(field), mark, color=color, ms=4, label=name)
+            ax.set(xlabel="Epoch", ylabel=label)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.grid(axis="y")
+        accuracy.axhline(100 * results["test_accuracy"], color=MUTED, lw=1.2, ls=":", label="test, at the end")
+        for ax, fields in ((loss, ("loss", "validation_loss")), (norm, ("gradient_norm",))):
+            if min(value for field in fields for value in column(field)) > 0:
+                ax.set_yscale("log")
+                few_log_ticks(ax)
+        for ax in axes[0]:
+            ax.legend()
+        config = results["config"]
+        title = (
+            f"{results['model']} on {config['task']}, {results['hidden']} hidden, {results['parameters']} parameters"
+        )
+        figure.suptitle(f"{title}: {100 * results['test_accuracy']:.2f} % test")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     return buffer.getvalue()
