@@ -58,7 +58,7 @@ def test_table_puts_the_paper_beside_ours(invoke, tmp_path):
 
 def test_table_errors(invoke, tmp_path):
     missing = invoke("table", tmp_path / "nowhere")
-    assert missing.exit_code == 1
+    assert missing.exit_code == 2
     assert "does not exist" in missing.output
     (tmp_path / "x.json").write_text("{}")
     assert "holds no results" in invoke("table", tmp_path / "x.json").output
@@ -81,7 +81,7 @@ def test_train_errors_are_one_sentence(invoke, tmp_path):
         (("--epochs", "0"), "epochs must be at least 1"),
     ):
         done = invoke("train", *arguments, "--out", tmp_path / "run")
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert message in done.output
         assert "Traceback" not in done.output
 
@@ -103,7 +103,7 @@ def test_train_from_the_command_line(invoke, tmp_path):
         "curve.png",
     }
     again = invoke(*arguments)
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert "exists already" in again.output
     assert invoke(*arguments, "--resume").exit_code == 0
     assert "lstm" in invoke("table", tmp_path).output

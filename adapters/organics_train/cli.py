@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from organics_cli.console import EXIT_INTERRUPTED, Debug, command, console, write_text
+
 from .config import FRAMEWORKS, Config
 from .datasets import TASKS
 
@@ -24,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(table)
 
 
+@command
 def train(
     task: Annotated[Task, typer.Option(help="What to learn.")] = Task.digits,  # type: ignore[attr-defined]
     model: Annotated[
@@ -58,35 +61,36 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    debug: Debug = False,
 ) -> None:
     """Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped."""
     from .loop import CURVE, RESULTS
     from .loop import train as run
 
+    config = Config.recommended(
+        str(task),
+        model=model,
+        framework=str(framework),
+        hidden=hidden,
+        parameters=parameters,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        lr_step=lr_step,
+        lr_gamma=lr_gamma,
+        seed=seed,
+        downsample=downsample,
+        limit=limit,
+        length=length,
+        samples=samples,
+        options=dict(parse_option(text) for text in option or ()),
+        device=device,
+    )
+    name = f"{config.task}-{config.resolved_model}-{config.framework}-seed{config.seed}"
+    folder = Path("organics-output") / "train" / name if out is None else out
+    show = Display(config)
     try:
-        config = Config.recommended(
-            str(task),
-            model=model,
-            framework=str(framework),
-            hidden=hidden,
-            parameters=parameters,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            lr_step=lr_step,
-            lr_gamma=lr_gamma,
-            seed=seed,
-            downsample=downsample,
-            limit=limit,
-            length=length,
-            samples=samples,
-            options=dict(parse_option(text) for text in option or ()),
-            device=device,
-        )
-        name = f"{config.task}-{config.resolved_model}-{config.framework}-seed{config.seed}"
-        folder = Path("organics-output") / "train" / name if out is None else out
-        show = Display(config)
         with show:
             results = run(
                 config,
@@ -99,34 +103,30 @@ def train(
             )
     except KeyboardInterrupt:
         typer.echo("stopped: add --resume to the same command to go on", err=True)
-        raise typer.Exit(130) from None
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     r = results
-    typer.echo(
+    out_console = console()
+    out_console.print(
         f"{r['model']}: {100 * r['test_accuracy']:.2f} % on the test set, {r['hidden']} hidden units, "
         f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s"
     )
-    typer.echo(f"{folder / RESULTS}  {folder / CURVE}")
+    out_console.print(f"{folder / RESULTS}  {folder / CURVE}", soft_wrap=True)
 
 
+@command
 def table(
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Results, or folders of them; ./organics-output by default.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file, too.")] = None,
+    debug: Debug = False,
 ) -> None:
     """Collect results and print the paper's two tables beside them."""
     from .tables import collect, print_tables, rows_as_json
 
-    try:
-        results = collect(paths or [Path("organics-output")])
-        if json_out is not None:
-            json_out.write_text(rows_as_json(results))
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    results = collect(paths or [Path("organics-output")])
+    if json_out is not None:
+        write_text(json_out, rows_as_json(results))
     print_tables(results)
 
 

@@ -30,7 +30,7 @@ class TorchLearner:
 
         device = torch.device(config.device)
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError(f"the device {config.device} was asked for and torch finds no CUDA device")
+            raise ValueError(f"device must be one that is there, got {config.device!r}, and torch finds no CUDA device")
         self.hidden = config.hidden_size(lambda hidden: count_parameters(build(hidden)))
         self.model = build(self.hidden).to(device)
         self.parameter_count = count_parameters(self.model)
