@@ -811,7 +811,8 @@ def _host_steps(
         if first is None:
             first = slope(t, x)
             free = backend.stop_gradient(first)
-            h = float(_first_step(xp, settings, slope, t, backend.stop_gradient(x), free, times[-1] - times[0]))
+            guess = _first_step(xp, settings, slope, t, backend.stop_gradient(x), free, times[-1] - times[0])
+            h = float(backend.stop_gradient(guess))
         tried = 0
         while t < goal and not finished:
             if tried >= settings.max_steps:

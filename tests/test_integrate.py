@@ -213,26 +213,26 @@ def quadratic(t: object, state: tuple) -> tuple:
 def test_a_singular_solution_stops_with_what_was_reached(xp64: Library) -> None:
     """1 / (1 - t): right until 1, then NaN, and a message that says so."""
     times = np.array([0.0, 0.5, 0.9, 1.1, 2.0])
-    run = oc.integrate(quadratic, (xp64.array([1.0]),), xp64.array(times), rtol=1e-8, atol=1e-10)
+    run = oc.integrate(quadratic, (xp64.array([1.0]),), xp64.array(times), rtol=1e-5, atol=1e-8)
     assert not run.success
     assert int(run.status) == STEP_TOO_SMALL
     assert "step size" in run.message
     assert run.reached == 3
     states = numpy_tree(run.state[0])[:, 0]
-    np.testing.assert_allclose(states[:3], 1 / (1 - times[:3]), rtol=1e-6)
+    np.testing.assert_allclose(states[:3], 1 / (1 - times[:3]), rtol=1e-3)
     assert np.isnan(states[3:]).all()
 
 
 def test_one_member_of_a_batch_may_fail(xp64: Library) -> None:
     """The others go on to the end."""
     times = np.array([0.0, 0.5, 2.0])
-    run = oc.integrate(quadratic, (xp64.array([[1.0], [0.1], [-1.0]]),), xp64.array(times), rtol=1e-8, atol=1e-10)
+    run = oc.integrate(quadratic, (xp64.array([[1.0], [0.1], [-1.0]]),), xp64.array(times), rtol=1e-5, atol=1e-8)
     np.testing.assert_array_equal(numpy_tree(run.status), [STEP_TOO_SMALL, SUCCESS, SUCCESS])
     assert not run.success
     assert run.message.startswith("2 of 3 reached the last time; 1 of 3 stopped")
     states = numpy_tree(run.state[0])[..., 0]
-    np.testing.assert_allclose(states[:, 1], 0.1 / (1 - 0.1 * times), rtol=1e-6)
-    np.testing.assert_allclose(states[:, 2], -1 / (1 + times), rtol=1e-6)
+    np.testing.assert_allclose(states[:, 1], 0.1 / (1 - 0.1 * times), rtol=1e-3)
+    np.testing.assert_allclose(states[:, 2], -1 / (1 + times), rtol=1e-3)
     assert np.isnan(states[2, 0])
     assert run.reached == 2
 

@@ -1,0 +1,312 @@
+"""Bad input: one table of it. Each case is one sentence that names the culprit."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import Library, small_circuit
+
+import organics_core as oc
+from organics_core.files import load_circuit
+
+
+class Good:
+    """Good arguments of one library; each case spoils one of them."""
+
+    def __init__(self, xp: Library) -> None:
+        case = small_circuit(3)
+        self.xp = xp
+        self.array = xp.array
+        self.circuit, self.z, self.state = xp.tree(case.circuit), xp.array(case.z), xp.tree(case.state)
+        self.unit = self.circuit._replace(w_r=None)
+        self.times = xp.array([0.0, 0.001, 0.002])
+        self.parameters, self.start = (xp.tree(part) for part in oc.init_cell(0, 2, 3))
+        self.x = xp.array([0.5, -0.5])
+
+    def integers(self, *shape: int) -> Any:
+        return self.xp.namespace.ones(shape, dtype=self.xp.namespace.int64)
+
+    def make(self, **changes: Any) -> Any:
+        """A new circuit, checked as users' circuits are."""
+        return oc.Circuit(**{**self.circuit._asdict(), **changes})
+
+    def solve(self, **changes: Any) -> Any:
+        return oc.steady_state(**{"circuit": self.circuit, "z": self.z, **changes})
+
+    def run(self, **changes: Any) -> Any:
+        return oc.simulate(**{"circuit": self.circuit, "z": self.z, "times": self.times, **changes})
+
+    def cell(self, **changes: Any) -> Any:
+        return oc.cell_step(**{"parameters": self.parameters, "state": self.start, "x": self.x, **changes})
+
+
+def filled(g: Good, name: str, value: float) -> Any:
+    """The field ``name`` with one of its values replaced."""
+    field = np.array(oc.backend.to_numpy(getattr(g.circuit, name)))
+    field.flat[1] = value
+    return g.array(field)
+
+
+Case = tuple[str, type[Exception], str, Callable[[Good], Any]]
+
+OUT_OF_RANGE: list[Case] = [
+    case
+    for name in ("tau_y", "tau_a", "b", "b0", "sigma")
+    for case in (
+        (f"{name} = 0", ValueError, name, lambda g, name=name: g.make(**{name: 0.0})),
+        (f"{name} < 0", ValueError, name, lambda g, name=name: g.make(**{name: -0.002})),
+        (f"one {name} < 0", ValueError, name, lambda g, name=name: g.make(**{name: filled(g, name, -1.0)})),
+    )
+] + [
+    ("one w < 0", ValueError, "w", lambda g: g.make(w=filled(g, "w", -0.1))),
+    ("a fixed point asked for with tau_y = 0", ValueError, "tau_y", lambda g: g.solve(circuit=replaced(g, tau_y=0.0))),
+]
+
+NOT_FINITE: list[Case] = [
+    (f"{value} in {name}", ValueError, name, lambda g, name=name, value=value: g.make(**{name: filled(g, name, value)}))
+    for name in oc.Circuit._fields
+    for value in (np.nan, np.inf)
+] + [
+    ("NaN number", ValueError, "sigma", lambda g: g.make(sigma=float("nan"))),
+    ("NaN in z, steady state", ValueError, "z", lambda g: g.solve(z=g.z * np.nan)),
+    ("NaN in z, simulation", ValueError, "z", lambda g: g.run(z=g.z * np.nan)),
+    ("NaN in z, certificate", ValueError, "z", lambda g: oc.certify(g.unit, g.z * np.nan)),
+    ("NaN in z, fixed points", ValueError, "z", lambda g: oc.fixed_points(one_neuron(g), g.array([np.nan]))),
+    ("NaN in state0", ValueError, "state0.a", lambda g: g.run(state0=oc.State(g.state.y, g.state.a * np.nan))),
+    ("NaN in times", ValueError, "times", lambda g: g.run(times=g.times * np.nan)),
+]
+
+SHAPES: list[Case] = [
+    ("w not square", ValueError, "w", lambda g: g.make(w=g.array(np.ones((3, 2))))),
+    ("w a vector", ValueError, "w", lambda g: g.make(w=g.array(np.ones(3)))),
+    ("w empty", ValueError, "w", lambda g: g.make(w=g.array(np.ones((0, 0))))),
+    ("w_r of another size", ValueError, "w_r", lambda g: g.make(w_r=g.array(np.eye(2)))),
+    *(
+        (f"{name} of another size", ValueError, name, lambda g, name=name: g.make(**{name: g.array(np.ones(2))}))
+        for name in ("b", "b0", "sigma", "tau_y", "tau_a")
+    ),
+    ("batch axes that differ", ValueError, "b", lambda g: g.make(w=g.array(np.ones((2, 3, 3))), b=ones(g, 4, 3))),
+    ("z of another size, steady state", ValueError, "z", lambda g: g.solve(z=ones(g, 2))),
+    ("z of another size, simulation", ValueError, "z", lambda g: g.run(z=ones(g, 2))),
+    ("z a scalar", ValueError, "z", lambda g: g.solve(z=g.array(1.0))),
+    ("z's batch axes", ValueError, "z", lambda g: g.solve(circuit=g.make(b=ones(g, 4, 3)), z=ones(g, 2, 3))),
+    ("state of another size", ValueError, "state.a", lambda g: oc.jacobian(g.circuit, oc.State(g.z, ones(g, 2)))),
+    ("state0 of another size", ValueError, "state0.y", lambda g: g.run(state0=oc.State(ones(g, 2), g.z))),
+    ("too few samples", ValueError, "z", lambda g: g.run(z=ones(g, 2, 3), drive="sampled")),
+    ("z(t) of another size", ValueError, "z(t)", lambda g: g.run(z=lambda t: ones(g, 2))),
+    ("one neuron asked of three", ValueError, "w", lambda g: oc.fixed_points(g.circuit, g.z)),
+    ("times a number's array", ValueError, "times", lambda g: g.run(times=g.array(1.0))),
+    ("a single time", ValueError, "times", lambda g: g.run(times=g.array([0.0]))),
+    ("x of another size", ValueError, "x", lambda g: g.cell(x=ones(g, 5))),
+    ("a cell's state", ValueError, "state.b1", lambda g: g.cell(state=g.start._replace(b1=ones(g, 2)))),
+    ("a cell's weights", ValueError, "w_by0", lambda g: g.cell(parameters=g.parameters._replace(w_by0=ones(g, 3, 2)))),
+    ("a cell's rates", ValueError, "theta_a", lambda g: g.cell(parameters=g.parameters._replace(theta_a=ones(g, 2)))),
+    ("no steps", ValueError, "xs", lambda g: oc.cell_sequence(g.parameters, g.start, g.array(np.ones((0, 2))))),
+]
+
+KINDS: list[Case] = [
+    *(
+        (f"integer {name}", TypeError, name, lambda g, name=name, n=n: g.make(**{name: g.integers(*(3,) * n)}))
+        for name, n in (("w_r", 2), ("w", 2), ("b", 1), ("sigma", 1), ("tau_y", 1))
+    ),
+    ("integer z", TypeError, "z", lambda g: g.solve(z=g.integers(3))),
+    ("integer times", TypeError, "times", lambda g: g.run(times=g.integers(3))),
+    ("boolean z", TypeError, "z", lambda g: g.solve(z=g.z > 0)),
+    ("complex w", TypeError, "w", lambda g: g.make(w=g.xp.namespace.astype(g.circuit.w, g.xp.complex_dtype))),
+    ("integer x", TypeError, "x", lambda g: g.cell(x=g.integers(2))),
+    ("a list for w", TypeError, "w", lambda g: g.make(w=[[1.0, 0.0, 0.0]] * 3)),
+    ("a list for z", TypeError, "z", lambda g: g.solve(z=[1.0, 0.5, 0.2])),
+    ("a list for z, simulated", TypeError, "z", lambda g: g.run(z=[1.0, 0.5, 0.2])),
+    ("a number for z", TypeError, "z", lambda g: g.solve(z=1.0)),
+    ("a number for w", TypeError, "w", lambda g: g.make(w=1.0)),
+    ("z(t) a list", TypeError, "z(t)", lambda g: g.run(z=lambda t: [1.0, 2.0, 3.0])),
+    ("None for b", TypeError, "b", lambda g: g.solve(circuit=replaced(g, b=None))),
+    ("a string for sigma", TypeError, "sigma", lambda g: g.solve(circuit=replaced(g, sigma="wide"))),
+    ("a list for the circuit", TypeError, "circuit", lambda g: g.solve(circuit=[1, 2])),
+    ("an array for the circuit", TypeError, "circuit", lambda g: g.run(circuit=g.z)),
+    ("an array for the state", TypeError, "state", lambda g: oc.vector_field(g.circuit, g.z, g.z)),
+    ("an array for state0", TypeError, "state0", lambda g: g.run(state0=g.z)),
+    ("a list to integrate", TypeError, "state0", lambda g: oc.integrate(lambda t, x: x, [g.z], g.times)),
+    ("a list for the parameters", TypeError, "parameters", lambda g: g.cell(parameters=[1])),
+    ("a pair for the cell's state", TypeError, "state", lambda g: g.cell(state=(g.z, g.z))),
+    ("a string for rtol", TypeError, "rtol", lambda g: g.run(rtol="small")),
+    ("half an iteration", TypeError, "max_iterations", lambda g: g.solve(max_iterations=2.5)),
+]
+
+CHOICES: list[Case] = [
+    ("method of the fixed point", ValueError, "method", lambda g: g.solve(method="bisection")),
+    ("method of integration", ValueError, "method", lambda g: g.run(method="rk45")),
+    ("method that is no string", ValueError, "method", lambda g: g.run(method=None)),
+    ("drive", ValueError, "drive", lambda g: g.run(drive="periodic")),
+    *(
+        (f"variant, {name}", ValueError, "variant", call)
+        for name, call in {
+            "vector_field": lambda g: oc.vector_field(g.circuit, g.state, g.z, variant="full"),
+            "steady_state": lambda g: g.solve(variant="full"),
+            "fixed_points": lambda g: oc.fixed_points(one_neuron(g), g.array([1.0]), variant="full"),
+            "jacobian": lambda g: oc.jacobian(g.circuit, g.state, variant="full"),
+            "spectrum": lambda g: oc.spectrum(g.circuit, g.state, variant="full"),
+            "spectral_abscissa": lambda g: oc.spectral_abscissa(g.circuit, g.state, variant="full"),
+            "simulate": lambda g: g.run(variant="full"),
+            "cell_step": lambda g: g.cell(variant="rectified"),
+        }.items()
+    ),
+    ("recurrence of a new cell", ValueError, "recurrent", lambda g: oc.init_cell(0, 2, 3, recurrent="random")),
+    ("rtol = 0", ValueError, "rtol", lambda g: g.run(rtol=0.0)),
+    ("atol < 0", ValueError, "atol", lambda g: g.run(atol=-1e-9)),
+    ("tol NaN", ValueError, "tol", lambda g: g.solve(method="newton", tol=float("nan"))),
+    ("no iterations", ValueError, "max_iterations", lambda g: g.solve(max_iterations=0)),
+    ("no substeps", ValueError, "substeps", lambda g: g.run(substeps=0)),
+    ("no steps", ValueError, "max_steps", lambda g: g.run(max_steps=0)),
+    ("no inputs", ValueError, "input_size", lambda g: oc.init_cell(0, 0, 3)),
+    ("no units", ValueError, "hidden_size", lambda g: oc.init_cell(0, 2, 0)),
+    ("times that stand still", ValueError, "times", lambda g: g.run(times=g.array([0.0, 0.1, 0.1]))),
+    ("times that go back", ValueError, "times", lambda g: g.run(times=g.array([0.0, 0.2, 0.1]))),
+    ("closed form of any W_r", ValueError, "w_r", lambda g: g.solve(method="closed_form")),
+    ("certificate of any W_r", ValueError, "w_r", lambda g: oc.certify(g.circuit, g.z)),
+    ("energy of any W_r", ValueError, "w_r", lambda g: oc.energy(g.circuit, g.state, g.z)),
+    ("oscillators without drive", ValueError, "z", lambda g: oc.oscillator_form(g.unit, g.z * 0.0)),
+    ("dense output of fixed steps", ValueError, "dense", lambda g: g.run(method="rk4", dense=True)),
+    (
+        "exponential without tau",
+        ValueError,
+        "tau",
+        lambda g: oc.integrate(lambda t, x: x, (g.z,), g.times, method="exponential_euler"),
+    ),
+]
+
+CASES = [*OUT_OF_RANGE, *NOT_FINITE, *SHAPES, *KINDS, *CHOICES]
+
+
+def replaced(g: Good, **changes: Any) -> oc.Circuit:
+    """A circuit that was changed without being checked."""
+    return oc.Circuit._make({**g.circuit._asdict(), **changes}.values())
+
+
+def one_neuron(g: Good) -> oc.Circuit:
+    return oc.Circuit(None, ones(g, 1, 1), 0.5, 0.5, 0.1, 0.002, 0.002)
+
+
+def ones(g: Good, *shape: int) -> Any:
+    return g.array(np.ones(shape))
+
+
+def assert_names(error: pytest.ExceptionInfo[Exception], name: str) -> None:
+    """One sentence, with the argument's name in it as a word."""
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 300
+    assert re.search(rf"(?<![\w.]){re.escape(name)}(?![\w(])", message), f"{name!r} is not named in: {message}"
+
+
+@pytest.mark.parametrize(("error", "name", "call"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_bad_input_is_named(xp64: Library, error: type[Exception], name: str, call: Callable[[Good], Any]) -> None:
+    """Every case, in every library."""
+    with pytest.raises(error) as raised:
+        call(Good(xp64))
+    assert type(raised.value) is error
+    assert_names(raised, name)
+
+
+def test_the_good_arguments_are_good(xp64: Library) -> None:
+    """The cases above fail for what they spoil, not for what they share."""
+    g = Good(xp64)
+    assert bool(g.solve(circuit=g.make()).converged)
+    assert g.run().success
+    assert bool(oc.certify(g.unit, g.z).stable)
+    assert g.cell().y.shape == (3,)
+    assert len(oc.fixed_points(one_neuron(g), g.array([1.0]))) == 1
+
+
+@pytest.mark.library("strict", "torch", "jax", "cupy")
+@pytest.mark.parametrize("name", ["w", "b", "z", "times", "state0.y"])
+def test_mixed_libraries(xp64: Library, name: str) -> None:
+    """One numpy array among those of another library: both are named."""
+    g = Good(xp64)
+    case = small_circuit(3)
+    calls = {
+        "z": lambda: g.solve(z=case.z),
+        "times": lambda: g.run(times=np.array([0.0, 0.001])),
+        "state0.y": lambda: g.solve(state0=oc.State(case.state.y, g.state.a)),
+        "w": lambda: g.make(w=case.circuit.w),
+        "b": lambda: g.make(b=case.circuit.b),
+    }
+    with pytest.raises(TypeError) as raised:
+        calls[name]()
+    assert_names(raised, name)
+    assert "numpy" in str(raised.value)
+
+
+@pytest.mark.library("strict", "torch")
+def test_mixed_devices(xp64: Library) -> None:
+    """An array on another device is named, with both devices."""
+    g = Good(xp64)
+    if xp64.name == "torch":
+        away = g.z.to("meta")
+    else:
+        away = xp64.namespace.asarray(g.z, device=xp64.module.Device("device1"))
+    with pytest.raises(ValueError, match="must be on one device") as raised:
+        oc.vector_field(g.circuit, g.state, away)
+    assert_names(raised, "z")
+
+
+# Files.
+
+GOOD_TOML = """
+[circuit]
+w = [[1.0, 0.5], [0.5, 1.0]]
+b = 0.5
+b0 = 0.5
+sigma = 0.1
+tau_y = 0.002
+tau_a = 0.002
+[input]
+z = [1.0, 0.5]
+"""
+
+TOMLS = {
+    "syntax": ("[circuit\nw = 1", "broken.toml"),
+    "no circuit": ("[input]\nz = [1.0]", "circuit"),
+    "missing key": (GOOD_TOML.replace("tau_a = 0.002", ""), "tau_a"),
+    "unknown key": (GOOD_TOML.replace("b0 =", "b00 ="), "b00"),
+    "negative": (GOOD_TOML.replace("tau_y = 0.002", "tau_y = -0.002"), "tau_y"),
+    "ragged": (GOOD_TOML.replace("[0.5, 1.0]]", "[0.5]]"), "w"),
+    "text": (GOOD_TOML.replace("sigma = 0.1", 'sigma = "wide"'), "sigma"),
+    "wrong size": (GOOD_TOML.replace("[1.0, 0.5]\n", "[1.0, 0.5, 0.2]\n"), "z"),
+}
+
+
+@pytest.mark.parametrize("kind", TOMLS)
+def test_broken_toml(tmp_path: Path, kind: str) -> None:
+    """What is wrong in the file, by its name."""
+    text, name = TOMLS[kind]
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises((ValueError, TypeError)) as raised:
+        load_circuit(path)
+    assert_names(raised, name)
+
+
+class Bomb:
+    """What must never be unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return (Path.write_text, (Path("exploded"), "boom"))
+
+
+def test_reading_a_circuit_file_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle inside an .npz, or in its place, is refused."""
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "hidden.npz", w=np.array([Bomb()], dtype=object))
+    (tmp_path / "plain.npz").write_bytes(pickle.dumps(Bomb()))
+    for name in ("hidden.npz", "plain.npz"):
+        with pytest.raises((ValueError, TypeError)) as raised:
+            load_circuit(tmp_path / name)
+        assert "\n" not in str(raised.value)
+        assert not (tmp_path / "exploded").exists()

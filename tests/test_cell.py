@@ -1,0 +1,251 @@
+"""The trained cell: its equations in loops, its start, its gradients and its extremes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from support import Library, central_difference, gradient, numpy_tree
+
+import organics_core as oc
+from organics_core.cell import CELL_VARIANTS, cell_jacobian_abscissa
+
+RATES = oc.MaxRates(0.4, 0.3, 0.5)
+
+
+def random_cell(n: int = 4, k: int = 3, seed: int = 0, recurrent: str = "orthogonal") -> tuple:
+    """Parameters away from their start values, a state with some signs mixed, and an input."""
+    rng = np.random.default_rng(seed)
+    parameters, _ = oc.init_cell(rng, k, n, recurrent=recurrent)
+    noise = {
+        name: getattr(parameters, name) + 0.5 * rng.standard_normal(np.shape(getattr(parameters, name)))
+        for name in parameters._fields
+        if name.startswith(("log_w", "theta", "w_b"))
+    }
+    parameters = parameters._replace(sigma=np.asarray(0.7), **noise)
+    state = oc.CellState(
+        rng.standard_normal(n), rng.uniform(-0.2, 1.5, n), rng.uniform(0.2, 1, n), rng.uniform(0.2, 1, n)
+    )
+    return parameters, state, rng.standard_normal(k)
+
+
+def sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def by_hand(p: oc.CellParameters, state: oc.CellState, x: np.ndarray, variant: str) -> oc.CellState:
+    """SPEC section 8 with plain floats and loops, unit by unit."""
+    n, k = p.w_zx.shape
+    y, a, b0, b1 = state
+    w_r = np.eye(n) if p.w_r is None else p.w_r
+    new = oc.CellState(*(np.zeros(n) for _ in range(4)))
+
+    def row(matrix: np.ndarray, i: int, vector: np.ndarray, size: int) -> float:
+        return sum(float(matrix[i, j]) * float(vector[j]) for j in range(size))
+
+    for i in range(n):
+        z = max(row(p.w_zx, i, x, k), 0.0)
+        recurrent = row(w_r, i, y, n)
+        if variant == "rectified_recurrence":
+            recurrent = max(recurrent, 0.0)
+        target0 = sigmoid(row(p.w_bx0, i, x, k) + row(p.w_by0, i, y, n) + row(p.w_ba0, i, a, n))
+        target1 = sigmoid(row(p.w_bx1, i, x, k) + row(p.w_by1, i, y, n) + row(p.w_ba1, i, a, n))
+        pool = 0.0
+        for j in range(n):
+            response = max(y[j], 0.0) if variant == "rectified_recurrence" else y[j]
+            pool += min(math.exp(p.log_w[i, j]), 1.0) * max(a[j], 0.0) * response**2
+        new.b0[i] = b0[i] + RATES.b * sigmoid(p.theta_b0[i]) * (-b0[i] + target0)
+        new.b1[i] = b1[i] + RATES.b * sigmoid(p.theta_b1[i]) * (-b1[i] + target1)
+        gate = 1.0 - math.sqrt(max(a[i], 0.0))
+        new.y[i] = y[i] + RATES.y * sigmoid(p.theta_y[i]) * (-y[i] + b1[i] * z + gate * recurrent)
+        new.a[i] = a[i] + RATES.a * sigmoid(p.theta_a[i]) * (-a[i] + (float(p.sigma) * b0[i]) ** 2 + pool)
+    return new
+
+
+@pytest.mark.parametrize("variant", CELL_VARIANTS)
+@pytest.mark.parametrize("recurrent", ["orthogonal", "identity"])
+@pytest.mark.parametrize("seed", range(3))
+def test_step_is_the_equations(xp: Library, variant: str, recurrent: str, seed: int) -> None:
+    """All right-hand sides at the old state, W = min(exp(V), 1), every dt/tau its own."""
+    parameters, state, x = random_cell(seed=seed, recurrent=recurrent)
+    want = by_hand(parameters, state, x, variant)
+    step = xp.compiled(oc.cell_step, max_rates=RATES, variant=variant)
+    got = step(xp.tree(parameters), xp.tree(state), xp.array(x))
+    for one, other in zip(got, want, strict=True):
+        xp.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("variant", CELL_VARIANTS)
+def test_sequence_is_its_steps(xp64: Library, variant: str) -> None:
+    """``cell_sequence`` over a batch is the step, repeated, with the start state broadcast."""
+    parameters, state, _ = random_cell()
+    xs = np.random.default_rng(1).standard_normal((5, 2, 3))
+    p, start = xp64.tree(parameters), xp64.tree(state)
+    options = {"max_rates": RATES, "variant": variant}
+    final, ys = xp64.compiled(oc.cell_sequence, **options)(p, start, xp64.array(xs))
+    xp64.assert_kind(ys, (5, 2, 4))
+    for member in range(2):
+        current = state
+        for t in range(5):
+            current = oc.cell_step(parameters, current, xs[t, member], **options)
+            xp64.assert_close(ys[t, member, :], current.y, rtol=1e-12, atol=1e-13)
+        for one, other in zip(final, current, strict=True):
+            xp64.assert_close(one[member, :], other, rtol=1e-12, atol=1e-13)
+
+
+def test_the_cell_is_euler_on_the_circuit() -> None:
+    """With the gains held, one step is Euler's step of the circuit it stands for."""
+    parameters, state, x = random_cell()
+    new = oc.cell_step(parameters, state, x, max_rates=RATES)
+    rates = [
+        maximum / (1 + np.exp(-theta))
+        for maximum, theta in ((RATES.y, parameters.theta_y), (RATES.a, parameters.theta_a))
+    ]
+    circuit = oc.Circuit(
+        parameters.w_r, np.minimum(np.exp(parameters.log_w), 1), state.b1, state.b0, 0.7, *(1 / rate for rate in rates)
+    )
+    z = np.maximum(parameters.w_zx @ x, 0)
+    slope = oc.vector_field(circuit, oc.State(state.y, state.a), z, variant="rectified_recurrence")
+    np.testing.assert_allclose(new.y, state.y + slope.y, rtol=1e-12)
+    np.testing.assert_allclose(new.a, state.a + slope.a, rtol=1e-12)
+    abscissa = cell_jacobian_abscissa(parameters, state, x, max_rates=RATES)
+    want = oc.spectral_abscissa(circuit, oc.State(state.y, state.a), variant="rectified_recurrence")
+    np.testing.assert_allclose(abscissa, want, rtol=1e-10)
+
+
+# The start.
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 64), (28, 16), (3, 1)])
+def test_initialization(k: int, n: int) -> None:
+    """The properties SPEC section 8 lists."""
+    p, start = oc.init_cell(0, k, n)
+    np.testing.assert_allclose(np.linalg.norm(p.w_zx, 2), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(p.w_r @ p.w_r.T, np.eye(n), atol=1e-12)
+    assert (np.diag(p.log_w) == 0).all()
+    off = np.exp(p.log_w[~np.eye(n, dtype=bool)])
+    assert ((off > 0) & (off <= 1)).all()
+    for matrix, fan_in in ((p.w_bx0, k), (p.w_by0, n), (p.w_ba0, n), (p.w_bx1, k), (p.w_by1, n), (p.w_ba1, n)):
+        assert matrix.shape == (n, fan_in)
+        assert np.max(np.abs(matrix)) <= 1 / np.sqrt(fan_in)
+    if n == 64:  # uniform, each in its range: means and variances of thousands of numbers
+        np.testing.assert_allclose([off.mean(), off.var()], [1 / 2, 1 / 12], rtol=0.05)
+        np.testing.assert_allclose(p.w_by0.var() * n, 1 / 3, rtol=0.05)
+        assert abs(p.w_by0.mean()) < 0.01
+    for theta in (p.theta_y, p.theta_a, p.theta_b0, p.theta_b1):
+        assert (theta == 0).all()
+    assert p.sigma == 1.0
+    np.testing.assert_allclose(np.linalg.norm(start.y), 1.0, rtol=1e-12)
+    assert (start.y >= 0).all()
+    for part in (start.a, start.b1):
+        assert ((part >= 0) & (part < 1)).all()
+    assert (start.b0 == 1).all()
+
+
+def test_initialization_is_reproducible_and_of_any_dtype() -> None:
+    """One seed, one cell; another seed, another; the fixed identity is None."""
+    one, again, other = (oc.init_cell(seed, 2, 5)[0].w_r for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+    parameters, start = oc.init_cell(3, 2, 5, recurrent="identity", dtype=np.float32)
+    assert parameters.w_r is None
+    assert {value.dtype for value in (*parameters, *start) if value is not None} == {np.dtype(np.float32)}
+
+
+# Extremes.
+
+
+def test_saturated_gains_and_rates(xp: Library) -> None:
+    """Huge inputs and thetas: sigmoids at 0 and 1 exactly, and nothing is NaN."""
+    parameters, state, _ = random_cell()
+    fast, slow = np.full(4, 1e4), np.full(4, -1e4)
+    gains = {name: np.zeros((4, 4)) for name in ("w_by0", "w_ba0", "w_by1", "w_ba1")}
+    extreme = parameters._replace(
+        theta_y=slow,
+        theta_a=slow,
+        theta_b0=fast,
+        theta_b1=fast,
+        w_bx0=np.full((4, 3), 1e6),
+        w_bx1=np.full((4, 3), -1e6),
+        **gains,
+    )
+    new = oc.cell_step(xp.tree(extreme), xp.tree(state), xp.array(np.ones(3)), max_rates=oc.MaxRates(1.0, 1.0, 1.0))
+    xp.assert_close(new.y, state.y, rtol=1e-15)
+    xp.assert_close(new.a, state.a, rtol=1e-15)
+    xp.assert_close(new.b0, np.ones(4), rtol=1e-15)
+    xp.assert_close(new.b1, np.zeros(4), atol=1e-15)
+
+
+def test_normalization_weights_saturate_at_one(xp: Library) -> None:
+    """W = min(exp(V), 1): V of 0, 3 and 1e4 are all the same; V of -1e4 is no connection."""
+    parameters, state, x = random_cell()
+    state = state._replace(a=np.abs(state.a))
+    results = []
+    for value in (0.0, 3.0, 1e4, -1e4):
+        weights = xp.tree(parameters._replace(log_w=np.full((4, 4), value)))
+        new = oc.cell_step(weights, xp.tree(state), xp.array(x), max_rates=RATES)
+        results.append(numpy_tree(new.a))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+    rate = RATES.a / (1 + np.exp(-parameters.theta_a))
+    xp.assert_close(xp.array(results[3]), state.a + rate * (-state.a + (0.7 * state.b0) ** 2), rtol=1e-12)
+
+
+# Gradients.
+
+
+def loss(parameters: oc.CellParameters, start: oc.CellState, xs: Any) -> Any:
+    """A scalar of the last state and of all outputs."""
+    final, ys = oc.cell_sequence(parameters, start, xs, max_rates=RATES)
+    total = (ys * ys).sum() + ys.sum()
+    for part in final:
+        total = total + (part * part).sum()
+    return total
+
+
+@pytest.mark.library("torch", "jax")
+@pytest.mark.parametrize("recurrent", ["orthogonal", "identity"])
+def test_gradients_are_finite_differences(xp64: Library, recurrent: str) -> None:
+    """Of every parameter, the start state and the inputs, in double precision, along random directions."""
+    parameters, state, _ = random_cell(recurrent=recurrent)
+    state = state._replace(a=np.abs(state.a) + 0.1)
+    xs = np.random.default_rng(2).standard_normal((4, 3))
+    arguments = (parameters, state, (xs,))
+    gradients = gradient(xp64, lambda tree: loss(tree[0], tree[1], tree[2][0]), arguments)
+    rng = np.random.default_rng(3)
+    for group, (fields, slopes) in enumerate(zip(arguments, gradients, strict=True)):
+        for i, (value, slope) in enumerate(zip(fields, slopes, strict=True)):
+            if value is None:
+                assert slope is None
+                continue
+            direction = rng.standard_normal(np.shape(value))
+            log_w = group == 0 and parameters._fields[i] == "log_w"
+            if log_w:  # W saturates at V = 0: differences on one side of it only
+                direction = np.where(np.abs(value) < 0.05, 0.0, direction)
+
+            def along(
+                h: float, group: int = group, i: int = i, value: Any = value, direction: Any = direction
+            ) -> float:
+                parts = list(arguments[group])
+                parts[i] = value + h * direction
+                changed = list(arguments)
+                changed[group] = type(arguments[group])._make(parts) if group < 2 else tuple(parts)
+                return float(loss(changed[0], changed[1], changed[2][0]))
+
+            np.testing.assert_allclose(np.sum(slope * direction), central_difference(along), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.library("torch", "jax")
+def test_gradients_at_the_kinks_are_finite(xp: Library) -> None:
+    """a = 0 under the square root, y = 0, V = 0 (where training starts): no NaN, and V's gradient is exp's."""
+    parameters, _, _ = random_cell()
+    parameters = parameters._replace(log_w=np.zeros((4, 4)))
+    state = oc.CellState(np.array([0.0, 0.5, -0.5, 1.0]), np.array([0.0, -0.1, 0.5, 1.0]), np.ones(4), np.ones(4))
+    xs = np.zeros((3, 3))
+    gradients = gradient(xp, lambda tree: loss(tree[0], tree[1], tree[2][0]), (parameters, state, (xs,)))
+    for fields in gradients:
+        for slope in fields:
+            assert slope is None or np.isfinite(slope).all()
+    assert np.abs(gradients[0].log_w).max() > 0

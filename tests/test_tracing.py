@@ -1,0 +1,246 @@
+"""The library under transformations: compiled, differentiated and mapped, it says what it says eagerly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+from support import Library, central_difference, gradient, numpy_tree, small_circuit
+
+import organics_core as oc
+
+TIMES = np.array([0.0, 0.001, 0.004])
+
+
+def steady(method: str) -> Callable[..., Any]:
+    def run(circuit: oc.Circuit, z: Any) -> tuple:
+        return tuple(oc.steady_state(circuit, z, method=method, tol=1e-14).state)
+
+    return run
+
+
+def simulated(method: str, ramp: bool = False) -> Callable[..., Any]:
+    def run(circuit: oc.Circuit, z: Any) -> tuple:
+        times = like(TIMES, z)
+        drive = (times[:, None] * 100.0) * z if ramp else z
+        return tuple(oc.simulate(circuit, drive, times, method=method, substeps=8, rtol=1e-9, atol=1e-11).state)
+
+    return run
+
+
+def like(values: np.ndarray, array: Any) -> Any:
+    """A constant of the library of ``array``, made while tracing."""
+    return array_namespace(array).asarray(values, dtype=array.dtype)
+
+
+def certificate(circuit: oc.Circuit, z: Any) -> tuple:
+    found = oc.certify(circuit._replace(w_r=None), z)
+    return found.margin, found.p, found.q
+
+
+def energies(circuit: oc.Circuit, z: Any) -> tuple:
+    unit = circuit._replace(w_r=None)
+    return (oc.energy(unit, oc.State(1.1 * z, z * z + 0.1), z),)
+
+
+def local(circuit: oc.Circuit, z: Any) -> tuple:
+    state = oc.State(z + 0.1, z * z + 0.2)
+    return (*oc.vector_field(circuit, state, z), oc.jacobian(circuit, state), oc.spectral_abscissa(circuit, state))
+
+
+FUNCTIONS: dict[str, Callable[..., tuple]] = {
+    "closed_form": lambda circuit, z: steady("closed_form")(circuit._replace(w_r=None), z),
+    "newton": steady("newton"),
+    "iteration": steady("iteration"),
+    "rk4": simulated("rk4"),
+    "exponential_euler": simulated("exponential_euler"),
+    "dopri5": simulated("dopri5"),
+    "ramp": simulated("dopri5", ramp=True),
+    "certify": certificate,
+    "energy": energies,
+    "local": local,
+}
+"""What is transformed: functions of a whole circuit and a drive that return arrays."""
+
+
+def total(function: Callable[..., tuple]) -> Callable[[Any], Any]:
+    """A scalar of all results: their weighted sum, the later ones (p, q) by their logarithms' size."""
+
+    def scalar(tree: Any) -> Any:
+        parts = function(oc.Circuit._make(tree[0]), tree[1][0])
+        return sum((1.0 + 0.5 * i) * (part * part / (1.0 + part * part)).sum() for i, part in enumerate(parts))
+
+    return scalar
+
+
+@pytest.mark.library("torch", "jax")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_with_respect_to_a_circuit_and_its_drive(xp64: Library, name: str) -> None:
+    """Reverse mode through a whole Circuit equals finite differences, field by field; implicit for fixed points."""
+    case = small_circuit(3, seed=1)
+    scalar = total(FUNCTIONS[name])
+    arguments = (case.circuit, (case.z,))
+    got_circuit, (got_z,) = gradient(xp64, scalar, arguments)
+    assert isinstance(got_circuit, oc.Circuit)
+    rng = np.random.default_rng(0)
+    for field, value in {**case.circuit._asdict(), "z": case.z}.items():
+        direction = value * rng.uniform(0.5, 1.5, value.shape)
+
+        def along(h: float, field: str = field, value: Any = value, direction: Any = direction) -> float:
+            moved = value + h * direction
+            if field == "z":
+                return float(scalar((case.circuit, (moved,))))
+            return float(scalar((case.circuit._replace(**{field: moved}), (case.z,))))
+
+        slope = got_z if field == "z" else getattr(got_circuit, field)
+        want = central_difference(along, 1e-3)
+        np.testing.assert_allclose(np.sum(slope * direction), want, rtol=2e-6, atol=1e-8, err_msg=field)
+
+
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_jit_is_eager(xp64: Library, name: str) -> None:
+    """Compiled with everything traced, and with circuit and times as constants of the program."""
+    import jax
+
+    case = small_circuit(3, seed=1)
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    function = FUNCTIONS[name]
+    want = numpy_tree(function(case.circuit, case.z))
+    constant = jax.jit(lambda z: function(circuit, z))(z)
+    for result in (jax.jit(function)(circuit, z), constant):
+        for one, other in zip(result, want, strict=True):
+            xp64.assert_close(one, other, rtol=1e-7, atol=1e-9 * np.max(np.abs(other)))
+
+
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vmap_is_a_batch(xp64: Library, name: str) -> None:
+    """Mapped over the drive and one field of the circuit, under jit."""
+    import jax
+
+    case = small_circuit(3, seed=1)
+    function = FUNCTIONS[name]
+    factors = np.array([1.0, 0.7])
+    b, z = factors[:, None] * case.circuit.b, factors[::-1, None] * case.z
+    want = [numpy_tree(function(case.circuit._replace(b=b[i]), z[i])) for i in range(2)]
+    axes = oc.Circuit(None, None, 0, None, None, None, None)
+    mapped = jax.jit(jax.vmap(function, in_axes=(axes, 0)))
+    result = mapped(xp64.tree(case.circuit._replace(b=b)), xp64.array(z))
+    for k, part in enumerate(result):
+        for i in range(2):
+            xp64.assert_close(part[i, ...], want[i][k], rtol=1e-7, atol=1e-9 * np.max(np.abs(want[i][k])))
+
+
+@pytest.mark.library("jax")
+def test_forward_mode_and_second_derivatives(xp64: Library) -> None:
+    """jvp of Newton's fixed point is the closed form's; so is the derivative of a derivative for rk4."""
+    import jax
+
+    case = small_circuit(3, identity=True)
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    matrix = circuit._replace(w_r=xp64.array(np.eye(3)))
+    tangent = xp64.array(np.array([0.3, -0.2, 0.5]))
+    by_newton = jax.jvp(lambda z: oc.steady_state(matrix, z, method="newton").state, (z,), (tangent,))[1]
+    closed = jax.jvp(lambda z: oc.steady_state(circuit, z).state, (z,), (tangent,))[1]
+    for one, other in zip(by_newton, closed, strict=True):
+        xp64.assert_close(one, numpy_tree(other), rtol=1e-9)
+
+    def end(scale: Any) -> Any:
+        return oc.simulate(circuit, scale * z, xp64.array(TIMES), method="rk4").state.y[-1, 0]
+
+    second = jax.grad(jax.grad(end))(xp64.array(1.0))
+    first = central_difference(lambda h: float(jax.grad(end)(xp64.array(1.0 + h))), 1e-3)
+    np.testing.assert_allclose(float(second), first, rtol=1e-7)
+
+
+@pytest.mark.library("jax")
+def test_cell_under_jit_grad_and_vmap(xp64: Library) -> None:
+    """A mapped cell is a batched cell; a compiled one an eager one."""
+    import jax
+
+    parameters, start = (xp64.tree(part) for part in oc.init_cell(0, 2, 4))
+    xs = xp64.array(np.random.default_rng(0).standard_normal((5, 3, 2)))
+    batched, ys = oc.cell_sequence(parameters, start, xs)
+
+    def one(xs: Any) -> Any:
+        return oc.cell_sequence(parameters, start, xs)
+
+    mapped, mapped_ys = jax.jit(jax.vmap(one, in_axes=1, out_axes=(0, 1)))(xs)
+    xp64.assert_close(mapped_ys, numpy_tree(ys), rtol=1e-12)
+    xp64.assert_close(mapped.a, numpy_tree(batched.a), rtol=1e-12)
+
+
+@pytest.mark.library("jax")
+def test_what_cannot_be_traced_says_so(xp64: Library) -> None:
+    """Dense output has as many pieces as there are steps."""
+    import jax
+
+    case = small_circuit(2)
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    with pytest.raises(ValueError, match="dense=True cannot be traced"):
+        jax.jit(lambda z: oc.simulate(circuit, z, xp64.array(TIMES), dense=True).state)(z)
+
+
+# torch.
+
+
+@pytest.mark.library("torch")
+@pytest.mark.parametrize("name", ["vector_field", "jacobian", "cell_step"])
+@pytest.mark.filterwarnings("ignore:Dynamo detected")
+def test_full_graph(xp64: Library, name: str) -> None:
+    """``torch.compile(fullgraph=True)`` captures the step in one graph, forward and backward."""
+    import torch
+
+    case = small_circuit(3, seed=1)
+    circuit, state = xp64.tree(case.circuit), xp64.tree(case.state)
+    parameters, start = (xp64.tree(part) for part in oc.init_cell(0, 2, 4))
+    step, arguments, traced = {
+        "vector_field": (oc.vector_field, (circuit, state), xp64.array(case.z)),
+        "jacobian": (lambda circuit, y: (oc.jacobian(circuit, oc.State(y, y * y)),), (circuit,), state.y),
+        "cell_step": (oc.cell_step, (parameters, start), xp64.array([[0.5, -1.0], [2.0, 0.1]])),
+    }[name]
+    x = traced.clone().requires_grad_()
+    eager = step(*arguments, x)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments, x)
+    for one, other in zip(compiled, eager, strict=True):
+        xp64.assert_close(one, numpy_tree(other), rtol=1e-12, atol=1e-13)
+    got, want = (torch.autograd.grad(sum((part * part).sum() for part in parts), x)[0] for parts in (compiled, eager))
+    assert float(want.abs().max()) > 0
+    xp64.assert_close(got, numpy_tree(want), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.library("torch")
+@pytest.mark.parametrize("name", ["closed_form", "rk4", "certify", "energy", "local"])
+def test_torch_func(xp64: Library, name: str) -> None:
+    """torch.func.grad with respect to a whole circuit is autograd's; torch.func.vmap is a batch."""
+    import torch
+
+    case = small_circuit(3, seed=1)
+    scalar = total(FUNCTIONS[name])
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    want, (want_z,) = gradient(xp64, scalar, (case.circuit, (case.z,)))
+    got, got_z = torch.func.grad(lambda circuit, z: scalar((circuit, (z,))), argnums=(0, 1))(circuit, z)
+    assert isinstance(got, oc.Circuit)
+    for one, other in zip((*got, got_z), (*want, want_z), strict=True):
+        xp64.assert_close(one, other, rtol=1e-8, atol=1e-12)
+    factors = np.array([1.0, 0.7])[:, None]
+    batch = xp64.array(factors * case.z)
+    mapped = torch.func.vmap(lambda z: FUNCTIONS[name](circuit, z))(batch)
+    for i in range(2):
+        for part, other in zip(mapped, FUNCTIONS[name](circuit, batch[i]), strict=True):
+            xp64.assert_close(part[i], numpy_tree(other), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.library("torch")
+def test_adaptive_steps_cannot_be_mapped_and_say_so(xp64: Library) -> None:
+    """The message names the way out."""
+    import torch
+
+    case = small_circuit(3)
+    circuit, batch = xp64.tree(case.circuit), xp64.array(np.stack([case.z, case.z]))
+    with pytest.raises(ValueError, match="use a fixed-step method"):
+        torch.func.vmap(lambda z: oc.simulate(circuit, z, xp64.array(TIMES)).state)(batch)
