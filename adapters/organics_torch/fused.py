@@ -1,15 +1,16 @@
-"""The native whole-sequence derivative as an autograd Function."""
+"""A whole sequence in C++ (sequence.cpp), for float32 and float64 on the CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import native
+from .road import WEIGHTS, Reserve, Setup
 
 # The order of the arguments in sequence.cpp.
 ARGUMENTS = (
@@ -22,10 +23,10 @@ ARGUMENTS = (
     *("g_w_zx", "g_w_r", "g_w", "g_w_bx0", "g_w_by0", "g_w_ba0", "g_w_bx1", "g_w_by1", "g_w_ba1"),
     *("g_r_y", "g_r_a", "g_r_b0", "g_r_b1"),
 )
-WEIGHTS = ("w_zx", "w_r", "w", "w_bx0", "w_by0", "w_ba0", "w_bx1", "w_by1", "w_ba1", "r_y", "r_a", "r_b0", "r_b1")
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _ROWS = 64
 _CHUNK_NUMBERS = 32768  # per array: rows * steps * units of a chunk, so that a chunk's arrays fit into the cache
+_reserve = Reserve()
 
 
 def available(dtype: torch.dtype, device: torch.device) -> bool:
@@ -58,101 +59,96 @@ class _Arguments:
             raise MemoryError("the native sequence ran out of memory")
 
 
-def _rows(batch: int, threads: int) -> int:
-    """Sequences per block: at most 64, and the same number of blocks for every thread."""
-    rounds = math.ceil(batch / (threads * _ROWS))
-    return math.ceil(batch / (threads * rounds))
+def _layout(setup: Setup, xs: Tensor, n: int) -> dict[str, int]:
+    """The numbers that say how the tape is laid out: the same in both passes."""
+    steps, batch, k = xs.shape
+    threads = max(1, min(setup.threads, batch))
+    rounds = max(1, math.ceil(batch / (threads * _ROWS)))  # blocks of at most _ROWS sequences, as many for every thread
+    rows = max(1, math.ceil(batch / (threads * rounds)))
+    every = setup.checkpoint_every
+    chunk = max(1, min(steps, 16, _CHUNK_NUMBERS // (rows * n), every or steps))
+    period = every // chunk * chunk if 0 < every < steps else steps
+    return {
+        **{"steps": steps, "batch": batch, "inputs": k, "units": n, "main": int(setup.main)},
+        **{"threads": threads, "rows": rows, "chunk": chunk, "period": period, "keep": int(not every)},
+        **{"x_t": xs.stride(0), "x_r": xs.stride(1), "y_t": batch * n, "y_r": n},
+    }
+
+
+def kept_shapes(setup: Setup, xs: Tensor, n: int, identity: bool) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that wait for the backward pass."""
+    if not setup.gradient:
+        return []
+    numbers = _layout(setup, xs, n)
+    if setup.checkpoint_every:
+        return [(math.ceil(numbers["steps"] / numbers["period"]), 4, numbers["batch"], n)]
+    arguments = _Arguments(**numbers)
+    arguments.number("w_r", int(not identity))
+    return [(arguments.call("tape", xs.dtype),)]
+
+
+def forward(
+    setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, weights: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """ys (T, N, n) if wanted, the last state (4, N, n), and what waits for the backward pass."""
+    steps, batch, _ = xs.shape
+    n = start.shape[-1]
+    xs = _with_unit_stride(xs)
+    kept = [_reserve.empty(shape, xs.dtype) for shape in kept_shapes(setup, xs, n, weights[1] is None)]
+    ys = xs.new_empty(steps, batch, n) if setup.outputs else None
+    last = xs.new_empty(4, batch, n)
+    arguments = _common(setup, xs, sigma, weights, kept, n)
+    for name, value in (("start", start.contiguous()), ("last", last), ("ys", ys)):
+        arguments.tensor(name, value)
+    arguments.run("forward", xs.dtype)
+    return ys, last, kept
+
+
+def backward(
+    setup: Setup,
+    xs: Tensor,
+    sigma: Tensor,
+    weights: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    g_ys: Tensor | None,
+    g_last: Tensor | None,
+    wants_x: bool,
+) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
+    """Gradients of xs (where wanted), of the start state (4, N, n), and of the weights."""
+    batch, n = xs.shape[1], weights[2].shape[0]
+    xs = _with_unit_stride(xs)
+    arguments = _common(setup, xs, sigma, weights, kept, n)
+    gradients = [
+        None if value is None else torch.zeros_like(value, memory_format=torch.contiguous_format) for value in weights
+    ]
+    for name, value in zip(WEIGHTS, gradients, strict=True):
+        arguments.tensor(f"g_{name}", value)
+    g_x = torch.empty_like(xs, memory_format=torch.contiguous_format) if wants_x else None
+    for name, value, letters in (("g_ys", None if g_ys is None else _with_unit_stride(g_ys), "gy"), ("g_x", g_x, "gx")):
+        arguments.tensor(name, value)
+        if value is not None:
+            arguments.number(f"{letters}_t", value.stride(0))
+            arguments.number(f"{letters}_r", value.stride(1))
+    g_start = xs.new_empty(4, batch, n)
+    arguments.tensor("g_start", g_start)
+    arguments.tensor("g_last", None if g_last is None else g_last.contiguous())
+    arguments.run("backward", xs.dtype)
+    return g_x, g_start, gradients
+
+
+def _common(
+    setup: Setup, xs: Tensor, sigma: Tensor, weights: Sequence[Tensor | None], kept: Sequence[Tensor], n: int
+) -> _Arguments:
+    """What both passes are given."""
+    arguments = _Arguments(**_layout(setup, xs, n))
+    arguments.tensor("x", xs)
+    arguments.tensor("sigma", sigma.expand(n).contiguous())
+    for name, value in zip(WEIGHTS, weights, strict=True):
+        arguments.tensor(name, None if value is None else value.contiguous())
+    if kept:
+        arguments.tensor("marks" if setup.checkpoint_every else "tape", kept[0])
+    return arguments
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-class FusedSequence(torch.autograd.Function):
-    """ys (T, N, n) or None, and the last y, a, b0, b1, of the native sequence."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        xs: Tensor,
-        y: Tensor,
-        a: Tensor,
-        b0: Tensor,
-        b1: Tensor,
-        sigma: Tensor,
-        variant: str,
-        outputs: bool,
-        checkpoint_every: int | None,
-        needs_gradient: bool,
-        *weights: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-        steps, batch, k = xs.shape
-        n = y.shape[-1]
-        xs = _with_unit_stride(xs)
-        threads = max(1, min(torch.get_num_threads(), batch))
-        rows = _rows(batch, threads)
-        chunk = max(1, min(steps, 16, _CHUNK_NUMBERS // (rows * n)))
-        period = steps
-        if checkpoint_every is not None and checkpoint_every < steps:
-            chunk = min(chunk, checkpoint_every)
-            period = checkpoint_every // chunk * chunk
-        checkpointed = checkpoint_every is not None
-        start = torch.stack([y, a, b0, b1])
-        last = torch.empty_like(start)
-        ys = xs.new_empty(steps, batch, n) if outputs else None
-        weights = tuple(None if value is None else value.contiguous() for value in weights)
-        sigma = sigma.expand(n).contiguous()
-        numbers = {"steps": steps, "batch": batch, "inputs": k, "units": n, "main": int(variant == "main")}
-        numbers |= {"threads": threads, "rows": rows, "chunk": chunk, "period": period, "keep": int(not checkpointed)}
-        numbers |= {"x_t": xs.stride(0), "x_r": xs.stride(1), "y_t": batch * n, "y_r": n}
-        arguments = _Arguments(**numbers)
-        for name, value in zip(WEIGHTS, weights, strict=True):
-            arguments.tensor(name, value)
-        for name, value in (("x", xs), ("sigma", sigma), ("start", start), ("last", last), ("ys", ys)):
-            arguments.tensor(name, value)
-        tape = marks = None
-        if needs_gradient:
-            if checkpointed:
-                marks = xs.new_empty(math.ceil(steps / period), 4, batch, n)
-            else:
-                tape = xs.new_empty(arguments.call("tape", xs.dtype))
-            arguments.tensor("tape", tape)
-            arguments.tensor("marks", marks)
-        arguments.run("forward", xs.dtype)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(xs, sigma, tape, marks, *weights)
-        ctx.numbers = numbers
-        return ys, *last.unbind(0)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g_ys: Tensor | None, *g_last: Tensor | None) -> tuple[Any, ...]:
-        xs, sigma, tape, marks, *weights = ctx.saved_tensors
-        numbers = ctx.numbers
-        batch, n = numbers["batch"], numbers["units"]
-        arguments = _Arguments(**numbers)
-        for name, value in (("x", xs), ("sigma", sigma), ("tape", tape), ("marks", marks)):
-            arguments.tensor(name, value)
-        gradients: list[Tensor | None] = []
-        for name, value in zip(WEIGHTS, weights, strict=True):
-            arguments.tensor(name, value)
-            gradients.append(None if value is None else torch.zeros_like(value))
-            arguments.tensor(f"g_{name}", gradients[-1])
-        if g_ys is not None:
-            g_ys = g_ys if n == 1 and g_ys.stride(-1) != 0 else _with_unit_stride(g_ys)
-            arguments.tensor("g_ys", g_ys)
-            arguments.number("gy_t", g_ys.stride(0))
-            arguments.number("gy_r", g_ys.stride(1))
-        if any(value is not None for value in g_last):
-            zero = xs.new_zeros(batch, n)
-            arguments.tensor("g_last", torch.stack([zero if value is None else value for value in g_last]))
-        g_x = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
-        if g_x is not None:
-            arguments.tensor("g_x", g_x)
-            arguments.number("gx_t", g_x.stride(0))
-            arguments.number("gx_r", g_x.stride(1))
-        g_start = xs.new_empty(4, batch, n) if any(ctx.needs_input_grad[1:5]) else None
-        arguments.tensor("g_start", g_start)
-        arguments.run("backward", xs.dtype)
-        starts = (None,) * 4 if g_start is None else g_start.unbind(0)
-        return g_x, *starts, None, None, None, None, None, *gradients
+    return x if x.stride(-1) == 1 or (x.shape[-1] == 1 and x.stride(-1) != 0) else x.contiguous()
