@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -689,10 +689,12 @@ def as_json(agreement: Agreement, pair: Cell | None = None) -> dict[str, Any]:
     }
 
 
-def save(agreement: Agreement, out: Path, pair: Cell | None = None) -> Iterator[Path]:
-    """Write agreement.json and agreement.md."""
-    yield write_json(out / "agreement.json", as_json(agreement, pair))
-    yield write_text(out / "agreement.md", markdown(agreement, pair))
+def save(agreement: Agreement, path: Path, pair: Cell | None = None) -> tuple[Path, Path]:
+    """Write the table as JSON, and as Markdown beside it."""
+    return (
+        write_json(path, as_json(agreement, pair)),
+        write_text(path.with_suffix(".md"), markdown(agreement, pair)),
+    )
 
 
 def require_libraries(wanted: Sequence[str], columns: Sequence[Column], missing: dict[str, str]) -> None:
@@ -706,12 +708,14 @@ def require_libraries(wanted: Sequence[str], columns: Sequence[Column], missing:
             raise ValueError(f"{name} is required but {missing.get(name, 'missing')}")
 
 
-def run(out: Path, *, require: Sequence[str] = ()) -> int:
-    """Print and save the table; 1 if any bound is exceeded."""
+def run(path: Path, *, require: Sequence[str] = ()) -> int:
+    """Print the table and save it in ``path``, a JSON file; 1 if any bound is exceeded."""
+    if path.suffix != ".json":
+        raise ValueError(f"--output must name a .json file, got {path}")
     missing: dict[str, str] = {}
     columns = installed(missing)
     require_libraries(require, columns, missing)
-    out = output_folder(out)
+    output_folder(path.parent)
     screen = console()
     with screen.status("comparing …") as status:
         agreement = compare(columns, on_step=lambda column, name: status.update(f"{column}: {name}"))
@@ -720,7 +724,7 @@ def run(out: Path, *, require: Sequence[str] = ()) -> int:
     screen.print(rich_table(agreement, pair))
     for name, reason in missing.items():
         screen.print(f"[dim]{name}: {reason}[/]")
-    files = list(save(agreement, out, pair))
+    files = save(agreement, path, pair)
     good = agreement.ok and (pair is None or pair.ok)
     total = seconds(sum(agreement.wall.values()))
     screen.print(f"\nbounds: float64 {BOUND64:.0e}; float32 1e-05 to 1e-04, row by row in {files[1]}", soft_wrap=True)

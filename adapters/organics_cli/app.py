@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from organics_train.cli import register as register_training
-
 from .console import Debug, command, console
+from .lazy import Group
 
 app = typer.Typer(
     name="organics",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -45,28 +45,28 @@ def _root(
 @app.command()
 @command
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures and numbers.")] = Path(
-        "organics-output/demo"
+    output: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder for pictures and numbers.")] = Path(
+        "organics-demo"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and a smaller agreement check.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two epochs, and fewer rows in the agreement table.")] = False,
     framework: Annotated[
-        str, typer.Option("--framework", help="Where to train: jax, torch, or all (every one installed).")
+        str, typer.Option("--framework", help="Where to train: jax, torch, or all that are installed.")
     ] = "all",
     debug: Debug = False,
 ) -> None:
     """The tour: simulate, solve, certify, cross-check and train a circuit, in under two minutes."""
     from .demo import run
 
-    run(out, quick=quick, framework=framework)
+    raise typer.Exit(run(output, quick=quick, framework=framework))
 
 
 @app.command()
 @command
 def simulate(
     file: File,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the picture and the numbers.")] = Path(
-        "organics-output/simulate"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "--out", "-o", help="Folder for the picture and the numbers.")
+    ] = Path("organics-output/simulate"),
     method: Annotated[
         str | None, typer.Option("--method", help="dopri5, rk4, heun, euler or exponential_euler; default: the file's.")
     ] = None,
@@ -79,7 +79,7 @@ def simulate(
     """Simulate a circuit from rest and compare its end with its steady state."""
     from .circuits import simulate as run
 
-    run(file, out, method=method, duration=duration, variant=variant)
+    run(file, output, method=method, duration=duration, variant=variant)
 
 
 @app.command()
@@ -100,9 +100,9 @@ def certify(
 @app.command()
 @command
 def agree(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table as JSON and Markdown.")] = Path(
-        "organics-output/agreement"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "--out", "-o", help="Write the table here, and as Markdown beside it.")
+    ] = Path("organics-output/agreement.json"),
     require: Annotated[
         list[str] | None, typer.Option("--require", help="Fail if this library is missing; may be repeated.")
     ] = None,
@@ -111,7 +111,4 @@ def agree(
     """Do all installed array libraries compute the same? Exit code 1 if any exceeds its bound."""
     from .agree import run
 
-    raise typer.Exit(run(out, require=require or []))
-
-
-register_training(app)
+    raise typer.Exit(run(output, require=require or []))

@@ -210,7 +210,7 @@ def certify(path: Path) -> int:
         return EXIT_STABLE if stable else EXIT_NOT_STABLE
     why = "w_r is not the identity" if not identity else f"variant is {variant}"
     screen.print(
-        f"The certificate is for W_r = I and the main circuit; here {why}. Steady state and eigenvalues decide instead:\n",
+        f"The certificate is for W_r = I and the main circuit; here {why}.\nSteady state and eigenvalues decide instead:\n",
         soft_wrap=True,
     )
     facts = find(circuit, z, variant)

@@ -104,7 +104,7 @@ def plain(value: Any) -> Any:
 def output_folder(path: Path) -> Path:
     """Make the folder, or say in one sentence why not."""
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file, not a folder; choose another --out")
+        raise ValueError(f"{path} is a file, not a folder; choose another --output")
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -15,6 +15,7 @@ from .circuits import contrast_response, eigenvalues, matrix, responses, traject
 from .figures import (
     agreement_figure,
     contrast_response_figure,
+    overview_figure,
     responses_figure,
     simulation_figure,
     spectrum_figure,
@@ -33,6 +34,7 @@ __all__ = [
     "contrast_response_figure",
     "eigenvalues",
     "matrix",
+    "overview_figure",
     "responses",
     "responses_figure",
     "save",

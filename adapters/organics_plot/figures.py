@@ -40,14 +40,34 @@ def contrast_response_figure(experiment: ContrastExperiment) -> Figure:
     return figure
 
 
+def overview_figure(experiment: ContrastExperiment) -> Figure:
+    """The circuit in three panels: responses over time, contrast response on the equation, eigenvalues."""
+    e = experiment
+    names = [percent(c) for c in e.contrasts]
+    with style():
+        figure, axes = new_figure(1, 3, (15, 4.6), width_ratios=(1.1, 1, 1.05))
+        responses(e, ax=axes[0, 0])
+        axes[0, 0].set_title("A neuron sees gratings of rising contrast")
+        axes[0, 0].legend(title="Contrast", loc="upper right", bbox_to_anchor=(0.77, 0.93), reverse=True)
+        contrast_response(e, ax=axes[0, 1])
+        axes[0, 1].set_title("It obeys the normalization equation")
+        eigenvalues(e.population.circuit, _fixed_points(e), labels=names, ax=axes[0, 2])
+        axes[0, 2].set_title("The circuit is stable at every contrast")
+    return figure
+
+
+def _fixed_points(experiment: ContrastExperiment) -> list[oc.State]:
+    """The fixed point at every contrast."""
+    return [oc.State(y, a) for y, a in zip(*experiment.steady.state, strict=True)]
+
+
 def spectrum_figure(experiment: ContrastExperiment) -> Figure:
     """Eigenvalues at the fixed point of every contrast, and how damping and rotation change with contrast."""
     e = experiment
     circuit = e.population.circuit
-    states = [oc.State(y, a) for y, a in zip(*e.steady.state, strict=True)]
     with style():
         figure, axes = new_figure(1, 2, (11, 4.8), width_ratios=(1.35, 1))
-        eigenvalues(circuit, states, labels=[percent(c) for c in e.contrasts], ax=axes[0, 0])
+        eigenvalues(circuit, _fixed_points(e), labels=[percent(c) for c in e.contrasts], ax=axes[0, 0])
         axes[0, 0].set_title("All eigenvalues, at every contrast, are stable")
         fine = np.geomspace(e.contrasts.min(), e.contrasts.max(), 60)
         found = oc.steady_state(circuit, e.population.drive(fine, e.orientation)).state
@@ -69,9 +89,9 @@ def training_figure(records: Mapping[str, Sequence[EpochRecord]], *, target: flo
     """Loss, accuracy, gradient norm and largest real eigenvalue part while training."""
     titles = {
         "loss": "Loss",
-        "test_accuracy": "Accuracy",
-        "gradient_norm": "Gradients neither vanish nor explode",
-        "spectral_abscissa": "The circuit stays stable",
+        "test_accuracy": "Test accuracy",
+        "gradient_norm": "Gradients, never clipped (band: largest)",
+        "spectral_abscissa": "Largest real eigenvalue part",
     }
     with style():
         figure, axes = new_figure(2, 2, (10.5, 7.2))
@@ -126,13 +146,20 @@ def agreement_figure(table: Any) -> Figure:
                 ms=6.5,
                 label=f"{column.library} {column.dtype}",
             )
+        singles = any(column.dtype == "float32" for column in table.columns)
         for row, quantity in enumerate(rows):
             ax.axhline(row, color=GRID, lw=0.8, zorder=0)
-            ax.plot([quantity.bound32] * 2, [row - 0.35, row + 0.35], color=MUTED, lw=1.2)
+            if singles:
+                ax.plot([quantity.bound32] * 2, [row - 0.35, row + 0.35], color=MUTED, lw=1.2)
+        if singles:
+            ax.text(rows[0].bound32, -0.75, "float32 ", color=MUTED, ha="right", va="center", fontsize=9)
         ax.axvline(1e-10, color=MUTED, lw=1.2, ls=(0, (4, 3)))
         ax.text(1e-10, -0.75, "bound, float64 ", color=MUTED, ha="right", va="center", fontsize=9)
         ax.set_xscale("log")
-        ax.set_xlim(floor / 2, 1e-2)
+        right = 1e-2 if singles else 1e-8
+        ax.set_xlim(floor / 2, right)
+        ticks = [floor, *(10.0**k for k in range(-16, 1, 2) if 10.0**k <= right)]
+        ax.set_xticks(ticks, ["0", *(f"$10^{{{round(np.log10(tick))}}}$" for tick in ticks[1:])])
         ax.set_ylim(len(rows) - 0.4, -1.2)
         ax.set_yticks(range(len(rows)), [quantity.name for quantity in rows])
         ax.tick_params(axis="y", length=0)

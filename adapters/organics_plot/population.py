@@ -141,8 +141,8 @@ def contrast_experiment(
     *,
     orientation: float = np.pi / 2,
     on: float = 0.02,
-    off: float = 0.24,
-    end: float = 0.32,
+    off: float = 0.32,
+    end: float = 0.4,
     rtol: float = 1e-8,
 ) -> ContrastExperiment:
     """Show the population gratings of rising contrast, from ``on`` to ``off`` seconds, and simulate.

@@ -48,6 +48,8 @@ def training_curve(
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"unknown quantity {quantity!r}; choose one of {', '.join(map(repr, QUANTITIES))}")
+    from matplotlib.ticker import MaxNLocator
+
     ax = axes_or_current(ax)
     scale = 100.0 if quantity == "test_accuracy" else 1.0
     spare = iter(CYCLE * 4)
@@ -65,6 +67,7 @@ def training_curve(
         low, high = min(low, float(values[known].min())), max(high, float(values[known].max()))
         ax.plot(epochs[known], values[known], color=color, marker=MARKERS[k % len(MARKERS)], ms=4, label=name)
     ax.set(xlabel="Epoch", ylabel=QUANTITIES[quantity])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y")
     if quantity in ("loss", "gradient_norm") and low > 0:
         ax.set_yscale("log")

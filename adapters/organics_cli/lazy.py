@@ -1,0 +1,55 @@
+"""Commands that live in other packages, imported only when one of them is called.
+
+To add a command: write ``register(app: typer.Typer)`` in a module of your package, and name the module, with its
+commands and their first help lines, in :data:`ELSEWHERE`. A test compares these lines with the commands' own.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "organics_train.cli": {
+        "train": "Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped.",
+        "table": "Collect results and print the paper's two tables beside them.",
+    },
+}
+"""Module: {command: first line of its help}."""
+
+
+def load(name: str) -> Any:
+    """Import the command ``name`` from where it lives."""
+    module = next(module for module, commands in ELSEWHERE.items() if name in commands)
+    app = typer.Typer()
+    app.callback()(lambda: None)  # stays a group even with one command
+    import_module(module).register(app)
+    return typer.main.get_group(app).commands[name]
+
+
+class Group(TyperGroup):
+    """A group that knows the commands of :data:`ELSEWHERE`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All commands, those defined here first."""
+        return [*super().list_commands(ctx), *(name for commands in ELSEWHERE.values() for name in commands)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command; while the group's own help is shown, a name and a line stand for one that lives elsewhere."""
+        lines = {name: line for commands in ELSEWHERE.values() for name, line in commands.items()}
+        if cmd_name not in lines:
+            return super().get_command(ctx, cmd_name)
+        return TyperCommand(cmd_name, help=lines[cmd_name]) if self._listing else load(cmd_name)
+
+    _listing = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The group's help."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
