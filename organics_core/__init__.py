@@ -43,6 +43,7 @@ from .stability import (
 )
 from .steady_state import FixedPoint, SteadyState, fixed_points, steady_state
 from .stochastic import integrate_sde, simulate_sde, wiener_increments
+from .sweep import Classification, PhaseDiagram, classify, phase_diagram, random_recurrence
 from .v1 import (
     V1Circuit,
     V1State,
@@ -64,12 +65,14 @@ __all__ = [
     "CellState",
     "Certificate",
     "Circuit",
+    "Classification",
     "DenseOutput",
     "FirstOrder",
     "FixedPoint",
     "GenericBackend",
     "MaxRates",
     "OscillatorForm",
+    "PhaseDiagram",
     "StabilityBoundary",
     "State",
     "SteadyState",
@@ -81,6 +84,7 @@ __all__ = [
     "cell_sequence",
     "cell_step",
     "certify",
+    "classify",
     "coherence",
     "energy",
     "find_fixed_points",
@@ -97,7 +101,9 @@ __all__ = [
     "linear_power_spectrum",
     "noise_covariance",
     "oscillator_form",
+    "phase_diagram",
     "power_spectrum",
+    "random_recurrence",
     "registered_backends",
     "resting_state",
     "simulate",

@@ -1,0 +1,88 @@
+"""``organics sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from organics_cli.console import Debug, command, console, write_json
+from organics_core.sweep import KINDS
+
+from . import Sweep, load, run
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command()(sweep)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``"0,0.5,1"`` or ``"first:last:count"`` as numbers."""
+    try:
+        if ":" in text:
+            first, last, count = text.split(":")
+            return tuple(float(value) for value in np.linspace(float(first), float(last), int(count)))
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of numbers; write 0,0.5,1 or first:last:count") from None
+
+
+@command
+def sweep(
+    n: Annotated[int, typer.Option("--n", help="Neurons.")] = 20,
+    deltas: Annotated[str, typer.Option("--deltas", help="Strengths: a,b,c or first:last:count.")] = "0:2:9",
+    norms: Annotated[str, typer.Option("--norms", help="Input norms, likewise.")] = "0.1,0.3,1,3,10",
+    draws: Annotated[int, typer.Option("--draws", help="Random circuits per point.")] = 10,
+    ensemble: Annotated[str, typer.Option("--ensemble", help="goe or gaussian.")] = "goe",
+    variant: Annotated[str, typer.Option("--variant", help="main, rectified or rectified_recurrence.")] = "main",
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    block: Annotated[int, typer.Option("--block", help="Draws per task.")] = 5,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default: all cores.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", help="Address of a Dask scheduler, such as tcp://host:8786.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store; resumed if it is there.")] = Path(
+        "organics-output/sweep"
+    ),
+    debug: Debug = False,
+) -> None:
+    """Phase diagram of random recurrence: who settles, oscillates or diverges. An interrupted sweep resumes."""
+    spec = Sweep(
+        n=n, deltas=numbers(deltas), norms=numbers(norms), draws=draws, ensemble=ensemble, variant=variant, seed=seed,
+        block=block,
+    )  # fmt: skip
+    client = None
+    if scheduler is not None:
+        from distributed import Client
+
+        client = Client(scheduler)
+    screen = console()
+    store = out / "store.zarr"
+    if store.exists():
+        there = int((load(store).kind >= 0).sum())
+        screen.print(f"{there} of {np.prod(spec.shape)} circuits were there already in {store}.")
+    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen) as bar:
+        job = bar.add_task("tasks", total=None)
+        run(
+            spec, store, workers=workers, client=client,
+            progress=lambda done, total: bar.update(job, completed=done, total=total),
+        )  # fmt: skip
+    found = load(store)
+    counts = {name: int(np.sum(found.kind == code)) for code, name in enumerate(KINDS)}
+    table = Table(title="share of stable fixed points", caption="rows: strength delta; columns: norm of the input")
+    table.add_column("delta", justify="right")
+    for norm in found.norms:
+        table.add_column(f"{norm:g}", justify="right")
+    for delta, row in zip(found.deltas, found.kind, strict=True):
+        table.add_row(f"{delta:g}", *(f"{np.mean(cell == 0):.0%}" for cell in row))
+    screen.print(table)
+    screen.print(", ".join(f"{name} {count}" for name, count in counts.items()))
+    circuits = int(found.kind.size)
+    summary = {"sweep": spec.describe(), "circuits": circuits, "kinds": counts, "simulated": int(found.simulated.sum())}
+    screen.print(f"Numbers: {write_json(out / 'summary.json', summary)}")

@@ -1,0 +1,123 @@
+"""Runs the tasks of a sweep: in this process, on all cores, or on a Dask cluster; the results are the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .spec import Sweep, Task, compute
+from .store import Store
+
+Result = tuple[Task, dict[str, np.ndarray]]
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_RESTARTS = 5
+
+
+def run(
+    spec: Sweep,
+    path: Path | str,
+    *,
+    workers: int | None = None,
+    client: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Store:
+    """Compute what is missing in the store at ``path``.
+
+    Parameters
+    ----------
+    spec : Sweep
+    path : path
+        Of the store; made if it is not there, resumed if it is.
+    workers : int, optional
+        Processes; all cores by default, 0 for none besides this one.
+    client : dask.distributed.Client, optional
+        Run on its cluster instead. Workers may come, go and die: their tasks
+        are given to others.
+    progress : callable, optional
+        Called with the numbers of tasks done and of all, at the start and after each.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    ValueError
+        Where the path holds another sweep.
+    """
+    store = Store(path, spec)
+    missing = store.missing()
+    total = sum(1 for _ in spec.tasks())
+    done = total - len(missing)
+    if progress is not None:
+        progress(done, total)
+    if not missing:
+        return store
+    if client is not None:
+        results = _on_cluster(spec, missing, client)
+    elif workers == 0:
+        results = ((task, compute(spec, task)) for task in missing)
+    else:
+        results = _on_processes(spec, missing, workers or os.cpu_count() or 1)
+    for task, values in results:
+        store.write(task, values)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    return store
+
+
+def _labelled(spec: Sweep, task: Task) -> Result:
+    return task, compute(spec, task)
+
+
+def _on_processes(spec: Sweep, tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Fresh processes with one thread each; where one dies the pool starts anew with what is left."""
+    left = dict.fromkeys(tasks)
+    restarts = 0
+    saved = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))  # inherited by the processes; they are the parallelism
+    try:
+        while left:
+            pool = ProcessPoolExecutor(min(workers, len(left)), mp_context=multiprocessing.get_context("spawn"))
+            try:
+                pending = {pool.submit(_labelled, spec, task) for task in left}
+                while pending:
+                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        task, values = future.result()
+                        del left[task]
+                        yield task, values
+            except BrokenProcessPool:
+                restarts += 1
+                if restarts > _RESTARTS:
+                    raise
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _on_cluster(spec: Sweep, tasks: Iterable[Task], client: Any) -> Iterator[Result]:
+    try:
+        from distributed import as_completed
+    except ImportError as error:
+        raise ImportError(
+            "a cluster needs dask.distributed; install it with: pip install 'organics-core[dask]'"
+        ) from error
+    futures = [client.submit(_labelled, spec, task, pure=False, retries=_RESTARTS) for task in tasks]
+    for future, result in as_completed(futures, with_results=True):
+        yield result
+        future.release()

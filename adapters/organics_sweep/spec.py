@@ -1,0 +1,112 @@
+"""What a sweep computes, and the one task it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import organics_core as oc
+from organics_core import _checks
+from organics_core.sweep import ENSEMBLES
+
+
+class Task(NamedTuple):
+    """One strength, one norm, a block of draws."""
+
+    delta: int
+    norm: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A phase diagram: W_r = I + delta M / sqrt(n) for every strength, input norm and draw.
+
+    Parameters
+    ----------
+    n : int
+        Neurons.
+    deltas, norms : tuple of float
+    draws : int
+        Random circuits per strength and norm.
+    ensemble : {"goe", "gaussian"}
+    seed : int
+    variant : {"main", "rectified", "rectified_recurrence"}
+    pool : float
+        Every entry of W, times n.
+    b, b0, sigma, tau_y, tau_a : float
+    block : int
+        Draws per task: tasks are what workers receive and what a resumed sweep skips.
+    """
+
+    n: int = 20
+    deltas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    norms: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    draws: int = 10
+    ensemble: str = "goe"
+    seed: int = 0
+    variant: str = "main"
+    pool: float = 1.0
+    b: float = 1.0
+    b0: float = 1.0
+    sigma: float = 0.1
+    tau_y: float = 0.002
+    tau_a: float = 0.002
+    block: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("n", "draws", "block"):
+            _checks.positive_integer(name, getattr(self, name))
+        _checks.one_of("ensemble", self.ensemble, ENSEMBLES)
+        _checks.one_of("variant", self.variant, _checks.VARIANTS)
+        for name in ("deltas", "norms"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if not values or not all(0 <= value < float("inf") for value in values):
+                raise ValueError(f"{name} must be numbers >= 0, one at least, got {values}")
+            object.__setattr__(self, name, values)
+        self.circuit()
+
+    def circuit(self) -> oc.Circuit:
+        """The circuit without its recurrence."""
+        w = np.full((self.n, self.n), self.pool / self.n)
+        return oc.Circuit(None, w, self.b, self.b0, self.sigma, self.tau_y, self.tau_a)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.draws // self.block)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.deltas), len(self.norms), self.draws
+
+    def tasks(self) -> Iterator[Task]:
+        """All tasks, the draws outermost, so that an unfinished sweep covers the whole plane."""
+        for block in range(self.blocks):
+            for delta in range(len(self.deltas)):
+                for norm in range(len(self.norms)):
+                    yield Task(delta, norm, block)
+
+    def range_of(self, task: Task) -> range:
+        """Its draws."""
+        return range(task.block * self.block, min((task.block + 1) * self.block, self.draws))
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def compute(spec: Sweep, task: Task) -> dict[str, np.ndarray]:
+    """One task: arrays (draws of the block,) by name. Pure, so that any worker may run it, and run it again."""
+    found = oc.phase_diagram(
+        spec.circuit(),
+        np.array([spec.deltas[task.delta]]),
+        np.array([spec.norms[task.norm]]),
+        spec.range_of(task),
+        ensemble=spec.ensemble,
+        seed=spec.seed,
+        variant=spec.variant,
+    )
+    return {name: getattr(found, name)[0, 0] for name in ("kind", "abscissa", "distance", "simulated")}

@@ -1,0 +1,85 @@
+"""Where results go: a Zarr group on disk, one chunk per task, so that finished tasks are never computed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from organics_core.sweep import PhaseDiagram
+
+from .spec import Sweep, Task
+
+_FIELDS = {
+    "kind": ("int8", -1),
+    "abscissa": ("float64", np.nan),
+    "distance": ("float64", np.nan),
+    "simulated": ("bool", False),
+}
+
+
+class Store:
+    """The store of one sweep at ``path``, made if it is not there.
+
+    Raises
+    ------
+    ValueError
+        Where the path holds another sweep, or something else.
+    """
+
+    def __init__(self, path: Path | str, spec: Sweep) -> None:
+        self.spec = spec
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            self.group = _open(path, "r+")
+            if self.group.attrs["sweep"] != spec.describe():
+                raise ValueError(
+                    f"{path} holds another sweep; choose another path, or give the options it was made with"
+                )
+            return
+        self.group = zarr.open_group(path, mode="w")
+        chunks = (1, 1, min(spec.block, spec.draws))
+        for name, (dtype, fill) in _FIELDS.items():
+            self.group.create_array(name, shape=spec.shape, chunks=chunks, dtype=dtype, fill_value=fill)
+        done = (len(spec.deltas), len(spec.norms), spec.blocks)
+        self.group.create_array("done", shape=done, chunks=(1, 1, 1), dtype="bool", fill_value=False)
+        self.group.attrs["sweep"] = spec.describe()  # last: a group without it was never finished
+
+    def missing(self) -> list[Task]:
+        """The tasks still to be done."""
+        done = self.group["done"][:]
+        return [task for task in self.spec.tasks() if not done[task]]
+
+    def write(self, task: Task, values: dict[str, np.ndarray]) -> None:
+        """Append the result of a task; its mark comes last, so a torn write is computed again."""
+        draws = self.spec.range_of(task)
+        for name in _FIELDS:
+            self.group[name][task.delta, task.norm, draws.start : draws.stop] = values[name]
+        self.group["done"][task] = True
+
+
+def _open(path: Path, mode: str) -> zarr.Group:
+    try:
+        group = zarr.open_group(path, mode=mode)
+        group.attrs["sweep"]
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not the store of a sweep; choose a path that does not exist") from error
+    return group
+
+
+def load(path: Path | str) -> PhaseDiagram:
+    """The phase diagram in a store; ``kind`` is -1 where nothing has been computed yet.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Where there is no store.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no sweep at {path}")
+    group = _open(path, "r")
+    described = group.attrs["sweep"]
+    arrays = {name: group[name][:] for name in _FIELDS}
+    return PhaseDiagram(np.array(described["deltas"]), np.array(described["norms"]), **arrays)

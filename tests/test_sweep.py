@@ -1,0 +1,243 @@
+"""Classification and phase diagrams; the driver on processes and on a cluster, and its store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from functools import cache
+
+import numpy as np
+import pytest
+from support import Library, largest, numpy_tree
+
+import organics_core as oc
+from organics_core.sweep import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE
+
+
+def flat(n: int = 5) -> oc.Circuit:
+    return oc.Circuit(None, np.full((n, n), 1.0 / n), 1.0, 1.0, 0.1, 0.002, 0.002)
+
+
+def draw(circuit: oc.Circuit, delta: float, norm: float, index: int, ensemble: str) -> tuple[oc.Circuit, np.ndarray]:
+    """The circuit and the drive that a phase diagram with seed 0 classifies."""
+    n = circuit.w.shape[-1]
+    keys = [int(key) for key in np.random.SeedSequence([0, index]).generate_state(2)]
+    w_r = oc.random_recurrence(n, delta, ensemble=ensemble, seed=keys[0], like=circuit.w)
+    z = np.random.default_rng(keys[1]).standard_normal(n)
+    return circuit._replace(w_r=w_r), norm * z / np.linalg.norm(z)
+
+
+def test_weak_recurrence_is_a_fixed_point(xp: Library) -> None:
+    """At delta = 0 every circuit settles, on the closed form, without simulation; a small delta moves it little."""
+    found = oc.phase_diagram(xp.tree(flat()), xp.array([0.0, 0.01]), xp.array([0.1, 1.0, 10.0]), 2)
+    assert tuple(found.kind.shape) == (2, 3, 2)
+    assert not numpy_tree((found.kind,))[0].any()
+    assert not numpy_tree((found.simulated,))[0].any()
+    distance = numpy_tree((found.distance,))[0]
+    assert np.max(distance[0]) < 2e3 * xp.eps
+    assert 1e-6 < np.min(distance[1]) < np.max(distance[1]) < 0.2
+    assert np.max(numpy_tree((found.abscissa,))[0]) < 0
+
+
+def test_classification_agrees_with_simulation() -> None:
+    """Strong recurrence, both ensembles: what is called settled, cycling or diverging does so when simulated anew."""
+    circuit = flat(20)
+    deltas, norms = np.array([0.6, 2.0]), np.array([1.0, 10.0])
+    kinds = set()
+    for ensemble in oc.sweep.ENSEMBLES:
+        found = oc.phase_diagram(circuit, deltas, norms, 3, ensemble=ensemble)
+        for i, j, r in np.ndindex(found.kind.shape):
+            kind = int(found.kind[i, j, r])
+            kinds.add(kind)
+            one, z = draw(circuit, deltas[i], norms[j], r, ensemble)
+            if kind == FIXED_POINT:
+                settled = oc.classify(one, z).state
+                assert largest(oc.vector_field(one, settled, z)) * 0.002 < 1e-9 * (1 + largest(settled))
+                nudged = oc.State(settled.y * (1 + 1e-4), settled.a)
+                run = oc.simulate(
+                    one, z, np.linspace(0.0, 40.0 / -found.abscissa[i, j, r], 3), state0=nudged, rtol=1e-9, atol=1e-12
+                )
+                np.testing.assert_allclose(run.state.y[-1], settled.y, atol=2e-5 * np.abs(settled.y).max())
+            elif kind == DIVERGENCE:
+                run = oc.simulate(one, z, np.linspace(0.0, 2.0, 2001), rtol=1e-4, max_steps=20_000)
+                assert not run.success or np.abs(run.state.a).max() > 1e6
+    assert {FIXED_POINT, DIVERGENCE} <= kinds
+
+
+def test_a_limit_cycle_is_found() -> None:
+    """Two neurons with a rotation in W_r circle for ever: one circuit with a cycle that a simulation shows."""
+    w_r = np.array([[1.5, -2.0], [2.0, 1.5]])
+    circuit = oc.Circuit(w_r, np.full((2, 2), 0.5), 1.0, 1.0, 0.1, 0.002, 0.002)
+    z = np.array([0.05, 0.0])
+    found = oc.classify(circuit, z)
+    assert int(found.kind) == LIMIT_CYCLE
+    assert bool(found.simulated)
+    assert float(found.abscissa) > 0
+    run = oc.simulate(circuit, z, np.linspace(0.0, 1.0, 2001))
+    late = run.state.y[1000:, 0]
+    assert np.ptp(late) > 0.5
+    assert np.sum(np.diff(np.sign(late - late.mean())) != 0) > 10
+
+
+def test_batches_are_classified_member_by_member() -> None:
+    """A batch over drives gives what each gives alone."""
+    circuit = flat(6)._replace(w_r=oc.random_recurrence(6, 2.0, seed=4, like=flat(6).w))
+    z = np.random.default_rng(0).standard_normal((4, 6)) * np.array([[0.1], [1.0], [3.0], [10.0]])
+    together = oc.classify(circuit, z)
+    for k in range(4):
+        alone = oc.classify(circuit, z[k])
+        assert int(alone.kind) == int(together.kind[k])
+        assert bool(alone.simulated) == bool(together.simulated[k])
+
+
+def test_random_recurrence(xp: Library) -> None:
+    """GOE is symmetric with its edge at 2, the Gaussian ensemble fills the unit disk; seeds reproduce."""
+    like = xp.array([0.0])
+    goe = numpy_tree((oc.random_recurrence(200, 1.0, seed=1, like=like),))[0] - np.eye(200)
+    np.testing.assert_allclose(goe, goe.T, atol=1e-6)
+    assert 1.8 < np.max(np.linalg.eigvalsh(goe)) < 2.2
+    m = numpy_tree((oc.random_recurrence(200, 0.5, ensemble="gaussian", seed=1, like=like),))[0] - np.eye(200)
+    assert 0.45 < np.max(np.abs(np.linalg.eigvals(m))) < 0.58
+    again = oc.random_recurrence(200, xp.array([0.0, 0.5]), ensemble="gaussian", seed=1, like=like)
+    xp.assert_close(again[1, ...], m + np.eye(200), rtol=1e-6, atol=1e-6)
+
+
+def test_bad_arguments_are_named() -> None:
+    one = np.array([1.0])
+    for arguments, options, message in (
+        ((np.array([-1.0]), one, 1), {}, "deltas must be non-negative"),
+        ((one, np.ones((1, 1)), 1), {}, r"norms must have shape \(K,\)"),
+        ((one, one, 0), {}, "draws must be at least 1"),
+        ((one, one, 1), {"ensemble": "ginibre"}, "unknown ensemble 'ginibre'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            oc.phase_diagram(flat(), *arguments, **options)
+
+
+# The driver.
+
+sweep = pytest.importorskip("organics_sweep", reason="zarr is not installed", exc_type=ImportError)
+
+
+def small(**changes: object) -> sweep.Sweep:
+    values = {"n": 4, "deltas": (0.0, 0.4, 1.0), "norms": (0.3, 1.0), "draws": 4, "block": 2, **changes}
+    return sweep.Sweep(**values)
+
+
+@cache
+def expected(spec: sweep.Sweep) -> oc.PhaseDiagram:
+    return oc.phase_diagram(spec.circuit(), np.array(spec.deltas), np.array(spec.norms), spec.draws, seed=spec.seed)
+
+
+def assert_same(found: oc.PhaseDiagram, want: oc.PhaseDiagram) -> None:
+    for name in ("kind", "simulated"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+    np.testing.assert_allclose(found.abscissa, want.abscissa, rtol=1e-9)
+
+
+def test_sweep_in_this_process_equals_the_phase_diagram(tmp_path) -> None:
+    spec = small()
+    sweep.run(spec, tmp_path / "store", workers=0)
+    assert_same(sweep.load(tmp_path / "store"), expected(spec))
+
+
+def test_sweep_on_processes_and_resumed(tmp_path) -> None:
+    """Interrupted after three tasks, then resumed on two processes: only the missing tasks run, nothing differs."""
+    spec, path = small(), tmp_path / "store"
+    seen = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(spec, path, workers=0, progress=stop)
+    assert seen[-1] == (3, 12)
+    half = sweep.load(path)
+    assert np.sum(half.kind >= 0) == 3 * spec.block
+    after = []
+    sweep.run(spec, path, workers=2, progress=lambda done, total: after.append(done))
+    assert after == list(range(3, 13))
+    assert_same(sweep.load(path), expected(spec))
+    with pytest.raises(ValueError, match="holds another sweep"):
+        sweep.run(small(seed=1), path, workers=0)
+
+
+def test_a_killed_process_loses_nothing(tmp_path) -> None:
+    """One worker process is killed in mid-run: the pool starts anew and the result is complete."""
+    spec, killed = small(draws=8, block=1), []
+
+    def kill(done: int, total: int) -> None:
+        if done == 5 and not killed:
+            import multiprocessing
+
+            victim = multiprocessing.active_children()[0]
+            os.kill(victim.pid, signal.SIGKILL)
+            killed.append(victim.pid)
+
+    sweep.run(spec, tmp_path / "store", workers=2, progress=kill)
+    assert killed
+    assert_same(sweep.load(tmp_path / "store"), expected(spec))
+
+
+def test_a_killed_worker_of_a_cluster_loses_nothing(tmp_path) -> None:
+    """The same sweep on a local cluster of two worker processes, one of which is killed in mid-run."""
+    distributed = pytest.importorskip("distributed", reason="dask is not installed")
+    spec, killed = small(draws=8, block=1), []
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+
+        def kill(done: int, total: int) -> None:
+            if done == 5 and not killed:
+                pids = client.run(os.getpid)
+                victim = next(iter(pids.values()))
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+                time.sleep(0.1)
+
+        sweep.run(spec, tmp_path / "store", client=client, progress=kill)
+    assert killed
+    assert_same(sweep.load(tmp_path / "store"), expected(spec))
+
+
+def test_failing_tasks_are_reported(tmp_path) -> None:
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        small(draws=0)
+    with pytest.raises(ValueError, match="unknown ensemble"):
+        small(ensemble="none")
+    with pytest.raises(FileNotFoundError, match="no sweep at"):
+        sweep.load(tmp_path / "nothing")
+
+
+def test_command(tmp_path, monkeypatch) -> None:
+    """The command runs a sweep with a progress bar, resumes it, and prints the table of kinds."""
+    typer = pytest.importorskip("typer", reason="typer is not installed")
+    from typer.testing import CliRunner
+
+    monkeypatch.setenv("COLUMNS", "100")
+    app = typer.Typer()
+
+    @app.callback()
+    def root() -> None: ...
+
+    sweep.register(app)
+    options = ["--n", "4", "--deltas", "0:1:3", "--norms", "1,3", "--draws", "2", "--workers", "0"]
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["sweep", *options, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "fixed point" in done.output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["circuits"] == 12
+    assert sum(summary["kinds"].values()) == 12
+    again = CliRunner().invoke(app, ["sweep", *options, "--out", str(out)])
+    assert again.exit_code == 0
+    assert "12 of 12 circuits were there" in again.output
+    bad = CliRunner().invoke(app, ["sweep", "--deltas", "a", "--out", str(out)])
+    assert bad.exit_code == 2
