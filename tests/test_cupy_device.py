@@ -7,12 +7,12 @@ from typing import Any
 
 import cupy as cp
 import numpy as np
-import organics_cupy as og
 import pytest
-from organics_backends.cupy import GraphRecorder
 from support import VARIANTS, small_circuit
 
 import organics_core as oc
+import organics_cupy as og
+from organics_backends.cupy import GraphRecorder
 from organics_core.stochastic import simulate_sde as core_simulate_sde
 from organics_core.stochastic import wiener_increments
 

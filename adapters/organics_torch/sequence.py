@@ -6,6 +6,8 @@
     Plain torch with a derivative by hand, on any device (plain.py).
 ``fused``
     C++ for float32 and float64 on the CPU, where a compiler is found (fused.py).
+``triton``
+    One kernel per direction for float32 on CUDA, where Triton is (triton_kernel.py).
 
 A road is a module with ``kept_shapes``, ``forward`` and ``backward``.
 """
@@ -23,8 +25,24 @@ from organics_core.cell import CellParameters, CellState, Rates, step
 from . import fused, native, plain
 from .road import WEIGHTS, Setup
 
-IMPLEMENTATIONS = ("auto", "fused", "function", "reference")
+IMPLEMENTATIONS = ("auto", "fused", "triton", "function", "reference")
 _ROADS: dict[str, Any] = {"fused": fused, "function": plain}
+
+
+def _road(name: str) -> Any:
+    if name == "triton":
+        from . import triton_kernel
+
+        return triton_kernel
+    return _ROADS[name]
+
+
+def _triton_obstacle(xs: Tensor, units: int, checkpoint_every: int | None) -> str | None:
+    """Why the Triton kernels cannot run, or None."""
+    try:
+        return _road("triton").obstacle(xs, units, checkpoint_every)
+    except ImportError as error:
+        return f"Triton is missing ({error})"
 
 
 def reference_sequence(
@@ -45,7 +63,7 @@ class SequenceFunction(torch.autograd.Function):
     def forward(
         ctx: Any, road: str, setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, *weights: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        ys, last, kept = _ROADS[road].forward(setup, xs, start, sigma, weights)
+        ys, last, kept = _road(road).forward(setup, xs, start, sigma, weights)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(xs, sigma, *weights, *kept)
         ctx.road, ctx.setup = road, setup
@@ -57,30 +75,113 @@ class SequenceFunction(torch.autograd.Function):
         xs, sigma, *rest = ctx.saved_tensors
         weights, kept = rest[: len(WEIGHTS)], rest[len(WEIGHTS) :]
         wants_x = ctx.needs_input_grad[2]
-        g_x, g_start, gradients = _ROADS[ctx.road].backward(ctx.setup, xs, sigma, weights, kept, g_ys, g_last, wants_x)
+        g_x, g_start, gradients = _road(ctx.road).backward(ctx.setup, xs, sigma, weights, kept, g_ys, g_last, wants_x)
         return None, None, g_x, g_start, None, *gradients
 
 
-def choose_implementation(wanted: str, fields: CellParameters, xs: Tensor) -> str:
+_TENSORS = ", ".join(f"Tensor{'?' if name == 'w_r' else ''} {name}" for name in WEIGHTS)
+_SETUP = "str road, bool main, bool outputs, bool gradient, int checkpoint_every, int threads"
+
+
+def _road_of_op(wanted: str, setup: Setup, xs: Tensor, units: int) -> Any:
+    return _road(_choose_road(wanted, xs, units, setup.checkpoint_every or None))
+
+
+@torch.library.custom_op(
+    "organics_torch::sequence",
+    mutates_args=(),
+    schema=f"({_SETUP}, Tensor xs, Tensor start, Tensor sigma, {_TENSORS}) -> Tensor[]",
+)
+def sequence_op(*arguments: Any) -> list[Tensor]:
+    """:class:`SequenceFunction` as one operation that torch.compile need not look into: [ys, last, *kept]."""
+    setup, (xs, start, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:]
+    ys, last, kept = _road_of_op(arguments[0], setup, xs, start.shape[-1]).forward(setup, xs, start, sigma, weights)
+    return [xs.new_empty(0) if ys is None else ys, last, *kept]
+
+
+@sequence_op.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    setup, (xs, start, _, _, w_r, *_) = Setup(*arguments[1:6]), arguments[6:]
+    n = start.shape[-1]
+    kept = _road_of_op(arguments[0], setup, xs, start.shape[-1]).kept_shapes(setup, xs, n, w_r is None)
+    ys = (*xs.shape[:2], n) if setup.outputs else (0,)
+    return [xs.new_empty(shape) for shape in (ys, start.shape, *kept)]
+
+
+@torch.library.custom_op(
+    "organics_torch::sequence_backward",
+    mutates_args=(),
+    schema=(
+        f"({_SETUP}, Tensor xs, Tensor sigma, {_TENSORS}, Tensor[] kept, Tensor? g_ys, Tensor? g_last, bool wants_x) "
+        "-> Tensor[]"
+    ),
+)
+def sequence_backward_op(*arguments: Any) -> list[Tensor]:
+    """Its derivative: [g_xs or nothing, g_start, *g_weights without g_w_r for the identity]."""
+    setup, (xs, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:-4]
+    g_x, g_start, gradients = _road_of_op(arguments[0], setup, xs, weights[0].shape[0]).backward(
+        setup, xs, sigma, weights, *arguments[-4:]
+    )
+    found = [xs.new_empty(0) if g_x is None else g_x, g_start, *(g for g in gradients if g is not None)]
+    return [gradient.clone() for gradient in found]  # no two in the same memory
+
+
+@sequence_backward_op.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    xs, weights = arguments[6], arguments[8:-4]
+    g_x = xs.shape if arguments[-1] else (0,)
+    shapes = [g_x, (4, xs.shape[1], weights[0].shape[0]), *(w.shape for w in weights if w is not None)]
+    return [xs.new_empty(shape) for shape in shapes]
+
+
+def _keep_for_op(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.setup = inputs[:6]
+    ctx.wants_x = inputs[6].requires_grad
+    ctx.save_for_backward(inputs[6], *inputs[8:], *output[2:])
+
+
+def _differentiate_op(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    xs, sigma, *rest = ctx.saved_tensors
+    weights, kept = rest[: len(WEIGHTS)], rest[len(WEIGHTS) :]
+    g_ys, g_last = gradients[0] if ctx.setup[2] else None, gradients[1]
+    g_x, g_start, *found = torch.ops.organics_torch.sequence_backward(
+        *ctx.setup, xs, sigma, *weights, kept, g_ys, g_last, ctx.wants_x
+    )
+    if weights[1] is None:
+        found.insert(1, None)
+    return *(None,) * 6, (g_x if ctx.wants_x else None), g_start, None, *found
+
+
+torch.library.register_autograd(sequence_op, _differentiate_op, setup_context=_keep_for_op)
+
+
+def choose_implementation(wanted: str, fields: CellParameters, xs: Tensor, checkpoint_every: int | None = None) -> str:
     """The implementation that will run: ``wanted``, or for "auto" the fastest there is for these tensors.
 
     Raises
     ------
     RuntimeError
-        When "fused" or "function" was asked for and cannot be had.
+        When an implementation was asked for by name and cannot be had.
     """
     if wanted == "reference":
         return wanted
     plain = fields.sigma.requires_grad is False and xs.dtype in (torch.float32, torch.float64)
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
         plain = False
     if not plain:
         if wanted == "auto":
             return "reference"
         raise RuntimeError(
-            f"implementation {wanted!r} needs float32 or float64, a fixed sigma, and no torch.func transform or "
-            "torch.compile around it; choose 'auto' or 'reference'"
+            f"implementation {wanted!r} needs float32 or float64, a fixed sigma, and no torch.func transform "
+            "around it; choose 'auto' or 'reference'"
         )
+    if torch.compiler.is_compiling():
+        return wanted  # the operation chooses when it runs
+    return _choose_road(wanted, xs, fields.log_w.shape[-1], checkpoint_every)
+
+
+def _choose_road(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -> str:
     if wanted in ("auto", "fused"):
         if fused.available(xs.dtype, xs.device):
             return "fused"
@@ -88,7 +189,18 @@ def choose_implementation(wanted: str, fields: CellParameters, xs: Tensor) -> st
             raise RuntimeError(
                 f"the fused implementation runs on the CPU only; the native library is {native.status()}"
             )
+    if wanted == "triton" or (wanted == "auto" and xs.is_cuda):
+        reason = _triton_obstacle(xs, units, checkpoint_every)
+        if reason is None:
+            return "triton"
+        if wanted == "triton":
+            raise RuntimeError(f"the triton implementation cannot run this sequence: {reason}")
     return "function"
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 def run_sequence(
@@ -104,7 +216,7 @@ def run_sequence(
     checkpoint_every: int | None = None,
 ) -> tuple[Tensor | None, CellState]:
     """ys (T, N, n), or None where they are not wanted, and the last state (N, n), for inputs xs (T, N, k)."""
-    chosen = choose_implementation(implementation, fields, xs)
+    chosen = choose_implementation(implementation, fields, xs, checkpoint_every)
     if chosen == "reference":
         ys, state = reference_sequence(fields, w, rates, state, xs, variant)
         return (ys if outputs else None), state
@@ -112,7 +224,10 @@ def run_sequence(
     weights += (fields.w_bx1, fields.w_by1, fields.w_ba1, *rates)
     start = torch.stack(list(state))
     gradient = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (xs, start, *weights))
-    setup = Setup(variant == "main", outputs, gradient, checkpoint_every or 0, torch.get_num_threads())
+    setup = Setup(variant == "main", outputs, gradient, checkpoint_every or 0, _threads())
+    if torch.compiler.is_compiling():
+        ys, last, *_ = torch.ops.organics_torch.sequence(chosen, *setup, xs, start, fields.sigma, *weights)
+        return (ys if outputs else None), CellState(*last.unbind(0))
     with torch.autocast(xs.device.type, enabled=False):
         ys, last = SequenceFunction.apply(chosen, setup, xs, start, fields.sigma, *weights)
     return ys, CellState(*last.unbind(0))

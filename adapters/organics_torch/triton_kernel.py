@@ -1,0 +1,508 @@
+"""A whole sequence in one kernel per direction, for CUDA: the state stays on the chip from the first step to the last.
+
+A program takes ``ROWS`` sequences through all steps. Their states live in
+registers; the six hidden matrices in shared memory as far as they fit, the
+others are read again from the cache at every step. What comes from the input
+is one large product before the loop, the gradients of the weights are large
+products after it. The arithmetic is that of plain.py.
+
+How exact the products are follows ``torch.set_float32_matmul_precision``:
+``"highest"`` several products of parts of the numbers, which together keep
+float32's precision, ``"high"`` tf32, ``"medium"`` bfloat16; sums are float32's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .plain import _Stacked
+from .road import Setup
+
+ROWS = 16  # the least that a product of the tensor cores takes
+WARPS = 8
+MOST_UNITS = 128
+_BYTES = {"highest": 8, "high": 4, "medium": 2}
+"""Bytes that a number of a matrix takes in shared memory: tf32x3 keeps a high and a low part."""
+
+
+@triton.jit
+def _relu(x):
+    return tl.where(x > 0, x, 0.0)
+
+
+@triton.jit
+def _matrix(weights, index, UNITS: tl.constexpr):
+    """Matrix ``index`` of the stack (6, UNITS, UNITS)."""
+    rows, columns = tl.arange(0, UNITS), tl.arange(0, UNITS)
+    return tl.load(weights + index * UNITS * UNITS + rows[:, None] * UNITS + columns[None, :])
+
+
+@triton.jit
+def _add_product(total, x, matrix, DOT: tl.constexpr, HALF: tl.constexpr):
+    """total + x @ matrix."""
+    if DOT == "rounded":
+        return tl.dot(x.to(tl.bfloat16).to(tl.float32), matrix.to(tl.float32), acc=total)
+    elif HALF:
+        return tl.dot(x.to(tl.bfloat16), matrix, acc=total)
+    else:
+        return tl.dot(x, matrix, acc=total, input_precision=DOT)
+
+
+@triton.jit
+def _forward(
+    inputs,  # (steps, batch, 3 n): what x gives to the targets of b0, b1 and to z; with SAVE the targets replace it
+    weights,  # (6, UNITS, UNITS), transposed: y -> b0, a -> b0, y -> b1, a -> b1, pool -> a, y -> y
+    rates,  # (4, n): dt/tau of y, a, b0, b1
+    sigma2,  # (n,)
+    start,  # (4, batch, n)
+    last,  # (4, batch, n)
+    ys,  # (steps, batch, n)
+    tape_ya,  # (steps, batch, 2 n)
+    tape_b,  # (steps, batch, 2 n)
+    tape_h,  # (steps, batch, n)
+    steps,
+    batch,
+    n,
+    UNITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    MAIN: tl.constexpr,
+    RECURRENT: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    SAVE: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    DOT: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, UNITS)
+    unit = columns < n
+    live = (rows < batch)[:, None] & unit[None, :]
+    at = rows[:, None] * n + columns[None, :]
+    at2 = rows[:, None] * 2 * n + columns[None, :]
+    at3 = rows[:, None] * 3 * n + columns[None, :]
+    plane = batch * n
+    rate_y = tl.load(rates + columns, mask=unit, other=0.0)[None, :]
+    rate_a = tl.load(rates + n + columns, mask=unit, other=0.0)[None, :]
+    rate_0 = tl.load(rates + 2 * n + columns, mask=unit, other=0.0)[None, :]
+    rate_1 = tl.load(rates + 3 * n + columns, mask=unit, other=0.0)[None, :]
+    square = tl.load(sigma2 + columns, mask=unit, other=0.0)[None, :]
+    y = tl.load(start + at, mask=live, other=0.0)
+    a = tl.load(start + plane + at, mask=live, other=0.0)
+    b0 = tl.load(start + 2 * plane + at, mask=live, other=0.0)
+    b1 = tl.load(start + 3 * plane + at, mask=live, other=0.0)
+    if RESIDENT > 0:
+        y0 = _matrix(weights, 0, UNITS)
+    if RESIDENT > 1:
+        a0 = _matrix(weights, 1, UNITS)
+    if RESIDENT > 2:
+        y1 = _matrix(weights, 2, UNITS)
+    if RESIDENT > 3:
+        a1 = _matrix(weights, 3, UNITS)
+    if RESIDENT > 4:
+        w = _matrix(weights, 4, UNITS)
+    if RESIDENT > 5:
+        r = _matrix(weights, 5, UNITS)
+    next0 = tl.load(inputs + at3, mask=live, other=0.0)
+    next1 = tl.load(inputs + n + at3, mask=live, other=0.0)
+    next_z = tl.load(inputs + 2 * n + at3, mask=live, other=0.0)
+    for t in range(steps):
+        target0, target1, z = next0, next1, _relu(next_z)
+        here = inputs
+        inputs += tl.where(t + 1 < steps, 3 * plane, 0)  # the last step reads its own again, for nothing
+        next0 = tl.load(inputs + at3, mask=live, other=0.0)
+        next1 = tl.load(inputs + n + at3, mask=live, other=0.0)
+        next_z = tl.load(inputs + 2 * n + at3, mask=live, other=0.0)
+        if SAVE:
+            tl.store(tape_ya + at2, y, mask=live)
+            tl.store(tape_ya + n + at2, a, mask=live)
+            tl.store(tape_b + at2, b0, mask=live)
+            tl.store(tape_b + n + at2, b1, mask=live)
+            tape_ya += 2 * plane
+            tape_b += 2 * plane
+        positive = _relu(a)
+        response = y if MAIN else _relu(y)
+        pool = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+        if RESIDENT <= 0:
+            y0 = _matrix(weights, 0, UNITS)
+        target0 = _add_product(target0, y, y0, DOT, HALF)
+        if RESIDENT <= 1:
+            a0 = _matrix(weights, 1, UNITS)
+        target0 = _add_product(target0, a, a0, DOT, HALF)
+        if RESIDENT <= 2:
+            y1 = _matrix(weights, 2, UNITS)
+        target1 = _add_product(target1, y, y1, DOT, HALF)
+        if RESIDENT <= 3:
+            a1 = _matrix(weights, 3, UNITS)
+        target1 = _add_product(target1, a, a1, DOT, HALF)
+        if RESIDENT <= 4:
+            w = _matrix(weights, 4, UNITS)
+        pool = _add_product(pool, positive * response * response, w, DOT, HALF)
+        if RECURRENT:
+            if RESIDENT <= 5:
+                r = _matrix(weights, 5, UNITS)
+            h = _add_product(tl.zeros([ROWS, UNITS], dtype=tl.float32), y, r, DOT, HALF)
+            if SAVE:
+                tl.store(tape_h + at, h, mask=live)
+                tape_h += plane
+        else:
+            h = y
+        target0, target1 = tl.sigmoid(target0), tl.sigmoid(target1)
+        if SAVE:
+            tl.store(here + at3, target0, mask=live)
+            tl.store(here + n + at3, target1, mask=live)
+        drive = h if MAIN else _relu(h)
+        y = y + rate_y * (b1 * z - y + (1.0 - tl.sqrt(positive)) * drive)
+        a = a + rate_a * (square * b0 * b0 - a + pool)
+        b0 = b0 + rate_0 * (target0 - b0)
+        b1 = b1 + rate_1 * (target1 - b1)
+        if OUTPUTS:
+            tl.store(ys + at, y, mask=live)
+            ys += plane
+    tl.store(last + at, y, mask=live)
+    tl.store(last + plane + at, a, mask=live)
+    tl.store(last + 2 * plane + at, b0, mask=live)
+    tl.store(last + 3 * plane + at, b1, mask=live)
+
+
+@triton.jit
+def _backward(
+    # of the last step, walked backwards
+    inputs,  # (steps, batch, 3 n): both targets, and what x gives to z
+    tape_ya,
+    tape_b,
+    tape_h,
+    g_ys,  # (steps, batch, n)
+    g_inputs,  # (steps, batch, 3 n), as is all that follows an output
+    g_h,  # (steps, batch, n)
+    g_a,  # (steps, batch, n): the adjoint of a
+    pools,  # (steps, batch, n): max(a, 0) resp**2, what W multiplies
+    # once
+    weights,  # (6, UNITS, UNITS), as they are
+    rates,
+    sigma2,
+    g_last,  # (4, batch, n)
+    g_start,  # (4, batch, n)
+    g_rates,  # (programs, 4, n), that of a without its pool
+    steps,
+    batch,
+    n,
+    UNITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    MAIN: tl.constexpr,
+    RECURRENT: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    DOT: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    program = tl.program_id(0)
+    rows = program * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, UNITS)
+    unit = columns < n
+    live = (rows < batch)[:, None] & unit[None, :]
+    at = rows[:, None] * n + columns[None, :]
+    at2 = rows[:, None] * 2 * n + columns[None, :]
+    at3 = rows[:, None] * 3 * n + columns[None, :]
+    plane = batch * n
+    rate_y = tl.load(rates + columns, mask=unit, other=0.0)[None, :]
+    rate_a = tl.load(rates + n + columns, mask=unit, other=0.0)[None, :]
+    rate_0 = tl.load(rates + 2 * n + columns, mask=unit, other=0.0)[None, :]
+    rate_1 = tl.load(rates + 3 * n + columns, mask=unit, other=0.0)[None, :]
+    square = tl.load(sigma2 + columns, mask=unit, other=0.0)[None, :]
+    gy = tl.load(g_last + at, mask=live, other=0.0)
+    ga = tl.load(g_last + plane + at, mask=live, other=0.0)
+    g0 = tl.load(g_last + 2 * plane + at, mask=live, other=0.0)
+    g1 = tl.load(g_last + 3 * plane + at, mask=live, other=0.0)
+    sum_y = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+    sum_a = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+    sum_0 = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+    sum_1 = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+    if RESIDENT > 0:
+        y0 = _matrix(weights, 0, UNITS)
+    if RESIDENT > 1:
+        a0 = _matrix(weights, 1, UNITS)
+    if RESIDENT > 2:
+        y1 = _matrix(weights, 2, UNITS)
+    if RESIDENT > 3:
+        a1 = _matrix(weights, 3, UNITS)
+    if RESIDENT > 4:
+        w = _matrix(weights, 4, UNITS)
+    if RESIDENT > 5:
+        r = _matrix(weights, 5, UNITS)
+    for _ in range(steps):
+        target0 = tl.load(inputs + at3, mask=live, other=0.0)
+        target1 = tl.load(inputs + n + at3, mask=live, other=0.0)
+        raw_z = tl.load(inputs + 2 * n + at3, mask=live, other=0.0)
+        y = tl.load(tape_ya + at2, mask=live, other=0.0)
+        a = tl.load(tape_ya + n + at2, mask=live, other=0.0)
+        b0 = tl.load(tape_b + at2, mask=live, other=0.0)
+        b1 = tl.load(tape_b + n + at2, mask=live, other=0.0)
+        if RECURRENT:
+            h = tl.load(tape_h + at, mask=live, other=0.0)
+        else:
+            h = y
+        if OUTPUTS:
+            gy += tl.load(g_ys + at, mask=live, other=0.0)
+        positive = _relu(a)
+        root = tl.sqrt(positive)
+        response = y if MAIN else _relu(y)
+        drive = h if MAIN else _relu(h)
+        pool = positive * response * response
+        z = _relu(raw_z)
+        change_y = rate_y * gy
+        change_a = rate_a * ga
+        sum_y += gy * (b1 * z - y + (1.0 - root) * drive)
+        sum_a += ga * (square * b0 * b0 - a)
+        sum_0 += g0 * (target0 - b0)
+        sum_1 += g1 * (target1 - b1)
+        delta0 = rate_0 * g0 * target0 * (1.0 - target0)
+        delta1 = rate_1 * g1 * target1 * (1.0 - target1)
+        delta_h = change_y * (1.0 - root)
+        if not MAIN:
+            delta_h = tl.where(h > 0, delta_h, 0.0)
+        tl.store(g_inputs + at3, delta0, mask=live)
+        tl.store(g_inputs + n + at3, delta1, mask=live)
+        tl.store(g_inputs + 2 * n + at3, tl.where(raw_z > 0, change_y * b1, 0.0), mask=live)
+        tl.store(g_a + at, ga, mask=live)
+        tl.store(pools + at, pool, mask=live)
+        new_y, new_a = gy - change_y, ga - change_a
+        if RECURRENT:
+            tl.store(g_h + at, delta_h, mask=live)
+            if RESIDENT <= 5:
+                r = _matrix(weights, 5, UNITS)
+            new_y = _add_product(new_y, delta_h, r, DOT, HALF)
+        else:
+            new_y += delta_h
+        if RESIDENT <= 0:
+            y0 = _matrix(weights, 0, UNITS)
+        new_y = _add_product(new_y, delta0, y0, DOT, HALF)
+        if RESIDENT <= 1:
+            a0 = _matrix(weights, 1, UNITS)
+        new_a = _add_product(new_a, delta0, a0, DOT, HALF)
+        if RESIDENT <= 2:
+            y1 = _matrix(weights, 2, UNITS)
+        new_y = _add_product(new_y, delta1, y1, DOT, HALF)
+        if RESIDENT <= 3:
+            a1 = _matrix(weights, 3, UNITS)
+        new_a = _add_product(new_a, delta1, a1, DOT, HALF)
+        if RESIDENT <= 4:
+            w = _matrix(weights, 4, UNITS)
+        g_pool = _add_product(tl.zeros([ROWS, UNITS], dtype=tl.float32), change_a, w, DOT, HALF)
+        new_y += g_pool * 2.0 * positive * response
+        above = a > 0
+        steep = 0.5 * change_y * drive / tl.where(above, root, 1.0)
+        new_a += tl.where(above, g_pool * response * response - steep, 0.0)
+        g0 = g0 - rate_0 * g0 + 2.0 * change_a * square * b0
+        g1 = g1 - rate_1 * g1 + change_y * z
+        gy, ga = new_y, new_a
+        inputs -= 3 * plane
+        tape_ya -= 2 * plane
+        tape_b -= 2 * plane
+        g_inputs -= 3 * plane
+        g_a -= plane
+        pools -= plane
+        if RECURRENT:
+            tape_h -= plane
+            g_h -= plane
+        if OUTPUTS:
+            g_ys -= plane
+    tl.store(g_start + at, gy, mask=live)
+    tl.store(g_start + plane + at, ga, mask=live)
+    tl.store(g_start + 2 * plane + at, g0, mask=live)
+    tl.store(g_start + 3 * plane + at, g1, mask=live)
+    sums = g_rates + program * 4 * n + columns
+    tl.store(sums, tl.sum(sum_y, axis=0), mask=unit)
+    tl.store(sums + n, tl.sum(sum_a, axis=0), mask=unit)
+    tl.store(sums + 2 * n, tl.sum(sum_0, axis=0), mask=unit)
+    tl.store(sums + 3 * n, tl.sum(sum_1, axis=0), mask=unit)
+
+
+def padded(units: int) -> int:
+    """The width of the kernel's tiles: a power of two, at least 16."""
+    return max(16, triton.next_power_of_2(units))
+
+
+def resident(units: int, precision: str, shared: int) -> int:
+    """How many of the six matrices stay in shared memory beside what the products need.
+
+    Parameters
+    ----------
+    units : int
+        Padded.
+    precision : {"highest", "high", "medium"}
+        As torch.get_float32_matmul_precision() says it.
+    shared : int
+        Bytes of shared memory a program may take.
+    """
+    square = units * units
+    one = square * _BYTES[precision]
+    room = shared - 2 * ROWS * units * 4
+    return 6 if 6 * one <= room else max(0, (room - 8 * square) // one)  # two of the others are in transit
+
+
+def dot(units: int, precision: str) -> str:
+    """How the tensor cores multiply float32: several products of parts of the numbers, or one of tf32."""
+    if precision == "highest":
+        return "tf32x3" if units <= 64 else "bf16x6"  # the latter takes fewer registers
+    return "tf32"
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU (``TRITON_INTERPRET=1`` when this module was imported)."""
+    return not isinstance(_forward, triton.runtime.JITFunction)
+
+
+class _Launch:
+    """The weights of one sequence as the kernels take them, and the options of a launch."""
+
+    def __init__(self, stacked: _Stacked, xs: Tensor) -> None:
+        n = stacked.n
+        self.stacked = stacked
+        precision = torch.get_float32_matmul_precision()
+        half = precision == "medium"
+        width = padded(n)
+        y0a0, y1a1 = stacked.from_ya.split(n)
+        zero = torch.zeros_like(stacked.w)
+        six = torch.stack(
+            [*y0a0.split(n, dim=1), *y1a1.split(n, dim=1), stacked.w, zero if stacked.w_r is None else stacked.w_r]
+        )
+        room = width - n
+        self.matrices = torch.nn.functional.pad(six, (0, room, 0, room))
+        if half:
+            self.matrices = self.matrices.to(torch.bfloat16)
+        self.sigma2 = stacked.sigma2.expand(n).contiguous()
+        self.rates = torch.cat([stacked.rate_ya, stacked.rate_b])
+        self.programs = triton.cdiv(xs.shape[1], ROWS)
+        shared = 227 * 1024
+        if xs.is_cuda:
+            shared = torch.cuda.get_device_properties(xs.device).shared_memory_per_block_optin
+        self.resident = resident(width, precision, shared)
+        roomy = 2 * 6 * width**2 * _BYTES[precision] <= shared
+        self.options = {
+            "UNITS": width,
+            "ROWS": ROWS,
+            "MAIN": stacked.main,
+            "RECURRENT": stacked.w_r is not None,
+            # the interpreter does not multiply bfloat16
+            "DOT": "rounded" if half and interpreted() else dot(width, precision),
+            "HALF": half,
+            "num_warps": WARPS,
+            # with two stages the next step's tape is fetched early; more would also buffer the matrices
+            "num_stages": 2 if roomy else 1,
+        }
+
+    def __call__(self, kernel: Any, *arguments: Any, **options: Any) -> None:
+        """Run the kernel, with fewer matrices in shared memory where it turns out too small."""
+        key = (kernel, *options.items(), *self.options.items())
+        for kept in range(_fits.get(key, self.resident), -1, -1):
+            try:
+                with torch.cuda.device_of(self.rates):
+                    kernel[(self.programs,)](*arguments, RESIDENT=kept, **options, **self.options)
+                _fits[key] = kept
+                return
+            except triton.runtime.errors.OutOfResources:
+                if kept == 0:
+                    raise
+
+
+_fits: dict[Any, int] = {}
+"""How many matrices turned out to fit, per kernel and options."""
+
+
+def obstacle(xs: Tensor, units: int, checkpoint_every: int | None) -> str | None:
+    """Why the kernels do not take a sequence of this kind, or None."""
+    if xs.dtype != torch.float32:
+        return f"it takes float32, not {xs.dtype}"
+    if not (xs.is_cuda or interpreted()):
+        return f"it runs on CUDA, not on {xs.device}"
+    if units > MOST_UNITS:
+        return f"it takes at most {MOST_UNITS} units, not {units}"
+    if checkpoint_every is not None:
+        return "it keeps every state: checkpoint_every must be None"
+    return None
+
+
+def kept_shapes(setup: Setup, xs: Tensor, n: int, identity: bool) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that wait for the backward pass: targets and raw z, [y, a], [b0, b1], h."""
+    steps, batch, _ = xs.shape
+    if not setup.gradient:
+        return []
+    return [(steps, batch, 3 * n), (steps, batch, 2 * n), (steps, batch, 2 * n), (0 if identity else steps, batch, n)]
+
+
+def forward(
+    setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, weights: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """ys (T, N, n) if wanted, the last state (4, N, n), and what waits for the backward pass."""
+    steps, batch, k = xs.shape
+    launch = _Launch(_Stacked(sigma, setup.main, *weights), xs)
+    n = launch.stacked.n
+    kept = [xs.new_empty(shape) for shape in kept_shapes(setup, xs, n, weights[1] is None)]
+    inputs = kept[0] if kept else xs.new_empty(steps, batch, 3 * n)
+    torch.matmul(xs.reshape(-1, k), launch.stacked.from_x.T, out=inputs.view(-1, 3 * n))
+    last = xs.new_empty(4, batch, n)
+    ys = xs.new_empty(steps, batch, n) if setup.outputs else None
+    launch(
+        _forward,
+        *(inputs, launch.matrices.transpose(1, 2).contiguous(), launch.rates, launch.sigma2, start.contiguous(), last),
+        *(xs if ys is None else ys, *(kept[1:] if kept else (xs, xs, xs))),  # xs in place of what is unused
+        *(steps, batch, n),
+        OUTPUTS=setup.outputs,
+        SAVE=setup.gradient,
+    )
+    return ys, last, kept
+
+
+def backward(
+    setup: Setup,
+    xs: Tensor,
+    sigma: Tensor,
+    weights: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    g_ys: Tensor | None,
+    g_last: Tensor | None,
+    wants_x: bool,
+) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
+    """Gradients of xs (where wanted), of the start state (4, N, n), and of the weights."""
+    steps, batch, _ = xs.shape
+    launch = _Launch(_Stacked(sigma, setup.main, *weights), xs)
+    stacked = launch.stacked
+    n = stacked.n
+    inputs, ya, b, h = kept
+    g_start = xs.new_empty(4, batch, n)
+    g_inputs, g_h = torch.empty_like(inputs), torch.empty_like(h)
+    g_a, pools = (xs.new_empty(steps, batch, n) for _ in range(2))
+    g_rates = xs.new_empty(launch.programs, 4, n)
+    given = None if g_ys is None else g_ys.contiguous()
+    tapes = (inputs, ya, b, h, given, g_inputs, g_h, g_a, pools)
+    launch(
+        _backward,
+        *(xs if tape is None or tape.numel() == 0 else tape[-1] for tape in tapes),  # xs in place of what is unused
+        *(launch.matrices, launch.rates, launch.sigma2),
+        *(xs.new_zeros(4, batch, n) if g_last is None else g_last.contiguous(), g_start, g_rates),
+        *(steps, batch, n),
+        OUTPUTS=given is not None,
+    )
+
+    def over_all(left: Tensor, right: Tensor) -> Tensor:
+        return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
+
+    raw_w = over_all(g_a, pools)
+    rate_y, rate_a, *rate_b = g_rates.sum(0).unbind(0)
+    total = [
+        over_all(g_inputs, xs),
+        over_all(g_inputs[..., : 2 * n], ya),
+        raw_w if stacked.w_r is None else over_all(g_h, ya[..., :n]),
+        raw_w * stacked.rate_a[:, None],
+        rate_y,
+        rate_a + (raw_w * stacked.w).sum(1),
+        torch.cat(rate_b),
+    ]
+    g_x = torch.matmul(g_inputs, stacked.from_x) if wants_x else None
+    return g_x, g_start, stacked.unstack(total)
