@@ -46,7 +46,7 @@ def pair(n: int, **options: Any) -> tuple[ORGaNICs, ORGaNICs]:
                 if name.endswith("log_w"):
                     parameter -= 0.3
                 if name.endswith("w_r.original"):
-                    parameter *= 1.5
+                    parameter[0] *= 1.5
     return made[0], made[1]
 
 
