@@ -317,16 +317,31 @@ def test_organics_behind_the_interface():
     assert make_model("organics", K, H, C, every_step=True)(x).shape == (N, T, C)
 
 
+def normalized(p, name, x):
+    """The static layer in closed form: squared rates (b z)^2 / ((b0 sigma)^2 + W (b z)^2) where z > 0."""
+    z = p[f"{name}.w_zx"] @ x
+    gated = sigmoid(p[f"{name}.w_bx"] @ x) * z / np.linalg.norm(z)
+    pool = sigmoid(p[f"{name}.beta"]) ** 2 + np.exp(p[f"{name}.log_w"]) @ gated**2
+    return relu(gated) ** 2 / pool
+
+
 def test_static_organics_behind_the_interface():
-    organics_torch = pytest.importorskip("organics_torch")
-    if not hasattr(organics_torch, "DivisiveNorm"):
-        pytest.skip("organics_torch has no DivisiveNorm")
-    model = make_model("organics-static", K, H, C, steps=T, code=3)
-    x = torch.rand(N, T, K)
-    logits, extra = model.training_outputs(x)
-    assert torch.allclose(logits, model(x))
-    (logits.square().sum() + extra).backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    model, x = build("organics-static", code=3, reconstruction=2.0)
+    p = numbers(model)
+    logits, errors = [], []
+    for flat in x.flatten(1).numpy():
+        code = p["encoder.weight"] @ flat + p["encoder.bias"]
+        second = normalized(p, "second", normalized(p, "first", code))
+        logits.append(p["readout.weight"] @ second + p["readout.bias"])
+        errors.append(sigmoid(p["decoder.weight"] @ code + p["decoder.bias"]) - flat)
+    found, extra = model.training_outputs(x)
+    assert np.allclose(found.detach().numpy(), logits, rtol=1e-10)
+    assert torch.equal(found, model(x))
+    assert float(extra) == pytest.approx(2 * np.mean(np.square(errors)), rel=1e-10)
+    (found.square().sum() + extra).backward()
+    for label, parameter in model.named_parameters():
+        assert parameter.grad is not None, label
+        assert torch.isfinite(parameter.grad).all(), label
 
 
 def test_wrong_arguments():

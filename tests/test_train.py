@@ -310,8 +310,6 @@ def test_digits_are_learned_by_torch(tmp_path):
 def test_the_static_classifier_learns(framework, tmp_path):
     _needs(framework)
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    if framework == "torch" and not hasattr(importlib.import_module("organics_torch"), "DivisiveNorm"):
-        pytest.skip("organics_torch has no DivisiveNorm")
     config = Config(
         model="organics-static", framework=framework, hidden=40, batch_size=60, epochs=12, options={"code": 20}
     )

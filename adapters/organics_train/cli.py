@@ -56,8 +56,11 @@ def train(
         list[str] | None, typer.Option(help="An option of the model, as name=value; repeatable.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="Of torch: cpu or cuda.")] = "cpu",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; organics-output/train/... by default.", show_default=False)
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "--out", "-o", help="Folder of the run; organics-output/train/...", show_default=False
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
@@ -88,7 +91,7 @@ def train(
         device=device,
     )
     name = f"{config.task}-{config.resolved_model}-{config.framework}-seed{config.seed}"
-    folder = Path("organics-output") / "train" / name if out is None else out
+    folder = Path("organics-output") / "train" / name if output is None else output
     show = Display(config)
     try:
         with show:
