@@ -42,6 +42,14 @@ class ORGaNICs(nn.Module):
     recurrent, variant, max_rates, learn_rates, seed, generator, device, dtype
         As for :class:`ORGaNICsCell`.
 
+    Notes
+    -----
+    The whole layer computes in the dtype of its parameters, also under
+    autocast. The environment variable ``ORGANICS_TORCH_FUSED=0`` keeps "auto"
+    from compiling native code. Only ``"reference"`` can be differentiated
+    twice, or transformed by ``torch.func``; ``"auto"`` takes it inside such
+    transforms.
+
     Attributes
     ----------
     cells : ModuleList of ORGaNICsCell
@@ -135,7 +143,9 @@ class ORGaNICs(nn.Module):
             batched = f"(N, T, {k})" if self.batch_first else f"(T, N, {k})"
             raise ValueError(f"input must have shape {batched}, or (T, {k}) unbatched, got shape {tuple(input.shape)}")
         batched = input.ndim == 3
-        xs = input.transpose(0, 1) if batched and self.batch_first else input
+        xs = input.to(self.cells[0].w_zx.dtype)  # another dtype only comes through under autocast
+        if batched and self.batch_first:
+            xs = xs.transpose(0, 1)
         if not batched:
             xs = xs.unsqueeze(1)
         if xs.shape[0] == 0:
@@ -160,7 +170,8 @@ class ORGaNICs(nn.Module):
         if hx is None:
             return self.start_state(batch)
         shape = (self.num_layers, batch, self.hidden_size) if batched else (self.num_layers, self.hidden_size)
-        state = check_state(hx, shape, self.cells[0].w_zx, "hx")
+        like = self.cells[0].w_zx
+        state = CellState(*(part.to(like.dtype) for part in check_state(hx, shape, like, "hx")))
         return state if batched else CellState(*(part.unsqueeze(1) for part in state))
 
     def _drop(self, xs: Tensor, layer: int) -> Tensor:
@@ -190,6 +201,7 @@ class ORGaNICs(nn.Module):
             raise ValueError(
                 f"the packed steps must have {self.input_size} inputs, got data of shape {tuple(data.shape)}"
             )
+        data = data.to(self.cells[0].w_zx.dtype)
         sizes = batch_sizes.tolist()
         state = self._initial_state(hx, sizes[0])
         if hx is not None and sorted_indices is not None:

@@ -56,6 +56,11 @@ def reference_sequence(
     return torch.stack(ys), state
 
 
+def _without_autocast(xs: Tensor) -> Any:
+    """The roads compute in the dtype of their tensors; the backward pass, too, may run inside of autocast."""
+    return torch.autocast(xs.device.type, enabled=False)
+
+
 class SequenceFunction(torch.autograd.Function):
     """ys (T, N, n) or None, and the last state (4, N, n), by one of the roads."""
 
@@ -63,7 +68,8 @@ class SequenceFunction(torch.autograd.Function):
     def forward(
         ctx: Any, road: str, setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, *weights: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        ys, last, kept = _road(road).forward(setup, xs, start, sigma, weights)
+        with _without_autocast(xs):
+            ys, last, kept = _road(road).forward(setup, xs, start, sigma, weights)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(xs, sigma, *weights, *kept)
         ctx.road, ctx.setup = road, setup
@@ -75,7 +81,9 @@ class SequenceFunction(torch.autograd.Function):
         xs, sigma, *rest = ctx.saved_tensors
         weights, kept = rest[: len(WEIGHTS)], rest[len(WEIGHTS) :]
         wants_x = ctx.needs_input_grad[2]
-        g_x, g_start, gradients = _road(ctx.road).backward(ctx.setup, xs, sigma, weights, kept, g_ys, g_last, wants_x)
+        with _without_autocast(xs):
+            found = _road(ctx.road).backward(ctx.setup, xs, sigma, weights, kept, g_ys, g_last, wants_x)
+        g_x, g_start, gradients = found
         return None, None, g_x, g_start, None, *gradients
 
 
@@ -95,7 +103,8 @@ def _road_of_op(wanted: str, setup: Setup, xs: Tensor, units: int) -> Any:
 def sequence_op(*arguments: Any) -> list[Tensor]:
     """:class:`SequenceFunction` as one operation that torch.compile need not look into: [ys, last, *kept]."""
     setup, (xs, start, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:]
-    ys, last, kept = _road_of_op(arguments[0], setup, xs, start.shape[-1]).forward(setup, xs, start, sigma, weights)
+    with _without_autocast(xs):
+        ys, last, kept = _road_of_op(arguments[0], setup, xs, start.shape[-1]).forward(setup, xs, start, sigma, weights)
     return [xs.new_empty(0) if ys is None else ys, last, *kept]
 
 
@@ -119,9 +128,10 @@ def _(*arguments: Any) -> list[Tensor]:
 def sequence_backward_op(*arguments: Any) -> list[Tensor]:
     """Its derivative: [g_xs or nothing, g_start, *g_weights without g_w_r for the identity]."""
     setup, (xs, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:-4]
-    g_x, g_start, gradients = _road_of_op(arguments[0], setup, xs, weights[0].shape[0]).backward(
-        setup, xs, sigma, weights, *arguments[-4:]
-    )
+    with _without_autocast(xs):
+        g_x, g_start, gradients = _road_of_op(arguments[0], setup, xs, weights[0].shape[0]).backward(
+            setup, xs, sigma, weights, *arguments[-4:]
+        )
     found = [xs.new_empty(0) if g_x is None else g_x, g_start, *(g for g in gradients if g is not None)]
     return [gradient.clone() for gradient in found]  # no two in the same memory
 
@@ -228,6 +238,5 @@ def run_sequence(
     if torch.compiler.is_compiling():
         ys, last, *_ = torch.ops.organics_torch.sequence(chosen, *setup, xs, start, fields.sigma, *weights)
         return (ys if outputs else None), CellState(*last.unbind(0))
-    with torch.autocast(xs.device.type, enabled=False):
-        ys, last = SequenceFunction.apply(chosen, setup, xs, start, fields.sigma, *weights)
+    ys, last = SequenceFunction.apply(chosen, setup, xs, start, fields.sigma, *weights)
     return ys, CellState(*last.unbind(0))
