@@ -337,7 +337,7 @@ def test_static_organics_behind_the_interface():
     found, extra = model.training_outputs(x)
     assert np.allclose(found.detach().numpy(), logits, rtol=1e-10)
     assert torch.equal(found, model(x))
-    assert float(extra) == pytest.approx(2 * np.mean(np.square(errors)), rel=1e-10)
+    assert extra.item() == pytest.approx(2 * np.mean(np.square(errors)), rel=1e-10)
     (found.square().sum() + extra).backward()
     for label, parameter in model.named_parameters():
         assert parameter.grad is not None, label
