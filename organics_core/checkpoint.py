@@ -232,7 +232,7 @@ def _assemble(source: str, tensors: dict[str, np.ndarray[Any, Any]], settings: L
         for name in CellParameters._fields:
             if name in fields:
                 continue
-            if name == "sigma" and np.ndim(tensors.get(prefix + name)) == 1:
+            if name == "sigma" and prefix + name in tensors and tensors[prefix + name].ndim == 1:
                 shape: tuple[int, ...] = (n,)
             elif name == "sigma":
                 shape = ()
@@ -255,12 +255,13 @@ def _assemble(source: str, tensors: dict[str, np.ndarray[Any, Any]], settings: L
 def _check_settings(settings: Any, name: str) -> LayerSettings:
     if not isinstance(settings, tuple) or getattr(settings, "_fields", None) != LayerSettings._fields:
         raise TypeError(f"{name} must be LayerSettings, got {_checks.describe(settings)}")
+    settings = LayerSettings._make(settings)
     _checks.one_of("variant", settings.variant, CELL_VARIANTS)
     _checks.one_of("recurrent", settings.recurrent, RECURRENT)
     for flag in ("learn_rates", "batch_first"):
         if not isinstance(getattr(settings, flag), bool):
             raise TypeError(f"{flag} must be true or false, got {getattr(settings, flag)!r}")
-    return LayerSettings._make(settings)._replace(max_rates=check_max_rates(settings.max_rates))
+    return settings._replace(max_rates=check_max_rates(settings.max_rates))
 
 
 def _read_settings(path: Path, metadata: dict[str, str]) -> LayerSettings:

@@ -21,7 +21,7 @@ from organics_core.cell import (
 )
 
 from .modules import Part, float_dtype, from_host, split, within_unit_ball
-from .sequence import IMPLEMENTATIONS, sequence
+from .sequence import IMPLEMENTATIONS, masked_sequence, sequence
 
 Array = Any
 
@@ -258,7 +258,9 @@ class ORGaNICs(Part):
         everything = jax.tree.map(eqx.is_inexact_array, self)
         return eqx.tree_at(lambda m: m.cells, everything, tuple(cell.trained() for cell in self.cells))
 
-    def __call__(self, inputs: Array, hx: CellState | None = None) -> tuple[Array, CellState]:
+    def __call__(
+        self, inputs: Array, hx: CellState | None = None, *, lengths: Array | None = None
+    ) -> tuple[Array, CellState]:
         """Run over a sequence.
 
         Parameters
@@ -266,13 +268,16 @@ class ORGaNICs(Part):
         inputs : array (T, B, k), or (B, T, k) with ``batch_first``, or (T, k)
         hx : CellState of arrays (num_layers, B, n), or (num_layers, n) unbatched; optional
             Start state of every layer; that of the cells by default.
+        lengths : integer array (B,), or () unbatched; optional
+            Lengths of the sequences, where they differ.
 
         Returns
         -------
         output : array (T, B, n), (B, T, n) or (T, n)
-            Membrane potentials y of the last layer after every step.
+            Membrane potentials y of the last layer after every step; 0 beyond
+            a sequence's length.
         hn : CellState of arrays (num_layers, B, n) or (num_layers, n)
-            The last state of every layer.
+            The state of every layer after each sequence's last step.
 
         Raises
         ------
@@ -288,19 +293,28 @@ class ORGaNICs(Part):
         if xs.shape[0] == 0:
             raise ValueError(f"inputs must have at least one step, got shape {jnp.shape(inputs)}")
         starts = self._starts(hx, xs.shape[1:-1])
+        if lengths is not None:
+            lengths = self._lengths(lengths, xs.shape[:-1])
         finals = []
         for cell, start in zip(self.cells, starts, strict=True):
-            final, xs = sequence(
-                cell.effective(),
-                start,
-                xs,
-                max_rates=cell.max_rates,
-                variant=cell.variant,
-                implementation=self.implementation,
-            )
+            options: dict[str, Any] = {"max_rates": cell.max_rates, "variant": cell.variant}
+            if lengths is None:
+                final, xs = sequence(cell.effective(), start, xs, implementation=self.implementation, **options)
+            else:
+                final, xs = masked_sequence(cell.effective(), start, xs, lengths, **options)
             finals.append(final)
         hn = CellState(*(jnp.stack(parts) for parts in zip(*finals, strict=True)))
         return (jnp.swapaxes(xs, 0, 1) if swap else xs), hn
+
+    def _lengths(self, lengths: Array, shape: tuple[int, ...]) -> Array:
+        lengths = jnp.asarray(lengths)
+        if not jnp.issubdtype(lengths.dtype, jnp.integer):
+            raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+        if lengths.shape != shape[1:]:
+            raise ValueError(f"lengths must have shape {shape[1:]}, got shape {lengths.shape}")
+        if not isinstance(lengths, jax.core.Tracer) and bool(jnp.any((lengths < 1) | (lengths > shape[0]))):
+            raise ValueError(f"lengths must lie between 1 and the {shape[0]} steps of inputs, got {lengths}")
+        return lengths
 
     def _starts(self, hx: CellState | None, batch: tuple[int, ...]) -> list[CellState]:
         if hx is None:

@@ -35,6 +35,7 @@ from organics_core.cell import (
     cell_sequence,
     normalization_weights,
     sigmoid,
+    step,
 )
 
 Array = Any
@@ -119,6 +120,47 @@ def sequence(
         state, rest = _run(variant, length - whole, weights, state, xs[whole:])
         ys = jnp.concatenate([ys, rest])
     return state, ys
+
+
+def masked_sequence(
+    parameters: CellParameters,
+    state: CellState,
+    xs: Array,
+    lengths: Array,
+    *,
+    max_rates: MaxRates = MaxRates(),
+    variant: str = "rectified_recurrence",
+) -> tuple[CellState, Array]:
+    """Sequences of different lengths: each one's state stays after its own last step, and its y is 0 beyond.
+
+    Parameters
+    ----------
+    parameters, state, max_rates, variant
+        As in :func:`sequence`.
+    xs : array (T, ..., k)
+        What lies beyond a sequence's length does not matter.
+    lengths : integer array (...)
+
+    Returns
+    -------
+    state : CellState of arrays (..., n)
+    y : array (T, ..., n)
+    """
+    rates = cell_rates(jnp, parameters, max_rates)
+    w = normalization_weights(jnp, parameters.log_w)
+    shape = (*xs.shape[1:-1], w.shape[-1])
+    state = CellState(*(jnp.broadcast_to(part, shape) for part in state))
+    inside = jnp.arange(xs.shape[0]).reshape(-1, *(1,) * lengths.ndim) < lengths
+    xs = jnp.where(inside[..., None], xs, jnp.zeros_like(xs))
+
+    @jax.checkpoint
+    def body(state: CellState, at: tuple[Array, Array]) -> tuple[CellState, Array]:
+        x, going = at
+        new = step(jnp, parameters, w, rates, state, x, variant)
+        new = CellState(*(jnp.where(going[..., None], a, b) for a, b in zip(new, state, strict=True)))
+        return new, jnp.where(going[..., None], new.y, jnp.zeros_like(new.y))
+
+    return jax.lax.scan(body, state, (xs, inside))
 
 
 def _chunk_length(length: int) -> int:

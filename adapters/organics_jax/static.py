@@ -153,10 +153,10 @@ class DivisiveNorm(Part):
             If x has a wrong dtype or shape.
         """
         found = self.steady_state(x)
-        y = found.state.y
-        if self.recurrent != "identity":
-            y = jnp.where(found.converged[..., None], y, jnp.full_like(y, jnp.nan))
-        return _squared_rate(y)
+        rate = _squared_rate(found.state.y)
+        if self.recurrent == "identity":
+            return rate
+        return jnp.where(found.converged[..., None], rate, jnp.full_like(rate, jnp.nan))
 
 
 class DivisiveNorm2d(Part):

@@ -113,7 +113,7 @@ def fit(
         (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, state = transform.update(gradient, state, params)
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
-        return eqx.combine(params, fixed), state, (loss, accuracy, optax.global_norm(gradient))
+        return eqx.combine(params, fixed), state, (loss, accuracy, optax.tree.norm(gradient))
 
     predict = eqx.filter_jit(lambda model, x: jnp.argmax(model(x), axis=-1))
     # the first step may give its arguments' memory away: not that of the caller's model

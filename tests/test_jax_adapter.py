@@ -1,0 +1,295 @@
+"""organics_jax: the recurrent layers against the core's cell, in values and gradients."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import organics_core as oc
+from organics_core.cell import CellState, MaxRates
+from organics_jax import ORGaNICs, ORGaNICsCell, ORGaNICsClassifier, fit, trainable
+from organics_jax.sequence import sequence
+from organics_jax.training import largest_abscissa
+
+KEY = jax.random.key(7)
+RATES = MaxRates(y=0.3, a=0.2, b=0.4)
+
+
+def assert_trees_close(actual, desired, rtol=1e-10, atol=1e-12):
+    actual, desired = jax.tree.leaves(actual), jax.tree.leaves(desired)
+    assert len(actual) == len(desired)
+    for a, d in zip(actual, desired, strict=True):
+        np.testing.assert_allclose(a, d, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("recurrent", ["orthogonal", "identity", "spectral"])
+@pytest.mark.parametrize("variant", ["rectified_recurrence", "main"])
+def test_derivative_by_hand_is_that_of_the_core(recurrent, variant):
+    """Values and every gradient of the chunked sequence, chunks that do not divide the length included."""
+    cell = ORGaNICsCell(2, 5, key=KEY, recurrent=recurrent, variant=variant, max_rates=RATES, dtype=jnp.float64)
+    xs = jax.random.normal(jax.random.key(1), (11, 3, 2))
+    start = jax.tree.map(lambda p: p + 0.1 * jnp.arange(3.0)[:, None], cell.initial_state((3,)))
+
+    def loss(implementation, cell, start, xs):
+        final, ys = sequence(
+            cell.effective(), start, xs, max_rates=RATES, variant=variant, implementation=implementation, chunk=4
+        )
+        weights = jnp.arange(ys.size).reshape(ys.shape) % 7 - 3.0
+        return jnp.sum(weights * ys) + sum(jnp.sum((i + 1) * part**2) for i, part in enumerate(final)), (final, ys)
+
+    results = [
+        jax.jit(jax.value_and_grad(lambda *v, name=name: loss(name, *v), argnums=(0, 1, 2), has_aux=True))(
+            *eqx.filter((cell, start, xs), eqx.is_array)
+        )
+        for name in ("chunked", "reference")
+    ]
+    assert_trees_close(*results)
+    assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(results[0][1][1:]))
+
+
+def test_layer_is_the_cell_repeated_and_the_cell_is_the_core():
+    layer = ORGaNICs(2, 4, num_layers=2, key=KEY, max_rates=RATES, dtype=jnp.float64)
+    xs = jax.random.normal(jax.random.key(1), (6, 3, 2))
+    output, hn = layer(xs)
+    states = [cell.initial_state((3,)) for cell in layer.cells]
+    for step, x in enumerate(xs):
+        for index, cell in enumerate(layer.cells):
+            core = oc.cell_step(cell.effective(), states[index], x, max_rates=RATES)
+            states[index] = cell(x, states[index])
+            assert_trees_close(states[index], core, rtol=1e-14)
+            x = states[index].y
+        np.testing.assert_allclose(output[step], x, rtol=1e-12)
+    assert_trees_close(hn, CellState(*map(jnp.stack, zip(*states, strict=True))), rtol=1e-12)
+
+
+def test_conventions_of_axes():
+    layer = ORGaNICs(2, 4, num_layers=2, key=KEY)
+    first = ORGaNICs(2, 4, num_layers=2, key=KEY, batch_first=True)
+    xs = jax.random.normal(jax.random.key(1), (6, 3, 2))
+    output, hn = layer(xs)
+    swapped, hn_first = first(jnp.swapaxes(xs, 0, 1))
+    np.testing.assert_array_equal(output, jnp.swapaxes(swapped, 0, 1))
+    assert output.shape == (6, 3, 4)
+    assert hn.y.shape == hn_first.y.shape == (2, 3, 4)
+    single, hn_single = layer(xs[:, 1])
+    np.testing.assert_allclose(single, output[:, 1], rtol=1e-5, atol=1e-6)
+    assert hn_single.a.shape == (2, 4)
+    # two halves are the whole
+    half, middle = layer(xs[:3])
+    rest, end = layer(xs[3:], middle)
+    assert_trees_close((jnp.concatenate([half, rest]), end), (output, hn), rtol=1e-5, atol=1e-6)
+
+
+def test_lengths():
+    """Each sequence of a padded batch is the sequence alone, whatever the padding holds."""
+    layer = ORGaNICs(2, 4, num_layers=2, key=KEY, dtype=jnp.float64)
+    lengths = jnp.asarray([2, 6, 4])
+    xs = jax.random.normal(jax.random.key(1), (6, 3, 2))
+    padded = jnp.where((jnp.arange(6)[:, None] < lengths)[..., None], xs, jnp.nan)
+
+    def total(xs, lengths):
+        output, hn = layer(xs, lengths=lengths)
+        return jnp.sum(output**2) + jnp.sum(hn.a), (output, hn)
+
+    gradient, (output, hn) = jax.jit(jax.grad(total, has_aux=True))(padded, lengths)
+    for i, length in enumerate(lengths):
+        alone, last = layer(xs[:length, i])
+        np.testing.assert_allclose(output[:length, i], alone, rtol=1e-12)
+        assert_trees_close(jax.tree.map(lambda p, i=i: p[:, i], hn), last, rtol=1e-12)
+    assert not jnp.any(output[2:, 0])
+    assert bool(jnp.all(jnp.isfinite(gradient)))
+    for wrong, error in (
+        (jnp.ones(3), TypeError),
+        (jnp.asarray([1, 2]), ValueError),
+        (jnp.asarray([0, 1, 7]), ValueError),
+    ):
+        with pytest.raises(error, match="lengths"):
+            layer(xs, lengths=wrong)
+
+
+def test_what_is_trained():
+    flags = trainable(ORGaNICs(1, 3, key=KEY))
+    assert flags.cells[0].parameters.w_zx is True
+    assert flags.cells[0].parameters.sigma is False
+    assert flags.cells[0].start.y is False
+    fixed = trainable(ORGaNICs(1, 3, key=KEY, learn_rates=False))
+    assert fixed.cells[0].parameters.theta_y is False
+    layer = ORGaNICs(1, 3, key=KEY, learn_rates=False)
+    gradient = eqx.filter_grad(lambda m: jnp.sum(m(jnp.ones((4, 2, 1)))[0]))(layer)
+    assert not jnp.any(gradient.cells[0].parameters.theta_y)
+    assert jnp.any(gradient.cells[0].parameters.w_by1)
+
+
+def test_spectral_keeps_the_norm_at_one():
+    cell = ORGaNICsCell(1, 6, key=KEY, recurrent="spectral")
+    grown = eqx.tree_at(lambda c: c.parameters.w_r, cell, 3.0 * cell.parameters.w_r)
+    assert float(jnp.linalg.norm(grown.effective().w_r, 2)) == pytest.approx(1.0, rel=1e-5)
+    shrunk = eqx.tree_at(lambda c: c.parameters.w_r, cell, 0.5 * cell.parameters.w_r)
+    np.testing.assert_array_equal(shrunk.effective().w_r, 0.5 * cell.parameters.w_r)
+
+
+def test_jit_vmap_and_ensembles():
+    """Compiled equals eager; vmap over inputs equals the batch; keys make ensembles."""
+    layer = ORGaNICs(2, 3, key=KEY)
+    xs = jax.random.normal(jax.random.key(1), (5, 4, 2))
+    output, _ = layer(xs)
+    np.testing.assert_allclose(eqx.filter_jit(layer)(xs)[0], output, rtol=1e-5, atol=1e-6)
+    mapped = jax.vmap(lambda x: layer(x)[0], in_axes=1, out_axes=1)(xs)
+    np.testing.assert_allclose(mapped, output, rtol=1e-5, atol=1e-6)
+    keys = jax.random.split(KEY, 2)
+    ensemble = eqx.filter_vmap(lambda key: ORGaNICsCell(2, 3, key=key))(keys)
+    np.testing.assert_array_equal(ensemble.parameters.w_zx[1], ORGaNICsCell(2, 3, key=keys[1]).parameters.w_zx)
+
+
+def test_forward_derivatives_need_the_reference():
+    layer = ORGaNICs(1, 3, key=KEY, implementation="reference")
+    xs = jnp.ones((4, 1))
+    _, tangent = jax.jvp(lambda x: layer(x)[0], (xs,), (jnp.ones_like(xs),))
+    assert bool(jnp.any(tangent != 0))
+
+
+SHARDED = """
+import numpy as np, jax, jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from organics_jax import ORGaNICsClassifier
+import equinox as eqx
+assert len(jax.devices()) == 2
+model = ORGaNICsClassifier(3, 8, 4, key=jax.random.key(0))
+x = jax.random.normal(jax.random.key(1), (8, 6, 3))
+y = jnp.arange(8) % 4
+@eqx.filter_jit
+def gradient(model, x, y):
+    loss = lambda m: -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(m(x)), y[:, None], 1))
+    return eqx.filter_value_and_grad(loss)(model)
+one = gradient(model, x, y)
+rows = NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), P("batch"))
+two = gradient(model, jax.device_put(x, rows), jax.device_put(y, rows))
+for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+print("same")
+"""
+
+
+def test_batch_sharded_over_two_devices():
+    """Gradients do not depend on how many devices share the batch."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SHARDED)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().endswith("same")
+
+
+def test_training_on_digits():
+    """Plain Adam, nothing clipped; the caller's model is left alone; the records say what happened."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = (images[order] / 16).reshape(-1, 8, 8).astype(np.float32), labels[order]
+    model = ORGaNICsClassifier(8, 32, 10, key=KEY, max_rates=MaxRates(y=1.0, a=0.5, b=0.1))
+    before = jax.tree.leaves(eqx.filter(model, eqx.is_array))
+    seen = []
+    trained, records = fit(
+        model,
+        images[:1500],
+        labels[:1500],
+        epochs=16,
+        batch_size=128,
+        x_test=images[1500:],
+        y_test=labels[1500:],
+        on_epoch=seen.append,
+        abscissa_every=8,
+    )
+    assert records == seen
+    assert records[-1].test_accuracy > 0.85
+    assert records[-1].loss < 0.3 * records[0].loss
+    assert all(math.isfinite(r.gradient_norm_max) for r in records)
+    assert math.isnan(records[0].spectral_abscissa)
+    assert records[-1].spectral_abscissa == pytest.approx(largest_abscissa(trained, images[1500:1508]), abs=0.2)
+    for a, b in zip(before, jax.tree.leaves(eqx.filter(model, eqx.is_array)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(trained.layer.cells[0].start.y, model.layer.cells[0].start.y)
+
+
+def test_training_stops_at_a_loss_that_is_not_finite():
+    model = ORGaNICsClassifier(2, 3, 2, key=KEY)
+    x = np.zeros((8, 4, 2), np.float32)
+    x[5] = np.nan
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step \d"):
+        fit(model, x, np.zeros(8, int), epochs=1, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"input_size": 0}, ValueError, "input_size"),
+        ({"hidden_size": 2.5}, (TypeError, ValueError), "hidden_size"),
+        ({"recurrent": "random"}, ValueError, "recurrent 'random'.*'orthogonal'"),
+        ({"variant": "rectified"}, ValueError, "variant"),
+        ({"max_rates": MaxRates(y=-1.0)}, ValueError, "max_rates"),
+        ({"num_layers": 0}, ValueError, "num_layers"),
+        ({"implementation": "fast"}, ValueError, "implementation"),
+        ({"dtype": jnp.int32}, TypeError, "dtype"),
+        ({"key": 3}, TypeError, "key"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    arguments = {"input_size": 2, "hidden_size": 3, "key": KEY, **options}
+    with pytest.raises(error, match=message):
+        ORGaNICs(arguments.pop("input_size"), arguments.pop("hidden_size"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "hx", "error", "message"),
+    [
+        (jnp.ones((4, 2, 2), jnp.int32), None, TypeError, "inputs must have a real floating dtype"),
+        (jnp.ones((4, 2, 3)), None, ValueError, r"inputs must have shape \(..., 2\), got shape \(4, 2, 3\)"),
+        (jnp.ones((1, 4, 2, 2)), None, ValueError, "inputs must have 3 axes"),
+        (jnp.ones((0, 2, 2)), None, ValueError, "at least one step"),
+        (jnp.ones((4, 2, 2)), jnp.ones(3), TypeError, "hx must be a CellState"),
+        (jnp.ones((4, 2, 2)), CellState(*[jnp.ones((1, 3))] * 4), ValueError, r"hx.y must have shape \(1, 2, 3\)"),
+    ],
+)
+def test_bad_inputs(inputs, hx, error, message):
+    with pytest.raises(error, match=message):
+        ORGaNICs(2, 3, key=KEY)(inputs, hx)
+
+
+def test_bad_training_data():
+    model = ORGaNICsClassifier(2, 3, 2, key=KEY)
+    x = np.zeros((8, 4, 2), np.float32)
+    for arguments, message in (
+        ((x, np.zeros(7, int)), "x_train and y_train"),
+        ((x.astype(int), np.zeros(8, int)), "x_train must have a real floating dtype"),
+        ((x, np.zeros(8)), "y_train must be integer classes"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            fit(model, *arguments, epochs=1)
+    with pytest.raises(ValueError, match="x_test and y_test"):
+        fit(model, x, np.zeros(8, int), epochs=1, x_test=x)
+
+
+def test_cell_in_flax():
+    """The same numbers inside flax.nnx.RNN, and gradients to Param only."""
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+    from organics_jax.flax import ORGaNICsCell as FlaxCell
+
+    rnn = nnx.RNN(FlaxCell(2, 4, rngs=nnx.Rngs(0), recurrent="identity"))
+    xs = jax.random.normal(jax.random.key(1), (3, 6, 2))
+    cell = rnn.cell._module()
+    _, want = oc.cell_sequence(cell.effective(), cell.start, jnp.swapaxes(xs, 0, 1))
+    np.testing.assert_allclose(rnn(xs), jnp.swapaxes(want, 0, 1), rtol=1e-5, atol=1e-6)
+    gradient = nnx.grad(lambda m: jnp.sum(m(xs) ** 2))(rnn)
+    names = {path[-1] for path, _ in nnx.to_flat_state(gradient)}
+    assert "w_zx" in names
+    assert not {"sigma", "start_y"} & names
