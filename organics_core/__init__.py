@@ -24,6 +24,15 @@ from .noise import (
     noise_covariance,
     power_spectrum,
 )
+from .operators import (
+    LargeCircuit,
+    jacobian_product,
+    large_certify,
+    large_steady_state,
+    large_vector_field,
+    leading_eigenvalues,
+    ring_convolution,
+)
 from .perturbation import (
     FirstOrder,
     StabilityBoundary,
@@ -70,6 +79,7 @@ __all__ = [
     "FirstOrder",
     "FixedPoint",
     "GenericBackend",
+    "LargeCircuit",
     "MaxRates",
     "OscillatorForm",
     "PhaseDiagram",
@@ -96,6 +106,11 @@ __all__ = [
     "integrate",
     "integrate_sde",
     "jacobian",
+    "jacobian_product",
+    "large_certify",
+    "large_steady_state",
+    "large_vector_field",
+    "leading_eigenvalues",
     "linear_coherence",
     "linear_covariance",
     "linear_power_spectrum",
@@ -106,6 +121,7 @@ __all__ = [
     "random_recurrence",
     "registered_backends",
     "resting_state",
+    "ring_convolution",
     "simulate",
     "simulate_sde",
     "simulate_v1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from array_api_compat import device
@@ -9,11 +10,27 @@ from array_api_compat import device
 from .backend import Array
 
 
+class Operator:
+    """A matrix known by its product with a vector alone.
+
+    Parameters
+    ----------
+    product : callable
+        ``product(v)`` for v (n,), linear.
+    """
+
+    def __init__(self, product: Callable[[Array], Array]) -> None:
+        self.product = product
+
+
 def matvec(xp: Any, matrix: Array, vector: Array) -> Array:
     """``matrix @ vector`` for (..., n, m) and (..., m), batch axes broadcast.
 
-    A matrix without batch axes multiplies all vectors in one matrix product.
+    A matrix without batch axes multiplies all vectors in one matrix product. An
+    :class:`Operator` takes a single vector.
     """
+    if isinstance(matrix, Operator):
+        return matrix.product(vector)
     if matrix.ndim == 2:
         return xp.matmul(vector, matrix.T)
     return xp.matmul(matrix, vector[..., None])[..., 0]

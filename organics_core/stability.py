@@ -259,8 +259,7 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
     xp, circuit, z = _identity_circuit(circuit, z)
     state = identity_fixed_point(xp, circuit, z, "main")
     parts = _energy_parts(xp, circuit, state, solve=lyapunov)
-    share = matvec(xp, circuit.w, state.a * state.y**2)
-    margin = xp.min((parts.diagonal - share) / parts.diagonal, axis=-1)
+    margin = _margin(xp, circuit, state, parts)
     stable = margin > 0
     if not lyapunov:
         return Certificate(stable, margin, state, None, None)
@@ -292,6 +291,12 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
         ],
     )
     return Certificate(stable, margin, state, p, q)
+
+
+def _margin(xp: Any, circuit: Circuit, state: State, parts: _EnergyParts) -> Array:
+    """min_i (C v)_i relative to the diagonal's part: one product with W."""
+    share = matvec(xp, circuit.w, state.a * state.y**2)
+    return xp.min((parts.diagonal - share) / parts.diagonal, axis=-1)
 
 
 def energy(circuit: Circuit, state: State, z: Array) -> Array:

@@ -46,12 +46,12 @@ def sweep(
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", help="Address of a Dask scheduler, such as tcp://host:8786.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store; resumed if it is there.")] = Path(
-        "organics-output/sweep"
-    ),
+    out: Annotated[
+        Path, typer.Option("--output", "--out", "-o", help="Folder of the store; resumed if it is there.")
+    ] = Path("organics-output/sweep"),
     debug: Debug = False,
 ) -> None:
-    """Phase diagram of random recurrence: who settles, oscillates or diverges. An interrupted sweep resumes."""
+    """Phase diagram of random recurrence: who settles, oscillates or diverges. Interrupted sweeps resume."""
     spec = Sweep(
         n=n, deltas=numbers(deltas), norms=numbers(norms), draws=draws, ensemble=ensemble, variant=variant, seed=seed,
         block=block,

@@ -1,0 +1,174 @@
+"""Large circuits: the same answers as with dense matrices, and one hundred thousand neurons in seconds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support import Library, numpy_tree, run_python
+
+import organics_core as oc
+
+N = 12
+
+
+def kernels() -> tuple[np.ndarray, np.ndarray]:
+    """First columns of W_r and W on a ring: signed and local, non-negative and local."""
+    distance = np.minimum(np.arange(N), N - np.arange(N))
+    recurrent = 0.8 * np.exp(-distance) * np.cos(distance)
+    return recurrent / np.abs(np.fft.fft(recurrent)).max(), np.exp(-(distance**2) / 4.0) / 3.0
+
+
+def circulant(kernel: np.ndarray) -> np.ndarray:
+    index = (np.arange(N)[:, None] - np.arange(N)[None, :]) % N
+    return kernel[index]
+
+
+def dense(*, identity: bool) -> tuple[oc.Circuit, np.ndarray]:
+    recurrent, pool = kernels()
+    rng = np.random.default_rng(0)
+    numbers = (rng.uniform(0.3, 0.8, N), 0.5, 0.2, rng.uniform(1e-3, 3e-3, N), 0.002)
+    return oc.Circuit(None if identity else circulant(recurrent), circulant(pool), *numbers), rng.standard_normal(N)
+
+
+def forms(xp: Library, kernel: np.ndarray) -> list[object]:
+    """The circulant matrix as everything that has a product in this library."""
+    matrix = xp.array(circulant(kernel))
+    found = [matrix, lambda v: matrix @ v]
+    if xp.name != "strict":  # its Fourier transform returns another kind of array for odd lengths
+        found.append(oc.ring_convolution(xp.array(kernel)))
+    if xp.name == "numpy":
+        sparse = pytest.importorskip("scipy.sparse")
+        found += [
+            sparse.csr_array(circulant(kernel).astype(xp.precision)),
+            sparse.coo_matrix(circulant(kernel).astype(xp.precision)),
+        ]
+    elif xp.name == "torch":
+        found += [matrix.to_sparse(), matrix.to_sparse_csr()]
+    elif xp.name == "jax":
+        from jax.experimental.sparse import BCOO
+
+        found.append(BCOO.fromdense(matrix))
+    elif xp.name == "cupy":
+        from cupyx.scipy import sparse
+
+        found.append(sparse.csr_matrix(matrix))
+    return found
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_every_form_gives_the_dense_answer(xp: Library, identity: bool) -> None:
+    """Steady state, field, Jacobian product and certificate, for every kind of weights."""
+    circuit, drive = dense(identity=identity)
+    want = oc.steady_state(circuit, drive).state
+    slope = oc.vector_field(circuit, oc.State(drive, want.a), drive)
+    direction = oc.State(*np.random.default_rng(1).standard_normal((2, N)))
+    moved = oc.jacobian(circuit, want) @ np.concatenate(direction)
+    recurrent, pool = kernels()
+    z = xp.array(drive)
+    numbers = [xp.array(v) if isinstance(v, np.ndarray) else v for v in circuit[2:]]
+    for w_r, w in zip(forms(xp, recurrent), forms(xp, pool), strict=True):
+        large = oc.LargeCircuit(None if identity else w_r, w, *numbers)
+        found = oc.large_steady_state(large, z)
+        assert bool(found.converged)
+        xp.assert_close(found.state.y, want.y, rtol=1e-9, atol=1e-10)
+        xp.assert_close(found.state.a, want.a, rtol=1e-9)
+        field = oc.large_vector_field(large, xp.tree(oc.State(drive, want.a)), z)
+        xp.assert_close(field.y, slope.y, rtol=1e-9, atol=1e-9 * np.abs(slope.y).max())
+        xp.assert_close(field.a, slope.a, rtol=1e-9, atol=1e-9 * np.abs(slope.a).max())
+        product = oc.jacobian_product(large, xp.tree(want), xp.tree(direction))
+        for part, wanted in zip(product, (moved[:N], moved[N:]), strict=True):
+            xp.assert_close(part, wanted, rtol=1e-9, atol=1e-9 * np.abs(moved).max())
+        if identity:
+            certificate = oc.large_certify(large, z)
+            assert bool(certificate.stable)
+            xp.assert_close(certificate.margin, numpy_tree((oc.certify(circuit, drive).margin,))[0], rtol=1e-9)
+
+
+def test_leading_eigenvalues(xp64: Library) -> None:
+    """Arnoldi's eigenvalues are the dense ones with the largest real parts."""
+    pytest.importorskip("scipy")
+    circuit, drive = dense(identity=False)
+    state = oc.steady_state(circuit, drive).state
+    every = np.linalg.eigvals(oc.jacobian(circuit, state))
+    recurrent, pool = kernels()
+    numbers = [xp64.array(v) if isinstance(v, np.ndarray) else v for v in circuit[2:]]
+    w_r, w = (forms(xp64, kernel)[-1] for kernel in (recurrent, pool))
+    found = oc.leading_eigenvalues(oc.LargeCircuit(w_r, w, *numbers), xp64.tree(state), count=4)
+    want = every[np.argsort(-every.real)][:4]
+    np.testing.assert_allclose(found.real, want.real, rtol=1e-7)
+    np.testing.assert_allclose(np.abs(found.imag), np.abs(want.imag), rtol=1e-6, atol=1e-4)
+
+
+def test_failure_to_converge_is_reported() -> None:
+    """A recurrence far too strong: no crash, no claim."""
+    circuit, drive = dense(identity=False)
+    large = oc.LargeCircuit(lambda v: -50.0 * v, circuit.w, *circuit[2:])
+    found = oc.large_steady_state(large, 10.0 * drive, max_iterations=5)
+    assert not bool(found.converged)
+    assert int(found.iterations) <= 5
+
+
+LARGE = """
+import json, resource, time
+import numpy as np, organics_core as oc, scipy.sparse as sparse
+
+n, reach = 100_000, 20
+rng = np.random.default_rng(0)
+start = time.perf_counter()
+near = np.arange(1, reach + 1)
+offsets = np.concatenate([[0], near, -near, n - near, near - n])
+w = sparse.diags_array([np.full(n - abs(k), 0.3 / reach) for k in offsets], offsets=offsets, shape=(n, n)).tocsr()
+kernel = np.zeros(n)
+kernel[[0, 1, -1]] = 0.4, 0.3, 0.3
+z = rng.standard_normal(n)
+identity = oc.LargeCircuit(None, w, 0.5, 0.5, 0.1, 0.002, 0.002)
+certificate = oc.large_certify(identity, z)
+general = identity._replace(w_r=oc.ring_convolution(kernel))
+found = oc.large_steady_state(general, z)
+seconds = time.perf_counter() - start
+slope = oc.large_vector_field(general, found.state, z)
+print(json.dumps({
+    "stable": bool(certificate.stable),
+    "margin": float(certificate.margin),
+    "converged": bool(found.converged),
+    "slope": 0.002 * float(max(abs(slope.y).max(), abs(slope.a).max())),
+    "seconds": seconds,
+    "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+}))
+"""
+
+
+@pytest.mark.size
+def test_one_hundred_thousand_neurons() -> None:
+    """Certified and solved with local pools, in seconds and under 2 GiB (time with a wide margin for slow machines)."""
+    pytest.importorskip("scipy")
+    done = run_python(LARGE)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["stable"]
+    assert found["margin"] > 0
+    assert found["converged"]
+    assert found["slope"] < 1e-10
+    assert found["seconds"] < 60
+    assert found["gigabytes"] < 2
+
+
+def test_bad_arguments_are_named() -> None:
+    z = np.ones(3)
+    good = oc.LargeCircuit(None, np.ones((3, 3)), 1.0, 1.0, 1.0, 1.0, 1.0)
+    for fields, error, message in (
+        ({"w": np.ones((2, 2))}, ValueError, r"w must have shape \(3, 3\)"),
+        ({"w": "pool"}, TypeError, "w must be a matrix"),
+        ({"w": None}, TypeError, "w must be anything with a product"),
+        ({"w": -np.ones((3, 3))}, ValueError, "w @ 1 must be non-negative"),
+        ({"tau_a": 0.0}, ValueError, "tau_a must be positive"),
+        ({"w_r": np.eye(3)}, ValueError, r"w_r must be None \(the identity\)"),
+    ):
+        with pytest.raises(error, match=message):
+            oc.large_certify(good._replace(**fields), z)
+    with pytest.raises(ValueError, match="kernel must have shape"):
+        oc.ring_convolution(np.ones((2, 2)))
+    with pytest.raises(ValueError, match="count must be below"):
+        oc.leading_eigenvalues(good, oc.State(z, z), count=5)
