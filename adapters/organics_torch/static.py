@@ -135,12 +135,10 @@ class DivisiveNorm(nn.Module):
             If x has a wrong dtype, device or shape.
         """
         if self.recurrent == "identity":
-            y = identity_fixed_point(xp, *self.circuit(x), "main").y
-        else:
-            found = self.steady_state(x)
-            _warn(found)
-            y = torch.where(found.converged[..., None], found.state.y, torch.nan)
-        return relu(xp, y) ** 2
+            return relu(xp, identity_fixed_point(xp, *self.circuit(x), "main").y) ** 2
+        found = self.steady_state(x)
+        _warn(found)
+        return torch.where(found.converged[..., None], relu(xp, found.state.y) ** 2, torch.nan)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, recurrent={self.recurrent!r}, sigma={self.sigma}"
