@@ -19,21 +19,24 @@ from organics_core.training import EpochRecord
 
 from .cell import ORGaNICsCell
 from .checkpoint import load, save
-from .introspection import measure_abscissa
+from .introspection import CellReport, Monitor, inspect, measure_abscissa
 from .layer import ORGaNICs, ORGaNICsClassifier
 from .static import DivisiveNorm, DivisiveNorm2d
 from .training import fit
 
 __all__ = [
+    "CellReport",
     "CellState",
     "DivisiveNorm",
     "DivisiveNorm2d",
     "EpochRecord",
     "MaxRates",
+    "Monitor",
     "ORGaNICs",
     "ORGaNICsCell",
     "ORGaNICsClassifier",
     "fit",
+    "inspect",
     "load",
     "measure_abscissa",
     "save",

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from organics_core import _checks
 from organics_core.cell import CellParameters, CellState, cell_jacobian_abscissa
 
 from .cell import ORGaNICsCell
 from .layer import ORGaNICs
 
+_logger = logging.getLogger("organics_torch")
 
-def measure_abscissa(model: nn.Module, x: Tensor) -> float:
-    """Largest real part of the eigenvalues of the Jacobian, over all ORGaNICs layers and sequences of ``x``.
 
-    Every layer is looked at in its state after the last step, its gains frozen;
-    see :func:`organics_core.cell.cell_jacobian_abscissa`.
+class CellReport(NamedTuple):
+    """What :func:`inspect` finds out about one cell.
+
+    Attributes
+    ----------
+    name : str
+        Of the cell within the model, as in ``named_modules``.
+    spectral_abscissa : float
+        Largest real part of the eigenvalues of the Jacobian of the (y, a)
+        circuit along the trajectories, the gains frozen, in units of 1/step;
+        negative where all of it is locally stable.
+    spectral_radius : float
+        Largest absolute eigenvalue of W_r.
+    gradient_norm : float
+        Norm of the gradient over the cell's parameters; NaN before a backward pass.
+    """
+
+    name: str
+    spectral_abscissa: float
+    spectral_radius: float
+    gradient_norm: float
+
+
+def inspect(model: nn.Module, x: Tensor, *, points: int = 4) -> tuple[CellReport, ...]:
+    """The state of every ORGaNICs cell of a model.
 
     Parameters
     ----------
@@ -26,6 +53,49 @@ def measure_abscissa(model: nn.Module, x: Tensor) -> float:
         Called as ``model(x)``.
     x : tensor
         A few sequences.
+    points : int
+        Steps looked at along every trajectory, equally spaced, the last one among them.
+
+    Returns
+    -------
+    tuple of CellReport
+        One per cell, empty for a model without ORGaNICs layers.
+    """
+    points = _checks.positive_integer("points", points)
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, ORGaNICs)}
+    found: dict[str, float] = {}
+
+    def record(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
+        prefix = next(name for name, part in layers.items() if part is layer)
+        for state in _states(layer, points, *arguments, **named):
+            for index, cell in enumerate(layer.cells):
+                name = f"{prefix}.cells.{index}".lstrip(".")
+                largest = _abscissa(cell, CellState(*(part[index] for part in state)))
+                found[name] = max(found.get(name, -math.inf), largest)
+
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers.values()]
+    training = [part for part in model.modules() if part.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            if layers:
+                model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for part in training:
+            part.training = True
+    cells = dict(model.named_modules())
+    return tuple(CellReport(name, value, _radius(cells[name]), _norm(cells[name])) for name, value in found.items())
+
+
+def measure_abscissa(model: nn.Module, x: Tensor, *, points: int = 4) -> float:
+    """Largest real part of the eigenvalues of the Jacobian, over all ORGaNICs layers and sequences of ``x``.
+
+    Parameters
+    ----------
+    model, x, points
+        As for :func:`inspect`.
 
     Returns
     -------
@@ -33,29 +103,93 @@ def measure_abscissa(model: nn.Module, x: Tensor) -> float:
         In units of 1/step, negative where all of it is locally stable; NaN for
         a model without ORGaNICs layers.
     """
-    seen: list[tuple[ORGaNICsCell, CellState]] = []
+    return max((report.spectral_abscissa for report in inspect(model, x, points=points)), default=math.nan)
 
-    def record(layer: nn.Module, _: Any, result: Any) -> None:
-        hn = result[1]
-        for index, cell in enumerate(layer.cells):
-            seen.append((cell, CellState(*(part[index] for part in hn))))
 
-    handles = [part.register_forward_hook(record) for part in model.modules() if isinstance(part, ORGaNICs)]
-    was_training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            if handles:
-                model(x)
-            largest = -math.inf if seen else math.nan
-            for cell, state in seen:
-                fields = CellParameters(*(None if p is None else p.detach().double() for p in cell.fields()))
-                state = CellState(*(part.double() for part in state))
-                drive = state.y.new_zeros(*state.y.shape[:-1], cell.input_size)
-                found = cell_jacobian_abscissa(fields, state, drive, max_rates=cell.max_rates, variant=cell.variant)
-                largest = max(largest, float(found.max()))
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return largest
+class Monitor:
+    """A callback that inspects a model every so many calls, keeps what it finds, and logs it.
+
+    Parameters
+    ----------
+    model, x, points
+        As for :func:`inspect`.
+    every : int
+        Of how many calls one is acted upon, beginning with the first.
+    log : callable, optional
+        Takes a line of text; the logger ``organics_torch`` at level INFO by default.
+
+    Attributes
+    ----------
+    history : list of (int, tuple of CellReport)
+        The number of the call, counted from 1, and what was found.
+
+    Examples
+    --------
+    As ``fit(..., on_epoch=Monitor(model, x))``; in a loop of one's own, after ``backward()``:
+
+    >>> layer = ORGaNICs(2, 4)
+    >>> monitor = Monitor(layer, torch.zeros(5, 3, 2))
+    >>> monitor()
+    >>> [report.name for _, reports in monitor.history for report in reports]
+    ['cells.0']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        *,
+        every: int = 1,
+        points: int = 4,
+        log: Callable[[str], Any] | None = None,
+    ) -> None:
+        self.model, self.x = model, x
+        self.every = _checks.positive_integer("every", every)
+        self.points = _checks.positive_integer("points", points)
+        self.log = _logger.info if log is None else log
+        self.history: list[tuple[int, tuple[CellReport, ...]]] = []
+        self._calls = 0
+
+    def __call__(self, record: Any = None) -> None:
+        """Inspect, if it is time to; ``record`` is not looked at."""
+        self._calls += 1
+        if (self._calls - 1) % self.every:
+            return
+        reports = inspect(self.model, self.x, points=self.points)
+        self.history.append((self._calls, reports))
+        for report in reports:
+            self.log(
+                f"{self._calls}: {report.name}: largest Re eigenvalue {report.spectral_abscissa:.4g} per step, "
+                f"spectral radius of W_r {report.spectral_radius:.4g}, gradient norm {report.gradient_norm:.4g}"
+            )
+
+
+def _states(
+    layer: ORGaNICs, points: int, x: Tensor | PackedSequence, hx: CellState | None = None, **_: Any
+) -> Iterator[CellState]:
+    """The states of a layer (num_layers, ..., n) at some steps of a sequence."""
+    if isinstance(x, PackedSequence):
+        yield layer.forward(x, hx)[1]
+        return
+    axis = 1 if layer.batch_first and x.ndim == 3 else 0
+    steps = x.shape[axis]
+    edges = sorted({round(steps * part / points) for part in range(points + 1)})
+    for begin, end in itertools.pairwise(edges):
+        _, hx = layer.forward(x.narrow(axis, begin, end - begin), hx, outputs=False)
+        yield hx
+
+
+def _abscissa(cell: ORGaNICsCell, state: CellState) -> float:
+    fields = CellParameters(*(None if p is None else p.detach().double() for p in cell.fields()))
+    state = CellState(*(part.double() for part in state))
+    drive = state.y.new_zeros(*state.y.shape[:-1], cell.input_size)  # the Jacobian does not depend on it
+    return float(cell_jacobian_abscissa(fields, state, drive, max_rates=cell.max_rates, variant=cell.variant).max())
+
+
+def _radius(cell: ORGaNICsCell) -> float:
+    return 1.0 if cell.w_r is None else float(torch.linalg.eigvals(cell.w_r.detach()).abs().max())
+
+
+def _norm(cell: ORGaNICsCell) -> float:
+    gradients = [p.grad for p in cell.parameters() if p.grad is not None]
+    return float(nn.utils.get_total_norm(gradients)) if gradients else math.nan

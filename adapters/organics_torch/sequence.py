@@ -228,7 +228,8 @@ def run_sequence(
     """ys (T, N, n), or None where they are not wanted, and the last state (N, n), for inputs xs (T, N, k)."""
     chosen = choose_implementation(implementation, fields, xs, checkpoint_every)
     if chosen == "reference":
-        ys, state = reference_sequence(fields, w, rates, state, xs, variant)
+        with _without_autocast(xs):
+            ys, state = reference_sequence(fields, w, rates, state, xs, variant)
         return (ys if outputs else None), state
     weights = (fields.w_zx, fields.w_r, w, fields.w_bx0, fields.w_by0, fields.w_ba0)
     weights += (fields.w_bx1, fields.w_by1, fields.w_ba1, *rates)

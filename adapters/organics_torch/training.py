@@ -117,8 +117,7 @@ def fit(
 
 def gradient_norm(model: nn.Module) -> float:
     """Norm of the gradient over all parameters."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+    return float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) -> float:
