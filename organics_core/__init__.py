@@ -4,6 +4,7 @@ One framework-neutral core, written once against the Python array API: numpy,
 torch, jax, cupy and any other conforming library.
 """
 
+from . import phenomena
 from .backend import Backend, GenericBackend, get_backend, registered_backends
 from .cell import (
     CellParameters,
@@ -117,6 +118,7 @@ __all__ = [
     "noise_covariance",
     "oscillator_form",
     "phase_diagram",
+    "phenomena",
     "power_spectrum",
     "random_recurrence",
     "registered_backends",

@@ -1,0 +1,368 @@
+"""Phenomena of normalization, each as a ready circuit and a function that returns its numbers.
+
+Sources: Carandini & Heeger (2012) for contrast saturation, cross-orientation
+and surround suppression; Reynolds & Heeger (2009) for attention; Heeger &
+Mackey (2019) for normalization in time. All circuits have W_r = I, so every
+steady response is the normalization equation. Firing rates are max(y, 0)**2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from array_api_compat import device
+
+from . import _checks
+from .backend import Array
+from .circuit import Circuit, State
+from .dynamics import relu
+from .integrate import simulate
+from .steady_state import steady_state
+
+
+class Responses(NamedTuple):
+    """Steady responses of a population to a family of stimuli.
+
+    Attributes
+    ----------
+    preferences : array (n,)
+        Preferred orientations in radians, or positions in degrees.
+    rates : array (..., n)
+        Firing rates, one leading axis per parameter that was varied.
+    circuit : Circuit
+    drive : array (..., n)
+        The input drives.
+    """
+
+    preferences: Array
+    rates: Array
+    circuit: Circuit
+    drive: Array
+
+
+class Attention(NamedTuple):
+    """Contrast responses with and without attention.
+
+    Attributes
+    ----------
+    contrasts : array (C,)
+    attended, neutral : arrays (C,)
+        Rates of the neuron at the centre of the stimulus.
+    positions : array (n,)
+        In degrees.
+    gain : array (n,)
+        The input gain b under attention.
+    """
+
+    contrasts: Array
+    attended: Array
+    neutral: Array
+    positions: Array
+    gain: Array
+
+
+class TemporalPair(NamedTuple):
+    """Responses to two equal pulses.
+
+    Attributes
+    ----------
+    gaps : array (G,)
+        Pauses between the pulses, in seconds.
+    times : array (T,)
+        In seconds.
+    drive, rates : arrays (T, G)
+        Input drive and firing rate.
+    first, second : arrays (G,)
+        Mean rates during each pulse.
+    """
+
+    gaps: Array
+    times: Array
+    drive: Array
+    rates: Array
+    first: Array
+    second: Array
+
+
+def _values(name: str, values: Array, allowed: str = ">= 0") -> Any:
+    xp = _checks.namespace({name: values})
+    if values.ndim != 1 or values.shape[0] == 0:
+        raise ValueError(f"{name} must have shape (K,) with K >= 1, got shape {tuple(values.shape)}")
+    _checks.values(xp, name, values, allowed)
+    return xp
+
+
+def _grid(xp: Any, low: float, high: float, count: int, like: Array, *, endpoint: bool = True) -> Array:
+    count = _checks.positive_integer("n", count)
+    return xp.linspace(low, high, count, endpoint=endpoint, dtype=like.dtype, device=device(like))
+
+
+def _gaussian(xp: Any, x: Array, width: float) -> Array:
+    return xp.exp(-0.5 * (x / _checks.positive_number("width", width)) ** 2)
+
+
+def _respond(circuit: Circuit, preferences: Array, drive: Array) -> Responses:
+    xp = _checks.namespace({"drive": drive})
+    rates = relu(xp, steady_state(circuit, drive).state.y) ** 2
+    return Responses(preferences, rates, circuit, drive)
+
+
+def orientation_circuit(n: int, *, sigma: float = 0.1, like: Array) -> Circuit:
+    """A hypercolumn: n neurons that prefer all orientations and normalize each other equally.
+
+    Parameters
+    ----------
+    n : int
+    sigma : float
+        Semi-saturation contrast.
+    like : array
+        Whose library, dtype and device the circuit has.
+
+    Returns
+    -------
+    Circuit
+        Sum over the pool 1 for a grating of contrast 1, in units of the tuned drive.
+    """
+    xp = _checks.namespace({"like": like})
+    theta = _grid(xp, 0.0, math.pi, n, like, endpoint=False)
+    pool = xp.sum(_tuning(xp, theta) ** 2)
+    w = xp.ones((n, n), dtype=like.dtype, device=device(like)) / pool
+    return Circuit(None, w, 0.5, 0.5, _checks.positive_number("sigma", sigma), 0.002, 0.002)
+
+
+def _tuning(xp: Any, angle: Array) -> Array:
+    """Drive of a neuron whose preference differs by ``angle`` from a grating of contrast 1."""
+    return xp.exp(2.0 * (xp.cos(2.0 * angle) - 1.0))
+
+
+def contrast_saturation(contrasts: Array, *, n: int = 32, sigma: float = 0.1) -> Responses:
+    """A hypercolumn's responses to a grating of rising contrast.
+
+    The rates saturate, as c**2 / (sigma**2 + c**2), and the tuning keeps its
+    width at every contrast.
+
+    Parameters
+    ----------
+    contrasts : array (C,)
+    n : int
+        Neurons.
+    sigma : float
+        Contrast at half the maximum.
+
+    Returns
+    -------
+    Responses
+        ``rates`` (C, n).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
+    xp = _values("contrasts", contrasts)
+    theta = _grid(xp, 0.0, math.pi, n, contrasts, endpoint=False)
+    circuit = orientation_circuit(n, sigma=sigma, like=contrasts)
+    return _respond(circuit, theta, contrasts[:, None] * _tuning(xp, theta))
+
+
+def cross_orientation_suppression(contrasts: Array, masks: Array, *, n: int = 32, sigma: float = 0.1) -> Responses:
+    """A hypercolumn's responses to a grating under an orthogonal mask.
+
+    The mask drives the neurons that prefer the grating hardly at all, yet
+    suppresses them: it moves their contrast response to higher contrasts.
+
+    Parameters
+    ----------
+    contrasts : array (C,)
+        Of the grating, at orientation 0.
+    masks : array (M,)
+        Contrasts of the mask, at orientation pi/2.
+    n, sigma
+        As in :func:`contrast_saturation`.
+
+    Returns
+    -------
+    Responses
+        ``rates`` (M, C, n); neuron 0 prefers the grating, neuron n//2 the mask.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
+    xp = _values("contrasts", contrasts)
+    _values("masks", masks)
+    _checks.namespace({"contrasts": contrasts, "masks": masks})
+    theta = _grid(xp, 0.0, math.pi, n, contrasts, endpoint=False)
+    grating = contrasts[:, None] * _tuning(xp, theta)
+    mask = masks[:, None, None] * _tuning(xp, theta - 0.5 * math.pi)
+    return _respond(orientation_circuit(n, sigma=sigma, like=contrasts), theta, grating + mask)
+
+
+def space_circuit(
+    positions: Array, *, pool: float = 3.0, sigma: float = 0.1, strength: float = 1.0, gain: Array = None
+) -> Circuit:
+    """Neurons along a line in space, each normalized by a Gaussian neighbourhood.
+
+    Parameters
+    ----------
+    positions : array (n,)
+        In degrees, evenly spaced.
+    pool : float
+        Standard deviation of the neighbourhood, in degrees.
+    sigma : float
+        Semi-saturation constant.
+    strength : float
+        Sum of a neighbourhood's weights.
+    gain : array (n,), optional
+        Input gain b; 0.5 by default.
+
+    Returns
+    -------
+    Circuit
+    """
+    xp = _values("positions", positions, "any")
+    w = _gaussian(xp, positions[:, None] - positions[None, :], pool)
+    w = _checks.positive_number("strength", strength) * w / xp.max(xp.sum(w, axis=-1))
+    return Circuit(None, w, 0.5 if gain is None else gain, 0.5, _checks.positive_number("sigma", sigma), 0.002, 0.002)
+
+
+def _patch(xp: Any, positions: Array, diameters: Array, field: float) -> Array:
+    """Drive (..., n) of receptive fields of width ``field`` by patches (...,) of contrast 1 in the centre."""
+    from_left = _phi(xp, (positions + 0.5 * diameters[..., None]) / field)
+    from_right = _phi(xp, (positions - 0.5 * diameters[..., None]) / field)
+    return from_left - from_right
+
+
+def _phi(xp: Any, x: Array) -> Array:
+    """The normal distribution function, to 3e-4 (logistic approximation of Bowling et al. 2009)."""
+    return 0.5 * (1.0 + xp.tanh(0.5 * (0.07056 * x**3 + 1.5976 * x)))
+
+
+def surround_suppression(diameters: Array, contrasts: Array, *, n: int = 81, pool: float = 3.0) -> Responses:
+    """Responses to patches of growing diameter, in the centre of a line of neurons.
+
+    The neuron in the centre responds best to a patch that fills its receptive
+    field; a larger one recruits only its normalization pool, and suppresses it.
+
+    Parameters
+    ----------
+    diameters : array (D,)
+        In degrees; receptive fields have a standard deviation of 1 degree, and
+        the line reaches from -20 to 20.
+    contrasts : array (C,)
+    n : int
+        Neurons; odd, so that one is in the centre.
+    pool : float
+        Standard deviation of the normalization pool, in degrees.
+
+    Returns
+    -------
+    Responses
+        ``rates`` (C, D, n); neuron n//2 is in the centre.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
+    xp = _values("diameters", diameters)
+    _values("contrasts", contrasts)
+    _checks.namespace({"diameters": diameters, "contrasts": contrasts})
+    positions = _grid(xp, -20.0, 20.0, n, diameters)
+    circuit = space_circuit(positions, pool=pool, strength=4.0)
+    return _respond(circuit, positions, contrasts[:, None, None] * _patch(xp, positions, diameters, 1.0))
+
+
+def attention(
+    contrasts: Array, *, stimulus: float = 1.0, attended: float = 8.0, gain: float = 2.0, n: int = 81, pool: float = 4.0
+) -> Attention:
+    """Attention as a change of the input gain b around a place.
+
+    A small stimulus under a wide focus of attention has its drive and its pool
+    multiplied alike: a contrast gain, which moves the response to lower
+    contrasts and leaves its maximum. A large stimulus under a narrow focus has
+    its drive multiplied more than its pool: a response gain.
+
+    Parameters
+    ----------
+    contrasts : array (C,)
+    stimulus : float
+        Standard deviation of the stimulus, in degrees.
+    attended : float
+        Standard deviation of the focus of attention, in degrees.
+    gain : float
+        Factor of b in the middle of the focus.
+    n : int
+        Neurons; odd.
+    pool : float
+        Standard deviation of the normalization pool, in degrees.
+
+    Returns
+    -------
+    Attention
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
+    xp = _values("contrasts", contrasts)
+    positions = _grid(xp, -20.0, 20.0, n, contrasts)
+    focus = 0.5 * (1.0 + (_checks.positive_number("gain", gain) - 1.0) * _gaussian(xp, positions, attended))
+    drive = contrasts[:, None] * _gaussian(xp, positions, stimulus)
+    with_focus = _respond(space_circuit(positions, pool=pool, gain=focus, sigma=0.05), positions, drive)
+    without = _respond(space_circuit(positions, pool=pool, sigma=0.05), positions, drive)
+    middle = n // 2
+    return Attention(contrasts, with_focus.rates[:, middle], without.rates[:, middle], positions, focus)
+
+
+def temporal_pair(
+    gaps: Array, *, duration: float = 0.1, contrast: float = 1.0, tau_y: float = 0.005, tau_a: float = 0.1
+) -> TemporalPair:
+    """Two equal pulses: the modulator outlasts the first and normalizes the second.
+
+    Parameters
+    ----------
+    gaps : array (G,)
+        Pauses between the pulses, in seconds.
+    duration : float
+        Of each pulse, in seconds.
+    contrast : float
+    tau_y, tau_a : float
+        Time constants in seconds; the modulator's sets how long the memory lasts.
+
+    Returns
+    -------
+    TemporalPair
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
+    xp = _values("gaps", gaps)
+    duration = _checks.positive_number("duration", duration)
+    one = xp.ones((1, 1), dtype=gaps.dtype, device=device(gaps))
+    circuit = Circuit(None, 4.0 * one, 1.0, 1.0, 0.5, tau_y, tau_a)
+    end = 2.0 * duration + float(xp.max(gaps)) + 3.0 * duration
+    times = _grid(xp, 0.0, end, max(2, math.ceil(end / (0.04 * duration))) + 1, gaps)
+    onset = 0.5 * duration
+    clock = times[:, None]
+
+    def within(start: Any) -> Array:
+        return (clock >= start) & (clock < start + duration)
+
+    pulses = (within(xp.zeros_like(gaps) + onset), within(onset + duration + gaps))
+    on = pulses[0] | pulses[1]
+    drive = xp.where(on, contrast * xp.ones_like(clock + gaps), xp.zeros_like(clock + gaps))
+    rest = State(0.0 * gaps[:, None], 0.0 * gaps[:, None] + 0.25)
+    run = simulate(circuit, drive[..., None], times, state0=rest, drive="sampled", method="rk4", substeps=2)
+    rates = relu(xp, run.state.y[..., 0]) ** 2
+
+    def mean(pulse: Array) -> Array:
+        weights = xp.astype(pulse, rates.dtype)
+        return xp.sum(rates * weights, axis=0) / xp.sum(weights + 0.0 * rates, axis=0)
+
+    return TemporalPair(gaps, times, drive, rates, mean(pulses[0]), mean(pulses[1]))

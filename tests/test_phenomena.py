@@ -1,0 +1,109 @@
+"""The phenomena of normalization: each function's numbers show what it is named after."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support import Library, numpy_tree
+
+import organics_core as oc
+from organics_core import phenomena
+
+
+def values(array: object) -> np.ndarray:
+    return numpy_tree((array,))[0]
+
+
+def test_contrast_saturation(xp: Library) -> None:
+    """c**2 / (sigma**2 + c**2) up to one factor, with a tuning curve of one shape at all contrasts."""
+    contrasts = np.array([0.01, 0.05, 0.1, 0.3, 1.0])
+    found = phenomena.contrast_saturation(xp.array(contrasts), sigma=0.1)
+    rates = values(found.rates)
+    best = rates[:, 0]
+    np.testing.assert_allclose(best / best[-1], contrasts**2 / (0.01 + contrasts**2) * 1.01, rtol=1e-4)
+    assert best[2] / best[-1] == pytest.approx(0.505, rel=1e-3)
+    np.testing.assert_allclose(rates / rates[:, :1], np.broadcast_to(rates[-1] / rates[-1, 0], rates.shape), rtol=1e-4)
+    assert np.argmax(rates[-1]) == 0
+    assert rates[-1, 16] < 0.01 * best[-1]
+
+
+def test_a_simulation_ends_there(xp64: Library) -> None:
+    """The ready circuit itself, simulated, comes to the rates that were returned."""
+    found = phenomena.contrast_saturation(xp64.array([0.2, 1.0]), n=8)
+    run = oc.simulate(found.circuit, found.drive, xp64.array([0.0, 0.3]), drive="constant", rtol=1e-9)
+    y = values(run.state.y)[-1]
+    np.testing.assert_allclose(np.where(y > 0, y, 0.0) ** 2, values(found.rates), rtol=1e-5, atol=1e-9)
+
+
+def test_cross_orientation_suppression(xp: Library) -> None:
+    """The mask alone drives the neuron hardly; over the grating it suppresses, and shifts the contrast response."""
+    contrasts, masks = np.geomspace(0.01, 1.0, 9), np.array([0.0, 0.1, 0.3, 1.0])
+    rates = values(phenomena.cross_orientation_suppression(xp.array(contrasts), xp.array(masks)).rates)[..., 0]
+    alone = values(phenomena.cross_orientation_suppression(xp.array([0.0]), xp.array([1.0])).rates)[0, 0, 0]
+    assert alone < 0.01 * rates[0, -1]
+    assert np.all(np.diff(rates[:, 2:], axis=0) < 0)
+    assert np.all(rates[-1, :3] < 0.2 * rates[0, :3] + alone)
+    half = [np.interp(0.5 * rates[0, -1], row, contrasts) for row in rates[:3]]
+    assert np.all(np.diff(half) > 0.01)
+
+
+def test_surround_suppression(xp: Library) -> None:
+    """The response rises to a preferred size, then falls by a good part; at low contrast the size is larger."""
+    diameters = np.linspace(0.5, 30.0, 60)
+    found = phenomena.surround_suppression(xp.array(diameters), xp.array([0.05, 1.0]))
+    rates = values(found.rates)[..., 40]
+    best = np.argmax(rates, axis=-1)
+    assert np.all(best > 0)
+    assert np.all(diameters[best] < 8.0)
+    assert diameters[best[0]] > diameters[best[1]]
+    assert rates[1, -1] < 0.7 * rates[1].max()
+    assert np.all(np.diff(rates[1, best[1] :]) < 1e-6)
+
+
+def test_attention_as_contrast_gain(xp: Library) -> None:
+    """A small stimulus in a wide focus: twice the contrast, the same maximum."""
+    contrasts = np.geomspace(0.005, 8.0, 30)
+    found = phenomena.attention(xp.array(contrasts), stimulus=1.0, attended=20.0)
+    attended, neutral = values(found.attended), values(found.neutral)
+    ratio = attended / neutral
+    assert np.all(np.diff(ratio) < 1e-6)
+    assert ratio[0] > 3.0
+    assert ratio[-1] == pytest.approx(1.0, abs=0.03)
+    half = [np.interp(0.5 * neutral[-1], rates, contrasts) for rates in (attended, neutral)]
+    assert half[1] / half[0] == pytest.approx(2.0, rel=0.1)
+
+
+def test_attention_as_response_gain(xp: Library) -> None:
+    """A large stimulus in a narrow focus: a larger response even at the highest contrast."""
+    contrasts = np.geomspace(0.005, 8.0, 30)
+    found = phenomena.attention(xp.array(contrasts), stimulus=10.0, attended=1.0)
+    attended, neutral = values(found.attended), values(found.neutral)
+    assert attended[-1] > 2.0 * neutral[-1]
+    half = [np.interp(0.5 * rates[-1], rates, contrasts) for rates in (attended, neutral)]
+    assert half[0] == pytest.approx(half[1], rel=0.35)
+    without = phenomena.attention(xp.array(contrasts), gain=1.0)
+    np.testing.assert_allclose(values(without.attended), values(without.neutral), rtol=1e-6)
+
+
+def test_temporal_pair(xp: Library) -> None:
+    """The second response is the smaller one, the less so the longer the pause; after a long one both are equal."""
+    gaps = np.array([0.0, 0.05, 0.1, 0.3, 1.0])
+    found = phenomena.temporal_pair(xp.array(gaps))
+    ratio = values(found.second) / values(found.first)
+    assert ratio[0] < 0.85
+    assert np.all(np.diff(ratio) > 0)
+    assert ratio[-1] == pytest.approx(1.0, abs=0.01)
+    assert tuple(found.rates.shape) == (found.times.shape[0], 5)
+    longer = phenomena.temporal_pair(xp.array([0.1]), tau_a=0.2)
+    assert float(longer.second[0] / longer.first[0]) < ratio[2]
+
+
+def test_bad_arguments_are_named() -> None:
+    for call, message in (
+        (lambda: phenomena.contrast_saturation(np.array([-0.1])), "contrasts must be non-negative"),
+        (lambda: phenomena.surround_suppression(np.ones((2, 2)), np.ones(1)), r"diameters must have shape \(K,\)"),
+        (lambda: phenomena.attention(np.ones(1), stimulus=-1.0), "width must be positive"),
+        (lambda: phenomena.temporal_pair(np.ones(1), duration=0.0), "duration must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
