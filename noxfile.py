@@ -74,6 +74,13 @@ def tests_cupy(session: nox.Session) -> None:
     run_tests(session, "cupy", "cupy")
 
 
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """Everything on a CUDA GPU: tests, agreement, benchmarks; writes benchmarks/results/gpu-*."""
+    install(session, "cli", "cupy", "torch", "jax", more=(*TESTING, "jax[cuda13]", "array-api-strict>=2.3"))
+    session.run("python", "benchmarks/gpu.py", *session.posargs)
+
+
 @nox.session
 def agreement(session: nox.Session) -> None:
     """All array libraries side by side on the same circuits; prints and saves the table."""

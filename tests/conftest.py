@@ -48,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="array library to test (repeatable); one that is missing is an error",
     )
+    parser.addoption(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where torch and jax compute; cupy is always on CUDA"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,6 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
             importlib.import_module(LIBRARIES[name])
         except ImportError as error:
             raise pytest.UsageError(f"the library {name} was asked for but cannot be imported: {error}") from None
+    on_cuda = config.getoption("--device") == "cuda"
     if "cupy" in selected:
         import cupy
 
@@ -81,10 +85,16 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_enable_x64", True)
         # Most of the time goes into compiling small programs that run once.
         jax.config.update("jax_disable_most_optimizations", True)
+        if on_cuda and jax.default_backend() != "gpu":
+            raise pytest.UsageError("jax was asked for on CUDA but sees no GPU")
     if "torch" in selected:
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        if on_cuda:
+            if not torch.cuda.is_available():
+                raise pytest.UsageError("torch was asked for on CUDA but sees no GPU")
+            torch.set_default_device("cuda")
     config.stash[_SELECTED] = selected
 
 

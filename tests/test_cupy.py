@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib
 import shutil
 import subprocess
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import standin
 from support import VARIANTS, run_python, small_circuit
 
 import organics_core as oc
@@ -36,16 +34,7 @@ extern "C" void on_cpu(unsigned blocks, unsigned threads, void **v) {
 
 @pytest.fixture(scope="module")
 def og() -> Any:
-    """The package; where there is no cupy, an empty module stands in while it is imported, and only then."""
-    try:
-        importlib.import_module("cupy")
-    except ImportError:
-        sys.modules["cupy"] = types.ModuleType("cupy")
-        try:
-            return importlib.import_module("organics_cupy")
-        finally:
-            del sys.modules["cupy"]
-    return importlib.import_module("organics_cupy")
+    return standin.organics_cupy()
 
 
 class OnCpu:

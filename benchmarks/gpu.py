@@ -1,0 +1,448 @@
+"""Check and measure everything on a GPU, in one command, within ten minutes.
+
+    python benchmarks/gpu.py [--wheels FOLDER] [--out FOLDER] [--skip tests,agreement,training,simulation]
+
+It runs the tests that concern a GPU (cupy; torch and jax on CUDA), the
+agreement table with columns for the GPU against numpy in float64, and the
+benchmarks, and writes ``gpu-<device>-<date>.json`` and a short ``.md`` table.
+Nothing needs to be installed but the array libraries: the project is taken from the
+source tree around this file, and what else it needs from pure-Python wheels in
+FOLDER. Without a CUDA device it says so and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("tests", "agreement", "training", "simulation")
+TEST_RUNS = {
+    "cupy": ("--library", "cupy"),
+    "torch on CUDA": ("--library", "torch", "--device", "cuda"),
+    "jax on CUDA": ("--library", "jax", "--device", "cuda"),
+}
+LIMIT_SECONDS = 570
+
+
+class Sizes(NamedTuple):
+    """How large the benchmarks are; the defaults are those of the record."""
+
+    batch: int = 256
+    steps: int = 784
+    hidden: tuple[int, ...] = (64, 128)
+    circuits: int = 10_000
+    neurons: int = 64
+    simulated: int = 1000
+    large: int = 20_000
+    repeats: int = 10
+
+
+# --- the environment
+
+
+def prepare(wheels: Path | None, folder: Path) -> list[str]:
+    """Unpack wheels, and describe the project, into ``folder``; the entries for the module path."""
+    if wheels is not None:
+        for wheel in sorted(wheels.glob("*.whl")):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    points = project["entry-points"]["organics_core.backends"]
+    about = folder / "organics_core-0.dist-info"
+    about.mkdir(parents=True, exist_ok=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: organics-core\nVersion: 0\n")
+    lines = [f"{name} = {value}" for name, value in points.items()]
+    (about / "entry_points.txt").write_text("\n".join(["[organics_core.backends]", *lines, ""]))
+    return [str(folder), str(ROOT), str(ROOT / "backends"), str(ROOT / "adapters"), str(ROOT / "tests")]
+
+
+def cuda_device() -> str | None:
+    """The name of the GPU, or None."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            return str(torch.cuda.get_device_name())
+    if importlib.util.find_spec("cupy") is not None:
+        import cupy
+
+        with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+            if cupy.cuda.runtime.getDeviceCount():
+                return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what takes part."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("numpy", "torch", "triton", "jax", "jaxlib", "cupy-cuda13x", "equinox"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+# --- tests
+
+
+def run_tests(path: list[str], seconds: float) -> dict[str, Any]:
+    """Every run of TEST_RUNS, its counts and, where something failed, the end of its output."""
+    results = {}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    for name, options in TEST_RUNS.items():
+        command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", *options]
+        try:
+            run = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+            )
+            output, code = run.stdout + run.stderr, run.returncode
+        except subprocess.TimeoutExpired as error:
+            output, code = (error.stdout or b"").decode(errors="replace"), None
+        results[name] = {"ok": code == 0, "finished": code is not None, **counts(output)}
+        if code != 0:
+            results[name]["output"] = output[-3000:]
+    return results
+
+
+def counts(output: str) -> dict[str, int]:
+    """Passed, failed, ... of pytest's last line."""
+    found = re.findall(r"(\d+) (passed|failed|error|errors|skipped|deselected)\b", output[-2000:])
+    return {kind.rstrip("s") if kind == "errors" else kind: int(number) for number, kind in found}
+
+
+# --- agreement
+
+
+def agreement(torch_device: str = "cuda", jax_platform: str = "gpu") -> dict[str, Any]:
+    """The agreement table with torch and jax on the GPU beside every other column."""
+    from organics_cli import agree
+
+    columns = list(agree.installed())
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        for column in [c for c in columns if c.library == "torch"]:
+
+            def on_device(value: Any, dtype: str = column.dtype) -> Any:
+                return torch.as_tensor(agree._as_kind(value, dtype)).to(torch_device)
+
+            columns.append(column._replace(library=f"torch {torch_device}", asarray=on_device))
+    if importlib.util.find_spec("jax") is not None:
+        import jax
+
+        for column in [c for c in columns if c.library == "jax"]:
+
+            def context(make: Any = column.context) -> Any:
+                stack = contextlib.ExitStack()
+                stack.enter_context(make())
+                stack.enter_context(jax.default_device(jax.devices(jax_platform)[0]))
+                return stack
+
+            columns.append(column._replace(library=f"jax {jax_platform}", context=context))
+    found = agree.compare(columns)
+    worst = {column.key: found.worst(column.key) for column in found.columns if not column.reference}
+    return {"ok": found.ok, "worst": worst, "table": agree.as_json(found), "markdown": agree.markdown(found)}
+
+
+# --- measuring
+
+
+def median_seconds(call: Callable[[], Any], wait: Callable[[], Any], repeats: int) -> float:
+    """Of one call, after two that are not counted; ``wait`` returns when the device is idle."""
+    taken = []
+    for k in range(repeats + 2):
+        wait()
+        began = time.perf_counter()
+        call()
+        wait()
+        if k > 1:
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def torch_wait(device: str) -> Callable[[], None]:
+    """Waits until the device has nothing to do."""
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def ceilings(device: str, size: int = 8192, repeats: int = 10) -> dict[str, float]:
+    """What the device reaches: products in tf32 and bfloat16, and copies, per second."""
+    import torch
+
+    wait = torch_wait(device)
+    before = torch.get_float32_matmul_precision()
+    found = {}
+    for name, precision, dtype in (
+        ("float32", "highest", torch.float32),
+        ("tf32", "high", torch.float32),
+        ("bfloat16", "high", torch.bfloat16),
+    ):
+        torch.set_float32_matmul_precision(precision)
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        found[f"{name} products, flop/s"] = 2 * size**3 / median_seconds(lambda a=a, b=b: a @ b, wait, repeats)
+    torch.set_float32_matmul_precision(before)
+    a = torch.randn(4 * size * size, device=device)
+    b = torch.empty_like(a)
+    found["memory, bytes/s"] = 2 * a.nbytes / median_seconds(lambda: b.copy_(a), wait, repeats)
+    return found
+
+
+def training(device: str, sizes: Sizes, lstm: bool = True) -> list[dict[str, Any]]:
+    """Forward and backward of one layer over a sequence: nn.LSTM, the core's step under autograd, and our roads."""
+    import torch
+
+    from organics_torch import ORGaNICs
+
+    wait = torch_wait(device)
+    kernels = device == "cuda" and importlib.util.find_spec("triton") is not None
+    before = torch.get_float32_matmul_precision()
+    rows = []
+    for n in sizes.hidden:
+        torch.manual_seed(0)
+        xs = torch.rand(sizes.steps, sizes.batch, 1, device=device)
+        weigh = torch.randn(sizes.batch, n, device=device)
+
+        def seconds(layer: Any, repeats: int, xs: Any = xs, weigh: Any = weigh) -> float:
+            def call() -> None:
+                output, _ = layer(xs)
+                layer.zero_grad(set_to_none=True)
+                (output[-1] * weigh).sum().backward()
+
+            return median_seconds(call, wait, repeats)
+
+        peer = seconds(torch.nn.LSTM(1, n, device=device), sizes.repeats)
+        rows.append({"layer": "nn.LSTM", "hidden": n, "seconds": peer})
+        exact = gradients(ORGaNICs(1, n, seed=0, dtype=torch.float64, device=device, implementation="function"), xs)
+        roads = [("core's step, eager", "reference", "highest", 1)]
+        roads += [("plain torch, derivative by hand", "function", "highest", 3)]
+        if kernels:
+            roads += [(f"kernel, {p}", "triton", p, sizes.repeats) for p in ("highest", "high", "medium")]
+        for name, how, precision, repeats in roads:
+            torch.set_float32_matmul_precision(precision)
+            layer = ORGaNICs(1, n, seed=0, device=device, implementation=how)
+            row: dict[str, Any] = {"layer": f"ORGaNICs, {name}", "hidden": n}
+            try:
+                row["seconds"] = seconds(layer, repeats)
+                row["times LSTM"] = row["seconds"] / peer
+                row["relative error"] = largest_difference(gradients(layer, xs), exact)
+                row |= work(n, sizes.batch, sizes.steps)
+            except Exception as error:  # one road that fails must not cost the others their record
+                row["error"] = f"{type(error).__name__}: {error}"[:500]
+            rows.append(row)
+        slowest = next((row["seconds"] for row in rows if row["hidden"] == n and "eager" in row["layer"]), None)
+        for row in rows:
+            if row["hidden"] == n and slowest and "seconds" in row:
+                row["faster than eager"] = slowest / row["seconds"]
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    torch.set_float32_matmul_precision(before)
+    return rows
+
+
+def gradients(layer: Any, xs: Any) -> list[Any]:
+    """Of the mean square of the last output, for a part of the batch, with the outputs."""
+    import torch
+
+    output, _ = layer(xs[:, :32].to(layer.cells[0].w_zx.dtype))
+    found = torch.autograd.grad((output[-1] ** 2).mean(), list(layer.parameters()))
+    return [output.detach().double(), *(part.double() for part in found)]
+
+
+def largest_difference(found: list[Any], exact: list[Any]) -> float:
+    """The worst array's, in the norm of the array."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
+
+
+def work(n: int, batch: int, steps: int) -> dict[str, float]:
+    """The least that forward and backward must do: products, and bytes of tapes written and read once."""
+    return {"flop": 3 * 2 * 6 * n * n * batch * steps, "bytes": 4 * n * batch * steps * (3 + 2 * 8 + 2 * 6)}
+
+
+def jax_training(sizes: Sizes) -> list[dict[str, Any]]:
+    """The same layer in jax: one compiled program for forward and backward."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    from organics_jax import ORGaNICs
+
+    rows = []
+    for n in sizes.hidden:
+        layer = ORGaNICs(1, n, key=jax.random.key(0), dtype=jnp.float32)
+        xs = jax.random.uniform(jax.random.key(1), (sizes.steps, sizes.batch, 1), dtype=jnp.float32)
+
+        @eqx.filter_jit
+        def call(layer: Any, xs: Any) -> Any:
+            return eqx.filter_value_and_grad(lambda layer: (layer(xs)[0][-1] ** 2).mean())(layer)
+
+        began = time.perf_counter()
+        jax.block_until_ready(call(layer, xs))
+        compiling = time.perf_counter() - began
+        taken = median_seconds(
+            lambda call=call, layer=layer, xs=xs: jax.block_until_ready(call(layer, xs)), lambda: None, sizes.repeats
+        )
+        row = {"layer": "ORGaNICs, jax", "hidden": n, "seconds": taken, "first call": compiling}
+        rows.append(row | work(n, sizes.batch, sizes.steps))
+    return rows
+
+
+def simulation(sizes: Sizes, module: Any = None, engines: tuple[str, ...] = ("kernel", "graph", "core")) -> list[Any]:
+    """Simulated steps per second: a batch of small circuits by every engine, with noise, and one large circuit."""
+    import numpy as np
+
+    import organics_cupy as og
+
+    if module is None:
+        import cupy as module
+    wait = module.cuda.Device().synchronize if hasattr(module, "cuda") else lambda: None
+    rng = np.random.default_rng(0)
+    rows = []
+
+    def measure(name: str, steps: int, call: Callable[[], Any], repeats: int = 3) -> None:
+        row: dict[str, Any] = {"simulation": name, "steps": steps}
+        try:
+            row["seconds"] = median_seconds(call, wait, repeats)
+            row["steps per second"] = steps / row["seconds"]
+        except Exception as error:  # as above
+            row["error"] = f"{type(error).__name__}: {error}"[:500]
+        rows.append(row)
+
+    n, count = sizes.neurons, sizes.circuits
+    circuit = og.Circuit(rng.standard_normal((n, n)) / (2 * n**0.5), rng.random((n, n)) / n, 0.5, 0.5, 0.1, 2e-3, 2e-3)
+    z = rng.standard_normal((count, n)) / n**0.5
+    for dtype in ("float32", "float64"):
+        there, drive = og.to_device((circuit, z), dtype=dtype, module=module)
+        for engine in engines:
+            steps = sizes.simulated if engine == "kernel" else max(20, sizes.simulated // 10)
+            times = module.asarray(np.asarray([0.0, 1e-4 * steps], dtype=dtype))
+            options = {"method": "rk4", "substeps": steps, "drive": "constant", "engine": engine}
+            label = f"{count} x {n} neurons, rk4, {engine}, {dtype}"
+            measure(label, steps, lambda a=(there, drive, times), o=options: og.simulate(*a, **o))
+        if "kernel" in engines:
+            options = {"noise": 0.01, "substeps": sizes.simulated, "drive": "constant", "engine": "kernel"}
+            times = module.asarray(np.asarray([0.0, 1e-4 * sizes.simulated], dtype=dtype))
+            label = f"{count} x {n} neurons, Euler-Maruyama, kernel, {dtype}"
+            measure(label, sizes.simulated, lambda a=(there, drive, times), o=options: og.simulate_sde(*a, **o))
+    wide = sizes.large
+    w = module.asarray(rng.random((wide, 64), dtype=np.float32))
+    w = module.tile(w, (1, -(-wide // 64)))[:, :wide] / wide  # made on the device: the host never holds it
+    large = og.Circuit(None, w, 0.5, 0.5, 0.1, 2e-3, 2e-3)
+    drive = module.asarray(rng.standard_normal(wide).astype(np.float32))
+    times = module.asarray(np.asarray([0.0, 5e-3], dtype=np.float32))
+    for engine in [engine for engine in engines if engine != "kernel"]:
+        options = {"method": "rk4", "substeps": 50, "engine": engine}
+        label = f"one circuit of {wide} neurons, rk4, {engine}, float32"
+        measure(label, 50, lambda o=options: og.simulate(large, drive, times, **o))
+    return rows
+
+
+# --- the record
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """A short table for the documentation."""
+    lines = [
+        f"Measured on {record['device']}, {record['date']}; " + ", ".join(map(" ".join, record["versions"].items()))
+    ]
+    lines.append("")
+    for name, run in record.get("tests", {}).items():
+        result = "passed" if run["ok"] else "did not pass"
+        lines.append(f"- tests, {name}: {result} ({run.get('passed', 0)} passed, {run.get('failed', 0)} failed)")
+    if "agreement" in record:
+        lines.append(f"- agreement: {'all within bounds' if record['agreement']['ok'] else 'beyond its bounds'}")
+    training_rows = record.get("training", []) + record.get("jax training", [])
+    for rows in (training_rows, record.get("simulation", [])):
+        if rows:
+            names = list(dict.fromkeys(key for row in rows for key in row if key not in ("flop", "bytes")))
+            lines += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+            lines += ["| " + " | ".join(shown(row.get(name)) for name in names) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: Any) -> str:
+    """One cell."""
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "/")
+
+
+def fractions(rows: list[dict[str, Any]], limits: dict[str, float]) -> None:
+    """Add the fraction of the larger of two limits, products in tf32 and bytes moved, that every row reaches."""
+    for row in rows:
+        if "flop" in row and "seconds" in row:
+            least = max(row["flop"] / limits["tf32 products, flop/s"], row["bytes"] / limits["memory, bytes/s"])
+            row["fraction of limit"] = least / row["seconds"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels to use")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the record")
+    parser.add_argument("--skip", default="", help=f"parts to leave out, of {', '.join(PARTS)}")
+    options = parser.parse_args(arguments)
+    skipped = set(filter(None, options.skip.split(",")))
+    if skipped - set(PARTS):
+        parser.error(f"--skip: unknown part {min(skipped - set(PARTS))!r}; choose from {', '.join(PARTS)}")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        path = prepare(options.wheels, Path(folder))
+        sys.path[:0] = path
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        device = cuda_device()
+        if device is None:
+            print("No CUDA device is visible: nothing was run.", file=sys.stderr)
+            return 2
+        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+        record: dict[str, Any] = {"device": device, "date": date, "versions": versions()}
+        name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + f"-{date}"
+        options.out.mkdir(parents=True, exist_ok=True)
+
+        def part(key: str, call: Callable[[], Any], into: str) -> None:
+            if key in skipped or time.monotonic() - began > LIMIT_SECONDS:
+                record.setdefault("left out", []).append(into)
+                return
+            print(f"[{time.monotonic() - began:5.0f} s] {into}", flush=True)
+            try:
+                record[into] = call()
+            except Exception as error:  # the record of the other parts must not be lost
+                record.setdefault("errors", {})[into] = f"{type(error).__name__}: {error}"[:2000]
+            for suffix, text in ((".json", json.dumps(record, indent=1) + "\n"), (".md", markdown(record))):
+                (options.out / f"{name}{suffix}").write_text(text)
+
+        sizes = Sizes()
+        part("training", lambda: ceilings("cuda"), "ceilings")
+        part("training", lambda: training("cuda", sizes), "training")
+        part("training", lambda: jax_training(sizes), "jax training")
+        if "ceilings" in record:
+            fractions(record.get("training", []) + record.get("jax training", []), record["ceilings"])
+        part("simulation", lambda: simulation(sizes), "simulation")
+        part("agreement", agreement, "agreement")
+        left = (LIMIT_SECONDS - (time.monotonic() - began)) / len(TEST_RUNS)
+        part("tests", lambda: run_tests(path, left), "tests")
+        print((options.out / f"{name}.md").read_text())
+    failed = "errors" in record or any(not run["ok"] for run in record.get("tests", {}).values())
+    return int(failed or not record.get("agreement", {"ok": True})["ok"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

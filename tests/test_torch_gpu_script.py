@@ -1,0 +1,132 @@
+"""benchmarks/gpu.py where there is no GPU: what it measures, on tiny sizes, and what it says without a device."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import standin
+import torch
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Any:
+    spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tiny(gpu: Any) -> Any:
+    return gpu.Sizes(2, 3, (4,), 3, 2, 4, 6, 1)
+
+
+def test_without_a_device_it_says_so() -> None:
+    """One sentence and exit code 2."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr == "No CUDA device is visible: nothing was run.\n"
+
+
+def test_it_runs_from_the_source_tree(gpu: Any, tmp_path: Path) -> None:
+    """Nothing installed: packages from wheels, the project from here, its backends found."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "tiny-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("tiny_package.py", "number = 5\n")
+    path = gpu.prepare(wheels, tmp_path / "site")
+    code = """
+import json, importlib.metadata, tiny_package, organics_core, organics_backends, organics_torch
+found = {e.name: e.value for e in importlib.metadata.distribution("organics-core").entry_points}
+print(json.dumps([tiny_package.number, found["torch"], organics_core.__file__]))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    number, torch_backend, core = json.loads(run.stdout)
+    assert number == 5
+    assert torch_backend == "organics_backends.torch:backend"
+    assert Path(core).parent.parent == SCRIPT.parent.parent
+
+
+def test_training_is_measured(gpu: Any, tiny: Any) -> None:
+    """Every row has its time, its ratio and its error against float64."""
+    rows = gpu.training("cpu", tiny)
+    names = [row["layer"] for row in rows]
+    assert names == ["nn.LSTM", "ORGaNICs, core's step, eager", "ORGaNICs, plain torch, derivative by hand"]
+    assert not any("error" in row for row in rows)
+    for row in rows[1:]:
+        assert 0 < row["relative error"] < 1e-5
+        assert row["times LSTM"] == pytest.approx(row["seconds"] / rows[0]["seconds"])
+    assert rows[1]["faster than eager"] == 1.0
+    limits = gpu.ceilings("cpu", size=16, repeats=1)
+    assert all(value > 0 for value in limits.values())
+    gpu.fractions(rows, limits)
+    assert all(row["fraction of limit"] > 0 for row in rows[1:])
+
+
+def test_a_road_that_fails_is_recorded(gpu: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its error; the other rows keep their times."""
+    monkeypatch.setattr(gpu, "largest_difference", lambda *_: 1 / 0)
+    rows = gpu.training("cpu", tiny)
+    assert "seconds" in rows[0]
+    assert rows[1]["error"] == "ZeroDivisionError: division by zero"
+
+
+def test_the_error_is_a_norm(gpu: Any) -> None:
+    """The worst array counts."""
+    ones = torch.ones(4, dtype=torch.float64)
+    assert gpu.largest_difference([ones, 1.1 * ones], [ones, ones]) == pytest.approx(0.1)
+
+
+def test_simulations_are_measured(gpu: Any, tiny: Any) -> None:
+    """With numpy in place of cupy, which leaves out the kernel."""
+    standin.organics_cupy()
+    rows = gpu.simulation(tiny, np, engines=("graph", "core"))
+    assert len(rows) == 6
+    assert not any("error" in row for row in rows)
+    assert all(row["steps per second"] == row["steps"] / row["seconds"] for row in rows)
+
+
+def test_agreement_has_columns_for_the_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside those that are always there; here the CPU stands in."""
+    from organics_cli import agree
+
+    monkeypatch.setattr(agree, "installed", lambda: (*agree._numpy_columns(), *agree._torch_columns()))
+    found = gpu.agreement("cpu", "cpu")
+    assert found["ok"]
+    assert set(found["worst"]) == {
+        f"torch{where} {dtype}" for where in ("", " cpu") for dtype in ("float64", "float32")
+    }
+    assert found["worst"]["torch cpu float64"] == found["worst"]["torch float64"]
+
+
+def test_counts_and_table(gpu: Any) -> None:
+    """What pytest printed, and what the documentation shows."""
+    assert gpu.counts("....\n3 failed, 120 passed, 2 skipped in 4.1s\n") == {"failed": 3, "passed": 120, "skipped": 2}
+    record = {
+        "device": "A GPU",
+        "date": "2000-01-01",
+        "versions": {"numpy": "2"},
+        "tests": {"cupy": {"ok": False, "passed": 4, "failed": 1}},
+        "agreement": {"ok": True},
+        "training": [{"layer": "a", "seconds": 0.012345, "flop": 1.0}],
+        "simulation": [{"simulation": "b", "error": "x|y"}],
+    }
+    text = gpu.markdown(record)
+    assert "- tests, cupy: did not pass (4 passed, 1 failed)" in text
+    assert "| layer | seconds |\n|---|---|\n| a | 0.0123 |" in text
+    assert "| b | x/y |" in text
