@@ -33,6 +33,7 @@ from organics_core.cell import CellParameters, CellState, init_cell
 from .console import console, output_folder, seconds, versions, write_json, write_text
 
 BOUND64 = 1e-10
+LIBRARIES = ("numpy", "strict", "torch", "jax", "cupy")
 VARIANTS = ("main", "rectified", "rectified_recurrence")
 Array = Any
 Numbers = tuple[np.ndarray[Any, Any], ...]
@@ -146,13 +147,8 @@ def installed(missing: dict[str, str] | None = None) -> tuple[Column, ...]:
     """
     missing = {} if missing is None else missing
     columns: list[Column] = []
-    for library, make in (
-        ("numpy", _numpy_columns),
-        ("strict", _strict_columns),
-        ("torch", _torch_columns),
-        ("jax", _jax_columns),
-        ("cupy", _cupy_columns),
-    ):
+    makers = (_numpy_columns, _strict_columns, _torch_columns, _jax_columns, _cupy_columns)
+    for library, make in zip(LIBRARIES, makers, strict=True):
         try:
             columns += make()
         except ImportError as error:
@@ -700,10 +696,7 @@ def save(agreement: Agreement, path: Path, pair: Cell | None = None) -> tuple[Pa
 def require_libraries(wanted: Sequence[str], columns: Sequence[Column], missing: dict[str, str]) -> None:
     """ValueError if one of ``wanted`` is not among ``columns``."""
     here = {column.library for column in columns}
-    known = ("numpy", "strict", "torch", "jax", "cupy")
     for name in wanted:
-        if name not in known:
-            raise ValueError(f"unknown library {name!r} for --require; choose one of {', '.join(known)}")
         if name not in here:
             raise ValueError(f"{name} is required but {missing.get(name, 'missing')}")
 
@@ -712,6 +705,9 @@ def run(path: Path, *, require: Sequence[str] = ()) -> int:
     """Print the table and save it in ``path``, a JSON file; 1 if any bound is exceeded."""
     if path.suffix != ".json":
         raise ValueError(f"--output must name a .json file, got {path}")
+    for name in require:
+        if name not in LIBRARIES:
+            raise ValueError(f"unknown library {name!r} for --require; choose one of {', '.join(LIBRARIES)}")
     missing: dict[str, str] = {}
     columns = installed(missing)
     require_libraries(require, columns, missing)

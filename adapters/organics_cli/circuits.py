@@ -209,10 +209,8 @@ def certify(path: Path) -> int:
         )
         return EXIT_STABLE if stable else EXIT_NOT_STABLE
     why = "w_r is not the identity" if not identity else f"variant is {variant}"
-    screen.print(
-        f"The certificate is for W_r = I and the main circuit; here {why}.\nSteady state and eigenvalues decide instead:\n",
-        soft_wrap=True,
-    )
+    screen.print(f"The certificate is for W_r = I and the main circuit; here {why}.", soft_wrap=True)
+    screen.print("Steady state and eigenvalues decide instead:\n")
     facts = find(circuit, z, variant)
     table = _facts()
     table.add_row("steady state", _found(facts))

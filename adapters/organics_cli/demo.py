@@ -39,7 +39,7 @@ FRAMEWORKS = ("jax", "torch")
 TARGET = 0.95
 """Test accuracy to reach."""
 HIDDEN, CLASSES, EPOCHS, QUICK_EPOCHS = 64, 10, 40, 2
-RATES = oc.MaxRates(y=1.0, a=0.5, b=0.1)
+RATES = oc.MaxRates(y=1.0, a=0.5, b=0.5)
 """Eight rows are a short sequence: the rates are larger than the paper's."""
 CLOSE = 1e-4
 """Largest relative distance of a simulation's end from its fixed point."""
@@ -251,6 +251,8 @@ def _train(name: str, data: Digits, epochs: int, on_epoch: Callable[[EpochRecord
         "epochs": epochs,
         "batch_size": 64,
         "learning_rate": 0.01,
+        "lr_step": 20,
+        "lr_gamma": 0.5,
         "x_test": data.x_test,
         "y_test": data.y_test,
         "on_epoch": on_epoch,
@@ -313,7 +315,7 @@ def run(out: Path, *, quick: bool = False, framework: str = "all") -> int:
         "seconds": took,
         "quick": quick,
         "versions": versions(),
-        **{name: {"ok": part.good, "pictures": part.pictures, **part.facts} for name, part in parts.items()},
+        **{name: {**part.facts, "ok": part.good, "pictures": part.pictures} for name, part in parts.items()},
     }
     file = write_json(out / "summary.json", summary)
     pictures = [name for part in parts.values() for name in part.pictures]

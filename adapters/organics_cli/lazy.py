@@ -17,6 +17,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "train": "Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped.",
         "table": "Collect results and print the paper's two tables beside them.",
     },
+    "organics_figures.cli": {
+        "figures": "Draw the paper's figures as PNG and SVG, with the numbers behind them. See --list.",
+    },
     "organics_sweep.cli": {
         "sweep": "Phase diagram of random recurrence: who settles, oscillates or diverges. Interrupted sweeps resume.",
     },

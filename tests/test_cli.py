@@ -1,0 +1,250 @@
+"""The command line: what it prints, what it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import small_circuit
+
+pytest.importorskip("typer", reason="the command line is not installed")
+pytest.importorskip("rich", reason="the command line is not installed")
+pytest.importorskip("matplotlib", reason="the command line is not installed")
+pytest.importorskip("sklearn", reason="the command line is not installed")
+
+import typer
+from test_files import EXAMPLE, WRONG, spoil
+from typer.testing import CliRunner
+
+import organics_core as oc
+from organics_cli import agree, demo, lazy
+from organics_cli.app import app
+from organics_core.files import load_circuit, save_circuit
+
+
+@pytest.fixture
+def organics(monkeypatch):
+    """Call ``organics`` with arguments; 100 columns, no colours."""
+    monkeypatch.setenv("COLUMNS", "100")
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="organics")
+
+
+def assert_refused(result, told: str) -> None:
+    """One line on standard error that says ``told``, exit code 2."""
+    __tracebackhide__ = True
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert told in lines[0]
+
+
+def test_version(organics) -> None:
+    assert organics("--version").output.strip() == f"organics-core {oc.__version__}"
+
+
+def test_help_lists_every_command_with_its_own_line(organics) -> None:
+    """Also those that are imported only when called, whose lines are the commands' own."""
+    shown = " ".join(organics("--help").output.replace("│", " ").split())
+    own = {"demo", "simulate", "certify", "agree"}
+    elsewhere = {name: line for commands in lazy.ELSEWHERE.values() for name, line in commands.items()}
+    group = typer.main.get_group(app)
+    assert set(group.list_commands(None)) == own | set(elsewhere)
+    for name in own:
+        assert f" {name} " in shown
+    for name, line in elsewhere.items():
+        assert f" {name} {line}" in shown
+        assert lazy.load(name).help.splitlines()[0] == line
+        assert organics(name, "--help").exit_code == 0
+
+
+def test_help_imports_no_science() -> None:
+    """The help comes at once: neither numpy nor what is built on it is imported for it."""
+    code = (
+        "import sys; from organics_cli.app import app\n"
+        "try: app(['--help'], prog_name='organics')\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('numpy', 'organics_core', 'matplotlib', 'jax', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_simulate(organics, tmp_path: Path) -> None:
+    """The example reaches its steady state; picture, numbers, trajectory and circuit are saved."""
+    done = organics("simulate", EXAMPLE, "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "reached the last time" in done.output
+    assert "closed form" in done.output
+    facts = json.loads((tmp_path / "out" / "circuit.json").read_text())
+    circuit, z, _ = load_circuit(EXAMPLE)
+    steady = oc.steady_state(circuit, z).state
+    np.testing.assert_allclose(facts["end"]["y"], steady.y, atol=1e-5)
+    np.testing.assert_allclose(facts["steady_state"]["a"], steady.a, rtol=1e-12)
+    assert facts["success"]
+    assert facts["relative_distance"] < 1e-5
+    with np.load(tmp_path / "out" / "circuit-trajectory.npz") as saved:
+        assert saved["y"].shape == (400, 4)
+    assert (tmp_path / "out" / "circuit.png").read_bytes().startswith(b"\x89PNG")
+    again = organics("certify", tmp_path / "out" / "circuit.npz")
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize("method", sorted(oc.INTEGRATORS))
+def test_simulate_options(organics, tmp_path: Path, method: str) -> None:
+    """Every method, another duration and variant, stand in the record."""
+    options = ("--method", method, "--duration", 0.02, "--variant", "rectified")
+    done = organics("simulate", EXAMPLE, "-o", tmp_path, *options)
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "circuit.json").read_text())
+    assert facts["settings"]["method"] == method
+    assert facts["end"]["time"] == pytest.approx(0.02)
+    assert facts["settings"]["variant"] == "rectified"
+
+
+def test_certify_says_what_it_found(organics, tmp_path: Path) -> None:
+    """Exit code 0 for stable, by certificate or eigenvalues; 1 for a steady state that repels."""
+    done = organics("certify", EXAMPLE)
+    assert done.exit_code == 0
+    assert "proven by the certificate" in done.output
+    path = tmp_path / "circuit.npz"
+    circuit, z, _ = small_circuit(3)
+    save_circuit(path, circuit, z)
+    done = organics("certify", path)
+    assert done.exit_code == 0
+    assert "w_r is not the identity" in done.output
+    assert "locally stable" in done.output
+    one = np.ones(1)
+    repelling = oc.Circuit(-20 * np.eye(1), np.eye(1), one, one, one, 0.1 * one, 0.001 * one)
+    save_circuit(path, repelling, 20 * one)
+    assert float(oc.spectral_abscissa(repelling, oc.steady_state(repelling, 20 * one).state)) > 0
+    done = organics("certify", path)
+    assert done.exit_code == 1
+    assert "not stable" in done.output
+
+
+@pytest.mark.parametrize("name", ["simulate", "certify"])
+@pytest.mark.parametrize("kind", WRONG)
+def test_bad_files(organics, tmp_path: Path, name: str, kind: str) -> None:
+    path, told = spoil(kind, tmp_path)
+    assert_refused(organics(name, path), told)
+
+
+def test_bad_options(organics, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = ("--output", tmp_path / "new")
+    assert_refused(organics("simulate", EXAMPLE, *output, "--method", "dopri"), "unknown method 'dopri'")
+    assert_refused(organics("simulate", EXAMPLE, *output, "--variant", "mean"), "unknown variant 'mean'")
+    assert_refused(organics("simulate", EXAMPLE, *output, "--duration", "nan"), "--duration must be")
+    assert_refused(organics("simulate", EXAMPLE, "-o", tmp_path / "file"), "is a file, not a folder")
+    assert_refused(organics("demo", "--framework", "tensorflow"), "unknown framework 'tensorflow'")
+    assert_refused(organics("agree", "--require", "matlab"), "unknown library 'matlab'")
+    assert_refused(organics("agree", "--output", "table.txt"), "--output must name a .json file, got table.txt")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_library_is_told(organics, monkeypatch) -> None:
+    monkeypatch.setattr(agree, "_jax_columns", lambda: __import__("no_such_library"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert_refused(organics("agree", "--require", "jax"), "jax is required but not installed")
+    assert_refused(organics("demo", "--framework", "jax"), "jax is not installed; install it with: pip install")
+
+
+def test_agree_fails_beyond_its_bound(organics, tmp_path: Path, monkeypatch) -> None:
+    """A library that computes something else is told by name, in the JSON and by the exit code."""
+    good = agree._numpy_columns()[0]
+    columns = [good, good._replace(library="strict")]
+    some = agree.QUANTITIES[:3]
+    monkeypatch.setattr(agree, "installed", lambda missing=None: tuple(columns))
+    monkeypatch.setattr(agree, "torch_against_jax", lambda: None)
+    compare = agree.compare
+    monkeypatch.setattr(
+        agree, "compare", lambda c, on_step: compare(c, quantities=some, neurons=3, circuits=2, on_step=on_step)
+    )
+    path = tmp_path / "new" / "table.json"
+    done = organics("agree", "--output", path)
+    assert done.exit_code == 0, done.output
+    assert "all 3 comparisons within their bounds" in done.output
+    assert json.loads(path.read_text())["ok"] is True
+    columns[1] = columns[1]._replace(asarray=lambda value: good.asarray(value) * (1 + 1e-8))
+    done = organics("agree", "--output", path)
+    assert done.exit_code == 1
+    assert "vector field, 3 variants in strict float64" in done.output
+    saved = json.loads(path.read_text())
+    assert saved["ok"] is False
+    assert 1e-10 < saved["differences"]["vector field, 3 variants"]["strict float64"]["difference"] < 1e-6
+    assert "✗" in path.with_suffix(".md").read_text()
+
+
+def test_difference_knows_nan() -> None:
+    one = (np.ones((2, 3)),)
+    assert agree.difference((np.ones((2, 3)) + 1e-3,), one) == pytest.approx(1e-3)
+    assert np.isnan(agree.difference((np.full((2, 3), np.nan),), one))
+    assert not agree.Cell(np.nan, 1.0).ok
+
+
+def test_demo(organics, tmp_path: Path, monkeypatch) -> None:
+    """The short tour: the circuit part whole, two epochs in one framework where one is here."""
+    frameworks = demo.chosen_frameworks("all")[-1:]
+    monkeypatch.setattr(demo, "chosen_frameworks", lambda wanted: frameworks)
+    columns = agree._numpy_columns()
+    monkeypatch.setattr(agree, "installed", lambda missing=None: (*columns, columns[0]._replace(library="strict")))
+    done = organics("demo", "--quick", "--output", tmp_path / "tour")
+    assert done.exit_code == 0, done.output
+    assert "Summary" in done.output
+    summary = json.loads((tmp_path / "tour" / "summary.json").read_text())
+    assert summary["ok"] is True
+    np.testing.assert_allclose(
+        summary["simulate"]["rates_simulated"], summary["simulate"]["rates_predicted"], rtol=1e-3
+    )
+    assert all(summary["certify"]["stable"])
+    assert max(summary["certify"]["spectral_abscissa"]) < 0
+    promised = {name for part in ("simulate", "certify", "agree", "train") for name in summary[part]["pictures"]}
+    there = {file.name for file in (tmp_path / "tour").iterdir()}
+    assert there == promised | {"summary.json"}
+    assert {"overview.png", "responses.png", "contrast-response.png", "eigenvalues.png"} <= there
+    for name in frameworks:
+        first, second = summary["train"]["epochs"][name]
+        assert second["loss"] < first["loss"]
+        assert summary["train"]["test_accuracy"][name] > 0.3
+
+
+def test_demo_without_a_framework(organics, tmp_path: Path, monkeypatch) -> None:
+    """It says what to install and goes on; what could not be looked at is null in the record."""
+    monkeypatch.setattr(demo, "chosen_frameworks", lambda wanted: ())
+    monkeypatch.setattr(agree, "installed", lambda missing=None: tuple(agree._numpy_columns()))
+    done = organics("demo", "--quick", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "pip install 'organics-core[jax]'" in done.output
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["train"]["ok"] is None
+    assert summary["agree"]["ok"] is None
+
+
+def test_demo_fails_when_something_does_not_hold(organics, tmp_path: Path, monkeypatch) -> None:
+    """A simulation far from its fixed point is an exit code, not a picture."""
+    monkeypatch.setattr(demo, "contrast_experiment", lambda: demo_too_short())
+    monkeypatch.setattr(demo, "chosen_frameworks", lambda wanted: ())
+    monkeypatch.setattr(agree, "installed", lambda missing=None: tuple(agree._numpy_columns()))
+    done = organics("demo", "--quick", "--output", tmp_path)
+    assert done.exit_code == 1
+    assert json.loads((tmp_path / "summary.json").read_text())["simulate"]["ok"] is False
+
+
+def demo_too_short():
+    from organics_plot import contrast_experiment
+
+    return contrast_experiment(on=0.01, off=0.02, end=0.03)
+
+
+def test_digits_are_split_once() -> None:
+    data = demo.digits()
+    assert data.x_train.shape == (1437, 8, 8)
+    assert data.x_test.shape == (360, 8, 8)
+    assert (data.x_train.min(), data.x_train.max()) == (0.0, 1.0)
+    assert set(np.bincount(data.y_test)) <= {35, 36, 37}
