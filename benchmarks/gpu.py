@@ -52,6 +52,7 @@ class Sizes(NamedTuple):
     neurons: int = 64
     simulated: int = 1000
     large: int = 20_000
+    ring: int = 1_000_000
     repeats: int = 10
 
 
@@ -354,6 +355,13 @@ def simulation(sizes: Sizes, module: Any = None, engines: tuple[str, ...] = ("ke
         options = {"method": "rk4", "substeps": 50, "engine": engine}
         label = f"one circuit of {wide} neurons, rk4, {engine}, float32"
         measure(label, 50, lambda o=options: og.simulate(large, drive, times, **o))
+    apart = module.minimum(module.arange(sizes.ring), sizes.ring - module.arange(sizes.ring)).astype(np.float32)
+    pool = ring_convolution(module.exp(-((apart / 50) ** 2)) / 90)
+    huge = LargeCircuit(None, pool, 0.5, 0.5, 0.1, 2e-3, 2e-3)
+    drive = module.asarray(rng.standard_normal(sizes.ring).astype(np.float32))
+    options = {"method": "rk4", "substeps": 50, "engine": "graph"}
+    label = f"one circuit of {sizes.ring} convolutional pools, rk4, graph, float32"
+    measure(label, 50, lambda: og.simulate(huge, drive, times, **options))
     return rows
 
 

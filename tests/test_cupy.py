@@ -15,6 +15,7 @@ import standin
 from support import VARIANTS, run_python, small_circuit
 
 import organics_core as oc
+import organics_core.operators
 from organics_core.integrate import INTEGRATORS
 from organics_core.stochastic import SDE_METHODS, wiener_increments
 from organics_core.stochastic import simulate_sde as core_simulate_sde
@@ -103,6 +104,31 @@ def test_graph_engine_is_the_core(og: Any, method: str) -> None:
             close(run, oc.simulate(circuit, drive, TIMES, **options), 1e-12)
     with pytest.raises(ValueError, match="engine 'graph' takes methods of fixed steps, not 'dopri5'"):
         og.simulate(circuit, z, TIMES, engine="graph")
+
+
+def test_large_circuits_are_the_core(og: Any) -> None:
+    """Weights known by their products: a sparse matrix and a convolution, drives constant and sampled."""
+    from scipy.sparse import csr_array
+
+    n = 12
+    rng = np.random.default_rng(0)
+    w_r = np.where(rng.random((n, n)) < 0.3, rng.standard_normal((n, n)), 0.0) / 3
+    kernel = np.concatenate([[0.5, 0.3], np.zeros(n - 3), [0.3]])
+    w = np.stack([np.roll(kernel, k) for k in range(n)], axis=1)
+    numbers = (0.5, 0.6, 0.2, 0.002, 0.003)
+    large = oc.operators.LargeCircuit(csr_array(w_r), oc.operators.ring_convolution(kernel), *numbers)
+    dense = oc.Circuit(w_r, w, *numbers)
+    z = rng.standard_normal(n)
+    start = oc.State(rng.standard_normal(n), rng.random(n))
+    for drive in (z, np.stack([z, -z, 0.5 * z, z])):
+        for options in ({"method": "rk4", "substeps": 3}, {"method": "euler", "state0": start, "variant": "rectified"}):
+            close(og.simulate(large, drive, TIMES, **options), oc.simulate(dense, drive, TIMES, **options))
+    with pytest.raises(ValueError, match="a large circuit takes engine 'auto' or 'graph' and a method of fixed steps"):
+        og.simulate(large, z, TIMES)
+    with pytest.raises(ValueError, match="engine 'kernel' cannot run this simulation: its weights must be plain"):
+        og.simulate(large, z, TIMES, method="rk4", engine="kernel")
+    with pytest.raises(ValueError, match="z of a large circuit must be an array"):
+        og.simulate(large, np.ones((2, n)), TIMES, method="rk4")
 
 
 @pytest.mark.parametrize("n", [1, 7, 33, 64])

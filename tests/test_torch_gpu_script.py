@@ -31,7 +31,7 @@ def gpu() -> Any:
 
 @pytest.fixture(scope="module")
 def tiny(gpu: Any) -> Any:
-    return gpu.Sizes(2, 3, (4,), 3, 2, 4, 6, 1)
+    return gpu.Sizes(2, 3, (4,), 3, 2, 4, 6, 8, 1)
 
 
 def test_without_a_device_it_says_so() -> None:
@@ -96,7 +96,7 @@ def test_simulations_are_measured(gpu: Any, tiny: Any) -> None:
     """With numpy in place of cupy, which leaves out the kernel."""
     standin.organics_cupy()
     rows = gpu.simulation(tiny, np, engines=("graph", "core"))
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert not any("error" in row for row in rows)
     assert all(row["steps per second"] == row["steps"] / row["seconds"] for row in rows)
 

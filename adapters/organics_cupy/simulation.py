@@ -13,9 +13,22 @@ import organics_core as oc
 from organics_core import _checks
 from organics_core._linalg import broadcast_shapes
 from organics_core.backend import Array, get_backend, library_of
-from organics_core.circuit import Circuit, State
-from organics_core.integrate import INTEGRATORS, Tableau, Trajectory, _add, _CallableField, _finish, _pose, _Problem
+from organics_core.circuit import Circuit, State, validate_state
+from organics_core.integrate import (
+    INTEGRATORS,
+    Tableau,
+    Trajectory,
+    _add,
+    _CallableField,
+    _check_times,
+    _ConstantField,
+    _finish,
+    _pose,
+    _Problem,
+    _SampledField,
+)
 from organics_core.noise import Noise, noise_arrays, noise_term
+from organics_core.operators import LargeCircuit, _prepare
 from organics_core.stochastic import SDE_METHODS, _seed
 from organics_core.stochastic import simulate_sde as core_simulate_sde
 
@@ -39,7 +52,7 @@ class _Noise(NamedTuple):
 
 
 def simulate(
-    circuit: Circuit,
+    circuit: Circuit | LargeCircuit,
     z: Array | Callable[[Array], Array],
     times: Array,
     *,
@@ -57,7 +70,10 @@ def simulate(
     Parameters
     ----------
     circuit, z, times, state0, method, variant, drive, substeps
-        As for :func:`organics_core.simulate`, arrays of cupy.
+        As for :func:`organics_core.simulate`, arrays of cupy. The circuit may
+        also be a LargeCircuit (of :mod:`organics_core.operators`), with sparse
+        matrices or functions for weights: then with a method of fixed steps, and
+        a drive (n,) or, one row for each time, (T, n).
     engine : {"auto", "kernel", "core"}
         ``"kernel"`` takes every step of every circuit of the batch in one
         launch, with weights and states in registers: methods of fixed steps,
@@ -87,15 +103,22 @@ def simulate(
     tableau = method if isinstance(method, Tableau) else INTEGRATORS.get(method)
     if engine != "core" and tableau is not None:
         substeps = _checks.positive_integer("substeps", substeps)
-        xp, ready, problem = _pose(circuit, z, times, state0, variant, drive)
+        if isinstance(circuit, LargeCircuit):
+            xp, ready, problem = _pose_large(circuit, z, times, state0, variant)
+        else:
+            xp, ready, problem = _pose(circuit, z, times, state0, variant, drive)
         reason = _obstacle(xp, ready, problem, tableau, engine)
         if reason is None:
             return _run(xp, ready, problem, tableau, variant, substeps, None, launch)
         _refuse(engine, reason)
         if engine == "graph" and tableau.error is not None:
             raise ValueError(f"engine 'graph' takes methods of fixed steps, not {tableau.name!r}")
-        if tableau.error is None and (engine == "graph" or library_of(xp) == "cupy"):
+        if tableau.error is None and (
+            engine == "graph" or library_of(xp) == "cupy" or isinstance(circuit, LargeCircuit)
+        ):
             return _stepwise(xp, ready, problem, tableau, substeps)
+    if isinstance(circuit, LargeCircuit):
+        raise ValueError(f"a large circuit takes engine 'auto' or 'graph' and a method of fixed steps, not {method!r}")
     return oc.simulate(
         circuit,
         z,
@@ -184,6 +207,31 @@ def simulate_sde(
         drive=drive,
         increments=increments,
     )
+
+
+def _pose_large(
+    circuit: LargeCircuit, z: Array, times: Array, state0: State | None, variant: str
+) -> tuple[Any, Circuit, _Problem]:
+    """Check and prepare a circuit whose weights are products: a constant drive (n,) or one for each time (T, n)."""
+    _checks.one_of("variant", variant, _checks.VARIANTS)
+    if not is_array_api_obj(z) or z.ndim not in (1, 2) or (z.ndim == 2 and z.shape[0] != times.shape[0]):
+        raise ValueError(
+            "z of a large circuit must be an array (n,), or (T, n) with one row for each time, "
+            f"got {_checks.describe(z)}"
+        )
+    sample = z if z.ndim == 1 else z[0, ...]
+    others = {} if state0 is None else validate_state(state0, "state0")
+    xp, ready, (sample, *start) = _prepare(circuit, z=sample, **others)
+    _checks.values(xp, "z", z, "any")
+    times = xp.astype(_check_times(xp, times), sample.dtype, copy=False)
+    floor = (ready.b0 * ready.sigma) ** 2
+    rest = State(0.0 * sample, 0.0 * sample + floor)
+    arguments = (ready.w_r, ready.w, ready.b * sample, floor, ready.tau_y, ready.tau_a)
+    field: Callable[..., Any] = _ConstantField(variant)
+    values = None
+    if z.ndim == 2:
+        field, arguments, values = _SampledField(variant), ready, xp.astype(z, sample.dtype, copy=False)
+    return xp, ready, _Problem(field, arguments, State(*start) if start else rest, times, values)
 
 
 def _refuse(engine: str, reason: str) -> None:
