@@ -1,0 +1,115 @@
+"""Newton and eigenvalues against simulation, the certificate against eigenvalues, throughput of a sweep.
+
+Run it as ``python benchmarks/analysis.py``; it writes benchmarks/results/analysis.json.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from measure import in_turn, save
+
+import organics_core as oc
+
+TAU = 0.002
+
+
+def circuit(n: int) -> oc.Circuit:
+    return oc.Circuit(None, np.full((n, n), 1.0 / n), 1.0, 1.0, 0.1, TAU, TAU)
+
+
+def drawn(n: int, delta: float, seed: int) -> tuple[oc.Circuit, np.ndarray]:
+    base = circuit(n)
+    z = np.random.default_rng(seed).standard_normal(n)
+    return base._replace(w_r=oc.random_recurrence(n, delta, seed=seed, like=base.w)), z / np.linalg.norm(z)
+
+
+def simulate_until_settled(one: oc.Circuit, z: np.ndarray, chunks: int = 40) -> tuple[oc.State, int]:
+    """Chunks of 100 tau of Euler steps of tau/20, until a chunk changes the state by less than 1e-6 of its size."""
+    state = oc.resting_state(one, z)
+    count = 0
+    while count < chunks:
+        count += 1
+        run = oc.simulate(one, z, np.array([0.0, 100 * TAU]), state0=state, method="euler", substeps=2000)
+        last, state = state, oc.State(run.state.y[-1], run.state.a[-1])
+        change = max(np.abs(state.y - last.y).max(), np.abs(state.a - last.a).max())
+        if change < 1e-6 * max(np.abs(state.y).max(), state.a.max()):
+            break
+    return state, count
+
+
+def classification(n: int = 100, draws: int = 3) -> dict[str, object]:
+    """Per circuit at n = 100, seconds by either road, and whether they agree."""
+    rows = []
+    for delta in (0.1, 0.3, 0.5):
+        for seed in range(draws):
+            one, z = drawn(n, delta, seed)
+            oc.classify(one, z)
+            start = time.perf_counter()
+            found = oc.classify(one, z)
+            fast = time.perf_counter() - start
+            start = time.perf_counter()
+            state, chunks = simulate_until_settled(one, z)
+            slow = time.perf_counter() - start
+            start = time.perf_counter()
+            oc.classify(one, z)
+            fast = 0.5 * (fast + time.perf_counter() - start)
+            gap = float(np.abs(state.y - found.state.y).max() / np.abs(state.y).max())
+            rows.append({
+                "delta": delta, "seed": seed, "classify_s": fast, "simulation_s": slow, "chunks": chunks,
+                "simulated": bool(found.simulated), "distance": gap, "ratio": slow / fast,
+            })  # fmt: skip
+    total = sum(row["simulation_s"] for row in rows) / sum(row["classify_s"] for row in rows)
+    return {"n": n, "ratio": total, "target": 50.0, "circuits": rows}
+
+
+def certificate(n: int = 1000) -> dict[str, float]:
+    """The certificate, with and without its Lyapunov matrices, against the eigenvalues of the Jacobian."""
+    base = circuit(n)
+    z = np.random.default_rng(0).standard_normal(n)
+    state = oc.steady_state(base, z).state
+    seconds = in_turn(
+        {
+            "certify": lambda: oc.certify(base, z, lyapunov=False),
+            "certify_with_matrices": lambda: oc.certify(base, z),
+            "eigenvalues": lambda: oc.spectral_abscissa(base, state),
+        },
+        repeats=1,
+    )
+    ratios = {f"eigenvalues_over_{name}": seconds["eigenvalues"] / seconds[name] for name in list(seconds)[:2]}
+    return {"n": n, **seconds, **ratios}
+
+
+def throughput() -> dict[str, float]:
+    """Circuits per second of a sweep at n = 50, in one process and on all cores."""
+    import organics_sweep
+
+    spec = organics_sweep.Sweep(n=50, deltas=(0.1, 0.2, 0.4), norms=(1.0, 3.0), draws=100, block=25)
+    circuits, seconds = int(np.prod(spec.shape)), {}
+    for name, workers in (("one_process", 0), ("all_cores", None)):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            organics_sweep.run(spec, Path(folder) / "store", workers=workers)
+            seconds[name] = circuits / (time.perf_counter() - start)
+    return {
+        "n": 50,
+        "circuits": circuits,
+        "cores": os.cpu_count() or 1,
+        **{f"{k}_per_s": v for k, v in seconds.items()},
+    }
+
+
+def main() -> None:
+    results = {}
+    for part in (classification, certificate, throughput):
+        results[part.__name__] = part()
+        print(part.__name__, {k: v for k, v in results[part.__name__].items() if k != "circuits"}, flush=True)
+    print(save("analysis", results, ("numpy", "organics-core", "zarr")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What the benchmarks share: timings taken in turn, so that a busy machine slows all alike, and a JSON of ratios."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def in_turn(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, float]:
+    """Median seconds of each function, called in turn ``repeats`` times after a first call that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def save(name: str, content: dict[str, Any], packages: tuple[str, ...]) -> Path:
+    """Write ``results/<name>.json`` with the versions of what was measured."""
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"versions": versions, **content}, indent=2) + "\n", encoding="utf-8")
+    return path
