@@ -313,6 +313,7 @@ def simulation(sizes: Sizes, module: Any = None, engines: tuple[str, ...] = ("ke
     import numpy as np
 
     import organics_cupy as og
+    from organics_core.operators import LargeCircuit, ring_convolution
 
     if module is None:
         import cupy as module
