@@ -213,10 +213,11 @@ def eigenvalues(
     ax.axvspan(ax.get_xlim()[0], 0, color=SHADE, lw=0, zorder=0)
     ax.axhline(0, color=GRID, lw=1, zorder=1)
     ax.axvline(0, color=INK, lw=1, zorder=1)
+    edge = 0.6 if len(several) <= 10 else 0.0  # the edges of many would hide one another
     for k, (values, color) in enumerate(zip(spectra, colors, strict=True)):
         label = None if labels is None else labels[k]
         ax.scatter(
-            values.real, values.imag, s=34, color=[color], edgecolor="white", linewidth=0.6, zorder=3, label=label
+            values.real, values.imag, s=34, color=[color], edgecolor="white", linewidth=edge, zorder=3, label=label
         )
     ax.text(0.015, 0.97, "stable", transform=ax.transAxes, color=MUTED, ha="left", va="top")
     ax.set(xlabel="Re λ  (1/s)", ylabel="Im λ  (1/s)")

@@ -43,7 +43,6 @@ def contrast_response_figure(experiment: ContrastExperiment) -> Figure:
 def overview_figure(experiment: ContrastExperiment) -> Figure:
     """The circuit in three panels: responses over time, contrast response on the equation, eigenvalues."""
     e = experiment
-    names = [percent(c) for c in e.contrasts]
     with style():
         figure, axes = new_figure(1, 3, (15, 4.6), width_ratios=(1.1, 1, 1.05))
         responses(e, ax=axes[0, 0])
@@ -51,7 +50,9 @@ def overview_figure(experiment: ContrastExperiment) -> Figure:
         axes[0, 0].legend(title="Contrast", loc="upper right", bbox_to_anchor=(0.77, 0.93), reverse=True)
         contrast_response(e, ax=axes[0, 1])
         axes[0, 1].set_title("It obeys the normalization equation")
-        eigenvalues(e.population.circuit, _fixed_points(e), labels=names, ax=axes[0, 2])
+        fine = np.geomspace(e.contrasts.min(), e.contrasts.max(), 40)
+        found = oc.steady_state(e.population.circuit, e.population.drive(fine, e.orientation)).state
+        eigenvalues(e.population.circuit, [oc.State(y, a) for y, a in zip(*found, strict=True)], ax=axes[0, 2])
         axes[0, 2].set_title("The circuit is stable at every contrast")
     return figure
 
