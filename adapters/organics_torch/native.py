@@ -64,7 +64,12 @@ def load() -> Any:
 @cache
 def _load() -> tuple[Any, str]:
     try:
-        return _open(_build()), "in use"
+        path = _build()
+        try:
+            return _open(path), "in use"
+        except (OSError, AttributeError):  # damaged, by a full disk say
+            path.unlink()
+            return _open(_build()), "in use"
     except Exception as error:  # whatever goes wrong, the plain road is there
         return None, f"not available: {error}"
 

@@ -1,0 +1,156 @@
+"""The native library: compiled once, kept safely, and never missed where it cannot be had."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import organics_torch as ot  # noqa: E402
+from organics_torch import native  # noqa: E402
+from organics_torch.road import Reserve  # noqa: E402
+
+needs_native = pytest.mark.skipif(native.load() is None, reason=f"the native library is {native.status()}")
+
+PROGRAM = """
+import torch, organics_torch as ot
+from organics_torch import native
+layer = ot.ORGaNICs(2, 4, seed=0)
+output, hn = layer(torch.ones(5, 3, 2))
+output.sum().backward()
+print(native.status())
+"""
+
+
+def test_without_a_compiler_the_plain_road_is_taken(tmp_path):
+    """A fresh process on a machine without compiler trains, and says nothing about it unless asked."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": str(tmp_path)}
+    environment |= {"CXX": "", native.VARIABLE: ""}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "no C++ compiler" in done.stdout
+    assert not done.stderr.strip()
+
+
+def test_switched_off(monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, "0")
+    layer = ot.ORGaNICs(2, 4, seed=0)
+    assert layer(torch.ones(5, 3, 2))[0].shape == (5, 3, 4)
+    assert native.status() == "switched off by ORGANICS_TORCH_FUSED"
+    layer.implementation = "fused"
+    with pytest.raises(RuntimeError, match="switched off"):
+        layer(torch.ones(5, 3, 2))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script plays the compiler")
+def test_a_compiler_that_fails(tmp_path, monkeypatch):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho no such target >&2\nexit 1\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library, status = native._load.__wrapped__()
+    assert library is None
+    assert "no such target" in status
+
+
+@needs_native
+@pytest.mark.skipif(os.name != "posix", reason="file owners and modes")
+def test_cache(tmp_path, monkeypatch):
+    """Many processes may compile at once; a damaged or foreign file is not loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", ("-std=c++17", "-O0", *native.FLAGS[-3:]))  # it will not run: compile fast
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(native._build())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert [path.name for path in native.cache_folder().iterdir()] == [found[0].name]
+    assert native._open(found[0]) is not None
+    when = found[0].stat().st_mtime_ns
+    assert native._build().stat().st_mtime_ns == when
+    found[0].chmod(0o777)
+    assert native._build().stat().st_mtime_ns != when
+    found[0].write_bytes(b"not a library")
+    library, status = native._load.__wrapped__()
+    assert library is not None
+    assert status == "in use"
+
+
+@needs_native
+def test_all_threads_give_the_same_bits():
+    layer = ot.ORGaNICs(2, 20, implementation="fused", seed=0)
+    x = torch.randn(9, 50, 2, generator=torch.Generator().manual_seed(1))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for _ in range(3):
+            torch.set_num_threads(3)
+            layer.zero_grad()
+            output, _ = layer(x)
+            output.square().sum().backward()
+            found.append([output.detach(), *(p.grad for p in layer.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
+
+
+@needs_native
+def test_threads_may_change_between_the_passes():
+    layer = ot.ORGaNICs(2, 20, implementation="fused", seed=0, dtype=torch.float64)
+    x = torch.randn(9, 50, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for later in (1, 4):
+            torch.set_num_threads(1)
+            loss = layer(x)[0].square().sum()
+            torch.set_num_threads(later)
+            found.append(torch.autograd.grad(loss, list(layer.parameters())))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_reserve_lends_one_buffer_to_one_tensor_at_a_time():
+    reserve = Reserve(smallest=16)
+    one = reserve.empty((4, 8), torch.float32)
+    first = one.data_ptr()
+    view = one[1]
+    two = reserve.empty((4, 8), torch.float32)
+    assert two.data_ptr() != first
+    del one
+    three = reserve.empty((4, 8), torch.float32)
+    assert three.data_ptr() not in (first, two.data_ptr())  # the view still holds it
+    del view
+    again = reserve.empty((2, 10), torch.float32)
+    assert again.data_ptr() == first
+    assert again.shape == (2, 10)
+    del again
+    assert reserve.empty((4, 800), torch.float64).shape == (4, 800)  # too large for the spare one
+    assert reserve.empty((0,), torch.float64).shape == (0,)
+
+
+def test_memory_does_not_grow():
+    resource = pytest.importorskip("resource")
+    layer = ot.ORGaNICs(1, 32, seed=0)
+    x = torch.ones(100, 64, 1)
+
+    def peak():
+        for _ in range(10):
+            output, _ = layer(x)
+            output.sum().backward()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    peak()
+    before = peak()
+    assert peak() - before < 20_000  # KiB; a lost buffer each time would be ten times as much
