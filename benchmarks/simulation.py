@@ -24,7 +24,7 @@ jax.config.update("jax_enable_x64", True)
 
 TAU, SIGMA, RTOL, ATOL = 0.002, 0.5, 1e-6, 1e-9
 TIMES = np.array([0.0, 100 * TAU])
-SIZES = ((10, 1), (10, 256), (100, 1), (100, 256), (1000, 1), (1000, 256))
+SIZES = ((10, 1), (100, 1), (1000, 1), (10, 256), (100, 256), (1000, 256))
 
 
 def problem(n: int, batch: int) -> tuple[oc.Circuit, np.ndarray]:
@@ -149,12 +149,13 @@ def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {"rk4": fixed_steps()}
     print(results["rk4"], flush=True)
-    results["adaptive"] = []
+    results |= {"target": 1.2, "adaptive": []}
+    packages = ("numpy", "scipy", "torch", "torchdiffeq", "jax", "diffrax", "organics-core")
     for n, batch in SIZES:
         if n * batch <= options.largest:
             results["adaptive"] += adaptive(n, batch, options.repeats)
-    results["target"] = 1.2
-    print(save("simulation", results, ("numpy", "scipy", "torch", "torchdiffeq", "jax", "diffrax", "organics-core")))
+            path = save("simulation", results, packages)  # after each, so that what was measured is kept
+    print(path)
 
 
 if __name__ == "__main__":
