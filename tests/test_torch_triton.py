@@ -7,15 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from support import run_python
+
+from organics_torch import ORGaNICs
 
 CHECKS = Path(__file__).parent / "interpreted" / "check_torch_kernels.py"
 
 
 def test_kernels_agree_with_the_core() -> None:
     """Every check of interpreted/check_torch_kernels.py, in a process where Triton interprets."""
-    pytest.importorskip("triton", reason="CPU wheels of torch come without Triton: pip install triton")
+    triton = pytest.importorskip("triton", reason="CPU wheels of torch come without Triton: pip install triton")
+    versions = [tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, np)]
+    if versions[0] < (3, 9) and versions[1] >= (2, 4):
+        pytest.skip(f"the interpreter of Triton {triton.__version__} does not run with numpy {np.__version__}")
     command = [sys.executable, "-m", "pytest", "-q", "--library", "torch", str(CHECKS)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
@@ -40,3 +47,23 @@ except RuntimeError as error:
     assert result.returncode == 0, result.stderr
     assert "the triton implementation cannot run this sequence" in result.stdout
     assert "it runs on CUDA, not on cpu" in result.stdout or "Triton is missing" in result.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("n", [20, 64, 128])
+@pytest.mark.parametrize(("precision", "bound"), [("highest", 1e-5), ("high", 1e-2), ("medium", 5e-2)])
+def test_kernels_on_the_device(n: int, precision: str, bound: float) -> None:
+    """Outputs and all gradients against float64, 100 steps, a batch that does not fill its last program."""
+    before = torch.get_float32_matmul_precision()
+    generator = torch.Generator().manual_seed(0)
+    xs = torch.randn(100, 40, 3, generator=generator, device="cpu").cuda()
+    found = []
+    for dtype, how in ((torch.float32, "triton"), (torch.float64, "function")):
+        torch.set_float32_matmul_precision(precision)
+        layer = ORGaNICs(3, n, seed=0, dtype=dtype, device="cuda", implementation=how)
+        output, hn = layer(xs.to(dtype))
+        loss = (output**2).mean() + sum((part**2).mean() for part in hn)
+        found.append([output, *hn, *torch.autograd.grad(loss, list(layer.parameters()))])
+    torch.set_float32_matmul_precision(before)
+    for number, exact in zip(*found, strict=True):
+        assert float((number.double() - exact).norm() / exact.norm()) < bound
