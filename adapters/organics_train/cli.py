@@ -108,12 +108,12 @@ def train(
         typer.echo("stopped: add --resume to the same command to go on", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     r = results
-    out_console = console()
-    out_console.print(
+    console().print(
         f"{r['model']}: {100 * r['test_accuracy']:.2f} % on the test set, {r['hidden']} hidden units, "
-        f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s"
+        f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s\n"
+        f"{folder / RESULTS}  {folder / CURVE}",
+        soft_wrap=True,
     )
-    out_console.print(f"{folder / RESULTS}  {folder / CURVE}", soft_wrap=True)
 
 
 @command
