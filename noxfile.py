@@ -59,7 +59,8 @@ def tests_strict(session: nox.Session) -> None:
 @nox.session(name="tests-torch")
 def tests_torch(session: nox.Session) -> None:
     """torch on the CPU, float64 and float32, and its adapter."""
-    run_tests(session, "torch", "torch", more=("scikit-learn>=1.5",))
+    triton = ("triton>=3.9; platform_system == 'Linux'",)  # its interpreter checks the CUDA kernel
+    run_tests(session, "torch", "torch", more=("scikit-learn>=1.5", *triton))
 
 
 @nox.session(name="tests-jax")

@@ -57,11 +57,11 @@ def phase_portraits(n: Numbers) -> Figure:
     """Six portraits."""
     figure, axes = new_figure(2, 3, (11.5, 6.8))
     for index, (title, ax) in enumerate(zip(PORTRAITS, axes.flat, strict=True)):
-        parts = (n[f"{name}_{index}"] for name in ("dy", "da", "points", "stable", "basin"))
-        phase_portrait(n["y"], n["a"], *parts, ax=ax)
-        ax.set_title(
-            title.replace("w_r", "$w_r$").replace("b0", "$b_0$").replace("τ_a", "$τ_a$").replace("τ_y", "$τ_y$")
-        )
+        parts = (n[f"{name}_{index}"] for name in ("a", "dy", "da", "points", "stable", "basin"))
+        phase_portrait(n["y"], *parts, ax=ax)
+        for plain, symbol in SYMBOLS.items():
+            title = title.replace(plain, symbol)
+        ax.set_title(title)
     handles = [
         _line(COLORS["blue"], "dy/dt = 0"),
         _line(COLORS["red"], "da/dt = 0"),
