@@ -47,7 +47,7 @@ def run_tests(session: nox.Session, library: str, *extras: str, more: tuple[str,
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
     """numpy, the command line, files and figures."""
-    run_tests(session, "numpy", "cli")
+    run_tests(session, "numpy", "cli", "sweep", "dask")
 
 
 @nox.session(name="tests-strict")
