@@ -159,7 +159,7 @@ SPHINX = ("sphinx>=8", "myst-nb>=1.2", "furo", "sphinx-copybutton", "sphinx-desi
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """The documentation in site/: a test run for the capability table, the gallery, the executed tutorials."""
-    extras = ("cli", "plot", "torch", "jax", "diffrax", "torchdiffeq", "nengo")
+    extras = ("cli", "plot", "sweep", "torch", "jax", "diffrax", "torchdiffeq", "nengo", "keras")
     install(session, *extras, more=(*TESTING, "array-api-strict>=2.3", *SPHINX, "ipykernel"))
     made = Path("docs", "_generated")
     if "--again" not in session.posargs:  # with it, keep the test report and the figures of the last build
@@ -168,6 +168,7 @@ def docs(session: nox.Session) -> None:
         session.run("pytest", "-q", *libraries, f"--junitxml={made / 'tests.xml'}", env=environment)
         session.run("organics", "figures", "--all", "--quick", "--output", str(made / "figures"))
     session.run("python", "docs/tables.py")
+    session.env["KERAS_BACKEND"] = "torch"
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "site")
 
 

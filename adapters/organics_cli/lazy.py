@@ -12,6 +12,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .console import EXIT_BAD_INPUT, complain
+
 ELSEWHERE: dict[str, dict[str, str]] = {
     "organics_train.cli": {
         "train": "Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped.",
@@ -32,7 +34,11 @@ def load(name: str) -> Any:
     module = next(module for module, commands in ELSEWHERE.items() if name in commands)
     app = typer.Typer()
     app.callback()(lambda: None)  # stays a group even with one command
-    import_module(module).register(app)
+    try:
+        import_module(module).register(app)
+    except ImportError as error:  # an extra is missing; the message names it
+        complain(str(error))
+        raise typer.Exit(EXIT_BAD_INPUT) from None
     return typer.main.get_group(app).commands[name]
 
 

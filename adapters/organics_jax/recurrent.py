@@ -127,7 +127,7 @@ class ORGaNICsCell(Part):
         return p._replace(**{name: jax.lax.stop_gradient(getattr(p, name)) for name in fixed})
 
     def initial_state(self, batch: tuple[int, ...] = ()) -> CellState:
-        """The start state, broadcast to arrays (*batch, n); no gradient flows to it."""
+        """The start state, broadcast to arrays ``(*batch, n)``; no gradient flows to it."""
         return CellState(*(jnp.broadcast_to(jax.lax.stop_gradient(p), (*batch, self.hidden_size)) for p in self.start))
 
     def __call__(self, x: Array, state: CellState | None = None) -> CellState:

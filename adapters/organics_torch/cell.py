@@ -151,7 +151,7 @@ class ORGaNICsCell(nn.Module):
         return CellParameters(*(getattr(self, name) for name in CellParameters._fields))
 
     def start_state(self, *batch: int) -> CellState:
-        """The start state, for batch axes ``batch``; tensors (*batch, n)."""
+        """The start state, for batch axes ``batch``; tensors ``(*batch, n)``."""
         shape = (*batch, self.hidden_size)
         return CellState(*(getattr(self, f"start_{name}").expand(shape) for name in CellState._fields))
 

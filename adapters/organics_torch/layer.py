@@ -105,7 +105,7 @@ class ORGaNICs(nn.Module):
         self.checkpoint_every = checkpoint_every
 
     def start_state(self, *batch: int) -> CellState:
-        """The start state of all layers; tensors (num_layers, *batch, n)."""
+        """The start state of all layers; tensors ``(num_layers, *batch, n)``."""
         states = [cell.start_state(*batch) for cell in self.cells]
         return CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
