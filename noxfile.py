@@ -60,7 +60,7 @@ def tests_strict(session: nox.Session) -> None:
 def tests_torch(session: nox.Session) -> None:
     """torch on the CPU, float64 and float32, and its adapter."""
     triton = ("triton>=3.9; platform_system == 'Linux'",)  # its interpreter checks the CUDA kernel
-    run_tests(session, "torch", "torch", more=("scikit-learn>=1.5", *triton))
+    run_tests(session, "torch", "torch", "cli", more=triton)  # cli: the table of benchmarks/gpu.py
 
 
 @nox.session(name="tests-jax")

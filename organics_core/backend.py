@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -221,16 +220,20 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
 _GENERIC = GenericBackend()
 
 
-@cache
-def _entry_points() -> dict[str, Any]:
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+# Plain dictionaries, not functools.cache: torch.compile traces through a cached
+# function into its body, here the import machinery, but reads a dictionary.
+_ENTRY_POINTS = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+_LOADED: dict[str, Backend] = {}
 
 
-@cache
-def _lookup(library: str) -> Backend:
-    entry = _entry_points().get(library)
+def _load(library: str) -> None:
+    """Put the backend of ``library`` into ``_LOADED``, unless it is there."""
+    if library in _LOADED:
+        return
+    entry = _ENTRY_POINTS.get(library)
     if entry is None:
-        return _GENERIC
+        _LOADED[library] = _GENERIC
+        return
     backend: Backend = entry.load()
     missing = [
         name
@@ -249,7 +252,12 @@ def _lookup(library: str) -> Backend:
     ]
     if missing:
         raise TypeError(f"the backend {entry.value!r} registered for {library!r} lacks {', '.join(missing)}")
-    return backend
+    _LOADED[library] = backend
+
+
+# A first use may lie inside torch.compile, which is to run the function, not to trace
+# it; it must come before the first look at _LOADED, whose content is then recorded.
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def library_of(xp: Any) -> str:
@@ -268,9 +276,11 @@ def get_backend(xp: Any) -> Backend:
     xp : module
         An array namespace, as ``array_api_compat.array_namespace`` returns it.
     """
-    return _lookup(library_of(xp))
+    library = library_of(xp)
+    _load(library)
+    return _LOADED[library]
 
 
 def registered_backends() -> tuple[str, ...]:
     """Names of the array libraries for which a backend is registered."""
-    return tuple(sorted(_entry_points()))
+    return tuple(sorted(_ENTRY_POINTS))

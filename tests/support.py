@@ -149,7 +149,7 @@ def cases(
     zeros : bool
         Also draw zeros in z and W.
     few_shapes : bool
-        One size, and batch axes on every field or on none: for compilers.
+        One size, and batch axes on every field: for compilers.
     """
     if few_shapes:
         sizes = (3,)
@@ -163,7 +163,7 @@ def cases(
 
     # Which of the arguments carry a batch axis of length 2: (w_r, w, b, b0, sigma, tau_y, tau_a, z).
     every = tuple(range(8))
-    patterns = ((), every) if few_shapes else ((), (0,), (1,), (2, 4), (5,), (7,), (0, 1, 7), every)
+    patterns = (every,) if few_shapes else ((), (0,), (1,), (2, 4), (5,), (7,), (0, 1, 7), every)
     batched = draw(st.sampled_from(patterns)) if batch else ()
 
     def lead(i: int) -> tuple[int, ...]:

@@ -39,13 +39,12 @@ def test_order_of_convergence(xp64: Library, name: str) -> None:
     tableau = FIXED[name]
     start, times = (xp64.array([0.1, 0.3]),), xp64.array([0.0, 2.0])
     errors = []
-    for substeps in (8, 16, 32):
+    for substeps in (16, 32):
         tau = (xp64.array([1.0, 1.0]),) if tableau.exponential else None
         run = oc.integrate(logistic, start, times, method=tableau, substeps=substeps, tau=tau)
         exact = logistic_solution(np.array(2.0), np.array([0.1, 0.3]))
         errors.append(np.max(np.abs(numpy_tree(run.state[0])[-1] - exact)))
-    rates = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
-    assert abs(rates[-1] - tableau.order) < 0.25
+    assert abs(np.log2(errors[0] / errors[1]) - tableau.order) < 0.25
     assert int(run.steps) == 32
 
 

@@ -45,24 +45,24 @@ def test_norm_one_recurrence_converges_to_a_stable_point(xp64: Library, case: Ca
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @for_cases(decades=3.0, identity=True)
-def test_closed_form_newton_and_iteration_agree(xp: Library, case: Case, variant: str) -> None:
+def test_closed_form_newton_and_iteration_agree(xp64: Library, case: Case, variant: str) -> None:
     """W_r = I, started far from the solution: one fixed point, by any road, and the normalization equation."""
-    circuit, z = xp.tree(case.circuit), xp.array(case.z)
-    closed = xp.compiled(oc.steady_state, method="closed_form", variant=variant)(circuit, z)
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    closed = xp64.compiled(oc.steady_state, method="closed_form", variant=variant)(circuit, z)
     assert numpy_tree(closed.converged).all()
     want = numpy_tree(closed.state)
-    far = xp.tree(oc.State(0.3 * want[0] + 0.1, 3.0 * want[1] + 1.0))
+    far = xp64.tree(oc.State(0.3 * want[0] + 0.1, 3.0 * want[1] + 1.0))
     for method in ("newton", "iteration"):
-        found = xp.compiled(oc.steady_state, method=method, variant=variant)(circuit, z, state0=far)
+        found = xp64.compiled(oc.steady_state, method=method, variant=variant)(circuit, z, state0=far)
         assert numpy_tree(found.converged).all()
         assert np.min(numpy_tree(found.iterations)) > 0
-        xp.assert_close(found.state.y, want[0], rtol=1e-9, atol=1e-9 * np.max(np.abs(want[0])))
-        xp.assert_close(found.state.a, want[1], rtol=1e-9)
+        xp64.assert_close(found.state.y, want[0], rtol=1e-9, atol=1e-9 * np.max(np.abs(want[0])))
+        xp64.assert_close(found.state.a, want[1], rtol=1e-9)
     if variant == "main":
         drive = case.circuit.b * case.z
         pool = (case.circuit.b0 * case.circuit.sigma) ** 2 + np.einsum("...ij,...j->...i", case.circuit.w, drive**2)
-        xp.assert_close(closed.state.y**2, drive**2 / pool, rtol=1e-10)
-        xp.assert_close(closed.state.a, pool, rtol=1e-10)
+        xp64.assert_close(closed.state.y**2, drive**2 / pool, rtol=1e-10)
+        xp64.assert_close(closed.state.a, pool, rtol=1e-10)
 
 
 def test_a_simulation_ends_at_the_fixed_point(xp64: Library) -> None:
@@ -75,15 +75,25 @@ def test_a_simulation_ends_at_the_fixed_point(xp64: Library) -> None:
     xp64.assert_close(run.state.a[-1, ...], numpy_tree(found.state.a), rtol=1e-7, atol=1e-8)
 
 
-def test_no_input_gives_the_resting_state(xp: Library) -> None:
+def test_single_precision(xp: Library) -> None:
+    """float32 converges by its own tolerance, to the double-precision result."""
+    case = small_circuit(5, seed=3)
+    found = oc.steady_state(xp.tree(case.circuit), xp.array(case.z))
+    assert bool(found.converged)
+    want = oc.steady_state(case.circuit, case.z)
+    xp.assert_close(found.state.y, want.state.y, rtol=1e-9, atol=1e-9)
+    xp.assert_close(found.state.a, want.state.a, rtol=1e-9)
+
+
+def test_no_input_gives_the_resting_state(xp64: Library) -> None:
     """z = 0, where the relative residual has nothing to be relative to."""
     case = small_circuit(3)
-    circuit, zero = xp.tree(case.circuit), xp.array(np.zeros(3))
+    circuit, zero = xp64.tree(case.circuit), xp64.array(np.zeros(3))
     for method in ("newton", "iteration"):
         found = oc.steady_state(circuit, zero, method=method)
         assert bool(found.converged)
-        xp.assert_close(found.state.y, np.zeros(3), atol=1e-12)
-        xp.assert_close(found.state.a, (case.circuit.b0 * case.circuit.sigma) ** 2)
+        xp64.assert_close(found.state.y, np.zeros(3), atol=1e-12)
+        xp64.assert_close(found.state.a, (case.circuit.b0 * case.circuit.sigma) ** 2)
 
 
 def strong(n: int, gain: float, seed: int) -> Case:
