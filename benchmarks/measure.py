@@ -14,17 +14,29 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def in_turn(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, float]:
+def in_turn(
+    functions: dict[str, Callable[[], Any]], repeats: int = 7, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each function, called in turn ``repeats`` times after a first call that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     for _ in range(repeats):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             function()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def save(name: str, content: dict[str, Any], packages: tuple[str, ...]) -> Path:

@@ -54,7 +54,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "library(*names): the test concerns these array libraries only")
+    config.addinivalue_line(
+        "markers",
+        "library(*names, together=False): the test concerns these array libraries only (together: needs them all)",
+    )
     config.addinivalue_line("markers", "size: a test of a large problem, to show that it is feasible")
     asked = config.getoption("--library") or [
         name.strip() for name in os.environ.get("ORGANICS_TEST_LIBRARIES", "").split(",") if name.strip()
@@ -147,7 +150,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             parameters = item.callspec.params
             fits = parameters.get("xp", parameters.get("xp64")) is not None
         elif marked is not None:
-            fits = bool(marked & set(selected))
+            together = any(marker.kwargs.get("together") for marker in item.iter_markers("library"))
+            fits = marked <= set(selected) if together else bool(marked & set(selected))
         else:
             own = _file_library(item.path)
             fits = (own or "numpy") in selected
