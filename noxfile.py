@@ -179,6 +179,7 @@ def bench(session: nox.Session) -> None:
     """Speed and memory, as ratios against peers in the same run; writes benchmarks/results/."""
     install(session, "cli", "torch", "jax", "simulators")
     session.run("python", "benchmarks/training.py", *session.posargs)
+    session.run("python", "benchmarks/training_jax.py", *session.posargs)
 
 
 # The circuit inside real simulation frameworks, each in an environment of its own.

@@ -39,6 +39,18 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def megabytes(field: str) -> float:
+    """``VmRSS`` (held now) or ``VmHWM`` (peak) of this process alone; NaN where the system does not say.
+
+    The peak that ``getrusage`` reports would include that of the parent process.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition(f"{field}:")[2].split()[0]) / 1024
+    except (OSError, IndexError, ValueError):
+        return float("nan")
+
+
 def save(name: str, content: dict[str, Any], packages: tuple[str, ...]) -> Path:
     """Write ``results/<name>.json`` with the versions of what was measured."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import measure
@@ -91,18 +90,6 @@ def matrix_rate(clock: Callable[[], float], size: int = 2048) -> float:
 def floor_flop(shape: Shape) -> float:
     """Of the hidden products: forward, and twice as much backward."""
     return 3.0 * PRODUCTS * 2 * shape.hidden**2 * BATCH * shape.steps
-
-
-def megabytes(field: str) -> float:
-    """``VmRSS`` (held now) or ``VmHWM`` (peak) of this process alone; NaN where the system does not say.
-
-    The peak that ``getrusage`` reports would include that of the parent process.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition(f"{field}:")[2].split()[0]) / 1024
-    except (OSError, IndexError, ValueError):
-        return float("nan")
 
 
 def memory(name: str, shape: Shape, threads: int) -> float:
@@ -178,10 +165,10 @@ def main() -> None:
         name, hidden, steps = options.memory
         run = contender(name, Shape(int(hidden), int(steps), 0, 0, 0))
         native.load()
-        before = megabytes("VmRSS")
+        before = measure.megabytes("VmRSS")
         run()
         run()
-        print(megabytes("VmHWM") - before)
+        print(measure.megabytes("VmHWM") - before)
         return
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     native.load()

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OUT = ROOT / "docs" / "_generated"
 COLUMNS = ("numpy", "strict", "torch", "jax", "cupy")
+PAPER = "paper's cell"
 HEADINGS = {"strict": "array-api-strict"}
 
 
@@ -93,6 +94,81 @@ def commands(names: Iterable[str]) -> str:
     return "\n".join(parts)
 
 
+def torch_speed(record: Path) -> str:
+    """Seconds and megabytes of a forward and backward pass, per shape, from benchmarks/training.py."""
+    content = json.loads(record.read_text())
+    parts = [f"{content['processor']}, {content['threads']} threads, torch {content['versions']['torch']}.\n"]
+    for shape in content["shapes"]:
+        seconds, megabytes = shape["seconds"], shape["megabytes"]
+        rows = [
+            [
+                name,
+                f"{own:.3f}",
+                f"{own / seconds['LSTM']:.2f}",
+                f"{seconds[PAPER] / own:.2f}",
+                f"{megabytes[name]:.0f}",
+            ]
+            for name, own in seconds.items()
+        ]
+        rows.append(["floor of the arithmetic", f"{shape['floor_seconds']:.3f}", "", "", ""])
+        parts.append(f"**{shape['hidden']} units, {shape['steps']} steps, batch {shape['batch']}**\n")
+        parts.append(table(["", "seconds", "/ LSTM", f"{PAPER} /", "peak MB"], rows))
+        missed = [
+            f"{name} {row['measured']:.2f} (aim: at {'most' if row['at_most'] else 'least'} {row['bound']})"
+            for name, row in shape["targets"].items()
+            if not row["met"]
+        ]
+        parts.append(f"Missed: {'; '.join(missed)}.\n" if missed else "All aims met.\n")
+    return "\n".join(parts)
+
+
+def jax_speed(record: Path) -> str:
+    """The same in jax, from benchmarks/training_jax.py."""
+    content = json.loads(record.read_text())
+    rows = [
+        [
+            f"{shape['hidden']} x {shape['steps']}",
+            name,
+            f"{own:.3f}",
+            f"{own / shape['seconds']['LSTM']:.2f}",
+            f"{shape['megabytes'][name]:.0f}",
+        ]
+        for shape in content["shapes"]
+        for name, own in shape["seconds"].items()
+    ]
+    head = f"{content['processor']}, jax {content['versions']['jax']}.\n\n"
+    return head + table(["units x steps", "", "seconds", "/ LSTM", "peak MB"], rows)
+
+
+def accuracies(folder: Path) -> str:
+    """Test accuracy of every training record, with its command."""
+    rows = []
+    for file in sorted(folder.glob("*/results.json")):
+        run = json.loads(file.read_text())
+        norm = max(epoch["gradient_norm_max"] for epoch in run["epochs"])
+        accuracy = f"{100 * run['test_accuracy']:.2f} %"
+        command = run["command"].partition(" --out")[0]
+        epochs = str(len(run["epochs"]))
+        rows.append([file.parent.name, f"{run['parameters']:,}", epochs, accuracy, f"{norm:.3g}", f"`{command}`"])
+    return table(["run", "parameters", "epochs", "test accuracy", "largest gradient norm", "command"], rows)
+
+
+def simulation(record: Path) -> str:
+    """Adaptive integration against peers, at equal accuracy."""
+    rows = [
+        [
+            f"{row['library']} / {row['peer']}",
+            str(row["n"]),
+            str(row["batch"]),
+            f"{1000 * row['seconds']:.2f}",
+            f"{1000 * row['peer_seconds']:.2f}",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in json.loads(record.read_text())["adaptive"]
+    ]
+    return table(["ours / peer", "n", "batch", "ours, ms", "peer, ms", "ratio"], rows)
+
+
 def newest(pattern: str) -> Path | None:
     """The latest record of a kind; their names end in a date."""
     found = sorted(RESULTS.glob(pattern))
@@ -111,6 +187,17 @@ def main() -> int:
     write("capabilities.md", OUT / "tests.xml", capabilities, "No test report: build with `nox -s docs`.")
     write("embedding.md", RESULTS / "embed.json", embedding, "No record yet: run `nox -s embed`.")
     write("gallery.md", OUT / "figures", gallery, "No figures: build with `nox -s docs`.")
+    day = "????-??-??.json"
+    none = "No record yet: run `nox -s bench`."
+    write("torch_speed.md", newest(f"training-cpu-{day}"), torch_speed, none)
+    write("jax_speed.md", newest(f"training-jax-cpu-{day}"), jax_speed, none)
+    write("accuracies.md", RESULTS / "train", accuracies, "No record yet: run `organics train`.")
+    write(
+        "simulation.md",
+        RESULTS / "simulation.json",
+        simulation,
+        "No record yet: run `python benchmarks/simulation.py`.",
+    )
     names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "sweep")
     (OUT / "commands.md").write_text(commands(names))
     return 0
