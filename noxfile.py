@@ -66,7 +66,7 @@ def tests_torch(session: nox.Session) -> None:
 @nox.session(name="tests-jax")
 def tests_jax(session: nox.Session) -> None:
     """jax on the CPU, and its adapter."""
-    run_tests(session, "jax", "jax", more=("scikit-learn>=1.5",))
+    run_tests(session, "jax", "jax", more=("scikit-learn>=1.5", "flax>=0.10"))
 
 
 @nox.session(name="tests-cupy", default=False)
