@@ -10,6 +10,8 @@ start it stays positive.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,17 @@ def outputs(n: int) -> dict[str, str]:
     return names | {f"a{k}": f"u{k}/organics/av" for k in range(n)}
 
 
+def fresh(rhs: Callable[..., Any]) -> Callable[..., Any]:
+    """A generated right-hand side that returns a new array at every call: ``CircuitTemplate.run(decorator=fresh)``."""
+
+    @wraps(rhs)
+    def call(*args: Any) -> Any:
+        slope = rhs(*args)
+        return slope.clone() if hasattr(slope, "clone") else slope.copy()
+
+    return call
+
+
 def run(
     circuit: Circuit,
     z: Any,
@@ -139,6 +152,13 @@ def run(
     Trajectory
         Times from 0 to the duration, both included, and the states.
 
+    Notes
+    -----
+    PyRates' generated function returns the same array at every call. scipy's
+    DOP853, BDF and Radau keep what they were given, and are silently wrong
+    between steps (or break down); so are PyRates' own Heun steps. Here every
+    call returns a copy. Do the same in runs of your own, with ``decorator=fresh``.
+
     Examples
     --------
     >>> circuit = Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
@@ -151,6 +171,8 @@ def run(
     n = len(template.nodes)
     steps = round(duration / step_size)
     defaults = {"solver": "scipy", "method": "DOP853", "float_precision": "float64", "verbose": False}
+    if options.get("backend", "default") in ("default", "numpy", "torch"):
+        defaults["decorator"] = fresh
     clear_frontend_caches()  # or names of an earlier, uncleared model leak into this one
     with warnings.catch_warnings():
         # PyRates hands float_precision on to scipy, which warns that it has no use for it
