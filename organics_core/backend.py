@@ -48,11 +48,19 @@ def tree_leaves(tree: Tree) -> list[Array]:
 
 @runtime_checkable
 class Backend(Protocol):
-    """What an array library must offer beyond the array API standard."""
+    """What an array library must offer beyond the array API standard.
+
+    Attributes
+    ----------
+    name : str
+        Of the library.
+    traces_loops : bool
+        Whether ``scan`` and ``while_loop`` are primitives that trace; else they
+        are Python loops on the host.
+    """
 
     name: str
     traces_loops: bool
-    """Whether ``scan`` and ``while_loop`` are primitives that trace; else they are Python loops on the host."""
 
     def is_concrete(self, array: Array) -> bool:
         """Whether the values of ``array`` can be looked at now (false while tracing)."""
@@ -275,6 +283,10 @@ def get_backend(xp: Any) -> Backend:
     ----------
     xp : module
         An array namespace, as ``array_api_compat.array_namespace`` returns it.
+
+    Returns
+    -------
+    Backend
     """
     library = library_of(xp)
     _load(library)
@@ -282,5 +294,10 @@ def get_backend(xp: Any) -> Backend:
 
 
 def registered_backends() -> tuple[str, ...]:
-    """Names of the array libraries for which a backend is registered."""
+    """Names of the array libraries for which a backend is registered.
+
+    Returns
+    -------
+    tuple of str
+    """
     return tuple(sorted(_ENTRY_POINTS))

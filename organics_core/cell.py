@@ -57,7 +57,15 @@ class CellParameters(NamedTuple):
 
 
 class CellState(NamedTuple):
-    """State of the cell: membrane potentials y, modulators a, and the dynamic gains b0, b1; each (..., n)."""
+    """State of the cell.
+
+    Attributes
+    ----------
+    y, a : array (..., n)
+        Membrane potentials and modulators.
+    b0, b1 : array (..., n)
+        The dynamic gains of normalization and of the input.
+    """
 
     y: Array
     a: Array
@@ -66,7 +74,13 @@ class CellState(NamedTuple):
 
 
 class MaxRates(NamedTuple):
-    """Largest values (dt/tau)_max of the rates; the defaults suit sequences of several hundred steps."""
+    """Largest values (dt/tau)_max of the rates; the defaults suit sequences of several hundred steps.
+
+    Attributes
+    ----------
+    y, a, b : float
+        Of the potentials, the modulators, and the two gains.
+    """
 
     y: float = 0.05
     a: float = 0.01

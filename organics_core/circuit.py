@@ -214,7 +214,24 @@ def identity(xp: Any, like: Array) -> Array:
 
 
 def resting_state(circuit: Circuit, z: Array) -> State:
-    """The fixed point without input, y = 0 and a = (b0 sigma)**2, in the shape of ``z`` and the circuit."""
+    """The fixed point without input, y = 0 and a = (b0 sigma)**2.
+
+    Parameters
+    ----------
+    circuit : Circuit
+    z : array (..., n)
+        For its shape, dtype and device only.
+
+    Returns
+    -------
+    State of arrays (..., n)
+        In the shape of ``z`` and the circuit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
     xp = validate_circuit(circuit, z=z)
     circuit, z = prepare(xp, circuit, z)
     return _resting_state(xp, circuit, z)

@@ -123,6 +123,11 @@ def orientation_circuit(n: int, *, sigma: float = 0.1, like: Array) -> Circuit:
     -------
     Circuit
         Sum over the pool 1 for a grating of contrast 1, in units of the tuned drive.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
     """
     xp = _checks.namespace({"like": like})
     theta = _grid(xp, 0.0, math.pi, n, like, endpoint=False)
@@ -221,6 +226,11 @@ def space_circuit(
     Returns
     -------
     Circuit
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
     """
     xp = _values("positions", positions, "any")
     w = _gaussian(xp, positions[:, None] - positions[None, :], pool)

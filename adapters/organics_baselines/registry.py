@@ -118,5 +118,14 @@ def make_model(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that are trained."""
+    """Numbers that are trained.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    int
+    """
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line; without its dependencies, say which extra brings them."""
+    """Run the command line.
+
+    Raises
+    ------
+    SystemExit
+        With the exit code; without the command line's dependencies, naming the extra that brings them.
+    """
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

@@ -75,6 +75,10 @@ def from_torch(tree: Tree, *, module: Any = None) -> Tree:
         On the GPU.
     module : module, optional
         The library that takes them: cupy by default.
+
+    Returns
+    -------
+    array or (named) tuple of arrays
     """
     return _exchange(tree, _cupy() if module is None else module)
 
@@ -88,6 +92,10 @@ def from_jax(tree: Tree, *, module: Any = None) -> Tree:
         On the GPU.
     module : module, optional
         The library that takes them: cupy by default.
+
+    Returns
+    -------
+    array or (named) tuple of arrays
     """
     return _exchange(tree, _cupy() if module is None else module)
 
@@ -98,6 +106,10 @@ def to_torch(tree: Tree) -> Tree:
     Parameters
     ----------
     tree : array or (named) tuple of arrays
+
+    Returns
+    -------
+    tensor or (named) tuple of tensors
     """
     import torch
 
@@ -110,6 +122,10 @@ def to_jax(tree: Tree) -> Tree:
     Parameters
     ----------
     tree : array or (named) tuple of arrays
+
+    Returns
+    -------
+    array or (named) tuple of arrays
     """
     import jax.numpy as jnp
 

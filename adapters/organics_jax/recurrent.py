@@ -244,14 +244,17 @@ class ORGaNICs(Part):
 
     @property
     def num_layers(self) -> int:
+        """How many layers are stacked."""
         return len(self.cells)
 
     @property
     def input_size(self) -> int:
+        """Features of the input."""
         return self.cells[0].input_size
 
     @property
     def hidden_size(self) -> int:
+        """Units of a layer."""
         return self.cells[0].hidden_size
 
     def trained(self) -> Any:

@@ -48,6 +48,11 @@ def trajectory(
     Returns
     -------
     matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        For an unknown part.
     """
     if part not in ("y", "a"):
         raise ValueError(f"part must be 'y' or 'a', got {part!r}")

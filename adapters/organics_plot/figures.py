@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 
 def responses_figure(experiment: ContrastExperiment) -> Figure:
-    """Responses over time of the preferring neuron, and tuning curves of the population."""
+    """Responses over time of the preferring neuron, and tuning curves of the population.
+
+    Parameters
+    ----------
+    experiment : ContrastExperiment
+        As :func:`contrast_experiment` returns it.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
     with style():
         figure, axes = new_figure(1, 2, (11, 4.6), width_ratios=(1.25, 1))
         responses(experiment, ax=axes[0, 0])
@@ -32,7 +42,17 @@ def responses_figure(experiment: ContrastExperiment) -> Figure:
 
 
 def contrast_response_figure(experiment: ContrastExperiment) -> Figure:
-    """Contrast-response curves: simulation on the normalization equation."""
+    """Contrast-response curves: simulation on the normalization equation.
+
+    Parameters
+    ----------
+    experiment : ContrastExperiment
+        As :func:`contrast_experiment` returns it.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
     with style():
         figure, axes = new_figure(1, 1, (6.8, 5.0))
         contrast_response(experiment, ax=axes[0, 0])
@@ -41,7 +61,17 @@ def contrast_response_figure(experiment: ContrastExperiment) -> Figure:
 
 
 def overview_figure(experiment: ContrastExperiment) -> Figure:
-    """The circuit in three panels: responses over time, contrast response on the equation, eigenvalues."""
+    """The circuit in three panels: responses over time, contrast response on the equation, eigenvalues.
+
+    Parameters
+    ----------
+    experiment : ContrastExperiment
+        As :func:`contrast_experiment` returns it.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
     e = experiment
     with style():
         figure, axes = new_figure(1, 3, (15, 4.6), width_ratios=(1.1, 1, 1.05))
@@ -63,7 +93,17 @@ def _fixed_points(experiment: ContrastExperiment) -> list[oc.State]:
 
 
 def spectrum_figure(experiment: ContrastExperiment) -> Figure:
-    """Eigenvalues at the fixed point of every contrast, and how damping and rotation change with contrast."""
+    """Eigenvalues at the fixed point of every contrast, and how damping and rotation change with contrast.
+
+    Parameters
+    ----------
+    experiment : ContrastExperiment
+        As :func:`contrast_experiment` returns it.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
     e = experiment
     circuit = e.population.circuit
     with style():
@@ -87,7 +127,19 @@ def spectrum_figure(experiment: ContrastExperiment) -> Figure:
 
 
 def training_figure(records: Mapping[str, Sequence[EpochRecord]], *, target: float | None = None) -> Figure:
-    """Loss, accuracy, gradient norm and largest real eigenvalue part while training."""
+    """Loss, accuracy, gradient norm and largest real eigenvalue part while training.
+
+    Parameters
+    ----------
+    records : mapping of str to sequences of EpochRecord
+        Runs by name.
+    target : float, optional
+        An accuracy to reach, drawn as a line.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
     titles = {
         "loss": "Loss",
         "test_accuracy": "Test accuracy",
@@ -104,7 +156,20 @@ def training_figure(records: Mapping[str, Sequence[EpochRecord]], *, target: flo
 
 
 def simulation_figure(run: oc.Trajectory, steady: oc.State | None, *, title: str = "") -> Figure:
-    """Principal neurons and modulators over time, with their fixed point dashed."""
+    """Principal neurons and modulators over time, with their fixed point dashed.
+
+    Parameters
+    ----------
+    run : organics_core.Trajectory
+        Of one circuit, state (T, n), times in seconds.
+    steady : organics_core.State or None
+        The fixed point, (n,).
+    title : str
+
+    Returns
+    -------
+    matplotlib Figure
+    """
     with style():
         figure, axes = new_figure(1, 2, (11, 4.4))
         trajectory(run, part="y", steady=steady, ax=axes[0, 0])
@@ -118,7 +183,17 @@ def simulation_figure(run: oc.Trajectory, steady: oc.State | None, *, title: str
 
 
 def agreement_figure(table: Any) -> Figure:
-    """Largest relative differences of an agreement table (see ``organics_cli.agree``) on a logarithmic axis."""
+    """Largest relative differences of an agreement table on a logarithmic axis.
+
+    Parameters
+    ----------
+    table : organics_cli.agree.Table
+        As ``organics agree`` makes it.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
     from .style import GRID, LIBRARY_COLORS, MARKERS, MUTED
 
     rows = table.quantities

@@ -158,6 +158,10 @@ def contrast_experiment(
         In seconds.
     rtol : float
         Relative tolerance of the simulation.
+
+    Returns
+    -------
+    ContrastExperiment
     """
     population = tuned_population() if population is None else population
     contrasts = np.asarray(contrasts, dtype=np.float64)

@@ -93,7 +93,12 @@ _RC: dict[str, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style, for the figures made inside the ``with`` block only."""
+    """The style, for the figures made inside the ``with`` block only.
+
+    Yields
+    ------
+    None
+    """
     import matplotlib
 
     with matplotlib.rc_context(_RC):
@@ -136,7 +141,18 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **options: An
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Save a figure in the style; return its path."""
+    """Save a figure in the style.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure
+    path : str or Path
+        Its ending says the format; missing folders are made.
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with style():

@@ -45,6 +45,11 @@ def training_curve(
     Returns
     -------
     matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        For an unknown quantity.
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"unknown quantity {quantity!r}; choose one of {', '.join(map(repr, QUANTITIES))}")

@@ -34,6 +34,8 @@ class ORGaNICs(bp.dyn.NeuDyn):
     method : str
         An explicit method of :data:`organics_core.INTEGRATORS`.
     variant : {"main", "rectified", "rectified_recurrence"}
+    name, mode
+        As for ``bp.dyn.NeuDyn``.
 
     Examples
     --------

@@ -31,6 +31,8 @@ class ORGaNICs(brainstate.nn.Dynamics):
     method : str or Tableau
         An explicit method of :data:`organics_core.INTEGRATORS`.
     variant : {"main", "rectified", "rectified_recurrence"}
+    name : str, optional
+        As for ``brainstate.nn.Dynamics``.
 
     Attributes
     ----------

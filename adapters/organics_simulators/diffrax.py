@@ -29,7 +29,19 @@ Array = Any
 
 
 def drive(z: Any, t: Any) -> Array:
-    """The input drive at ``t``: an array, a diffrax path (an interpolation, say), or a function of time."""
+    """The input drive at a time.
+
+    Parameters
+    ----------
+    z : array (..., n), diffrax path or callable
+        Constant, an interpolation, say, or a function of time.
+    t : array ()
+        Time in seconds.
+
+    Returns
+    -------
+    array (..., n)
+    """
     if isinstance(z, diffrax.AbstractPath):
         return z.evaluate(t)
     return z(t) if callable(z) else jnp.asarray(z)

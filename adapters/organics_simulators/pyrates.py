@@ -105,13 +105,34 @@ def to_template(
 
 
 def outputs(n: int) -> dict[str, str]:
-    """The ``outputs`` of ``CircuitTemplate.run`` for every y and a, under the names y0, y1, ..., a0, a1, ..."""
+    """The ``outputs`` of ``CircuitTemplate.run`` for every y and a.
+
+    Parameters
+    ----------
+    n : int
+        Units of the circuit.
+
+    Returns
+    -------
+    dict of str to str
+        PyRates' paths under the names y0, y1, ..., a0, a1, ...
+    """
     names = {f"y{k}": f"u{k}/organics/v" for k in range(n)}
     return names | {f"a{k}": f"u{k}/organics/av" for k in range(n)}
 
 
 def fresh(rhs: Callable[..., Any]) -> Callable[..., Any]:
-    """A generated right-hand side that returns a new array at every call: ``CircuitTemplate.run(decorator=fresh)``."""
+    """A generated right-hand side that returns a new array at every call, for ``CircuitTemplate.run(decorator=fresh)``.
+
+    Parameters
+    ----------
+    rhs : callable
+        As PyRates generates it for numpy or torch.
+
+    Returns
+    -------
+    callable
+    """
 
     @wraps(rhs)
     def call(*args: Any) -> Any:
@@ -151,6 +172,11 @@ def run(
     -------
     Trajectory
         Times from 0 to the duration, both included, and the states.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
 
     Notes
     -----

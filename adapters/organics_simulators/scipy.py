@@ -20,7 +20,14 @@ class Field:
 
     Calling it takes ``x`` of shape (2n,), or (2n, k) as ``solve_ivp`` passes it
     with ``vectorized=True``. ``jac(t, x)`` is for ``solve_ivp(..., jac=fun.jac)``
-    and ``odeint(..., Dfun=fun.jac, tfirst=True)``.
+    and ``odeint(..., Dfun=fun.jac, tfirst=True)``. Made by :func:`to_ivp`.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        Of float64 numpy arrays.
+    z : array (n,) or callable
+    variant : {"main", "rectified", "rectified_recurrence"}
 
     Examples
     --------

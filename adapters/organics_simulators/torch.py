@@ -125,6 +125,11 @@ def flat_field(*, variant: str = "main") -> Callable[[Tensor, Tensor, Any], Tens
         Its ``args`` are (circuit, z); z is a tensor (n,) or (batch, n), or a
         function of the times (batch,) that returns one.
 
+    Raises
+    ------
+    ValueError
+        For an unknown variant; when called, for an x of the wrong shape.
+
     Examples
     --------
     >>> import torchode
@@ -153,12 +158,37 @@ def flat_field(*, variant: str = "main") -> Callable[[Tensor, Tensor, Any], Tens
 
 
 def pack(state: State) -> Tensor:
-    """y and a, (..., n) each, as one tensor (..., 2n)."""
+    """A state as one tensor.
+
+    Parameters
+    ----------
+    state : State of tensors (..., n)
+
+    Returns
+    -------
+    tensor (..., 2n)
+        y, then a.
+    """
     return torch.cat(torch.broadcast_tensors(*state), dim=-1)
 
 
 def unpack(x: Tensor) -> State:
-    """One tensor (..., 2n) as y and a, (..., n) each."""
+    """One tensor as a state.
+
+    Parameters
+    ----------
+    x : tensor (..., 2n)
+        y, then a.
+
+    Returns
+    -------
+    State of tensors (..., n)
+
+    Raises
+    ------
+    ValueError
+        Where the last axis is odd.
+    """
     if x.shape[-1] % 2:
         raise ValueError(f"x must have an even last axis, y then a, got shape {tuple(x.shape)}")
     n = x.shape[-1] // 2

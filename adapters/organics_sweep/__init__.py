@@ -13,7 +13,12 @@ from .store import Store, load
 
 
 def register(app: object) -> None:
-    """Add the command ``sweep`` to a typer application."""
+    """Add the command ``sweep`` to a command line.
+
+    Parameters
+    ----------
+    app : typer.Typer
+    """
     from .cli import register as add
 
     add(app)  # type: ignore[arg-type]

@@ -76,10 +76,12 @@ class Sweep:
 
     @property
     def blocks(self) -> int:
+        """How many blocks of draws each point of the plane has."""
         return -(-self.draws // self.block)
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Numbers of deltas, norms and draws."""
         return len(self.deltas), len(self.norms), self.draws
 
     def tasks(self) -> Iterator[Task]:

@@ -22,6 +22,11 @@ _FIELDS = {
 class Store:
     """The store of one sweep at ``path``, made if it is not there.
 
+    Parameters
+    ----------
+    path : str or Path
+    spec : Sweep
+
     Raises
     ------
     ValueError
@@ -70,6 +75,15 @@ def _open(path: Path, mode: str) -> zarr.Group:
 
 def load(path: Path | str) -> PhaseDiagram:
     """The phase diagram in a store; ``kind`` is -1 where nothing has been computed yet.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    organics_core.PhaseDiagram
+        Of numpy arrays.
 
     Raises
     ------

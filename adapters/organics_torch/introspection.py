@@ -60,6 +60,11 @@ def inspect(model: nn.Module, x: Tensor, *, points: int = 4) -> tuple[CellReport
     -------
     tuple of CellReport
         One per cell, empty for a model without ORGaNICs layers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where ``points`` is no positive integer.
     """
     points = _checks.positive_integer("points", points)
     layers = {name: part for name, part in model.named_modules() if isinstance(part, ORGaNICs)}

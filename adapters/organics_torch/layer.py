@@ -248,7 +248,9 @@ class ORGaNICsClassifier(nn.Module):
     Parameters
     ----------
     input_size, hidden_size, classes : int
-    num_layers, implementation, checkpoint_every, recurrent, variant, max_rates, learn_rates, seed, device, dtype
+    num_layers, implementation, checkpoint_every, recurrent, variant, max_rates, learn_rates
+        As for :class:`ORGaNICs`.
+    seed, generator, device, dtype
         As for :class:`ORGaNICs`.
     """
 

@@ -20,6 +20,7 @@ class GraphRecorder:
     """Records work on a stream of its own, with memory of its own, as a CUDA graph."""
 
     def record(self, function: Callable[[], None]) -> Callable[[], None] | None:
+        """The work of ``function``, undone, as a callable that does it; None where it cannot be recorded."""
         pool = cp.cuda.MemoryPool()  # what the graph writes must belong to nobody else while it lives
         stream = cp.cuda.Stream(non_blocking=True)
         # A copy from the host would be recorded with the address of a buffer that is used again.
@@ -43,6 +44,8 @@ class GraphRecorder:
 
 
 class CupyBackend(RecordingBackend):
+    """cupy: loops recorded as CUDA graphs, random numbers on the device, eigenvalues on the host."""
+
     name = "cupy"
 
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 
 class JaxBackend:
+    """jax: loops, compilation and derivatives by its own primitives."""
+
     name = "jax"
     traces_loops = True
 

@@ -12,6 +12,8 @@ from organics_core.backend import Array, GenericBackend, Tree, host_eigvals
 
 
 class NumpyBackend(GenericBackend):
+    """numpy: Python loops without overflow warnings, numpy's random numbers and eigenvalues."""
+
     name = "numpy"
 
     def quiet(self) -> AbstractContextManager[Any]:

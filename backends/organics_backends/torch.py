@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 
 class TorchBackend(GenericBackend):
+    """torch: Python loops, torch's derivatives and ``torch.compile``."""
+
     name = "torch"
 
     def is_concrete(self, array: Array) -> bool:

@@ -1,0 +1,116 @@
+"""Every public name of every package has a docstring that says what it takes, returns and raises."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = (ROOT, ROOT / "backends", ROOT / "adapters")
+PACKAGES = sorted(file.parent for folder in FOLDERS for file in folder.glob("*/py.typed"))
+INHERITED = {"extra_repr", "trained"}  # told by torch, and by the base of the jax modules
+INHERITED |= {"is_concrete", "stop_gradient", "scan", "while_loop", "compile"}  # told by the protocol Backend
+INHERITED |= {"jvp", "jacobian", "normal", "eigvals"}
+CHECKS = re.compile(r"\b(raise|_checks\.\w+|validate_\w+)\b")
+
+
+def definitions(package):
+    """Public functions and classes: those of ``__all__`` where they are imported from, and all of a public module."""
+    trees = {file.stem: ast.parse(file.read_text()) for file in package.glob("*.py")}
+    init, names = trees["__init__"], public_names(trees["__init__"])
+    imports = [node for node in init.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    source = {alias.asname or alias.name: node.module for node in imports for alias in node.names}
+    wanted = {(source.get(name, "__init__"), name) for name in names}
+    if set(names) <= set(trees) or not names:  # modules, imported when first used
+        public = {module for module in trees if module[0] != "_"}
+    else:
+        public = {name for name in names if name in source and source[name] is None}
+    return {
+        f"{module}.{node.name}": node
+        for module, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+        if module in public or (module, node.name) in wanted
+    }
+
+
+def public_names(tree):
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return ast.literal_eval(node.value)
+    return ()
+
+
+def arguments(function):
+    spec = function.args
+    named = [argument.arg for argument in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
+    return [name for name in named if name not in ("self", "cls") and not name.startswith("_")]
+
+
+def fields(node):
+    """What makes an instance: the arguments of ``__init__``, or the annotated fields."""
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            return arguments(part)
+    return [part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and part.target.id[0] != "_"]
+
+
+def described(doc):
+    """The names that stand before a colon, or alone, at the margin of the sections."""
+    sections = re.split(r"^[A-Z][A-Za-z ]+\n-+$", doc, flags=re.MULTILINE)[1:]
+    heads = [line.split(" :")[0] for section in sections for line in section.splitlines() if re.match(r"[\w*`]", line)]
+    return {name.strip(" *`") for head in heads for name in head.split(",")}
+
+
+def missing(node):
+    """What the docstring of a function or class does not say."""
+    doc = ast.get_docstring(node)
+    if not doc:
+        return ["a docstring"]
+    is_class = isinstance(node, ast.ClassDef)
+    names = fields(node) if is_class else arguments(node)
+    lacks = [f"the argument {name}" for name in names if name not in described(doc)]
+    if is_class:
+        methods = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name[0] != "_"]
+        undone = [part.name for part in methods if not ast.get_docstring(part) and part.name not in INHERITED]
+        return [*lacks, *(f"a docstring of {name}" for name in undone)]
+    if names and "Parameters\n---" not in doc:
+        lacks.append("Parameters")
+    returns = ast.unparse(node.returns) if node.returns else "None"
+    if returns not in ("None", "NoReturn") and not re.search(r"^(Returns|Yields)\n---", doc, re.MULTILINE):
+        lacks.append("Returns")
+    body = "\n".join(ast.unparse(part) for part in node.body[1:])
+    if CHECKS.search(body) and "Raises\n---" not in doc:
+        lacks.append("Raises")
+    return lacks
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_public_docstrings_are_complete(package):
+    found = definitions(package)
+    problems = {name: missing(node) for name, node in found.items()}
+    assert found or package.name == "organics_cli"
+    assert {name: lacks for name, lacks in problems.items() if lacks} == {}
+
+
+def test_no_package_is_forgotten():
+    listed = re.search(r"^packages = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert sorted(str(package.relative_to(ROOT)) for package in PACKAGES) == sorted(re.findall('"(.*?)"', listed[1]))
+
+
+def test_what_is_missing_is_noticed():
+    text = '''
+def bare(x): ...
+def told(x, y) -> int:
+    """Add.
+
+    Parameters
+    ----------
+    x : int
+    """
+    raise ValueError
+'''
+    bare, told = ast.parse(text).body
+    assert missing(bare) == ["a docstring"]
+    assert missing(told) == ["the argument y", "Returns", "Raises"]
