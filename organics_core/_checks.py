@@ -37,25 +37,26 @@ def describe(value: object) -> str:
     return kind if shape is None else f"{kind} of shape {tuple(shape)}"
 
 
-def namespace(fields: dict[str, Any], *, numbers: Iterable[str] = ()) -> Any:
+def namespace(fields: dict[str, Any], *, numbers: Iterable[str] = (), optional: Iterable[str] = ()) -> Any:
     """The one array namespace behind ``fields`` (name -> value), or a TypeError naming the culprit.
 
-    ``numbers`` are the fields for which a Python number will do. ``None`` is
-    passed over.
+    ``numbers`` are the fields for which a Python number will do, ``optional``
+    those that may be ``None``.
     """
-    numbers = frozenset(numbers)
+    numbers, optional = frozenset(numbers), frozenset(optional)
     first: str | None = None
     xp: Any = None
     for name, value in fields.items():
-        if value is None:
+        if value is None and name in optional:
             continue
         if is_number(value):
             if name in numbers:
                 continue
             raise TypeError(f"{name} must be an array, got the number {value!r}")
         if not is_array_api_obj(value):
+            wanted = "a number or an array" if name in numbers else "an array"
             raise TypeError(
-                f"{name} must be an array of numpy, torch, jax, cupy or another array-API library, "
+                f"{name} must be {wanted} of numpy, torch, jax, cupy or another array-API library, "
                 f"got {describe(value)}"
             )
         this = array_namespace(value)
@@ -140,8 +141,8 @@ def values(xp: Any, name: str, value: Array, allowed: str) -> None:
     if value is None:
         return
     if is_number(value):
-        low = high = float(value)
-        finite = math.isfinite(value)
+        low = high = _float(value)
+        finite = math.isfinite(low)
     else:
         backend = get_backend(xp)
         if not backend.is_concrete(value) or 0 in value.shape:
@@ -158,11 +159,19 @@ def values(xp: Any, name: str, value: Array, allowed: str) -> None:
         raise ValueError(f"{name} must be {word}, got {low:g}" + ("" if low == high else " as its smallest value"))
 
 
+def _float(value: Any) -> float:
+    """A Python number as a float; infinite where an integer is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def positive_number(name: str, value: object) -> float:
     """``value`` as a positive finite float, or an error that names it."""
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
-    number = float(value)  # type: ignore[arg-type]
+    number = _float(value)
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be positive and finite, got {number:g}")
     return number

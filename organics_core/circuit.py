@@ -81,7 +81,7 @@ class Circuit(_CircuitFields):
     ) -> Circuit:
         circuit = _Rebuilt(w_r, w, b, b0, sigma, tau_y, tau_a)
         # A tree of axes, flags or placeholders (vmap's in_axes, say) is no circuit yet.
-        if any(_is_value(value) for value in circuit) and not any(_is_placeholder(v) for v in circuit[1:]):
+        if any(is_array_api_obj(value) or isinstance(value, list) for value in circuit):
             validate_circuit(circuit, values=True)
         return circuit
 
@@ -103,18 +103,6 @@ class _Rebuilt(Circuit):
 
 
 _Rebuilt.__name__ = _Rebuilt.__qualname__ = "Circuit"
-
-
-def _is_placeholder(value: object) -> bool:
-    return value is None or isinstance(value, bool) or type(value) is object or not _is_known(value)
-
-
-def _is_value(value: object) -> bool:
-    return is_array_api_obj(value) or isinstance(value, list)
-
-
-def _is_known(value: object) -> bool:
-    return is_array_api_obj(value) or _checks.is_number(value) or isinstance(value, (list, tuple, str))
 
 
 class State(NamedTuple):
@@ -157,10 +145,7 @@ def validate_circuit(circuit: Circuit, *, values: bool = False, **others: Array)
     if not isinstance(circuit, tuple) or getattr(circuit, "_fields", None) != _CircuitFields._fields:
         raise TypeError(f"circuit must be a Circuit, got {_checks.describe(circuit)}")
     fields = circuit._asdict()
-    if fields["w"] is None or any(fields[name] is None for name in _NUMBERS):
-        missing = next(name for name in ("w", *_NUMBERS) if fields[name] is None)
-        raise TypeError(f"{missing} must be an array, got None")
-    xp = _checks.namespace({**fields, **others}, numbers=_NUMBERS)
+    xp = _checks.namespace({**fields, **others}, numbers=_NUMBERS, optional=("w_r",))
     n = _checks.matrix_shape("w", circuit.w, None)
     if circuit.w_r is not None:
         _checks.matrix_shape("w_r", circuit.w_r, n)
@@ -238,8 +223,8 @@ def resting_state(circuit: Circuit, z: Array) -> State:
 
 
 def _resting_state(xp: Any, circuit: Circuit, z: Array) -> State:
-    zero = 0.0 * (circuit.b * z)
+    zero = xp.zeros_like(circuit.b * z)
     for field, core in zip(circuit, (2, 2, 1, 1, 1, 1, 1), strict=True):
         if field is not None and field.ndim > core:  # batch axes of the circuit itself
-            zero = zero + 0.0 * (field if core == 1 else field[..., 0])
+            zero = zero + xp.zeros_like(field if core == 1 else field[..., 0])
     return State(zero, zero + (circuit.b0 * circuit.sigma) ** 2)

@@ -7,6 +7,7 @@ diverges is set aside with its status while the others go on.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
@@ -336,6 +337,7 @@ def _read_drive(xp: Any, z: Array | Callable[[Array], Array], times: Array, how:
             raise ValueError(
                 f"a sampled z must have shape ({count}, ..., n), one value per time, got {tuple(given.shape)}"
             )
+        _checks.namespace({"times": times, "z": given})
         _checks.values(xp, "z", given, "any")
         if fits and how != "constant":
             return _Drive(None, given, None, {"z": given[0, ...]})
@@ -345,6 +347,8 @@ def _read_drive(xp: Any, z: Array | Callable[[Array], Array], times: Array, how:
     sample = z(times[0])
     if not is_array_api_obj(sample):
         raise TypeError(f"z(t) must return an array, got {_checks.describe(sample)}")
+    _checks.namespace({"times": times, "z(t)": sample})
+    _checks.values(xp, "z(t)", sample, "any")
     return _Drive(None, None, z, {"z(t)": sample})
 
 
@@ -370,10 +374,11 @@ def _pose(
     """Check the arguments of a simulation (``more``: other arrays of the same library) and prepare it."""
     _checks.one_of("variant", variant, _checks.VARIANTS)
     others = {} if state0 is None else validate_state(state0, "state0")
-    xp = _checks.namespace({"times": times, "w": circuit.w if isinstance(circuit, tuple) else circuit, **more})
+    xp = validate_circuit(circuit, values=True, **others)
+    _checks.namespace({"w": circuit.w, "times": times, **more}, optional=("increments",))
     times = _check_times(xp, times)
     given = _read_drive(xp, z, times, drive)
-    validate_circuit(circuit, values=True, **given.named_sample, **others)
+    validate_circuit(circuit, **given.named_sample, **others)
     for name, value in {**others, **more}.items():
         _checks.values(xp, name, value, "any")
     circuit, sample, times, *start = prepare(xp, circuit, *given.named_sample.values(), times, *others.values())
@@ -515,7 +520,9 @@ def _check_times(xp: Any, times: Array) -> Array:
         raise ValueError(f"times must have shape (T,) with T >= 2, got shape {tuple(times.shape)}")
     _checks.values(xp, "times", times, "any")
     if get_backend(xp).is_concrete(times) and not bool(xp.all(times[1:] > times[:-1])):
-        raise ValueError("times must be strictly increasing")
+        clock = [float(t) for t in times]
+        first, second = next((t, u) for t, u in itertools.pairwise(clock) if not u > t)
+        raise ValueError(f"times must be strictly increasing, got {second:g} after {first:g}")
     return times
 
 
@@ -559,6 +566,8 @@ def _integrate(
             f"method {tableau.name!r} chooses its steps from the data, which {backend.name} cannot trace; "
             "use a fixed-step method such as 'rk4', or give the batch as leading axes"
         )
+    if any(0 in part.shape for part in start):
+        raise ValueError(f"the batch must not be empty, got states of shape {tuple(start[0].shape)}")
     layout = _Layout(tuple(int(part.shape[-1]) for part in start), type(start))
     settings = _Settings(field, layout, tableau, values is not None, substeps, rtol, atol, max_steps)
     x0 = layout.pack(xp, start)

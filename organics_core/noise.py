@@ -168,7 +168,7 @@ def power_spectrum(circuit: Circuit, state: State, noise: Noise, frequencies: Ar
     -----
     S(omega) = (i omega I - J)^-1 L L^T (i omega I - J)^-H.
     """
-    xp, jac, term = _linearized(circuit, state, noise, variant, frequencies)
+    xp, jac, term = _linearized(circuit, state, noise, variant, frequencies=frequencies)
     return _power_spectrum(xp, jac, term, frequencies, "state")
 
 
@@ -191,7 +191,7 @@ def coherence(circuit: Circuit, state: State, noise: Noise, frequencies: Array, 
     TypeError, ValueError
         As :func:`noise_covariance`.
     """
-    xp, jac, term = _linearized(circuit, state, noise, variant, frequencies)
+    xp, jac, term = _linearized(circuit, state, noise, variant, frequencies=frequencies)
     return _coherence(xp, _power_spectrum(xp, jac, term, frequencies, "state"))
 
 
@@ -239,7 +239,7 @@ def linear_power_spectrum(jacobian: Array, noise: Noise, frequencies: Array) -> 
     TypeError, ValueError
         As :func:`linear_covariance`.
     """
-    xp, jac, term = _linear(jacobian, noise, frequencies)
+    xp, jac, term = _linear(jacobian, noise, frequencies=frequencies)
     return _power_spectrum(xp, jac, term, frequencies, "jacobian")
 
 
@@ -261,20 +261,19 @@ def linear_coherence(jacobian: Array, noise: Noise, frequencies: Array) -> Array
     TypeError, ValueError
         As :func:`linear_covariance`.
     """
-    xp, jac, term = _linear(jacobian, noise, frequencies)
+    xp, jac, term = _linear(jacobian, noise, frequencies=frequencies)
     return _coherence(xp, _power_spectrum(xp, jac, term, frequencies, "jacobian"))
 
 
-def _check_frequencies(xp: Any, frequencies: Array) -> None:
-    if not is_array_api_obj(frequencies):
-        raise TypeError(f"frequencies must be an array, got {_checks.describe(frequencies)}")
-    if frequencies.ndim != 1:
-        raise ValueError(f"frequencies must have shape (F,), got shape {tuple(frequencies.shape)}")
-    _checks.values(xp, "frequencies", frequencies, "any")
+def _check_frequencies(xp: Any, **frequencies: Array) -> None:
+    for name, value in frequencies.items():
+        if value.ndim != 1:
+            raise ValueError(f"{name} must have shape (F,), got shape {tuple(value.shape)}")
+        _checks.values(xp, name, value, "any")
 
 
 def _linearized(
-    circuit: Circuit, state: State, noise: Noise, variant: str, frequencies: Array | None = None
+    circuit: Circuit, state: State, noise: Noise, variant: str, **frequencies: Array
 ) -> tuple[Any, Array, NoiseTerm]:
     _checks.one_of("variant", variant, _checks.VARIANTS)
     fields = validate_state(state)
@@ -282,9 +281,8 @@ def _linearized(
     for name, value in fields.items():
         _checks.values(xp, name, value, "any")
     extra = noise_arrays(noise)
-    _checks.namespace({**fields, **extra, "frequencies": frequencies})
-    if frequencies is not None:
-        _check_frequencies(xp, frequencies)
+    _checks.namespace({**fields, **extra, **frequencies})
+    _check_frequencies(xp, **frequencies)
     for name, value in extra.items():
         _checks.values(xp, name, value, "any")
     circuit, y, a = prepare(xp, circuit, *state)
@@ -292,13 +290,12 @@ def _linearized(
     return xp, _jacobian(xp, circuit, State(y, a), variant), noise_term(xp, noise, (n, n), y)
 
 
-def _linear(jacobian: Array, noise: Noise, frequencies: Array | None = None) -> tuple[Any, Array, NoiseTerm]:
+def _linear(jacobian: Array, noise: Noise, **frequencies: Array) -> tuple[Any, Array, NoiseTerm]:
     extra = noise_arrays(noise)
-    xp = _checks.namespace({"jacobian": jacobian, **extra, "frequencies": frequencies})
+    xp = _checks.namespace({"jacobian": jacobian, **extra, **frequencies})
     n = _checks.matrix_shape("jacobian", jacobian, None)
     _checks.values(xp, "jacobian", jacobian, "any")
-    if frequencies is not None:
-        _check_frequencies(xp, frequencies)
+    _check_frequencies(xp, **frequencies)
     for name, value in extra.items():
         _checks.values(xp, name, value, "any")
     return xp, jacobian, noise_term(xp, noise, (n,), jacobian)

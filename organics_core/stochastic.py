@@ -140,7 +140,7 @@ def integrate_sde(
         raise TypeError(f"state0 must be a (named) tuple of arrays, got {_checks.describe(state0)}")
     leaves = {f"state0[{i}]": leaf for i, leaf in enumerate(state0)}
     extra = {**noise_arrays(noise), "increments": increments}
-    xp = _checks.namespace({"times": times, **leaves, **extra})
+    xp = _checks.namespace({"times": times, **leaves, **extra}, optional=("increments",))
     for name, value in {**leaves, **extra}.items():
         _checks.values(xp, name, value, "any")
     times = _check_times(xp, times)

@@ -110,10 +110,7 @@ def _validate(circuit: V1Circuit, **others: Array) -> Any:
     if not isinstance(circuit, tuple) or getattr(circuit, "_fields", None) != V1Circuit._fields:
         raise TypeError(f"circuit must be a V1Circuit, got {_checks.describe(circuit)}")
     fields = circuit._asdict()
-    for name in ("w", *_NUMBERS):
-        if fields[name] is None:
-            raise TypeError(f"{name} must be an array, got None")
-    xp = _checks.namespace({**fields, **others}, numbers=_NUMBERS)
+    xp = _checks.namespace({**fields, **others}, numbers=_NUMBERS, optional=("w_r",))
     n = _checks.matrix_shape("w", circuit.w, None)
     if circuit.w_r is not None:
         _checks.matrix_shape("w_r", circuit.w_r, n)
@@ -387,7 +384,7 @@ def simulate_v1(
     """
     others = {} if state0 is None else _state_fields(state0, "state0")
     extra = {} if noise is None else {**noise_arrays(noise), "increments": increments}
-    xp = _checks.namespace({"times": times, **others, **extra})
+    xp = _checks.namespace({"times": times, **others, **extra}, optional=("increments",))
     times = _check_times(xp, times)
     given = _read_drive(xp, z, times, drive)
     _validate(circuit, **given.named_sample, **others)

