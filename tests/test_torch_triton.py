@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import ahead
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,43 @@ def test_kernels_agree_with_the_core() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture
+def triton_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing compiled before, nothing left behind."""
+    pytest.importorskip("triton", reason="CPU wheels of torch come without Triton: pip install triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("triton_cache")
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("n", "precision", "stack"),
+    [
+        (64, "highest", 64),
+        (64, "high", 0),
+        (64, "medium", 0),
+        (128, "highest", 800),
+        (128, "high", 600),
+        (128, "medium", 400),
+    ],
+)
+def test_kernels_compile_for_an_h100(direction: str, n: int, precision: str, stack: int) -> None:
+    """Without a GPU: the shared memory fits, and little of what a thread holds lies outside its registers."""
+    cost = ahead.layer_cost(direction, n, precision)
+    assert cost.shared <= ahead.SHARED
+    assert cost.stack <= stack
+
+
+@pytest.mark.usefixtures("triton_cache")
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "options", [{"n": 1, "batch": 1, "main": True}, {"n": 20, "recurrent": False}], ids=["ones", "identity"]
+)
+def test_other_kinds_compile(direction: str, options: dict[str, Any]) -> None:
+    """Triton makes a constant of every integer that is one; W_r = I leaves a product out."""
+    assert ahead.layer_cost(direction, precision="highest", **options).shared <= ahead.SHARED
 
 
 def test_the_cpu_takes_the_ordinary_way() -> None:

@@ -7,8 +7,9 @@ is one large product before the loop, the gradients of the weights are large
 products after it. The arithmetic is that of plain.py.
 
 How exact the products are follows ``torch.set_float32_matmul_precision``:
-``"highest"`` several products of parts of the numbers, which together keep
-float32's precision, ``"high"`` tf32, ``"medium"`` bfloat16; sums are float32's.
+``"highest"`` three products of the high and low parts of the numbers, which
+together keep nearly float32's precision, ``"high"`` tf32, ``"medium"``
+bfloat16; sums are float32's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from .road import Setup
 ROWS = 16  # the least that a product of the tensor cores takes
 WARPS = 8
 MOST_UNITS = 128
+_DOTS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
+"""How the tensor cores multiply: three products of high and low parts in tf32, one in tf32, or one in bfloat16."""
 _BYTES = {"highest": 8, "high": 4, "medium": 2}
 """Bytes that a number of a matrix takes in shared memory: tf32x3 keeps a high and a low part."""
 
@@ -44,17 +47,67 @@ def _matrix(weights, index, UNITS: tl.constexpr):
 
 
 @triton.jit
-def _add_product(total, x, matrix, DOT: tl.constexpr, HALF: tl.constexpr):
-    """total + x @ matrix."""
-    if DOT == "rounded":
-        return tl.dot(x.to(tl.bfloat16).to(tl.float32), matrix.to(tl.float32), acc=total)
-    elif HALF:
-        return tl.dot(x.to(tl.bfloat16), matrix, acc=total)
+def _kept(weights, INDEX: tl.constexpr, RESIDENT: tl.constexpr, UNITS: tl.constexpr):
+    """Matrix ``INDEX``, if it is among those that stay on the chip; else where the stack begins."""
+    if INDEX < RESIDENT:
+        return _matrix(weights, INDEX, UNITS)
     else:
-        return tl.dot(x, matrix, acc=total, input_precision=DOT)
+        return weights
 
 
 @triton.jit
+def _tf32(x):
+    """x rounded to the 11 significant bits of tf32."""
+    return ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _add_one(total, x, matrix, DOT: tl.constexpr, ROUND: tl.constexpr):
+    """total + x @ matrix, by one product of the tensor cores, or three."""
+    if DOT == "bf16":
+        if ROUND:
+            return tl.dot(x.to(tl.bfloat16).to(tl.float32), matrix.to(tl.float32), acc=total)
+        else:
+            return tl.dot(x.to(tl.bfloat16), matrix, acc=total)
+    elif DOT == "tf32":
+        if ROUND:
+            x, matrix = _tf32(x), _tf32(matrix)
+        return tl.dot(x, matrix, acc=total, input_precision="tf32")
+    else:
+        high, matrix_high = _tf32(x), _tf32(matrix)
+        low, matrix_low = x - high, matrix - matrix_high
+        if ROUND:
+            low, matrix_low = _tf32(low), _tf32(matrix_low)
+        total = tl.dot(low, matrix_high, acc=total, input_precision="tf32")
+        total = tl.dot(high, matrix_low, acc=total, input_precision="tf32")
+        return tl.dot(high, matrix_high, acc=total, input_precision="tf32")
+
+
+@triton.jit
+def _add_product(
+    total,
+    x,
+    kept,
+    weights,
+    once,
+    INDEX: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    UNITS: tl.constexpr,
+    DOT: tl.constexpr,
+    ROUND: tl.constexpr,
+):
+    """total + x @ matrix ``INDEX``."""
+    if INDEX < RESIDENT:
+        return _add_one(total, x, kept, DOT, ROUND)
+    else:
+        # A loop of one turn, which the compiler does not know: it would read all the matrices first,
+        # and run out of registers.
+        for k in range(once):
+            total = _add_one(total, x, _matrix(weights, INDEX + k, UNITS), DOT, ROUND)
+        return total
+
+
+@triton.jit(do_not_specialize=["once"])
 def _forward(
     inputs,  # (steps, batch, 3 n): what x gives to the targets of b0, b1 and to z; with SAVE the targets replace it
     weights,  # (6, UNITS, UNITS), transposed: y -> b0, a -> b0, y -> b1, a -> b1, pool -> a, y -> y
@@ -69,6 +122,7 @@ def _forward(
     steps,
     batch,
     n,
+    once,  # 1
     UNITS: tl.constexpr,
     ROWS: tl.constexpr,
     MAIN: tl.constexpr,
@@ -77,7 +131,7 @@ def _forward(
     SAVE: tl.constexpr,
     RESIDENT: tl.constexpr,
     DOT: tl.constexpr,
-    HALF: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, UNITS)
@@ -96,18 +150,12 @@ def _forward(
     a = tl.load(start + plane + at, mask=live, other=0.0)
     b0 = tl.load(start + 2 * plane + at, mask=live, other=0.0)
     b1 = tl.load(start + 3 * plane + at, mask=live, other=0.0)
-    if RESIDENT > 0:
-        y0 = _matrix(weights, 0, UNITS)
-    if RESIDENT > 1:
-        a0 = _matrix(weights, 1, UNITS)
-    if RESIDENT > 2:
-        y1 = _matrix(weights, 2, UNITS)
-    if RESIDENT > 3:
-        a1 = _matrix(weights, 3, UNITS)
-    if RESIDENT > 4:
-        w = _matrix(weights, 4, UNITS)
-    if RESIDENT > 5:
-        r = _matrix(weights, 5, UNITS)
+    y0 = _kept(weights, 0, RESIDENT, UNITS)
+    a0 = _kept(weights, 1, RESIDENT, UNITS)
+    y1 = _kept(weights, 2, RESIDENT, UNITS)
+    a1 = _kept(weights, 3, RESIDENT, UNITS)
+    w = _kept(weights, 4, RESIDENT, UNITS)
+    r = _kept(weights, 5, RESIDENT, UNITS)
     next0 = tl.load(inputs + at3, mask=live, other=0.0)
     next1 = tl.load(inputs + n + at3, mask=live, other=0.0)
     next_z = tl.load(inputs + 2 * n + at3, mask=live, other=0.0)
@@ -128,25 +176,14 @@ def _forward(
         positive = _relu(a)
         response = y if MAIN else _relu(y)
         pool = tl.zeros([ROWS, UNITS], dtype=tl.float32)
-        if RESIDENT <= 0:
-            y0 = _matrix(weights, 0, UNITS)
-        target0 = _add_product(target0, y, y0, DOT, HALF)
-        if RESIDENT <= 1:
-            a0 = _matrix(weights, 1, UNITS)
-        target0 = _add_product(target0, a, a0, DOT, HALF)
-        if RESIDENT <= 2:
-            y1 = _matrix(weights, 2, UNITS)
-        target1 = _add_product(target1, y, y1, DOT, HALF)
-        if RESIDENT <= 3:
-            a1 = _matrix(weights, 3, UNITS)
-        target1 = _add_product(target1, a, a1, DOT, HALF)
-        if RESIDENT <= 4:
-            w = _matrix(weights, 4, UNITS)
-        pool = _add_product(pool, positive * response * response, w, DOT, HALF)
+        target0 = _add_product(target0, y, y0, weights, once, 0, RESIDENT, UNITS, DOT, ROUND)
+        target0 = _add_product(target0, a, a0, weights, once, 1, RESIDENT, UNITS, DOT, ROUND)
+        target1 = _add_product(target1, y, y1, weights, once, 2, RESIDENT, UNITS, DOT, ROUND)
+        target1 = _add_product(target1, a, a1, weights, once, 3, RESIDENT, UNITS, DOT, ROUND)
+        pool = _add_product(pool, positive * response * response, w, weights, once, 4, RESIDENT, UNITS, DOT, ROUND)
         if RECURRENT:
-            if RESIDENT <= 5:
-                r = _matrix(weights, 5, UNITS)
-            h = _add_product(tl.zeros([ROWS, UNITS], dtype=tl.float32), y, r, DOT, HALF)
+            h = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+            h = _add_product(h, y, r, weights, once, 5, RESIDENT, UNITS, DOT, ROUND)
             if SAVE:
                 tl.store(tape_h + at, h, mask=live)
                 tape_h += plane
@@ -170,7 +207,7 @@ def _forward(
     tl.store(last + 3 * plane + at, b1, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["once"])
 def _backward(
     # of the last step, walked backwards
     inputs,  # (steps, batch, 3 n): both targets, and what x gives to z
@@ -192,6 +229,7 @@ def _backward(
     steps,
     batch,
     n,
+    once,  # 1
     UNITS: tl.constexpr,
     ROWS: tl.constexpr,
     MAIN: tl.constexpr,
@@ -199,7 +237,7 @@ def _backward(
     OUTPUTS: tl.constexpr,
     RESIDENT: tl.constexpr,
     DOT: tl.constexpr,
-    HALF: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     program = tl.program_id(0)
     rows = program * ROWS + tl.arange(0, ROWS)
@@ -223,18 +261,12 @@ def _backward(
     sum_a = tl.zeros([ROWS, UNITS], dtype=tl.float32)
     sum_0 = tl.zeros([ROWS, UNITS], dtype=tl.float32)
     sum_1 = tl.zeros([ROWS, UNITS], dtype=tl.float32)
-    if RESIDENT > 0:
-        y0 = _matrix(weights, 0, UNITS)
-    if RESIDENT > 1:
-        a0 = _matrix(weights, 1, UNITS)
-    if RESIDENT > 2:
-        y1 = _matrix(weights, 2, UNITS)
-    if RESIDENT > 3:
-        a1 = _matrix(weights, 3, UNITS)
-    if RESIDENT > 4:
-        w = _matrix(weights, 4, UNITS)
-    if RESIDENT > 5:
-        r = _matrix(weights, 5, UNITS)
+    y0 = _kept(weights, 0, RESIDENT, UNITS)
+    a0 = _kept(weights, 1, RESIDENT, UNITS)
+    y1 = _kept(weights, 2, RESIDENT, UNITS)
+    a1 = _kept(weights, 3, RESIDENT, UNITS)
+    w = _kept(weights, 4, RESIDENT, UNITS)
+    r = _kept(weights, 5, RESIDENT, UNITS)
     for _ in range(steps):
         target0 = tl.load(inputs + at3, mask=live, other=0.0)
         target1 = tl.load(inputs + n + at3, mask=live, other=0.0)
@@ -274,26 +306,15 @@ def _backward(
         new_y, new_a = gy - change_y, ga - change_a
         if RECURRENT:
             tl.store(g_h + at, delta_h, mask=live)
-            if RESIDENT <= 5:
-                r = _matrix(weights, 5, UNITS)
-            new_y = _add_product(new_y, delta_h, r, DOT, HALF)
+            new_y = _add_product(new_y, delta_h, r, weights, once, 5, RESIDENT, UNITS, DOT, ROUND)
         else:
             new_y += delta_h
-        if RESIDENT <= 0:
-            y0 = _matrix(weights, 0, UNITS)
-        new_y = _add_product(new_y, delta0, y0, DOT, HALF)
-        if RESIDENT <= 1:
-            a0 = _matrix(weights, 1, UNITS)
-        new_a = _add_product(new_a, delta0, a0, DOT, HALF)
-        if RESIDENT <= 2:
-            y1 = _matrix(weights, 2, UNITS)
-        new_y = _add_product(new_y, delta1, y1, DOT, HALF)
-        if RESIDENT <= 3:
-            a1 = _matrix(weights, 3, UNITS)
-        new_a = _add_product(new_a, delta1, a1, DOT, HALF)
-        if RESIDENT <= 4:
-            w = _matrix(weights, 4, UNITS)
-        g_pool = _add_product(tl.zeros([ROWS, UNITS], dtype=tl.float32), change_a, w, DOT, HALF)
+        new_y = _add_product(new_y, delta0, y0, weights, once, 0, RESIDENT, UNITS, DOT, ROUND)
+        new_a = _add_product(new_a, delta0, a0, weights, once, 1, RESIDENT, UNITS, DOT, ROUND)
+        new_y = _add_product(new_y, delta1, y1, weights, once, 2, RESIDENT, UNITS, DOT, ROUND)
+        new_a = _add_product(new_a, delta1, a1, weights, once, 3, RESIDENT, UNITS, DOT, ROUND)
+        g_pool = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+        g_pool = _add_product(g_pool, change_a, w, weights, once, 4, RESIDENT, UNITS, DOT, ROUND)
         new_y += g_pool * 2.0 * positive * response
         above = a > 0
         steep = 0.5 * change_y * drive / tl.where(above, root, 1.0)
@@ -340,22 +361,47 @@ def resident(units: int, precision: str, shared: int) -> int:
     shared : int
         Bytes of shared memory a program may take.
     """
-    square = units * units
-    one = square * _BYTES[precision]
-    room = shared - 2 * ROWS * units * 4
-    return 6 if 6 * one <= room else max(0, (room - 8 * square) // one)  # two of the others are in transit
-
-
-def dot(units: int, precision: str) -> str:
-    """How the tensor cores multiply float32: several products of parts of the numbers, or one of tf32."""
-    if precision == "highest":
-        return "tf32x3" if units <= 64 else "bf16x6"  # the latter takes fewer registers
-    return "tf32"
+    one = units * units * _BYTES[precision]
+    if 6 * one <= shared - 2 * ROWS * units * 4:
+        return 6
+    return max(0, (shared - 3 * one // 2) // one)  # one and a half of the others are in transit
 
 
 def interpreted() -> bool:
     """Whether Triton's interpreter stands in for a GPU (``TRITON_INTERPRET=1`` when this module was imported)."""
     return not isinstance(_forward, triton.runtime.JITFunction)
+
+
+def options(units: int, precision: str, shared: int, *, main: bool, recurrent: bool) -> dict[str, Any]:
+    """What a launch fixes for both directions: constants of the kernels, warps, stages.
+
+    Parameters
+    ----------
+    units : int
+    precision : {"highest", "high", "medium"}
+        As torch.get_float32_matmul_precision() says it.
+    shared : int
+        Bytes of shared memory a program may take.
+    main : bool
+        The unrectified variant.
+    recurrent : bool
+        Whether there is a W_r other than the identity.
+    """
+    width = padded(units)
+    roomy = 2 * 6 * width**2 * _BYTES[precision] <= shared
+    return {
+        "UNITS": width,
+        "ROWS": ROWS,
+        "MAIN": main,
+        "RECURRENT": recurrent,
+        "RESIDENT": resident(width, precision, shared),
+        "DOT": _DOTS[precision],
+        "ROUND": interpreted(),  # it multiplies float32 only: what the tensor cores round, it rounds before
+        "num_warps": WARPS,
+        # with two stages the next step's tape is fetched early; more would also buffer the matrices
+        "num_stages": 2 if roomy else 1,
+        "enable_fp_fusion": True,
+    }
 
 
 class _Launch:
@@ -365,7 +411,6 @@ class _Launch:
         n = stacked.n
         self.stacked = stacked
         precision = torch.get_float32_matmul_precision()
-        half = precision == "medium"
         width = padded(n)
         y0a0, y1a1 = stacked.from_ya.split(n)
         zero = torch.zeros_like(stacked.w)
@@ -374,7 +419,7 @@ class _Launch:
         )
         room = width - n
         self.matrices = torch.nn.functional.pad(six, (0, room, 0, room))
-        if half:
+        if precision == "medium":
             self.matrices = self.matrices.to(torch.bfloat16)
         self.sigma2 = stacked.sigma2.expand(n).contiguous()
         self.rates = torch.cat([stacked.rate_ya, stacked.rate_b])
@@ -382,28 +427,16 @@ class _Launch:
         shared = 227 * 1024
         if xs.is_cuda:
             shared = torch.cuda.get_device_properties(xs.device).shared_memory_per_block_optin
-        self.resident = resident(width, precision, shared)
-        roomy = 2 * 6 * width**2 * _BYTES[precision] <= shared
-        self.options = {
-            "UNITS": width,
-            "ROWS": ROWS,
-            "MAIN": stacked.main,
-            "RECURRENT": stacked.w_r is not None,
-            # the interpreter does not multiply bfloat16
-            "DOT": "rounded" if half and interpreted() else dot(width, precision),
-            "HALF": half,
-            "num_warps": WARPS,
-            # with two stages the next step's tape is fetched early; more would also buffer the matrices
-            "num_stages": 2 if roomy else 1,
-        }
+        self.options = options(n, precision, shared, main=stacked.main, recurrent=stacked.w_r is not None)
 
     def __call__(self, kernel: Any, *arguments: Any, **options: Any) -> None:
         """Run the kernel, with fewer matrices in shared memory where it turns out too small."""
-        key = (kernel, *options.items(), *self.options.items())
-        for kept in range(_fits.get(key, self.resident), -1, -1):
+        options = {**self.options, **options}
+        key = (kernel, *options.items())
+        for kept in range(_fits.get(key, options["RESIDENT"]), -1, -1):
             try:
                 with torch.cuda.device_of(self.rates):
-                    kernel[(self.programs,)](*arguments, RESIDENT=kept, **options, **self.options)
+                    kernel[(self.programs,)](*arguments, **{**options, "RESIDENT": kept})
                 _fits[key] = kept
                 return
             except triton.runtime.errors.OutOfResources:
@@ -452,7 +485,7 @@ def forward(
         _forward,
         *(inputs, launch.matrices.transpose(1, 2).contiguous(), launch.rates, launch.sigma2, start.contiguous(), last),
         *(xs if ys is None else ys, *(kept[1:] if kept else (xs, xs, xs))),  # xs in place of what is unused
-        *(steps, batch, n),
+        *(steps, batch, n, 1),
         OUTPUTS=setup.outputs,
         SAVE=setup.gradient,
     )
@@ -486,7 +519,7 @@ def backward(
         *(xs if tape is None or tape.numel() == 0 else tape[-1] for tape in tapes),  # xs in place of what is unused
         *(launch.matrices, launch.rates, launch.sigma2),
         *(xs.new_zeros(4, batch, n) if g_last is None else g_last.contiguous(), g_start, g_rates),
-        *(steps, batch, n),
+        *(steps, batch, n, 1),
         OUTPUTS=given is not None,
     )
 
