@@ -46,8 +46,9 @@ def run_tests(session: nox.Session, library: str, *extras: str, more: tuple[str,
 
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
-    """numpy, the command line, files and figures."""
-    run_tests(session, "numpy", "cli", "sweep", "dask")
+    """numpy, the command line, files and figures; the CUDA kernels of simulations are compiled."""
+    nvrtc = ("nvidia-cuda-nvrtc>=13; platform_system == 'Linux'",)
+    run_tests(session, "numpy", "cli", "sweep", "dask", more=nvrtc)
 
 
 @nox.session(name="tests-strict")

@@ -33,8 +33,13 @@ def matvec(xp: Any, matrix: Array, vector: Array) -> Array:
     """
     if isinstance(matrix, Operator):
         return matrix.product(vector)
+    backend = get_backend(xp)
+    product = getattr(backend, "product", None)  # of a backend that records loops
+    result = None if product is None else product(matrix, vector)
+    if result is not None:
+        return result
     if matrix.ndim == 2:
-        if vector.ndim == 1 and matrix.shape[0] <= _SMALL and get_backend(xp).traces_loops:
+        if vector.ndim == 1 and matrix.shape[0] <= _SMALL and backend.traces_loops:
             return xp.sum(matrix * vector, axis=-1)  # fuses with its neighbours, where a call of BLAS would not
         return xp.matmul(vector, matrix.T)
     return xp.matmul(matrix, vector[..., None])[..., 0]

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import ahead
+import array_api_compat.numpy
 import numpy as np
 import pytest
 import standin
@@ -16,6 +18,8 @@ from support import VARIANTS, run_python, small_circuit
 
 import organics_core as oc
 import organics_core.operators
+from organics_backends import products
+from organics_backends.graphs import RecordingBackend
 from organics_core.integrate import INTEGRATORS
 from organics_core.stochastic import SDE_METHODS, wiener_increments
 from organics_core.stochastic import simulate_sde as core_simulate_sde
@@ -38,6 +42,18 @@ def og() -> Any:
     return standin.organics_cupy()
 
 
+PRODUCTS = """
+extern "C" void dense_on_cpu(unsigned blocks, unsigned threads, void **v) {
+  launch(blocks, threads, organics_dense, (const REAL *)v[0], (long long)v[1], (const REAL *)v[2], (REAL *)v[3],
+         (long long)v[4], (long long)v[5], (long long)v[6]);
+}
+extern "C" void sparse_on_cpu(unsigned blocks, unsigned threads, void **v) {
+  launch(blocks, threads, organics_sparse, (const REAL *)v[0], (const int *)v[1], (const int *)v[2],
+         (const REAL *)v[3], (REAL *)v[4], (long long)v[5]);
+}
+"""
+
+
 class OnCpu:
     """A ``launch`` that compiles the kernel's text with the C++ compiler and runs its threads in turn."""
 
@@ -50,17 +66,30 @@ class OnCpu:
             compiler = shutil.which("c++") or shutil.which("g++")
             assert compiler, "these tests compile the kernel with a C++ compiler, and none was found"
             stem = self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-            stem.with_suffix(".cpp").write_text(f'#include "cuda_on_cpu.h"\n{text}{MAIN}')
+            main = MAIN if "organics_run" in text else PRODUCTS
+            stem.with_suffix(".cpp").write_text(f'#include "cuda_on_cpu.h"\n{text}{main}')
             command = [compiler, "-std=c++17", "-O0", "-shared", "-fPIC", "-w", f"-I{HERE / 'cuda_on_cpu'}"]
             subprocess.run([*command, "-o", f"{stem}.so", f"{stem}.cpp"], check=True)
             self.libraries[text] = ctypes.CDLL(f"{stem}.so")
         return self.libraries[text]
 
     def __call__(self, text: str, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+        self.run(text, "on_cpu", blocks, threads, arguments)
+
+    def product(self, text: str, name: str, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+        """The ``launch`` of the products' kernels."""
+        self.run(text, name.replace("organics_", "") + "_on_cpu", blocks, threads, arguments)
+
+    def run(self, text: str, name: str, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+        real = "float64" if "#define REAL double" in text else "float32"
         for value in arguments:
-            assert not isinstance(value, np.ndarray) or value.flags.c_contiguous
+            if isinstance(value, np.ndarray):
+                assert value.flags.c_contiguous
+                assert value.dtype in (real, "int32")  # the kernel takes addresses: nobody else would notice
+            else:
+                assert value.dtype.itemsize == 8
         values = [value.ctypes.data if isinstance(value, np.ndarray) else int(value) for value in arguments]
-        self.library(text).on_cpu(blocks, threads, (ctypes.c_uint64 * len(values))(*values))
+        getattr(self.library(text), name)(blocks, threads, (ctypes.c_uint64 * len(values))(*values))
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +173,63 @@ def test_kernel_serves_every_size(og: Any, on_cpu: Any, n: int, dtype: str) -> N
     close(run, oc.simulate(circuit, z, times, method="heun"), 1e-11 if dtype == "float64" else 2e-5)
 
 
+@pytest.fixture(scope="module")
+def nvrtc() -> Any:
+    """CUDA's own compiler, which needs no GPU."""
+    library = ahead.nvrtc()
+    if library is None:
+        pytest.skip("CUDA's run-time compiler is missing: pip install nvidia-cuda-nvrtc")
+    return library
+
+
+@pytest.mark.parametrize(("n", "dtype"), [(1, "float32"), (64, "float32"), (128, "float32"), (64, "float64")])
+@pytest.mark.parametrize(
+    ("method", "variant", "noise"),
+    [("rk4", "main", "none"), ("euler", "rectified", "drawn"), ("heun", "rectified_recurrence", "given")],
+)
+def test_kernel_compiles_for_an_h100(
+    og: Any, nvrtc: Any, n: int, dtype: str, method: str, variant: str, noise: str
+) -> None:
+    """Nothing is spilled, and the registers of a block are there."""
+    kernel = og.simulation.kernel
+    layout = kernel.geometry(n, dtype)
+    text = kernel.source(layout, INTEGRATORS[method], variant, True, noise)
+    cost = ahead.nvrtc_cost(nvrtc, text, "-std=c++17")
+    assert cost.stack == 0
+    assert 0 < cost.registers * layout.threads <= 2**16
+    assert cost.shared <= 48 * 1024
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lanes", [1, 32])
+def test_products_compile_for_an_h100(nvrtc: Any, dtype: str, lanes: int) -> None:
+    """For one vector and for several."""
+    for vectors in (1, products.VECTORS):
+        cost = ahead.nvrtc_cost(nvrtc, products.source(dtype, lanes, vectors), "-std=c++17")
+        assert cost.stack == 0
+        assert 0 < cost.registers * products.THREADS <= 2**16
+
+
+def test_what_does_not_compile_is_reported(nvrtc: Any) -> None:
+    """Otherwise the two tests above could not fail."""
+    with pytest.raises(RuntimeError, match='identifier "nothing" is undefined'):
+        ahead.nvrtc_cost(nvrtc, "__global__ void f(int *x) { *x = nothing; }")
+
+
+def test_mixed_precisions_meet_in_one(og: Any, on_cpu: Any) -> None:
+    """A circuit in float32 and a drive in float64: the kernel takes addresses, so all must have been converted."""
+    circuit, z = batch_of_circuits(2, 3, dtype="float32")
+    options = {"method": "rk4", "drive": "constant"}
+    run = og.simulate(circuit, z.astype("float64"), TIMES, engine="kernel", launch=on_cpu, **options)
+    close(run, oc.simulate(circuit, z.astype("float64"), TIMES, **options))
+    options = {"noise": np.full(6, 0.05, dtype="float32"), "drive": "constant"}
+    increments = wiener_increments(TIMES, 6, seed=3).astype("float32")
+    run = og.simulate_sde(
+        circuit, z.astype("float64"), TIMES, increments=increments, engine="kernel", launch=on_cpu, **options
+    )
+    close(run, core_simulate_sde(circuit, z.astype("float64"), TIMES, increments=increments, **options))
+
+
 def test_sampled_drive_shared_weights_and_a_start(og: Any, on_cpu: Any) -> None:
     """A drive that changes in time, shared by a batch that differs in b alone; two batch axes."""
     case = small_circuit(4)
@@ -178,6 +264,94 @@ def test_given_noise_gives_the_core_s_path(og: Any, on_cpu: Any, method: str) ->
         options = {"noise": 0.05, "method": method, "substeps": 2, "increments": increments, "drive": "constant"}
         run = og.simulate_sde(circuit, z, TIMES, engine="kernel", launch=on_cpu, **options)
         close(run, core_simulate_sde(circuit, z, TIMES, **options))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 3), (33, 40), (64, 64)])
+def test_products_that_a_graph_can_hold(on_cpu: Any, dtype: str, rows: int, columns: int) -> None:
+    """One vector, several that share a matrix, and a matrix for each; a sparse matrix with an empty row."""
+    from scipy.sparse import csr_array
+
+    rng = np.random.default_rng(rows)
+    tolerance = {"rtol": 1e-12 if dtype == "float64" else 2e-5, "atol": 1e-12 if dtype == "float64" else 2e-5}
+    for first, second in (((), ()), ((), (5,)), ((), (2, 3)), ((2, 3), (2, 3))):
+        matrix = rng.standard_normal((*first, rows, columns)).astype(dtype)
+        vector = rng.standard_normal((*second, columns)).astype(dtype)
+        found = products.dense_product(matrix, vector, on_cpu.product)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, (matrix @ vector[..., None])[..., 0], **tolerance)
+        found = products.dense_product(np.asfortranarray(matrix), vector, on_cpu.product)
+        np.testing.assert_allclose(found, (matrix @ vector[..., None])[..., 0], **tolerance)
+    sparse = matrix[0, 0] * (rng.random((rows, columns)) < 0.4)
+    sparse[0] = 0.0
+    operator = products.sparse_operator(csr_array(sparse.astype("float64")), vector.dtype, on_cpu.product)
+    np.testing.assert_allclose(operator.product(vector[0, 0]), sparse @ vector[0, 0], **tolerance)
+
+
+def test_products_that_are_left_to_the_library(on_cpu: Any) -> None:
+    """Other dtypes, matrices that broadcast, and large batches."""
+    ones = np.ones((2, 2))
+    for matrix, vector in (
+        (ones, np.ones(2, dtype="float32")),
+        (ones.astype(complex), np.ones(2, dtype=complex)),
+        (np.ones((3, 2, 2)), np.ones(2)),
+        (np.ones((0, 2)), np.ones(2)),
+        (np.broadcast_to(1.0, (1000, 1000)), np.broadcast_to(1.0, (200, 1000))),
+    ):
+        assert products.dense_product(matrix, vector, on_cpu.product) is None
+
+
+def test_recorded_loops_need_no_product_of_the_library(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on cupy, a recorder that a call of BLAS breaks: the core's loops and the graph engine get through it."""
+
+    class Backend(RecordingBackend):
+        def recordable_product(self, matrix: Any, vector: Any) -> Any:
+            return products.dense_product(matrix, vector, on_cpu.product)
+
+    recorder = NoBlas(monkeypatch)
+    monkeypatch.setitem(organics_core.backend._LOADED, "numpy", Backend(recorder))
+    circuit, z = batch_of_circuits(2, 5)
+    shared = circuit._replace(w=circuit.w[0], w_r=circuit.w_r[0])
+    times = np.linspace(0.0, 0.002, 41)
+    og = standin.organics_cupy()
+
+    def runs() -> list[Any]:
+        found = [core_simulate_sde(c, z, times, noise=0.05, seed=1, drive="constant").state for c in (circuit, shared)]
+        options = {"method": "rk4", "drive": "constant", "engine": "graph"}
+        found += [og.simulate(c, z, times, **options).state for c in (circuit, shared)]
+        large = oc.operators.LargeCircuit(*shared._replace(b=0.5, b0=0.5, sigma=0.3, tau_y=0.002, tau_a=0.002))
+        found.append(og.simulate(large, z[0], times, method="rk4").state)
+        return found
+
+    recorded = runs()
+    assert (recorder.recordings, recorder.replays) == (5, 10)
+    monkeypatch.setitem(organics_core.backend._LOADED, "numpy", organics_core.backend.GenericBackend())
+    for got, want in zip(recorded, runs(), strict=True):
+        for part, expected in zip(got, want, strict=True):
+            np.testing.assert_allclose(part, expected, rtol=1e-10, atol=1e-12)
+
+
+class NoBlas:
+    """Records as tests of graphs do, but neither records nor replays products of the library."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recordings = self.replays = 0
+        self.monkeypatch = monkeypatch
+
+    def record(self, function: Any) -> Any:
+        self.recordings += 1
+
+        def replay() -> None:
+            self.replays += 1
+            with self.monkeypatch.context() as patch:
+                patch.setattr(array_api_compat.numpy, "matmul", self.refuse)
+                function()
+
+        return replay
+
+    @staticmethod
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError("calls of BLAS cannot be recorded")
 
 
 def test_drawn_noise_is_normal_and_repeats(og: Any, on_cpu: Any) -> None:

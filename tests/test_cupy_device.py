@@ -11,6 +11,7 @@ import pytest
 from support import VARIANTS, small_circuit
 
 import organics_core as oc
+import organics_core.operators
 import organics_cupy as og
 from organics_backends.cupy import GraphRecorder
 from organics_core.stochastic import simulate_sde as core_simulate_sde
@@ -69,6 +70,43 @@ def test_steps_are_recorded() -> None:
     assert GraphRecorder().record(lambda: x.__setitem__(..., cp.asarray([1.0, 2.0, 3.0, 4.0]))) is None
     replay()
     np.testing.assert_array_equal(cp.asnumpy(x), [0, 8, 16, 24])
+
+
+@pytest.mark.parametrize("n", [3, 200])
+def test_loops_with_products_become_graphs(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense weights, a batch of them, sparse ones and a convolution: all recorded, with the core's numbers."""
+    from cupyx.scipy.sparse import csr_matrix
+
+    outcomes: list[bool] = []
+    record = GraphRecorder.record
+
+    def watched(recorder: GraphRecorder, function: Any) -> Any:
+        replay = record(recorder, function)
+        outcomes.append(replay is not None)
+        return replay
+
+    monkeypatch.setattr(GraphRecorder, "record", watched)
+    case = small_circuit(n)
+    times = np.linspace(0.0, 0.002, 81)
+    batch = case.circuit._replace(w=np.stack([case.circuit.w, 0.5 * case.circuit.w]))
+    options = {"method": "rk4", "drive": "constant"}
+    for circuit in (case.circuit, batch):
+        run = og.simulate(*og.to_device((circuit, case.z, times)), engine="graph", **options)
+        close(run, oc.simulate(circuit, case.z, times, **options))
+    pool = np.where(np.arange(n) < 2, 0.3, 0.0)
+    wide = np.stack([np.roll(pool, k) for k in range(n)], axis=1)
+    numbers = (0.5, 0.6, 0.2, 0.002, 0.003)
+    want = oc.simulate(oc.Circuit(None, wide, *numbers), case.z, times, method="rk4")
+    for weights in (csr_matrix(cp.asarray(wide)), oc.operators.ring_convolution(cp.asarray(pool)), cp.asarray(wide)):
+        large = oc.operators.LargeCircuit(None, weights, *numbers)
+        close(og.simulate(large, cp.asarray(case.z), cp.asarray(times), method="rk4"), want)
+    increments = wiener_increments(times, 2 * n, seed=1)
+    noisy = {"noise": 0.05, "drive": "constant"}
+    run = og.simulate_sde(
+        *og.to_device((case.circuit, case.z, times)), increments=cp.asarray(increments), engine="core", **noisy
+    )
+    close(run, core_simulate_sde(case.circuit, case.z, times, increments=increments, **noisy))
+    assert outcomes == [True] * 6
 
 
 @pytest.mark.size

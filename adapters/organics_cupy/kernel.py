@@ -110,11 +110,3 @@ def source(layout: Geometry, tableau: Tableau, variant: str, recurrent: bool, no
     }
     header = "".join(f"#define {name} {value}\n" for name, value in names.items())
     return header + (Path(__file__).parent / "circuit.cu").read_text()
-
-
-@cache
-def compiled(text: str) -> Any:
-    """The kernel on the device; cupy compiles it on the first launch and keeps it on disk."""
-    import cupy
-
-    return cupy.RawModule(code=text, options=("-std=c++17",)).get_function("organics_run")

@@ -11,7 +11,7 @@ from array_api_compat import device, is_array_api_obj
 
 import organics_core as oc
 from organics_core import _checks
-from organics_core._linalg import broadcast_shapes
+from organics_core._linalg import Operator, broadcast_shapes, matvec
 from organics_core.backend import Array, get_backend, library_of
 from organics_core.circuit import Circuit, State, validate_state
 from organics_core.integrate import (
@@ -42,7 +42,9 @@ Launch = Callable[[str, int, int, tuple[Any, ...]], None]
 
 def launch_on_device(text: str, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
     """Compile the text, once, and run it on cupy's current stream."""
-    kernel.compiled(text)((blocks,), (threads,), arguments)
+    from organics_backends.cupy import launch
+
+    launch(text, "organics_run", blocks, threads, arguments)
 
 
 class _Noise(NamedTuple):
@@ -222,6 +224,9 @@ def _pose_large(
     sample = z if z.ndim == 1 else z[0, ...]
     others = {} if state0 is None else validate_state(state0, "state0")
     xp, ready, (sample, *start) = _prepare(circuit, z=sample, **others)
+    ready = ready._replace(
+        w_r=_recordable(xp, circuit.w_r, ready.w_r, sample.dtype), w=_recordable(xp, circuit.w, ready.w, sample.dtype)
+    )
     _checks.values(xp, "z", z, "any")
     times = xp.astype(_check_times(xp, times), sample.dtype, copy=False)
     floor = (ready.b0 * ready.sigma) ** 2
@@ -232,6 +237,18 @@ def _pose_large(
     if z.ndim == 2:
         field, arguments, values = _SampledField(variant), ready, xp.astype(z, sample.dtype, copy=False)
     return xp, ready, _Problem(field, arguments, State(*start) if start else rest, times, values)
+
+
+def _recordable(xp: Any, given: Any, ready: Any, dtype: Any) -> Any:
+    """The product with a dense or sparse matrix by kernels of our own: a graph cannot hold cuBLAS's and cuSPARSE's."""
+    if is_array_api_obj(given):
+        return Operator(lambda vector: matvec(xp, given, vector))
+    if not type(given).__module__.startswith("cupyx."):
+        return ready
+    from organics_backends.cupy import launch
+    from organics_backends.products import sparse_operator
+
+    return sparse_operator(given, dtype, launch) or ready
 
 
 def _refuse(engine: str, reason: str) -> None:

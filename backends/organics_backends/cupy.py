@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cupy as cp
@@ -10,6 +11,18 @@ import cupy as cp
 from organics_core.backend import Array, host_eigvals
 
 from .graphs import RecordingBackend
+from .products import dense_product
+
+
+@cache
+def function(text: str, name: str) -> Any:
+    """A function of CUDA C++; cupy compiles the text on the first launch and keeps it on disk."""
+    return cp.RawModule(code=text, options=("-std=c++17",)).get_function(name)
+
+
+def launch(text: str, name: str, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    """Run a function of the text on cupy's current stream."""
+    function(text, name)((blocks,), (threads,), arguments)
 
 
 def _no_transfer(size: int) -> Any:
@@ -47,6 +60,9 @@ class CupyBackend(RecordingBackend):
     """cupy: loops recorded as CUDA graphs, random numbers on the device, eigenvalues on the host."""
 
     name = "cupy"
+
+    def recordable_product(self, matrix: Array, vector: Array) -> Array | None:
+        return dense_product(matrix, vector, launch)
 
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
         with like.device:

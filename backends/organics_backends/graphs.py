@@ -67,6 +67,15 @@ class RecordingBackend(GenericBackend):
         self._inside = 0  # scans around the present one
         self._counted = 0  # basic steps of inner scans since the outermost began
         self._recorded = 0
+        self._recording = False  # or about to: the first step readies what the recorded ones need
+
+    def product(self, matrix: Array, vector: Array) -> Array | None:
+        """``matrix @ vector`` in a step to be recorded, where the library's own product cannot be; else None."""
+        return self.recordable_product(matrix, vector) if self._recording else None
+
+    def recordable_product(self, matrix: Array, vector: Array) -> Array | None:
+        """None where the library's own product can be recorded, or nothing takes its place."""
+        return None
 
     def scan(self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
         length = int(tree_leaves(xs)[0].shape[0])
@@ -75,6 +84,7 @@ class RecordingBackend(GenericBackend):
             return super().scan(step, carry, xs)
         recorded, counted = self._recorded, self._counted
         self._inside += 1
+        recording, self._recording = self._recording, True
         try:
             carry, first = step(carry, tree_map(lambda leaf: leaf[0, ...], xs))
             inner = self._counted - counted
@@ -86,6 +96,7 @@ class RecordingBackend(GenericBackend):
             return self._loop(step, carry, xs, first, self.recorder, chunk)
         finally:
             self._inside -= 1
+            self._recording = recording
             self._counted = counted if self._inside else 0
 
     def _loop(
@@ -123,6 +134,7 @@ class RecordingBackend(GenericBackend):
                 _fill(ys, outputs, part)
                 done += chunk
             carry = state
+        self._recording = False
         for k in range(done, length):
             carry, y = step(carry, tree_map(lambda leaf, k=k: leaf[k, ...], xs))
             _fill(ys, y, k)
