@@ -338,8 +338,10 @@ def _size(
     """The number of neurons: as said, or else that of the first array that has one."""
     if n is not None:
         return n
-    for value in (w, w_r, z, *vectors.values()):
+    for name, value in {"w": w, "w_r": w_r, "z": z, **vectors}.items():
         if value is not None and value.ndim > 0:
+            if value.shape[-1] == 0:
+                raise ValueError(f"{name} must not be empty")
             return int(value.shape[-1])
     raise ValueError("n is missing from [circuit], and nothing else tells the number of neurons")
 
@@ -361,6 +363,8 @@ def _floats(name: str, value: Any) -> np.ndarray[Any, Any]:
         array = np.asarray(value)
     else:
         raise wrong
+    if array.dtype.kind == "O" and not isinstance(value, np.ndarray):  # Python's integers have no bound
+        raise ValueError(f"{name} holds an integer too large for a floating-point number")
     if array.dtype.kind not in "iuf":
         raise wrong
     return array.astype(np.float64)

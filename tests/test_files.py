@@ -91,6 +91,7 @@ WRONG = {
     "zero time constant": ("tau_y = 0.002", "tau_y = 0.0", "tau_y must"),
     "NaN": ("[1.0, 0.6, 0.3, 0.6]", "[1.0, nan, 0.3, 0.6]", "w must"),
     "infinite drive": ("z = [1.0,", "z = [inf,", "z must"),
+    "an integer too large": ("z = [1.0,", f"z = [{10**400},", "z holds an integer too large"),
     "text": ("b = 0.5 ", 'b = "half" ', "b must be a number"),
     "boolean": ("b = 0.5 ", "b = true ", "b must be a number"),
     "method": ('"dopri5"', '"dopri"', "unknown method 'dopri'"),

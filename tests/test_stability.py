@@ -208,7 +208,7 @@ def test_the_decision_alone_needs_no_matrices(xp64: Library) -> None:
 
 @pytest.mark.size
 def test_certificate_of_two_thousand_neurons(xp64: Library) -> None:
-    """Decided and proven in seconds; p and q tried on random directions."""
+    """Decided and proven; p and q tried on random directions."""
     n = 2000
     rng = np.random.default_rng(0)
     circuit = oc.Circuit(

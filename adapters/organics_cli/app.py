@@ -76,10 +76,13 @@ def simulate(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Simulate a circuit from rest and compare its end with its steady state."""
+    """Simulate a circuit from rest and compare its end with its steady state.
+
+    Exit code 1 says that the simulation stopped early; what it reached is saved.
+    """
     from .circuits import simulate as run
 
-    run(file, output, method=method, duration=duration, variant=variant)
+    raise typer.Exit(run(file, output, method=method, duration=duration, variant=variant))
 
 
 @app.command()

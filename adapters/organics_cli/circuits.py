@@ -50,7 +50,8 @@ class Facts(NamedTuple):
 
 def find(circuit: oc.Circuit, z: Any, variant: str) -> Facts:
     """Steady state and spectrum; NaN where none was found."""
-    steady = oc.steady_state(circuit, z, variant=variant)
+    with np.errstate(all="ignore"):  # numbers too large for float64 are reported as not converged
+        steady = oc.steady_state(circuit, z, variant=variant)
     converged = bool(steady.converged)
     if not converged:
         return Facts(steady, False, float("nan"), None)
@@ -60,8 +61,8 @@ def find(circuit: oc.Circuit, z: Any, variant: str) -> Facts:
 
 def simulate(
     path: Path, out: Path, *, method: str | None = None, duration: float | None = None, variant: str | None = None
-) -> None:
-    """Simulate the circuit of a file; print, plot and save."""
+) -> int:
+    """Simulate the circuit of a file; print, plot and save. 1 if the simulation stopped early."""
     circuit, z, settings = load_one(path)
     one_of("method", method or settings.method, oc.INTEGRATORS)
     one_of("variant", variant or settings.variant, VARIANTS)
@@ -157,6 +158,7 @@ def simulate(
     for name in (numbers, arrays, out / f"{stem}.npz"):
         facts_table.add_row("", Text(str(name)))
     screen.print(facts_table)
+    return 0 if run.success else EXIT_NOT_STABLE
 
 
 def relative_distance(state: oc.State, other: oc.State) -> float:
@@ -168,6 +170,13 @@ def relative_distance(state: oc.State, other: oc.State) -> float:
     return worst
 
 
+def smallest_eigenvalue(matrix: Any) -> float:
+    """Of a symmetric matrix, in units in which its diagonal is one: the entries of p span many decades."""
+    diagonal = np.diag(matrix)
+    scale = np.where(diagonal > 0, np.sqrt(np.abs(diagonal)), 1.0)
+    return float(np.linalg.eigvalsh(matrix / scale / scale[:, None])[0])
+
+
 def certify(path: Path) -> int:
     """Print the certificate, or what stands in for it; return the exit code."""
     circuit, z, settings = load_one(path)
@@ -177,10 +186,11 @@ def certify(path: Path) -> int:
     variant = settings.variant
     identity = bool(is_identity(np, circuit.w_r))
     if identity and variant == "main":
-        certificate = oc.certify(circuit, z)
-        p_smallest, q_smallest = (
-            float(np.linalg.eigvalsh(m / np.max(np.abs(m)))[0]) for m in (certificate.p, certificate.q)
-        )
+        with np.errstate(all="ignore"):
+            certificate = oc.certify(circuit, z)
+        if not np.isfinite(certificate.margin):
+            raise ValueError(f"{path}: the steady state is beyond the range of float64; scale z, b, w or sigma")
+        p_smallest, q_smallest = (smallest_eigenvalue(matrix) for matrix in (certificate.p, certificate.q))
         abscissa = float(oc.spectral_abscissa(circuit, certificate.state))
         stable = bool(certificate.stable)
         table = Table(
@@ -194,9 +204,9 @@ def certify(path: Path) -> int:
         table.add_column("means", style="dim")
         table.add_row("stable", _yes(stable), "C v > 0: C is an M-matrix, decided by one product with W")
         table.add_row("margin", f"{float(certificate.margin):.4g}", "min (C v) relative to the diagonal; in (0, 1]")
-        table.add_row("smallest eigenvalue of p", f"{p_smallest:.3g}", "relative; > 0: the energy is positive")
+        table.add_row("smallest eigenvalue of p", f"{p_smallest:.3g}", "diagonal scaled to 1; > 0: energy is positive")
         table.add_row(
-            "smallest eigenvalue of q", f"{q_smallest:.3g}", "relative; ≥ 0 up to round-off: the energy never grows"
+            "smallest eigenvalue of q", f"{q_smallest:.3g}", "likewise; ≥ 0 up to round-off: energy never grows"
         )
         table.add_row(
             "largest Re λ", f"{abscissa:.4g} /s", f"slowest decay {seconds(-1 / abscissa) if abscissa else '-'}"
@@ -269,15 +279,11 @@ def _state_table(end: oc.State, steady: oc.State | None, time: float) -> Table:
     table.add_column("a steady", justify="right")
     table.add_column(f"a at {seconds(time)}", justify="right")
     n = len(end.y)
+    shown = [part[:ROWS] for state in (end, steady) if state is not None for part in state]
+    style = ".6f" if max(float(np.max(np.abs(part))) for part in shown) < 1e5 else ".6g"
     for i in range(min(n, ROWS)):
-        known = steady is not None
-        table.add_row(
-            str(i + 1),
-            f"{steady.y[i]:.6f}" if known else "-",  # type: ignore[union-attr]
-            f"{end.y[i]:.6f}",
-            f"{steady.a[i]:.6f}" if known else "-",  # type: ignore[union-attr]
-            f"{end.a[i]:.6f}",
-        )
+        values = [format(part[i], style) if steady is not None else "-" for part in steady or end]
+        table.add_row(str(i + 1), values[0], format(end.y[i], style), values[1], format(end.a[i], style))
     if n > ROWS:
         table.add_row("…", f"{n - ROWS} more", "", "", "in the JSON")
     return table

@@ -47,7 +47,7 @@ def command(function: F) -> F:
                 "\n[yellow]Stopped.[/] Pictures and files finished so far are kept."
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
             if kwargs.get("debug"):
                 raise
             complain(_one_line(error))
@@ -60,7 +60,8 @@ def command(function: F) -> F:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"not enough memory: {text[:1].lower()}{text[1:]}" if isinstance(error, MemoryError) else text
 
 
 def quiet_matplotlib() -> None:
