@@ -116,6 +116,50 @@ def test_lengths():
             layer(xs, lengths=wrong)
 
 
+def test_lengths_that_are_constants_of_a_compiled_function():
+    layer = ORGaNICs(2, 4, key=KEY)
+    xs = jax.random.normal(jax.random.key(1), (6, 3, 2))
+    lengths = jnp.asarray([2, 6, 4])
+    output, _ = jax.jit(lambda xs: layer(xs, lengths=lengths))(xs)
+    np.testing.assert_allclose(output, layer(xs, lengths=lengths)[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="lengths must lie between 1 and the 6 steps"):
+        jax.jit(lambda xs: layer(xs, lengths=np.asarray([2, 7, 4])))(xs)
+
+
+@pytest.mark.parametrize("steps", [5, 40])
+def test_a_batch_of_none(steps):
+    layer = ORGaNICs(2, 3, key=KEY)
+    value, gradient = eqx.filter_value_and_grad(lambda m: jnp.sum(m(jnp.ones((steps, 0, 2)))[0]))(layer)
+    assert float(value) == 0.0
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_half_precision():
+    """The norm of W_r is found in float32: half precision has no decomposition."""
+    wide = ORGaNICs(2, 4, key=KEY, recurrent="spectral", dtype=jnp.float32)
+    half = ORGaNICs(2, 4, key=KEY, recurrent="spectral", dtype=jnp.bfloat16)
+    xs = jax.random.normal(jax.random.key(1), (6, 3, 2), jnp.float32)
+    output, hn = half(xs)
+    assert output.dtype == hn.b1.dtype == jnp.bfloat16
+    np.testing.assert_allclose(output.astype(jnp.float32), wide(xs)[0], atol=0.02)
+
+
+def test_float64_without_x64_says_so():
+    with jax.enable_x64(False), pytest.warns(UserWarning, match="float64 requested .* is not available"):
+        cell = ORGaNICsCell(1, 2, key=KEY, dtype=jnp.float64)
+    assert cell.parameters.w_zx.dtype == jnp.float32
+
+
+def test_leaves_to_a_file_and_back(tmp_path):
+    model = ORGaNICsClassifier(2, 3, 4, num_layers=2, key=KEY)
+    eqx.tree_serialise_leaves(tmp_path / "model.eqx", model)
+    like = ORGaNICsClassifier(2, 3, 4, num_layers=2, key=jax.random.key(8))
+    read = eqx.tree_deserialise_leaves(tmp_path / "model.eqx", like)
+    xs = jax.random.normal(jax.random.key(1), (3, 6, 2))
+    np.testing.assert_array_equal(read(xs), model(xs))
+    assert not np.array_equal(like(xs), model(xs))
+
+
 def test_what_is_trained():
     flags = trainable(ORGaNICs(1, 3, key=KEY))
     assert flags.cells[0].parameters.w_zx is True
@@ -240,6 +284,7 @@ def test_training_stops_at_a_loss_that_is_not_finite():
         ({"num_layers": 0}, ValueError, "num_layers"),
         ({"implementation": "fast"}, ValueError, "implementation"),
         ({"dtype": jnp.int32}, TypeError, "dtype"),
+        ({"dtype": "float33"}, TypeError, "dtype must be a real floating dtype, got 'float33'"),
         ({"key": 3}, TypeError, "key"),
     ],
 )
@@ -253,6 +298,8 @@ def test_bad_arguments(options, error, message):
     ("inputs", "hx", "error", "message"),
     [
         (jnp.ones((4, 2, 2), jnp.int32), None, TypeError, "inputs must have a real floating dtype"),
+        (None, None, TypeError, "inputs must be an array, got NoneType"),
+        ("abc", None, TypeError, "inputs must be an array, got str"),
         (jnp.ones((4, 2, 3)), None, ValueError, r"inputs must have shape \(..., 2\), got shape \(4, 2, 3\)"),
         (jnp.ones((1, 4, 2, 2)), None, ValueError, "inputs must have 3 axes"),
         (jnp.ones((0, 2, 2)), None, ValueError, "at least one step"),
@@ -263,6 +310,12 @@ def test_bad_arguments(options, error, message):
 def test_bad_inputs(inputs, hx, error, message):
     with pytest.raises(error, match=message):
         ORGaNICs(2, 3, key=KEY)(inputs, hx)
+
+
+@pytest.mark.parametrize("state", [jnp.ones(4), (jnp.ones(3),) * 2])
+def test_bad_state(state):
+    with pytest.raises(TypeError, match=r"state must be a CellState\(y, a, b0, b1\)"):
+        ORGaNICsCell(2, 3, key=KEY)(jnp.ones(2), state)
 
 
 def test_bad_training_data():
@@ -289,6 +342,8 @@ def test_cell_in_flax():
     cell = rnn.cell._module()
     _, want = oc.cell_sequence(cell.effective(), cell.start, jnp.swapaxes(xs, 0, 1))
     np.testing.assert_allclose(rnn(xs), jnp.swapaxes(want, 0, 1), rtol=1e-5, atol=1e-6)
+    with pytest.raises(TypeError, match=r"carry must be a CellState\(y, a, b0, b1\)"):
+        rnn.cell(jnp.ones(4), xs[:, 0])
     gradient = nnx.grad(lambda m: jnp.sum(m(xs) ** 2))(rnn)
     names = {path[-1] for path, _ in nnx.to_flat_state(gradient)}
     assert "w_zx" in names

@@ -92,6 +92,12 @@ def test_silent_input_has_finite_gradients():
     assert bool(jnp.all(jnp.isfinite(gradient)))
 
 
+def test_newton_wants_more_than_half_precision():
+    with pytest.raises(TypeError, match="dtype must be float32 or float64 with recurrent='spectral', got bfloat16"):
+        DivisiveNorm(3, 4, key=KEY, recurrent="spectral", dtype=jnp.bfloat16)
+    assert DivisiveNorm(3, 4, key=KEY, dtype=jnp.bfloat16)(jnp.ones(3)).dtype == jnp.bfloat16
+
+
 def test_not_converged_is_nan_and_readable():
     layer = DivisiveNorm(3, 4, key=KEY, recurrent="spectral", max_iterations=1)
     found = layer.steady_state(jnp.ones((2, 3)))
@@ -106,6 +112,8 @@ def test_not_converged_is_nan_and_readable():
         (lambda: DivisiveNorm(2, 2, key=KEY, recurrent="orthogonal"), "recurrent"),
         (lambda: DivisiveNorm(2, 2, key=KEY, sigma=0.0), "sigma"),
         (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, pool_size=4), "pool_size must be odd, got 4"),
+        (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, padding=-1), "padding must be an integer of at least 0, got -1"),
+        (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, padding="same"), "padding must be an integer .* got 'same'"),
         (lambda: DivisiveNorm(2, 2, key=KEY)(jnp.ones((3, 3))), "x must have shape"),
         (lambda: DivisiveNorm2d(1, 2, 3, key=KEY)(jnp.ones((2, 2))), "x must have shape"),
         (lambda: DivisiveNorm2d(1, 2, 3, key=KEY)(jnp.ones((1, 2, 2))), "smaller than the kernel"),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from organics_core.cell import CellParameters, CellState, MaxRates
 
 from .recurrent import ORGaNICsCell as _Cell
+from .recurrent import check_state
 
 try:
     from flax import nnx
@@ -112,7 +113,8 @@ class ORGaNICsCell(nnx.RNNCellBase):
 
     def __call__(self, carry: CellState, inputs: Array) -> tuple[CellState, Array]:  # type: ignore[override]
         """One step on inputs (..., k); the new state, and its y."""
-        state = self._module()(inputs, CellState(*carry))
+        check_state("carry", carry)
+        state = self._module()(inputs, carry)
         return state, state.y
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> CellState:

@@ -55,10 +55,24 @@ def float_dtype(dtype: Any) -> Any:
     """A real floating dtype, jax's default one for None; TypeError otherwise."""
     if dtype is None:
         return jnp.zeros(()).dtype
-    dtype = jnp.dtype(dtype)
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be a real floating dtype, got {dtype!r}") from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a real floating dtype, got {dtype}")
-    return jax.dtypes.canonicalize_dtype(dtype)
+    return jnp.zeros((), dtype).dtype  # jax warns where it has no such dtype: float64 without x64
+
+
+def floating(name: str, x: Any) -> Any:
+    """``x`` as a real floating array of jax, or a TypeError that names it."""
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array, got {_describe(x)}") from None
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a real floating dtype, got {x.dtype}; convert it first")
+    return x
 
 
 def from_host(key: Any, make: Callable[[np.random.Generator], Any], dtype: Any) -> Any:
@@ -105,7 +119,8 @@ def split(key: Any, count: int) -> list[Any]:
 
 def within_unit_ball(matrix: Any) -> Any:
     """V / max(1, ||V||): the matrix itself where its spectral norm is at most 1."""
-    norm = jnp.linalg.norm(matrix, 2)
+    wide = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))  # half precision has no decomposition
+    norm = jnp.linalg.norm(wide, 2).astype(matrix.dtype)
     return matrix / jnp.where(norm > 1, norm, jnp.ones_like(norm))
 
 

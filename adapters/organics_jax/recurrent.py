@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from organics_core import _checks
 from organics_core.cell import (
@@ -20,7 +21,7 @@ from organics_core.cell import (
     init_cell,
 )
 
-from .modules import Part, float_dtype, from_host, split, within_unit_ball
+from .modules import Part, float_dtype, floating, from_host, split, within_unit_ball
 from .sequence import IMPLEMENTATIONS, masked_sequence, sequence
 
 Array = Any
@@ -151,13 +152,12 @@ class ORGaNICsCell(Part):
         x = self.cast("x", x)
         if state is None:
             state = self.initial_state(x.shape[:-1])
+        check_state("state", state)
         return cell_step(self.effective(), CellState(*state), x, max_rates=self.max_rates, variant=self.variant)
 
     def cast(self, name: str, x: Array) -> Array:
         """A floating array of the parameters' dtype; TypeError or ValueError naming it otherwise."""
-        x = jnp.asarray(x)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"{name} must have a real floating dtype, got {x.dtype}; convert it first")
+        x = floating(name, x)
         if x.ndim == 0 or x.shape[-1] != self.input_size:
             raise ValueError(f"{name} must have shape (..., {self.input_size}), got shape {x.shape}")
         return x.astype(self.parameters.log_w.dtype)
@@ -310,20 +310,20 @@ class ORGaNICs(Part):
         return (jnp.swapaxes(xs, 0, 1) if swap else xs), hn
 
     def _lengths(self, lengths: Array, shape: tuple[int, ...]) -> Array:
+        seen = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
         lengths = jnp.asarray(lengths)
         if not jnp.issubdtype(lengths.dtype, jnp.integer):
             raise TypeError(f"lengths must be integers, got {lengths.dtype}")
         if lengths.shape != shape[1:]:
             raise ValueError(f"lengths must have shape {shape[1:]}, got shape {lengths.shape}")
-        if not isinstance(lengths, jax.core.Tracer) and bool(jnp.any((lengths < 1) | (lengths > shape[0]))):
-            raise ValueError(f"lengths must lie between 1 and the {shape[0]} steps of inputs, got {lengths}")
+        if seen is not None and np.any((seen < 1) | (seen > shape[0])):
+            raise ValueError(f"lengths must lie between 1 and the {shape[0]} steps of inputs, got {seen}")
         return lengths
 
     def _starts(self, hx: CellState | None, batch: tuple[int, ...]) -> list[CellState]:
         if hx is None:
             return [cell.initial_state(batch) for cell in self.cells]
-        if not isinstance(hx, tuple) or len(hx) != 4:
-            raise TypeError(f"hx must be a CellState(y, a, b0, b1), got {_checks.describe(hx)}")
+        check_state("hx", hx)
         shape = (self.num_layers, *batch, self.hidden_size)
         dtype = self.cells[0].parameters.log_w.dtype
         parts = []
@@ -333,6 +333,12 @@ class ORGaNICs(Part):
                 raise ValueError(f"hx.{name} must have shape {shape}, got shape {part.shape}")
             parts.append(part.astype(dtype))
         return [CellState(*(part[index] for part in parts)) for index in range(self.num_layers)]
+
+
+def check_state(name: str, state: Any) -> None:
+    """TypeError naming what is no CellState."""
+    if not isinstance(state, tuple) or len(state) != 4:
+        raise TypeError(f"{name} must be a CellState(y, a, b0, b1), got {_checks.describe(state)}")
 
 
 class ORGaNICsClassifier(Part):

@@ -254,7 +254,7 @@ def _backward(
     before, (adjoints, d_from_y, d_z) = jax.lax.scan(body, adjoint, (*seen, ys_bar, drives_z), reverse=True)
 
     def rows(array: Array) -> Array:
-        return array.reshape(-1, array.shape[-1])
+        return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
     y, a, b0, b1 = (rows(part) for part in seen.state)
     l_y, l_a, l_0, l_1 = (rows(part) for part in adjoints)
@@ -287,7 +287,7 @@ def _backward(
 def _run_forward(
     variant: str, size: int, weights: _Weights, state: CellState, xs: Array
 ) -> tuple[tuple[CellState, Array], Any]:
-    chunks = xs.reshape(-1, size, *xs.shape[1:])
+    chunks = xs.reshape(len(xs) // size, size, *xs.shape[1:])
     if chunks.shape[0] == 1:  # nothing to save by computing it twice
         final, ys, seen = _forward(variant, weights, state, xs, True)
         return (final, ys), (weights, xs, seen, None)
@@ -297,7 +297,7 @@ def _run_forward(
         return final, (ys, state)
 
     final, (ys, starts) = jax.lax.scan(body, state, chunks)
-    return (final, ys.reshape(-1, *ys.shape[2:])), (weights, chunks, None, starts)
+    return (final, ys.reshape(len(xs), *ys.shape[2:])), (weights, chunks, None, starts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -321,9 +321,9 @@ def _run_backward(variant: str, size: int, saved: Any, bars: tuple[CellState, Ar
         return (adjoint, jax.tree.map(jnp.add, total, gradient)), xs_bar
 
     zero = jax.tree.map(jnp.zeros_like, weights)
-    chunk_bars = ys_bar.reshape(-1, size, *ys_bar.shape[1:])
+    chunk_bars = ys_bar.reshape(len(chunks), size, *ys_bar.shape[1:])
     (adjoint, gradient), xs_bar = jax.lax.scan(body, (adjoint, zero), (starts, chunks, chunk_bars), reverse=True)
-    return gradient, adjoint, xs_bar.reshape(-1, *xs_bar.shape[2:])
+    return gradient, adjoint, xs_bar.reshape(len(ys_bar), *xs_bar.shape[2:])
 
 
 _run.defvjp(_run_forward, _run_backward)

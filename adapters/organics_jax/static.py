@@ -14,7 +14,7 @@ from organics_core.cell import sigmoid
 from organics_core.circuit import Circuit
 from organics_core.steady_state import SteadyState, steady_state
 
-from .modules import Part, float_dtype, from_host, kaiming, within_unit_ball
+from .modules import Part, float_dtype, floating, from_host, kaiming, within_unit_ball
 
 Array = Any
 
@@ -29,13 +29,6 @@ def _unit(u: Array, axis: int | tuple[int, ...]) -> Array:
 def _squared_rate(y: Array) -> Array:
     rate = jnp.where(y > 0, y, jnp.zeros_like(y))
     return rate * rate
-
-
-def _input(name: str, x: Array, dtype: Any) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} must have a real floating dtype, got {x.dtype}; convert it first")
-    return x.astype(dtype)
 
 
 class DivisiveNorm(Part):
@@ -116,6 +109,9 @@ class DivisiveNorm(Part):
         self.recurrent = recurrent
         self.sigma = _checks.positive_number("sigma", sigma)
         self.max_iterations = _checks.positive_integer("max_iterations", max_iterations)
+        dtype = float_dtype(dtype)
+        if recurrent == "spectral" and dtype not in (jnp.float32, jnp.float64):
+            raise TypeError(f"dtype must be float32 or float64 with recurrent='spectral', got {dtype}")
 
         def make(generator: np.random.Generator) -> tuple[Any, ...]:
             log_w = np.log(1.0 - generator.random((n, n)))
@@ -126,11 +122,11 @@ class DivisiveNorm(Part):
                 w_r = np.linalg.qr(generator.standard_normal((n, n)))[0] * (1 - 1e-6)
             return kaiming(generator, n, k), kaiming(generator, n, k), log_w, np.zeros(n), w_r
 
-        self.w_zx, self.w_bx, self.log_w, self.beta, self.w_r = from_host(key, make, float_dtype(dtype))
+        self.w_zx, self.w_bx, self.log_w, self.beta, self.w_r = from_host(key, make, dtype)
 
     def circuit(self, x: Array) -> tuple[Circuit, Array]:
         """The circuit under an input (..., k), of time constants 1, and its input drive z (..., n)."""
-        x = _input("x", x, self.log_w.dtype)
+        x = floating("x", x).astype(self.log_w.dtype)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (..., {self.in_features}), got shape {x.shape}")
         z = _unit(x @ self.w_zx.T, -1)
@@ -230,7 +226,9 @@ class DivisiveNorm2d(Part):
         self.out_channels = d = _checks.positive_integer("out_channels", out_channels)
         self.kernel_size = s = _checks.positive_integer("kernel_size", kernel_size)
         self.stride = _checks.positive_integer("stride", stride)
-        self.padding = _checks.positive_integer("padding + 1", padding + 1) - 1
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise ValueError(f"padding must be an integer of at least 0, got {padding!r}")
+        self.padding = padding
         self.pool_size = m = _checks.positive_integer("pool_size", pool_size)
         if m % 2 == 0:
             raise ValueError(f"pool_size must be odd, got {m}")
@@ -251,7 +249,7 @@ class DivisiveNorm2d(Part):
         TypeError, ValueError
             If x has a wrong dtype or shape.
         """
-        x = _input("x", x, self.log_w.dtype)
+        x = floating("x", x).astype(self.log_w.dtype)
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(f"x must have shape (N, {self.in_channels}, H, W), N optional, got shape {x.shape}")
         if min(x.shape[-2:]) + 2 * self.padding < self.kernel_size:
