@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.server
 import io
 import struct
+import threading
 import urllib.error
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -55,6 +58,8 @@ def tiny(alone, monkeypatch):
     folder.mkdir()
     for name, array in contents.items():
         write_idx(folder / name, array)
+    sums = {name: hashlib.sha256(idx(array)).hexdigest() for name, array in contents.items()}
+    monkeypatch.setattr(datasets, "CHECKSUMS", sums)
     monkeypatch.setenv("ORGANICS_DATA", str(folder))
     return folder, images, labels
 
@@ -98,6 +103,13 @@ def test_mnist_tasks_from_files(tiny):
     assert (rows.steps, rows.input_size, rows.outputs, rows.kind) == (28, 28, 10, "classes")
     assert np.array_equal(load_dataset("mnist").x_train, pixels[:5].reshape(5, 1, 784))
     assert np.array_equal(load_dataset("smnist").x_train, pixels[:5].reshape(5, 784, 1))
+
+
+def test_another_data_set_of_these_names_is_not_mnist(tiny):
+    folder, images, _ = tiny
+    write_idx(folder / "t10k-images-idx3-ubyte.gz", 255 - images[7:])
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz is not MNIST's: unzipped it has the sha256"):
+        load_dataset("mnist")
 
 
 def test_permuted_pixels_are_the_same_pixels(tiny):
@@ -165,6 +177,39 @@ def test_wrong_download_is_not_kept(alone, monkeypatch):
     monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(gzip.compress(b"x")))
     with pytest.raises(FileNotFoundError, match="has the sha256"):
         mnist_folder()
+    assert list((datasets.cache_folder() / "mnist").iterdir()) == []
+
+
+class Cut(http.server.BaseHTTPRequestHandler):
+    """Half of every file, and then the connection ends."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(gzip.compress(b"x")[:9])
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_download_that_is_cut_short(alone, monkeypatch):
+    """By a real server: the next mirror is asked, and where there is none, it is one sentence and no file."""
+    asked = []
+
+    def open_url(url, timeout):
+        asked.append(url)
+        return urlopen(url, timeout=timeout)
+
+    monkeypatch.setattr(datasets.urllib.request, "urlopen", open_url)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cut) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        mirrors = tuple(f"http://127.0.0.1:{server.server_port}/{name}/" for name in "ab")
+        monkeypatch.setattr(datasets, "MIRRORS", mirrors)
+        with pytest.raises(FileNotFoundError, match=r"b/train-images-idx3-ubyte\.gz came cut short"):
+            mnist_folder()
+        server.shutdown()
+    assert [url.split("/")[3] for url in asked] == ["a", "b"]
     assert list((datasets.cache_folder() / "mnist").iterdir()) == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
 import struct
 import sys
@@ -240,10 +241,8 @@ def _digits() -> Dataset:
 def _mnist(task: str, downsample: int) -> Dataset:
     folder = mnist_folder()
     names = list(CHECKSUMS)
-    images = np.concatenate([read_idx(folder / names[0], axes=3), read_idx(folder / names[2], axes=3)])
-    labels = np.concatenate([read_idx(folder / names[1], axes=1), read_idx(folder / names[3], axes=1)])
-    if len(images) != len(labels) or len(images) < sum(MNIST_SPLIT):
-        raise ValueError(f"{folder} holds {len(images)} MNIST images and {len(labels)} labels, expected 70000 of both")
+    images = np.concatenate([_mnist_file(folder / names[0], 3), _mnist_file(folder / names[2], 3)])
+    labels = np.concatenate([_mnist_file(folder / names[1], 1), _mnist_file(folder / names[3], 1)])
     x = images.astype(np.float32) / np.float32(255.0)
     count, height, width = x.shape
     if height % downsample or width % downsample:
@@ -288,13 +287,25 @@ def read_idx(path: Path | str, axes: int | None = None) -> Array:
     OSError
         Where it cannot be read.
     """
-    path = Path(path)
+    return _parse_idx(_unzipped(Path(path)), str(path), axes)
+
+
+def _mnist_file(path: Path, axes: int) -> Array:
+    """A file of MNIST, and of no other data set that has its names and shapes."""
+    raw = _unzipped(path)
+    array = _parse_idx(raw, str(path), axes)
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest != CHECKSUMS[path.name]:
+        raise ValueError(f"{path} is not MNIST's: unzipped it has the sha256 {digest}, expected {CHECKSUMS[path.name]}")
+    return array
+
+
+def _unzipped(path: Path) -> bytes:
     try:
         with gzip.open(path, "rb") as stream:
-            raw = stream.read()
+            return stream.read()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is corrupt: {str(error).rstrip('.')}") from None
-    return _parse_idx(raw, str(path), axes)
 
 
 def _parse_idx(raw: bytes, name: str, axes: int | None) -> Array:
@@ -378,8 +389,9 @@ def _download(name: str, folder: Path) -> None:
             with urllib.request.urlopen(mirror + name, timeout=30) as response:
                 raw = response.read()
             digest = hashlib.sha256(gzip.decompress(raw)).hexdigest()
-        except (OSError, EOFError, zlib.error) as error:
-            problem = error if isinstance(error, OSError) else OSError(f"{mirror}{name} came cut short")
+        except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
+            cut = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile)
+            problem = OSError(f"{mirror}{name} came cut short or is no gzip file") if cut else error
             continue
         if digest != CHECKSUMS[name]:
             problem = OSError(f"{mirror}{name} has the sha256 {digest}, expected {CHECKSUMS[name]}")
