@@ -87,7 +87,7 @@ class SSN(Recurrent):
 
 
 class WilsonCowan(Recurrent):
-    """Wilson-Cowan populations: tau r' = -r + (1 - r) S(W r + P), with P = W_in x + c.
+    """Wilson-Cowan populations: tau r' = -r + (k - r) S(W r + P), with P = W_in x + c.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ class WilsonCowan(Recurrent):
     -----
     Wilson & Cowan, Biophysical Journal 12 (1972), equations 11 and 12 with
     refractory period 1, and the response function of equation 15,
-    S(x) = 1 / (1 + exp(-a (x - theta))) - 1 / (1 + exp(a theta)), with the
-    constants of their figure 4: a = 1.2, theta = 2.8 for excitatory and a = 1,
+    S(x) = 1 / (1 + exp(-a (x - theta))) - 1 / (1 + exp(a theta)), whose largest
+    value is k, with the constants of their figure 4: a = 1.2, theta = 2.8 for excitatory and a = 1,
     theta = 4 for inhibitory populations. Dale's law holds by W_ij = +-|V_ij|.
     Explicit Euler.
     """
@@ -148,4 +148,5 @@ class WilsonCowan(Recurrent):
     def advance(self, drive: Tensor, state: Tensor, constants: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         weights, slope, threshold = constants
         response = torch.sigmoid(slope * (state @ weights + drive - threshold)) - torch.sigmoid(-slope * threshold)
-        return state + self.rate * ((1 - state) * response - state)
+        largest = torch.sigmoid(slope * threshold)  # 1 - 1 / (1 + exp(a theta))
+        return state + self.rate * ((largest - state) * response - state)
