@@ -28,17 +28,29 @@ ENVIRONMENT = {
 }
 
 SCRIPT = """
-import sys, time
-from organics_train import Config, train
+import os, signal, sys, time
+from organics_train import Config, checkpoint, train
 framework, out, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
-config = Config(task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=40, epochs=2, seed=3)
+config = Config(
+    task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=40, epochs=2, seed=3,
+    input_noise=0.1,
+)
+if len(sys.argv) > 3 + 2:  # die in the middle of writing a checkpoint
+    written = []
+
+    def die(number):
+        written.append(number)
+        if len(written) == int(sys.argv[5]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.os.fsync = die
 
 def tell(progress):
     print(progress.epoch, progress.step, flush=True)
     time.sleep(pause)
 
 train(config, out, resume=True, checkpoint_every=3, on_step=tell)
-if len(sys.argv) > 4:
+if len(sys.argv) == 5:
     train(config, sys.argv[4])
 """
 
@@ -54,9 +66,10 @@ class Fake:
 
     def __init__(self, loss=1.0, norm=1.0):
         self.seen = np.zeros(0, dtype=np.int64)
-        self.loss, self.norm, self.rates = loss, norm, []
+        self.loss, self.norm, self.rates, self.noise = loss, norm, [], []
 
-    def step(self, index, learning_rate):
+    def step(self, index, learning_rate, noise):
+        self.noise.append(noise)
         self.seen = np.concatenate([self.seen, index])
         self.rates.append(learning_rate)
         late = len(self.seen) > 16
@@ -149,6 +162,22 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(fake, tmp_path):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+def test_noise_is_that_of_seed_epoch_and_step(fake, tmp_path):
+    learners = fake()
+    config = Config(**SMALL, input_noise=0.5)
+    train(config, tmp_path / "whole")
+    train(Config(**{**SMALL, "epochs": 1}, input_noise=0.5), tmp_path / "two")
+    train(config, tmp_path / "two", resume=True)
+    train(Config(**{**SMALL, "seed": 1}, input_noise=0.5), tmp_path / "other")
+    whole, first, second, other = (np.stack(learner.noise) for learner in learners)
+    assert whole.shape == (12, 4, 5, 2)
+    assert np.array_equal(whole, np.concatenate([first, second]))
+    assert len(np.unique(np.concatenate([whole, other]))) == 2 * whole.size
+    assert abs(whole.std() - 0.5) < 0.05
+    train(Config(**SMALL), tmp_path / "none")
+    assert learners[-1].noise == [None] * 12
+
+
 def test_a_finished_run_takes_more_epochs(fake, tmp_path):
     learners = fake()
     train(Config(**SMALL), tmp_path)
@@ -202,6 +231,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"weight_decay": -1.0}, "weight_decay"),
+        ({"input_noise": -0.1}, "input_noise must be a number of at least 0"),
         ({"seed": -1}, "seed must be an integer from 0"),
         ({"hidden": 3, "parameters": 3}, "give hidden or parameters, not both"),
         ({"framework": "jax", "model": "lstm"}, "the model 'lstm' exists in torch only"),
@@ -270,11 +300,16 @@ def test_killed_and_resumed_is_bit_identical(framework, tmp_path):
             break
     assert killed.wait() == -signal.SIGKILL, killed.stderr.read()
     assert not (tmp_path / "killed" / "results.json").exists()
+    again = _run(framework, tmp_path / "killed", 0.0, "-", 2)
+    out, error = again.communicate(timeout=300)
+    assert again.returncode == -signal.SIGKILL, error
+    first = out.splitlines()[0]
+    assert first in ("2 7", "2 4"), first  # the kill may outrun the printing, never the checkpoint
+    assert len(list((tmp_path / "killed").glob("*.part"))) == 1
     resumed = _run(framework, tmp_path / "killed", 0.0, tmp_path / "whole")
     out, error = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, error
-    first = out.splitlines()[0]
-    assert first in ("2 7", "2 4"), first  # the kill may outrun the printing, never the checkpoint
+    assert not list((tmp_path / "killed").glob("*.part"))
     ours, theirs = (load_checkpoint(tmp_path / name / "checkpoint.safetensors") for name in ("killed", "whole"))
     assert ours[0].keys() == theirs[0].keys()
     for name, value in ours[0].items():
@@ -320,6 +355,25 @@ def test_the_static_classifier_learns(framework, tmp_path):
     assert results["parameters"] == autoencoder + layers + second * 10 + 10
     assert results["test_accuracy"] > 0.8
     assert all(record["gradient_norm"] > 0 for record in results["epochs"])
+
+
+@EVERY_FRAMEWORK
+def test_the_noise_is_on_the_input_and_not_on_what_the_autoencoder_gives(framework, tmp_path):
+    """A step on noisy inputs is a step on a data set that has the noise in it, but for the reconstruction."""
+    _needs(framework)
+    learner_module = importlib.import_module(f"organics_train.{framework}_learner")
+    options = {"model": "organics-static", "framework": framework, "hidden": 6}
+    options |= {"length": 5, "samples": 16, "task": "adding"}
+    noise = np.random.default_rng(0).normal(size=(16, 5, 2)).astype(np.float32)
+    for weight, same in ((0.0, True), (1.0, False)):
+        config = Config(**options, options={"code": 3, "reconstruction": weight})
+        data = config.data()
+        noisy = data._replace(x_train=data.x_train + noise)
+        ours = learner_module.make(config, data).step(np.arange(16), 0.1, noise)
+        theirs = learner_module.make(config, noisy).step(np.arange(16), 0.1, None)
+        clean = learner_module.make(config, data).step(np.arange(16), 0.1, None)
+        assert ours[0] == pytest.approx(theirs[0], rel=1e-5) != clean[0]
+        assert (ours[2] == pytest.approx(theirs[2], rel=1e-4)) == same
 
 
 @pytest.mark.library("jax")

@@ -36,7 +36,7 @@ def result(task, model, accuracy, *, downsample=1, seed=0):
     }
 
 
-def test_table_puts_the_paper_beside_ours(invoke, tmp_path):
+def test_table_puts_the_paper_beside_ours(invoke, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "results.json").write_text(json.dumps(result("smnist", "organics", 0.9512)))
     (tmp_path / "b.json").write_text(json.dumps(result("smnist", "organics", 0.8812, downsample=2)))
@@ -46,6 +46,10 @@ def test_table_puts_the_paper_beside_ours(invoke, tmp_path):
     assert done.exit_code == 0, done.output
     assert "95.12" in done.output
     assert "88.12" in done.output
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = invoke("table", tmp_path).output
+    assert "…" not in narrow  # no number is cut
+    assert "2 x 57k" in narrow
     assert "recalled from memory" in done.output
     rows = json.loads((tmp_path / "rows.json").read_text())
     found = {(row["task"], row["model"]): (row["accuracy"], row["paper"]) for row in rows["sequential"]}
@@ -56,12 +60,68 @@ def test_table_puts_the_paper_beside_ours(invoke, tmp_path):
     assert "memory" in rows["note"]
 
 
+@pytest.mark.library("torch")
+def test_table_trains_what_is_missing(invoke, tmp_path, monkeypatch):
+    """One command for a grid; a second time there is nothing to train; a run that fails does not end the others."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    arguments = ["table", "--model", "gru", "--model", "mlp", "--parameters", 900, "--epochs", 1, "--limit", 128]
+    arguments += ["--seed", 0, "--seed", 1, "--out", tmp_path]
+    done = invoke(*arguments, "--json", tmp_path / "rows" / "rows.json")
+    assert done.exit_code == 0, done.output
+    names = {f"digits-{model}-torch-seed{seed}" for model in ("gru", "mlp") for seed in (0, 1)}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"rows"}
+    rows = json.loads((tmp_path / "rows" / "rows.json").read_text())["others"]
+    assert [(row["model"], row["train_examples"]) for row in rows] == [("gru", 128)] * 2 + [("mlp", 128)] * 2
+    assert all(abs(row["parameters"] - 900) < 200 for row in rows)
+
+    def fail(*arguments, **options):
+        raise FloatingPointError("the loss is nan at epoch 1, step 3")
+
+    monkeypatch.setattr("organics_train.loop.train", fail)
+    again = invoke(*arguments)
+    assert again.exit_code == 0, again.output
+    assert "the loss is nan" not in again.output
+    other = invoke(*arguments, "--model", "ssn")
+    assert other.exit_code == 0, other.output
+    assert "digits-ssn-torch-seed0: the loss is nan at epoch 1, step 3" in other.output
+    assert "gru" in other.output.split("Other tasks")[1]
+
+
+def test_the_grid_of_a_table():
+    runs = tables.grid(["rowmnist", "mnist"], ["organics", "organics"], [0, 3], "jax", parameters=500, epochs=None)
+    assert [run.name for run in runs] == [
+        "rowmnist-organics-jax-seed0",
+        "rowmnist-organics-jax-seed3",
+        "mnist-organics-static-jax-seed0",
+        "mnist-organics-static-jax-seed3",
+    ]
+    assert {(run.parameters, run.hidden) for run in runs} == {(500, None)}
+    assert [run.epochs for run in runs] == [10, 10, 30, 30]
+
+
+@pytest.mark.library("torch")
+def test_all_models_of_a_table():
+    pytest.importorskip("torch", reason="torch is not installed")
+    from organics_baselines import MODELS
+
+    assert {run.model for run in tables.grid(["digits"], ["all"], [0], "torch")} == set(MODELS)
+    copy = {run.model for run in tables.grid(["copy"], ["all"], [0], "torch")}
+    assert copy == {name for name, entry in MODELS.items() if not entry.static}
+    assert len(tables.grid(["mnist"], ["all"], [0], "torch")) == len(MODELS) - 1
+    assert [run.model for run in tables.grid(["copy"], ["all"], [0], "jax")] == ["organics"]
+
+
 def test_table_errors(invoke, tmp_path):
     missing = invoke("table", tmp_path / "nowhere")
     assert missing.exit_code == 2
     assert "does not exist" in missing.output
     (tmp_path / "x.json").write_text("{}")
     assert "holds no results" in invoke("table", tmp_path / "x.json").output
+    unused = invoke("table", tmp_path, "--epochs", 3)
+    assert unused.exit_code == 2
+    assert "no --model to run" in unused.output
+    assert "exists in torch only" in invoke("table", "--model", "lstm", "--framework", "jax").output
     assert tables.collect([tmp_path]) == []
 
 
@@ -95,7 +155,8 @@ def test_train_from_the_command_line(invoke, tmp_path):
     done = invoke(*arguments)
     assert done.exit_code == 0, done.output
     assert "epoch 2: loss" in done.output
-    assert "|gradient| mean" in done.output
+    assert "|grad| " in done.output
+    assert max(len(line) for line in done.output.splitlines() if line.startswith("epoch")) <= 80
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoint.safetensors",
         "model.safetensors",

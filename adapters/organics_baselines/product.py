@@ -71,11 +71,10 @@ class StaticClassifier(nn.Module):
         self.readout = nn.Linear(second, classes)
         self.reconstruction = reconstruction
 
-    def training_outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes), and the loss of the reconstruction that is added to theirs."""
-        flat = x.flatten(1)
-        code = self.encoder(flat)
-        extra = nn.functional.mse_loss(torch.sigmoid(self.decoder(code)), flat)
+    def training_outputs(self, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) of x, and the loss of the reconstruction of ``clean`` that is added to theirs."""
+        code = self.encoder(x.flatten(1))
+        extra = nn.functional.mse_loss(torch.sigmoid(self.decoder(code)), clean.flatten(1))
         return self.readout(self.second(self.first(code))), self.reconstruction * extra
 
     def forward(self, x: Tensor) -> Tensor:

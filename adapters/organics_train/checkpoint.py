@@ -15,6 +15,8 @@ VERSION = "1"
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file such that, whenever the process dies, there is the old one or the new one, whole."""
+    for left in path.parent.glob(f"{path.name}.*.part"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     temporary = path.with_name(path.name + f".{os.getpid()}.part")
     try:
         with open(temporary, "wb") as stream:

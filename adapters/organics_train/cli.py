@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import shlex
 import sys
 from enum import StrEnum
@@ -11,13 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from organics_cli.console import EXIT_INTERRUPTED, Debug, command, console, write_text
+from organics_cli.console import EXIT_INTERRUPTED, Debug, command, complain, console, write_text
 
 from .config import FRAMEWORKS, Config
 from .datasets import TASKS
 
 Task = StrEnum("Task", {name: name for name in TASKS})
 Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})
+OUTPUT = Path("organics-output") / "train"
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +49,10 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="Of Adam.")] = 1e-5,
     lr_step: Annotated[int, typer.Option(help="Epochs after which the learning rate falls.")] = 30,
     lr_gamma: Annotated[float, typer.Option(help="By which factor.")] = 0.8,
-    seed: Annotated[int, typer.Option(help="Of the initialization and the order of the batches.")] = 0,
+    input_noise: Annotated[
+        float, typer.Option(help="Standard deviation of Gaussian noise on the training inputs.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the initialization, the order of the batches and the noise.")] = 0,
     downsample: Annotated[int, typer.Option(help="MNIST coarser: 2 gives 14 x 14.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
     length: Annotated[int, typer.Option(help="Steps of adding, delay of copy.")] = 100,
@@ -67,9 +72,6 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped."""
-    from .loop import CURVE, RESULTS
-    from .loop import train as run
-
     config = Config.recommended(
         str(task),
         model=model,
@@ -82,6 +84,7 @@ def train(
         weight_decay=weight_decay,
         lr_step=lr_step,
         lr_gamma=lr_gamma,
+        input_noise=input_noise,
         seed=seed,
         downsample=downsample,
         limit=limit,
@@ -90,30 +93,12 @@ def train(
         options=dict(parse_option(text) for text in option or ()),
         device=device,
     )
-    name = f"{config.task}-{config.resolved_model}-{config.framework}-seed{config.seed}"
-    folder = Path("organics-output") / "train" / name if output is None else output
-    show = Display(config)
+    folder = OUTPUT / config.name if output is None else output
     try:
-        with show:
-            results = run(
-                config,
-                folder,
-                resume=resume,
-                checkpoint_every=checkpoint_every,
-                on_step=show.step,
-                on_epoch=show.epoch,
-                command=command_line(),
-            )
+        _train(config, folder, resume=resume, checkpoint_every=checkpoint_every)
     except KeyboardInterrupt:
         typer.echo("stopped: add --resume to the same command to go on", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    r = results
-    console().print(
-        f"{r['model']}: {100 * r['test_accuracy']:.2f} % on the test set, {r['hidden']} hidden units, "
-        f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s\n"
-        f"{folder / RESULTS}  {folder / CURVE}",
-        soft_wrap=True,
-    )
 
 
 @command
@@ -122,15 +107,87 @@ def table(
         list[Path] | None, typer.Argument(help="Results, or folders of them; ./organics-output by default.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file, too.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Train this model first; repeatable, all for every one.", show_default=False),
+    ] = None,
+    task: Annotated[list[Task] | None, typer.Option(help="On this task, digits by default; repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="With this seed, 0 by default; repeatable.")] = None,
+    framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,  # type: ignore[attr-defined]
+    parameters: Annotated[int | None, typer.Option(help="At the size closest to so many parameters.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Of Adam.")] = None,
+    input_noise: Annotated[float, typer.Option(help="As for train.")] = 0.0,
+    downsample: Annotated[int, typer.Option(help="MNIST coarser: 2 gives 14 x 14.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", "-o", help="Folder that the runs of --model go to.")
+    ] = OUTPUT,
     debug: Debug = False,
 ) -> None:
-    """Collect results and print the paper's two tables beside them."""
-    from .tables import collect, print_tables, rows_as_json
+    """Collect results and print the paper's two tables beside them; with --model, train what is missing first.
 
-    results = collect(paths or [Path("organics-output")])
+    A run that was stopped goes on, one that is finished is not repeated, one
+    that fails is named and left out.
+    """
+    from .loop import RESULTS
+    from .tables import collect, grid, print_tables, rows_as_json
+
+    places = list(paths or ())
+    if model:
+        shared = {
+            "parameters": parameters,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "input_noise": input_noise,
+            "downsample": downsample,
+            "limit": limit,
+        }
+        for config in grid([str(name) for name in task or ("digits",)], model, seed or [0], str(framework), **shared):
+            folder = output / config.name
+            if _is_finished(folder / RESULTS, config):
+                continue
+            console().print(f"[bold]{config.name}[/]")
+            try:
+                _train(config, folder, resume=True)
+            except FloatingPointError as error:
+                complain(f"{config.name}: {error}")
+        places.append(output)
+    elif any(value is not None for value in (task, seed, parameters, epochs, learning_rate, limit)):
+        raise ValueError("settings of runs are given, but no --model to run")
+    results = collect(places or [OUTPUT.parent])
     if json_out is not None:
         write_text(json_out, rows_as_json(results))
     print_tables(results)
+
+
+def _train(config: Config, folder: Path, *, resume: bool, checkpoint_every: int = 100) -> None:
+    """One run under a progress bar, and its result in two lines."""
+    from .loop import CURVE, RESULTS
+    from .loop import train as run
+
+    show = Display(config)
+    with show:
+        r = run(
+            config,
+            folder,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            on_step=show.step,
+            on_epoch=show.epoch,
+            command=command_line(),
+        )
+    console().print(
+        f"{r['model']}: {100 * r['test_accuracy']:.2f} % on the test set, {r['hidden']} hidden units, "
+        f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s\n"
+        f"{folder / RESULTS}  {folder / CURVE}",
+        soft_wrap=True,
+    )
+
+
+def _is_finished(path: Path, config: Config) -> bool:
+    """Whether there are results of just this run."""
+    return path.is_file() and json.loads(path.read_text()).get("config") == json.loads(json.dumps(config.asdict()))
 
 
 def parse_option(text: str) -> tuple[str, Any]:
@@ -181,7 +238,7 @@ class Display:
         """After a step."""
         p = progress
         numbers = (
-            f"loss {p.loss:.3f} accuracy {100 * p.accuracy:.1f} % |gradient| {p.gradient_norm:.1e} "
+            f"loss {p.loss:.3f} acc {100 * p.accuracy:.1f} % |grad| {p.gradient_norm:.1e} "
             f"{p.steps_per_second:.1f} steps/s"
         )
         self.bar.update(
@@ -196,9 +253,9 @@ class Display:
         """After an epoch."""
         r = record
         self.console.print(
-            f"epoch {r['epoch']}: loss {r['loss']:.4f}, training {100 * r['train_accuracy']:.2f} %, "
-            f"validation {100 * r['validation_accuracy']:.2f} %, |gradient| mean {r['gradient_norm']:.2e} "
-            f"largest {r['gradient_norm_max']:.2e}, {r['seconds']:.1f} s",
+            f"epoch {r['epoch']}: loss {r['loss']:.3f}, train {100 * r['train_accuracy']:.2f} %, "
+            f"val {100 * r['validation_accuracy']:.2f} %, |grad| {r['gradient_norm']:.3g} "
+            f"max {r['gradient_norm_max']:.3g}, {r['seconds']:.0f} s",
             highlight=False,
             soft_wrap=True,
         )

@@ -44,8 +44,11 @@ class Config:
         clipped.
     lr_step, lr_gamma : int, float
         Every ``lr_step`` epochs the learning rate is multiplied by ``lr_gamma``.
+    input_noise : float
+        Standard deviation of the Gaussian noise added to the training inputs; an
+        autoencoder is still to give the clean ones.
     seed : int
-        Of the initialization and of the order of the batches.
+        Of the initialization, of the order of the batches and of the noise.
     downsample, limit, length, samples
         Of the data; see :func:`organics_train.load_dataset`.
     options : dict
@@ -65,6 +68,7 @@ class Config:
     weight_decay: float = 1e-5
     lr_step: int = 30
     lr_gamma: float = 0.8
+    input_noise: float = 0.0
     seed: int = 0
     downsample: int = 1
     limit: int | None = None
@@ -85,8 +89,9 @@ class Config:
             raise ValueError("give hidden or parameters, not both")
         for name in ("learning_rate", "lr_gamma"):
             _checks.positive_number(name, getattr(self, name))
-        if not (_checks.is_number(self.weight_decay) and 0 <= self.weight_decay < math.inf):
-            raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay!r}")
+        for name in ("weight_decay", "input_noise"):
+            if not (_checks.is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
+                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {self.seed!r}")
         if self.framework == "jax" and self.model not in ("organics", "organics-static"):
@@ -105,6 +110,12 @@ class Config:
     def resolved_model(self) -> str:
         """The name in the registry: the static classifier for ORGaNICs on a static task."""
         return "organics-static" if self.model == "organics" and self.task == "mnist" else self.model
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder, by default."""
+        coarse = f"-{self.downsample}" if self.downsample > 1 else ""
+        return f"{self.task}{coarse}-{self.resolved_model}-{self.framework}-seed{self.seed}"
 
     def data(self) -> Dataset:
         """The data of the run."""

@@ -38,15 +38,15 @@ class JaxLearner:
         self.optimizer = transform.init(eqx.filter(self.model, mask))
 
         @eqx.filter_jit
-        def step(model: Any, optimizer: Any, x: Any, y: Any, rate: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+        def step(model: Any, optimizer: Any, seen: Any, x: Any, y: Any, rate: Any) -> tuple[Any, Any, Any]:
             params, fixed = eqx.partition(model, mask)
 
             def loss_of(params: Any) -> tuple[Any, tuple[Any, Any]]:
                 model, extra = eqx.combine(params, fixed), 0.0
                 if hasattr(model, "training_outputs"):
-                    outputs, extra = model.training_outputs(x)
+                    outputs, extra = model.training_outputs(seen, x)
                 else:
-                    outputs = model(x)
+                    outputs = model(seen)
                 loss, accuracy = self.loss(outputs, y)
                 return loss + extra, (loss, accuracy)
 
@@ -72,9 +72,13 @@ class JaxLearner:
         x, y = getattr(self.data, f"x_{part}")[index], getattr(self.data, f"y_{part}")[index]
         return jnp.asarray(x), jnp.asarray(y if y.dtype.kind == "f" else y.astype(np.int32))
 
-    def step(self, index: np.ndarray[Any, Any], learning_rate: float) -> tuple[float, float, float]:
+    def step(
+        self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None = None
+    ) -> tuple[float, float, float]:
         x, y = self._batch("train", index)
-        self.model, self.optimizer, numbers = self._step(self.model, self.optimizer, x, y, np.float32(learning_rate))
+        seen = x if noise is None else x + noise
+        rate = np.float32(learning_rate)
+        self.model, self.optimizer, numbers = self._step(self.model, self.optimizer, seen, x, y, rate)
         loss, accuracy, norm = (float(number) for number in numbers)
         return loss, accuracy, norm
 

@@ -88,11 +88,10 @@ class StaticClassifier(eqx.Module):
     def _classify(self, code: Array) -> Array:
         return _apply(self.readout, self.second(self.first(code)))
 
-    def training_outputs(self, x: Array) -> tuple[Array, Array]:
-        """Logits (N, outputs), and the loss of the reconstruction that is added to theirs."""
-        flat = x.reshape(len(x), -1)
-        code = _apply(self.encoder, flat)
-        error = jax.nn.sigmoid(_apply(self.decoder, code)) - flat
+    def training_outputs(self, x: Array, clean: Array) -> tuple[Array, Array]:
+        """Logits (N, outputs) of x, and the loss of the reconstruction of ``clean`` that is added to theirs."""
+        code = _apply(self.encoder, x.reshape(len(x), -1))
+        error = jax.nn.sigmoid(_apply(self.decoder, code)) - clean.reshape(len(x), -1)
         return self._classify(code), self.reconstruction * jnp.mean(error**2)
 
     def __call__(self, x: Array) -> Array:

@@ -1,7 +1,8 @@
 """The training driver, written once over a small protocol that torch and jax fulfil.
 
 What a run does is a function of its :class:`Config` alone: the order of the
-batches comes from (seed, epoch), and a checkpoint holds parameters, optimizer
+batches comes from (seed, epoch), noise on the inputs from (seed, epoch, step),
+and a checkpoint holds parameters, optimizer
 moments, random numbers and the position within the epoch. A run that is killed
 and resumed goes through the same numbers, bit by bit, on the same machine.
 """
@@ -54,8 +55,10 @@ class Learner(Protocol):
     parameter_count: int
     hidden: int
 
-    def step(self, index: np.ndarray[Any, Any], learning_rate: float) -> tuple[float, float, float]:
-        """One optimizer step on these training examples; returns loss, accuracy and gradient norm."""
+    def step(
+        self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None
+    ) -> tuple[float, float, float]:
+        """One optimizer step on these training examples, noise added; returns loss, accuracy and gradient norm."""
 
     def evaluate(self, part: str, batch_size: int) -> tuple[float, float]:
         """Mean loss and accuracy on ``"validation"`` or ``"test"``."""
@@ -174,7 +177,8 @@ def train(
             rate = config.rate(epoch)
             for index in islice(batch_indices(config.seed, epoch, count, config.batch_size), done, None):
                 began = time.perf_counter()
-                loss, accuracy, norm = learner.step(index, rate)
+                noise = input_noise(config, epoch, done + 1, (len(index), *data.x_train.shape[1:]))
+                loss, accuracy, norm = learner.step(index, rate, noise)
                 _finite({"loss": loss, "gradient norm": norm}, f"at epoch {epoch}, step {done + 1}")
                 done += 1
                 seconds = time.perf_counter() - began
@@ -252,6 +256,14 @@ def make_learner(config: Config, data: Dataset) -> Learner:
             f'the framework {config.framework} needs {missing}: pip install "organics-core[{config.framework}]"'
         ) from None
     return module.make(config, data)
+
+
+def input_noise(config: Config, epoch: int, step: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
+    """The noise on the inputs of one step, the same in every framework and after every resumption."""
+    if config.input_noise == 0:
+        return None
+    rng = np.random.default_rng((config.seed, epoch, step))
+    return np.float32(config.input_noise) * rng.standard_normal(shape, dtype=np.float32)
 
 
 def environment(framework: str) -> dict[str, Any]:

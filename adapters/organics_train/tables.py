@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .config import Config
+
 SEQUENTIAL = ("smnist", "psmnist", "rowmnist")
 NOTE = "The column 'paper' is recalled from memory of Rawat, Heeger & Martiniani (NeurIPS 2024): check it before use."
 
@@ -26,6 +28,51 @@ PAPER: dict[tuple[str, str], Reported] = {
     ("smnist", "lstm"): Reported(97.3, "128 units"),
     ("psmnist", "lstm"): Reported(92.6, "128 units"),
 }
+
+
+def grid(
+    tasks: Iterable[str], models: Iterable[str], seeds: Iterable[int], framework: str, **settings: Any
+) -> list[Config]:
+    """The runs of a table: every model on every task with every seed, with the recommended settings otherwise.
+
+    Parameters
+    ----------
+    tasks : iterable of str
+    models : iterable of str
+        Names of ``organics_baselines.MODELS``, or ``"all"``: every one that
+        the framework has and that has an output where the task wants it.
+    seeds : iterable of int
+    framework : {"torch", "jax"}
+    settings
+        Fields of :class:`Config` that all runs share; None for the recommended one.
+
+    Returns
+    -------
+    list of Config
+
+    Raises
+    ------
+    ValueError
+        For a name or a setting that is wrong.
+    ImportError
+        For ``"all"`` without torch.
+    """
+    runs: dict[str, Config] = {}
+    for task in tasks:
+        for model in models:
+            for name in _every_model(task, framework) if model == "all" else [model]:
+                for seed in seeds:
+                    run = Config.recommended(task, model=name, framework=framework, seed=seed, **settings)
+                    runs.setdefault(run.name, run)
+    return list(runs.values())
+
+
+def _every_model(task: str, framework: str) -> list[str]:
+    if framework == "jax":
+        return ["organics"]
+    from organics_baselines import MODELS
+
+    return [name for name, entry in MODELS.items() if task != "copy" or not entry.static]
 
 
 def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
@@ -127,13 +174,20 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         rows = rows_of(results, tasks)
         if not rows:
             continue
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+            padding=(0, 1),
+        )
         for name in ("task", "model", "library"):
             table.add_column(name, no_wrap=True)
         for name in ("hidden", "weights", "data", "ours", "paper"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows:
-            done = "-" if row["epochs"] is None else f"{row['epochs']} x {row['train_examples']}"
+            done = "-" if row["epochs"] is None else f"{row['epochs']} x {_thousands(row['train_examples'])}"
             paper = _text(row["paper"], 2)
             if row["paper"] is not None:
                 settings.append(f"{row['task']}, {row['model']}: {row['paper_detail']}")
@@ -144,6 +198,10 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     console.print("data: epochs x training examples.", highlight=False)
     if settings:
         console.print(f"{NOTE} Its settings: {'; '.join(dict.fromkeys(settings))}.", highlight=False)
+
+
+def _thousands(count: int) -> str:
+    return f"{count / 1000:.3g}k" if count >= 1000 else str(count)
 
 
 def _text(value: float | None, digits: int = 0) -> str:

@@ -54,16 +54,19 @@ class TorchLearner:
             return nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten()), right[:, -self.scored :].mean()
         return nn.functional.cross_entropy(outputs, y), right.mean()
 
-    def step(self, index: np.ndarray[Any, Any], learning_rate: float) -> tuple[float, float, float]:
+    def step(
+        self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None = None
+    ) -> tuple[float, float, float]:
         x, y = (values[torch.as_tensor(index, device=values.device)] for values in self.parts["train"])
+        seen = x if noise is None else x + torch.as_tensor(noise, device=x.device)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         if hasattr(self.model, "training_outputs"):
-            outputs, extra = self.model.training_outputs(x)
+            outputs, extra = self.model.training_outputs(seen, x)
             loss, accuracy = self.loss(outputs, y)
             (loss + extra).backward()
         else:
-            loss, accuracy = self.loss(self.model(x), y)
+            loss, accuracy = self.loss(self.model(seen), y)
             loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         for group in self.optimizer.param_groups:
