@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import organics_torch as ot  # noqa: E402
 from organics_core.cell import CellParameters, CellState, cell_sequence, cell_step  # noqa: E402
-from organics_torch import native  # noqa: E402
+from organics_torch import native, plain  # noqa: E402
 from organics_torch.sequence import choose_implementation  # noqa: E402
 
 T, N, K, H = 11, 5, 3, 6
@@ -115,6 +115,40 @@ def test_odd_sizes(road, steps, batch, inputs, hidden):
     reference.implementation = "reference"
     x = numbers(2, steps, batch, inputs)
     assert_same(run(layer, x, layer.start_state(batch)), run(reference, x, layer.start_state(batch)), 1e-12)
+
+
+@pytest.mark.parametrize("every", [None, 7])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_chunks_that_do_not_fill_the_sequence_and_both_kinds_of_product(monkeypatch, onednn, every):
+    """The plain road takes some steps at once, and large products from oneDNN where that is."""
+    monkeypatch.setattr(plain, "_CHUNK_NUMBERS", 4 * N * H)
+    monkeypatch.setattr(plain, "_LARGE", 0 if onednn else 1 << 60)
+    if onednn and plain._linear is None:
+        pytest.skip("torch was built without oneDNN")
+    dtype = torch.float32 if onednn else torch.float64
+    layer = make(implementation="function", checkpoint_every=every, dtype=dtype)
+    x, hx = numbers(1, T, N, K, dtype=dtype), start(dtype=dtype)
+    assert_same(run(layer, x, hx), core(layer, x, hx), 2e-5 if onednn else 1e-12)
+
+
+@pytest.mark.parametrize("road", ["function", "fused"])
+@pytest.mark.parametrize("shape", [(), (H,)])
+def test_sigma_of_every_neuron(road, shape):
+    skip_without(road)
+    layer = make(implementation=road)
+    layer.cells[0].sigma = numbers(7, *shape).abs() + 0.5
+    x, hx = numbers(1, T, N, K), start()
+    assert_same(run(layer, x, hx), core(layer, x, hx), 1e-12)
+
+
+@pytest.mark.parametrize("road", ["function", "fused"])
+def test_modulators_at_zero_and_silent_inputs(road):
+    """Where a <= 0 its root has no derivative, and nothing may become NaN."""
+    skip_without(road)
+    layer = make(implementation=road)
+    x, hx = torch.zeros(T, N, K, dtype=torch.float64), start()
+    hx = hx._replace(a=torch.zeros_like(hx.a) - 0.1 * (torch.arange(H) % 2))
+    assert_same(run(layer, x, hx), core(layer, x, hx), 1e-12)
 
 
 @pytest.mark.parametrize("road", ["function", "fused"])

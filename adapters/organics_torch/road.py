@@ -44,7 +44,7 @@ class Reserve:
 
     def __init__(self, smallest: int = 1 << 20) -> None:
         self.smallest = smallest
-        self._spare: Tensor | None = None
+        self._spare: list[Tensor] = []  # at most one; a list, whose pop no two threads can have
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialized tensor on the CPU, on the spare buffer if that fits."""
@@ -54,14 +54,15 @@ class Reserve:
         wanted = count * dtype.itemsize
         if wanted < self.smallest:
             return torch.empty(shape, dtype=dtype)
-        memory = self._spare
-        if memory is not None and wanted <= memory.numel() <= 2 * wanted:
-            self._spare = None
-        else:
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = None
+        if memory is None or not wanted <= memory.numel() <= 2 * wanted:
             memory = torch.empty(wanted, dtype=torch.uint8)
         lent = (ctypes.c_char * wanted).from_address(memory.data_ptr())
         weakref.finalize(lent, self._take_back, memory).atexit = False
         return torch.frombuffer(lent, dtype=dtype).view(shape)
 
     def _take_back(self, memory: Tensor) -> None:
-        self._spare = memory
+        self._spare[:] = [memory]
