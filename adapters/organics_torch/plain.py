@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .road import Reserve, Setup
 
-_CHUNK_NUMBERS = 1 << 17  # numbers (steps * batch * n) handled at once: the arrays of a chunk stay in the cache
+_CHUNK_NUMBERS = 1 << 16  # numbers (steps * batch * n) handled at once: the arrays of a chunk stay in the cache
 _LARGE = 1 << 21  # multiplications in a product, from which oneDNN is worth its overhead
 _tapes, _scratch = Reserve(), Reserve()
 _zero_below = torch.ops.aten.threshold_backward.grad_input  # (of what, where this is at most, threshold, grad_input=)
@@ -311,7 +311,7 @@ class _Factors:
     def __init__(self, stacked: _Stacked, batch: int, chunk: int) -> None:
         s = self.stacked = stacked
         n = s.n
-        shapes = [(chunk, rows * n, batch) for rows in (4, 3, 3, 2, 2, 2, 1, 1, 1, 1, 1, 1)]
+        shapes = [(chunk, rows * n, batch) for rows in (4, 3, 3, 2, 2, 2, 1, 1, 1, 1, 1)]
         self.arrays = _split(_empty(_scratch, s.w, (sum(map(math.prod, shapes)),)), *shapes)
         by_delta = (s.rate_b * s.from_ya).T
         if s.w_r is None:
@@ -335,7 +335,7 @@ class _Factors:
         """Gradients of the stacked weights and rates from one chunk; ``adjoint`` becomes that of the state before."""
         s, n, count = self.stacked, self.stacked.n, xs.shape[0]
         ya, target, h, b_start = tape
-        adjoints, factor, delta, b, to_b, positive, to_a, pool_y, pool_a, pool, z, other = (
+        adjoints, factor, delta, b, to_b, positive, to_a, pool_y, pool_a, pool, z = (
             array[:count] for array in self.arrays
         )
         y, a = ya[:, :n], ya[:, n:]
@@ -390,7 +390,7 @@ class _Factors:
             else:
                 _add_product(new_ya, self.to_ya, d)
 
-        delta_b, delta_z = delta[:, : 2 * n], torch.mul(b1, all_y, out=other)
+        delta_b, delta_z = delta[:, : 2 * n], torch.mul(b1, all_y, out=root)
         _zero_below(delta_z, z, 0, grad_input=delta_z)
         if g_x is not None:
             found_x = torch.matmul(self.to_x[:, : 2 * n], delta_b) + torch.matmul(self.to_x[:, 2 * n :], delta_z)
