@@ -1,13 +1,16 @@
 """Check and measure everything on a GPU, in one command, within ten minutes.
 
     python benchmarks/gpu.py [--wheels FOLDER] [--out FOLDER] [--skip tests,agreement,training,simulation]
+    python benchmarks/gpu.py --paper 540    # instead: nine minutes of the paper's tables, to be gone on with
 
 It runs the tests that concern a GPU (cupy; torch and jax on CUDA), the
 agreement table with columns for the GPU against numpy in float64, and the
 benchmarks, and writes ``gpu-<device>-<date>.json`` and a short ``.md`` table.
-Nothing needs to be installed but the array libraries: the project is taken from the
-source tree around this file, and what else it needs from pure-Python wheels in
-FOLDER. Without a CUDA device it says so and exits with code 2.
+Every piece runs in a process and a time of its own, and is written down row by
+row: what hangs, crashes or is killed costs nothing but itself. A record of the
+same day is added to. Nothing needs to be installed but the array libraries:
+the project is taken from the source tree around this file, and what else it needs
+from pure-Python wheels in FOLDER. Without a CUDA device it says so and exits with code 2.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,12 +38,26 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "agreement", "training", "simulation")
+PAPER_MODELS = (("organics", 64), ("organics", 128), ("lstm", 128))
 TEST_RUNS = {
     "cupy": ("--library", "cupy"),
     "torch on CUDA": ("--library", "torch", "--device", "cuda"),
     "jax on CUDA": ("--library", "jax", "--device", "cuda"),
 }
 LIMIT_SECONDS = 570
+BUDGETS = {"ceilings": 60, "training": 240, "jax training": 150, "simulation": 150, "agreement": 120}
+"""Seconds that a piece may take at most; the tests share what is left."""
+GROUPS = {"ceilings": "training", "jax training": "training"}
+"""The part that a piece belongs to, where it has another name."""
+PAPER_RUNS = [(task, model, n) for task in ("smnist", "psmnist") for model, n in PAPER_MODELS]
+"""What the paper's second table holds: sequences of 784 steps."""
+
+Keep = Callable[[Any], None]
+"""Takes a piece's result so far, to be kept whatever comes after."""
+
+
+def forget(result: Any) -> None:
+    """Keeps nothing."""
 
 
 class Sizes(NamedTuple):
@@ -103,24 +121,34 @@ def versions() -> dict[str, str]:
 # --- tests
 
 
-def run_tests(path: list[str], seconds: float) -> dict[str, Any]:
-    """Every run of TEST_RUNS, its counts and, where something failed, the end of its output."""
-    results = {}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    for name, options in TEST_RUNS.items():
-        command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", *options]
+def limited(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int | None, str]:
+    """Exit code and output; after so many seconds an interrupt, so that pytest still says how far it came, and None."""
+    with tempfile.TemporaryFile() as stream:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        code: int | None = None
         try:
-            run = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False
-            )
-            output, code = run.stdout + run.stderr, run.returncode
-        except subprocess.TimeoutExpired as error:
-            output, code = (error.stdout or b"").decode(errors="replace"), None
-        results[name] = {"ok": code == 0, "finished": code is not None, **counts(output)}
-        if code != 0:
-            results[name]["output"] = output[-3000:]
-    return results
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+        finally:
+            process.kill()
+            process.wait()
+        stream.seek(0)
+        return code, stream.read().decode(errors="replace")
+
+
+def run_tests(name: str, environment: dict[str, str], seconds: float) -> dict[str, Any]:
+    """One run of TEST_RUNS: its counts and, where something failed, the end of its output."""
+    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", *TEST_RUNS[name]]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-p", "xdist.plugin", "-n", str(max(1, min(6, (os.cpu_count() or 1) // 2)))]
+    code, output = limited(command, {**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, seconds)
+    result = {"ok": code == 0, "finished": code is not None, **counts(output)}
+    if code != 0:
+        result["output"] = output[-3000:]
+    return result
 
 
 def counts(output: str) -> dict[str, int]:
@@ -208,7 +236,7 @@ def ceilings(device: str, size: int = 8192, repeats: int = 10) -> dict[str, floa
     return found
 
 
-def training(device: str, sizes: Sizes, lstm: bool = True) -> list[dict[str, Any]]:
+def training(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, Any]]:
     """Forward and backward of one layer over a sequence: nn.LSTM, the core's step under autograd, and our roads."""
     import torch
 
@@ -233,11 +261,16 @@ def training(device: str, sizes: Sizes, lstm: bool = True) -> list[dict[str, Any
 
         peer = seconds(torch.nn.LSTM(1, n, device=device), sizes.repeats)
         rows.append({"layer": "nn.LSTM", "hidden": n, "seconds": peer})
+        keep(rows)
+        if device == "cuda":  # cuDNN's products are tf32 unless it is told otherwise
+            torch.backends.cudnn.allow_tf32 = False
+            rows.append({"layer": "nn.LSTM, float32", "hidden": n})
+            rows[-1]["seconds"] = seconds(torch.nn.LSTM(1, n, device=device), sizes.repeats)
+            torch.backends.cudnn.allow_tf32 = True
         exact = gradients(ORGaNICs(1, n, seed=0, dtype=torch.float64, device=device, implementation="function"), xs)
-        roads = [("core's step, eager", "reference", "highest", 1)]
+        roads = [(f"kernel, {p}", "triton", p, sizes.repeats) for p in ("highest", "high", "medium") if kernels]
+        roads += [("core's step, eager", "reference", "highest", 1)]
         roads += [("plain torch, derivative by hand", "function", "highest", 3)]
-        if kernels:
-            roads += [(f"kernel, {p}", "triton", p, sizes.repeats) for p in ("highest", "high", "medium")]
         for name, how, precision, repeats in roads:
             torch.set_float32_matmul_precision(precision)
             layer = ORGaNICs(1, n, seed=0, device=device, implementation=how)
@@ -250,10 +283,12 @@ def training(device: str, sizes: Sizes, lstm: bool = True) -> list[dict[str, Any
             except Exception as error:  # one road that fails must not cost the others their record
                 row["error"] = f"{type(error).__name__}: {error}"[:500]
             rows.append(row)
+            keep(rows)
         slowest = next((row["seconds"] for row in rows if row["hidden"] == n and "eager" in row["layer"]), None)
         for row in rows:
             if row["hidden"] == n and slowest and "seconds" in row:
                 row["faster than eager"] = slowest / row["seconds"]
+        keep(rows)
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -280,35 +315,57 @@ def work(n: int, batch: int, steps: int) -> dict[str, float]:
     return {"flop": 3 * 2 * 6 * n * n * batch * steps, "bytes": 4 * n * batch * steps * (3 + 2 * 8 + 2 * 6)}
 
 
-def jax_training(sizes: Sizes) -> list[dict[str, Any]]:
-    """The same layer in jax: one compiled program for forward and backward."""
+def jax_training(sizes: Sizes, keep: Keep = forget) -> list[dict[str, Any]]:
+    """The same layer in jax, one compiled program for forward and backward, with products in float32 and in tf32."""
     import equinox as eqx
     import jax
     import jax.numpy as jnp
 
     from organics_jax import ORGaNICs
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n in sizes.hidden:
-        layer = ORGaNICs(1, n, key=jax.random.key(0), dtype=jnp.float32)
-        xs = jax.random.uniform(jax.random.key(1), (sizes.steps, sizes.batch, 1), dtype=jnp.float32)
+        for precision, meaning in (("highest", "highest"), ("tensorfloat32", "high")):
+            layer = ORGaNICs(1, n, key=jax.random.key(0), dtype=jnp.float32)
+            xs = jax.random.uniform(jax.random.key(1), (sizes.steps, sizes.batch, 1), dtype=jnp.float32)
 
-        @eqx.filter_jit
-        def call(layer: Any, xs: Any) -> Any:
-            return eqx.filter_value_and_grad(lambda layer: (layer(xs)[0][-1] ** 2).mean())(layer)
+            @eqx.filter_jit
+            def call(layer: Any, xs: Any, precision: str = precision) -> Any:
+                with jax.default_matmul_precision(precision):
+                    return eqx.filter_value_and_grad(lambda layer: (layer(xs)[0][-1] ** 2).mean())(layer)
 
-        began = time.perf_counter()
-        jax.block_until_ready(call(layer, xs))
-        compiling = time.perf_counter() - began
-        taken = median_seconds(
-            lambda call=call, layer=layer, xs=xs: jax.block_until_ready(call(layer, xs)), lambda: None, sizes.repeats
-        )
-        row = {"layer": "ORGaNICs, jax", "hidden": n, "seconds": taken, "first call": compiling}
-        rows.append(row | work(n, sizes.batch, sizes.steps))
+            def run(call: Any = call, layer: Any = layer, xs: Any = xs) -> Any:
+                return jax.block_until_ready(call(layer, xs))
+
+            row: dict[str, Any] = {"layer": f"ORGaNICs, jax, {meaning}", "hidden": n}
+            try:
+                began = time.perf_counter()
+                run()
+                row["first call"] = time.perf_counter() - began
+                row["seconds"] = median_seconds(run, lambda: None, sizes.repeats)
+                row |= work(n, sizes.batch, sizes.steps)
+            except Exception as error:  # as above
+                row["error"] = f"{type(error).__name__}: {error}"[:500]
+            rows.append(row)
+            keep(rows)
     return rows
 
 
-def simulation(sizes: Sizes, module: Any = None, engines: tuple[str, ...] = ("kernel", "graph", "core")) -> list[Any]:
+def compare_with_kernel(record: dict[str, Any]) -> None:
+    """Add to jax's rows how often the torch kernel of the same precision fits into their time."""
+    torch_rows = {(row["layer"], row["hidden"]): row for row in record.get("training", [])}
+    for row in record.get("jax training", []):
+        kernel = torch_rows.get((row["layer"].replace("jax", "kernel"), row["hidden"]), {})
+        if "seconds" in row and "seconds" in kernel:
+            row["times kernel"] = row["seconds"] / kernel["seconds"]
+
+
+def simulation(
+    sizes: Sizes,
+    module: Any = None,
+    engines: tuple[str, ...] = ("kernel", "graph", "core"),
+    keep: Keep = forget,
+) -> list[Any]:
     """Simulated steps per second: a batch of small circuits by every engine, with noise, and one large circuit."""
     import numpy as np
 
@@ -329,6 +386,7 @@ def simulation(sizes: Sizes, module: Any = None, engines: tuple[str, ...] = ("ke
         except Exception as error:  # as above
             row["error"] = f"{type(error).__name__}: {error}"[:500]
         rows.append(row)
+        keep(rows)
 
     n, count = sizes.neurons, sizes.circuits
     circuit = og.Circuit(rng.standard_normal((n, n)) / (2 * n**0.5), rng.random((n, n)) / n, 0.5, 0.5, 0.1, 2e-3, 2e-3)
@@ -363,6 +421,56 @@ def simulation(sizes: Sizes, module: Any = None, engines: tuple[str, ...] = ("ke
     options = {"method": "rk4", "substeps": 50, "engine": "graph"}
     label = f"one circuit of {sizes.ring} convolutional pools, rk4, graph, float32"
     measure(label, 50, lambda: og.simulate(huge, drive, times, **options))
+    sparse = importlib.import_module("scipy.sparse" if module is np else "cupyx.scipy.sparse")
+    near = module.arange(-10, 11).repeat(sizes.ring), module.tile(module.arange(sizes.ring), 21)
+    places = near[1], (near[0] + near[1]) % sizes.ring
+    weights = module.full(21 * sizes.ring, 1 / 21, dtype=np.float32)
+    pool = sparse.coo_matrix((weights, places), shape=(sizes.ring, sizes.ring)).tocsr()
+    huge = LargeCircuit(None, pool, 0.5, 0.5, 0.1, 2e-3, 2e-3)
+    label = f"one circuit of {sizes.ring} sparse pools of 21, rk4, graph, float32"
+    measure(label, 50, lambda: og.simulate(huge, drive, times, **options))
+    return rows
+
+
+# --- the paper's tables
+
+
+def paper(out: Path, seconds: float, device: str = "cuda", keep: Keep = forget, **given: Any) -> list[dict[str, Any]]:
+    """Train what the paper's second table holds, each for its share of the time; what is in ``out`` goes on.
+
+    Every run leaves its checkpoint, the results of the epochs so far with the
+    accuracy on the test set, and its curve, in a folder of its own.
+    """
+    from organics_train import Config, train
+
+    began, rows = time.monotonic(), []
+    for k, (task, model, n) in enumerate(PAPER_RUNS):
+        folder = out / f"{task}-{model}-{n}"
+        until = time.monotonic() + (seconds - (time.monotonic() - began)) / (len(PAPER_RUNS) - k)
+        settings = {"task": task, "model": model, "hidden": n, "device": device, **given}
+        done: list[int] = []
+
+        class Enough(Exception):
+            pass
+
+        def after(record: dict[str, Any], until: float = until, done: list[int] = done, enough: Any = Enough) -> None:
+            done.append(record["epoch"])
+            if time.monotonic() + 1.5 * record["seconds"] > until:  # the evaluation takes its time, too
+                raise enough
+
+        row: dict[str, Any] = {"task": task, "model": model, "hidden": n}
+        try:
+            with contextlib.suppress(Enough):
+                train(Config(**{"epochs": 100, **settings}), folder, resume=True, on_epoch=after)
+            if done and done[-1] < 100:  # a run of as many epochs as there are is complete: it is tested
+                train(Config(**{"epochs": done[-1], **settings}), folder, resume=True)
+            results = json.loads((folder / "results.json").read_text())
+            row |= {"parameters": results["parameters"], "epochs": len(results["epochs"])}
+            row |= {"seconds": results["seconds"], "test accuracy": results["test_accuracy"]}
+        except Exception as error:  # as above
+            row["error"] = f"{type(error).__name__}: {error}"[:500]
+        rows.append(row)
+        keep(rows)
     return rows
 
 
@@ -378,10 +486,11 @@ def markdown(record: dict[str, Any]) -> str:
     for name, run in record.get("tests", {}).items():
         result = "passed" if run["ok"] else "did not pass"
         lines.append(f"- tests, {name}: {result} ({run.get('passed', 0)} passed, {run.get('failed', 0)} failed)")
+    lines += [f"- {name}: {error}".splitlines()[0] for name, error in record.get("errors", {}).items()]
     if "agreement" in record:
         lines.append(f"- agreement: {'all within bounds' if record['agreement']['ok'] else 'beyond its bounds'}")
     training_rows = record.get("training", []) + record.get("jax training", [])
-    for rows in (training_rows, record.get("simulation", [])):
+    for rows in (training_rows, record.get("simulation", []), record.get("paper", [])):
         if rows:
             names = list(dict.fromkeys(key for row in rows for key in row if key not in ("flop", "bytes")))
             lines += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
@@ -402,54 +511,112 @@ def fractions(rows: list[dict[str, Any]], limits: dict[str, float]) -> None:
             row["fraction of limit"] = least / row["seconds"]
 
 
+def child(piece: str, into: Path, out: Path, seconds: float) -> None:
+    """Do one piece, and keep its result so far in a file, as the parent reads it."""
+
+    def keep(result: Any) -> None:
+        part = into.with_suffix(".part")
+        part.write_text(json.dumps(result))
+        part.replace(into)
+
+    sizes = Sizes()
+    calls: dict[str, Callable[[], Any]] = {
+        "ceilings": lambda: ceilings("cuda"),
+        "training": lambda: training("cuda", sizes, keep),
+        "jax training": lambda: jax_training(sizes, keep),
+        "simulation": lambda: simulation(sizes, keep=keep),
+        "agreement": agreement,
+        "paper": lambda: paper(out, seconds, keep=keep),
+    }
+    keep(calls[piece]())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels to use")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the record")
     parser.add_argument("--skip", default="", help=f"parts to leave out, of {', '.join(PARTS)}")
+    parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="for everything; 570 by default")
+    parser.add_argument("--paper", type=float, metavar="SECONDS", help="train the paper's tables, and nothing else")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.child:
+        child(options.child, options.into, options.out, options.seconds)
+        return 0
     skipped = set(filter(None, options.skip.split(",")))
     if skipped - set(PARTS):
         parser.error(f"--skip: unknown part {min(skipped - set(PARTS))!r}; choose from {', '.join(PARTS)}")
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = prepare(options.wheels, Path(folder))
         sys.path[:0] = path
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         device = cuda_device()
         if device is None:
             print("No CUDA device is visible: nothing was run.", file=sys.stderr)
             return 2
-        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-        record: dict[str, Any] = {"device": device, "date": date, "versions": versions()}
-        name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + f"-{date}"
-        options.out.mkdir(parents=True, exist_ok=True)
+        return run_pieces(device, options, skipped, environment, Path(folder))
 
-        def part(key: str, call: Callable[[], Any], into: str) -> None:
-            if key in skipped or time.monotonic() - began > LIMIT_SECONDS:
-                record.setdefault("left out", []).append(into)
-                return
-            print(f"[{time.monotonic() - began:5.0f} s] {into}", flush=True)
-            try:
-                record[into] = call()
-            except Exception as error:  # the record of the other parts must not be lost
-                record.setdefault("errors", {})[into] = f"{type(error).__name__}: {error}"[:2000]
-            for suffix, text in ((".json", json.dumps(record, indent=1) + "\n"), (".md", markdown(record))):
-                (options.out / f"{name}{suffix}").write_text(text)
 
-        sizes = Sizes()
-        part("training", lambda: ceilings("cuda"), "ceilings")
-        part("training", lambda: training("cuda", sizes), "training")
-        part("training", lambda: jax_training(sizes), "jax training")
+def run_pieces(
+    device: str, options: argparse.Namespace, skipped: set[str], environment: dict[str, str], folder: Path
+) -> int:
+    """Every piece in a process of its own; the record after each; the exit code."""
+    began = time.monotonic()
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / ("gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + f"-{date}")
+    old, shown_at = stem.with_suffix(".json"), stem.with_suffix(".md")
+    record: dict[str, Any] = json.loads(old.read_text()) if old.exists() else {}
+    record |= {"device": device, "date": date, "versions": versions()}
+    failed = False
+
+    def left() -> float:
+        return options.seconds - (time.monotonic() - began)
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - began:5.0f} s] {what}", flush=True)
+
+    def write() -> None:
         if "ceilings" in record:
             fractions(record.get("training", []) + record.get("jax training", []), record["ceilings"])
-        part("simulation", lambda: simulation(sizes), "simulation")
-        part("agreement", agreement, "agreement")
-        left = (LIMIT_SECONDS - (time.monotonic() - began)) / len(TEST_RUNS)
-        part("tests", lambda: run_tests(path, left), "tests")
-        print((options.out / f"{name}.md").read_text())
-    failed = "errors" in record or any(not run["ok"] for run in record.get("tests", {}).values())
+        compare_with_kernel(record)
+        for file, text in ((old, json.dumps(record, indent=1) + "\n"), (shown_at, markdown(record))):
+            file.write_text(text)
+
+    def one(piece: str, seconds: float) -> bool:
+        into = folder / "result.json"
+        into.unlink(missing_ok=True)
+        command = [sys.executable, str(Path(__file__).resolve()), "--child", piece, "--into", str(into)]
+        command += ["--out", str(options.out.resolve() / "paper"), "--seconds", str(max(1.0, seconds - 30))]
+        code, output = limited(command, environment, seconds)
+        if into.exists():
+            record[piece] = json.loads(into.read_text())
+        record.setdefault("errors", {}).pop(piece, None)
+        if code != 0:
+            reason = f"stopped after {seconds:.0f} s" if code is None else f"exit code {code}"
+            record["errors"][piece] = f"{reason}\n{output[-2000:]}"
+            say(f"{piece}: {reason}\n{output[-2000:]}")
+        return code == 0
+
+    pieces = ["paper"] if options.paper else list(BUDGETS)
+    for piece in pieces:
+        if GROUPS.get(piece, piece) in skipped:
+            continue
+        say(piece)
+        budget = options.paper + 30 if options.paper else min(BUDGETS[piece], left())
+        failed |= budget < 1 or not one(piece, budget)
+        write()
+    if "tests" not in skipped and not options.paper:
+        for k, name in enumerate(TEST_RUNS):
+            say(f"tests, {name}")
+            run = run_tests(name, environment, max(1.0, left() - 20) / (len(TEST_RUNS) - k))
+            record.setdefault("tests", {})[name] = run
+            failed |= not run["ok"]
+            write()
+    print(shown_at.read_text())
     return int(failed or not record.get("agreement", {"ok": True})["ok"])
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -348,3 +350,37 @@ def test_cell_in_flax():
     names = {path[-1] for path, _ in nnx.to_flat_state(gradient)}
     assert "w_zx" in names
     assert not {"sigma", "start_y"} & names
+
+
+def test_unrolled_as_on_a_gpu_the_numbers_are_the_same(monkeypatch):
+    """Turns of eight steps, with a rest, forward and backward."""
+    cell = ORGaNICsCell(2, 5, key=KEY, max_rates=RATES, dtype=jnp.float64)
+    xs = jax.random.normal(jax.random.key(1), (21, 3, 2))
+
+    def loss(cell, xs):
+        return jnp.sum(sequence(cell.effective(), cell.initial_state((3,)), xs, max_rates=RATES, chunk=10)[1] ** 2)
+
+    found = []
+    for steps in (1, 8):
+        monkeypatch.setattr("organics_jax.sequence._unrolled", lambda steps=steps: steps)
+        jax.clear_caches()
+        program = jax.make_jaxpr(jax.grad(loss, argnums=1))(cell, xs)
+        assert f"unroll={steps}" in str(program)
+        found.append(jax.value_and_grad(loss, argnums=(0, 1), allow_int=True)(cell, xs))
+    assert_trees_close(found[1], found[0])
+
+
+def test_the_gpu_script_measures_jax():
+    """In float32 and in tf32, every row kept at once, with the ratio to the torch kernel of the same precision."""
+    path = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("gpu_script", path)
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    kept = []
+    rows = gpu.jax_training(gpu.Sizes(2, 3, (4,), repeats=1), lambda rows: kept.append(len(rows)))
+    assert [row["layer"] for row in rows] == ["ORGaNICs, jax, highest", "ORGaNICs, jax, high"]
+    assert kept == [1, 2]
+    record = {"jax training": rows, "training": [{"layer": "ORGaNICs, kernel, high", "hidden": 4, "seconds": 2.0}]}
+    gpu.compare_with_kernel(record)
+    assert rows[1]["times kernel"] == rows[1]["seconds"] / 2.0
+    assert "times kernel" not in rows[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -96,9 +97,63 @@ def test_simulations_are_measured(gpu: Any, tiny: Any) -> None:
     """With numpy in place of cupy, which leaves out the kernel."""
     standin.organics_cupy()
     rows = gpu.simulation(tiny, np, engines=("graph", "core"))
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert not any("error" in row for row in rows)
     assert all(row["steps per second"] == row["steps"] / row["seconds"] for row in rows)
+
+
+def test_the_paper_s_runs_go_on(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time at all is one epoch; the next call goes on from there. Each leaves its results."""
+    monkeypatch.setattr(gpu, "PAPER_RUNS", [("digits", "organics", 4), ("digits", "nothing", 4)])
+    for epochs in (1, 2):
+        good, bad = gpu.paper(tmp_path, 0.0, device="cpu", limit=64, batch_size=32)
+        assert good["epochs"] == epochs
+        assert 0 <= good["test accuracy"] <= 1
+        assert "nothing" in bad["error"]
+        files = {file.name for file in (tmp_path / "digits-organics-4").iterdir()}
+        assert {"checkpoint.safetensors", "results.json"} <= files
+
+
+def test_a_piece_that_hangs_or_dies_costs_itself_alone(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it had kept is in the record, with the reason; a record of the same day is added to."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time, pathlib, os\n"
+        "piece, into = sys.argv[2], pathlib.Path(sys.argv[4])\n"
+        'into.write_text(\'[{"simulation": "\' + piece + \'", "seconds": 1.5}]\')\n'
+        "if piece == 'hangs': time.sleep(60)\n"
+        "if piece == 'dies': os.abort()\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    options = argparse.Namespace(out=tmp_path, seconds=100.0, paper=None)
+    for budgets in ({"simulation": 50.0}, {"hangs": 3.0, "dies": 50.0}):
+        monkeypatch.setattr(gpu, "BUDGETS", budgets)
+        code = gpu.run_pieces("A GPU", options, {"tests"}, dict(os.environ), tmp_path)
+        assert code == int("dies" in budgets)
+    record = json.loads(next(tmp_path.glob("gpu-a-gpu-*.json")).read_text())
+    assert [record[name][0]["simulation"] for name in ("simulation", "hangs", "dies")] == [
+        "simulation",
+        "hangs",
+        "dies",
+    ]
+    assert record["errors"]["hangs"].startswith("stopped after 3 s")
+    assert record["errors"]["dies"].startswith("exit code -6")
+    assert "| simulation | 1.5 |" in capsys.readouterr().out
+
+
+def test_an_interrupted_test_run_says_how_far_it_came(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of what had finished when its time was up."""
+    test = tmp_path / "test_slow.py"
+    test.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n")
+    monkeypatch.setitem(gpu.TEST_RUNS, "slow", ("--noconftest", "-c", os.devnull, str(test)))
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 1)
+    result = gpu.run_tests("slow", dict(os.environ), 10.0)
+    assert result["ok"] is result["finished"] is False
+    assert result["passed"] == 1
 
 
 def test_agreement_has_columns_for_the_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
