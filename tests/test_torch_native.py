@@ -121,6 +121,26 @@ def test_threads_may_change_between_the_passes():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_computes_too():
+    """OpenMP's threads do not survive a fork: the child takes others."""
+    program = """
+import os, signal, torch, organics_torch as ot
+torch.set_num_threads(2)
+layer, x = ot.ORGaNICs(1, 8, seed=0, implementation="fused"), torch.ones(5, 4, 1)
+here = layer(x)[0]
+torch.ones(1 << 20).exp()  # by both threads
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    os._exit(0 if torch.equal(layer(x)[0], here) else 3)
+print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    assert done.stdout.strip() == "0", done.stderr
+
+
 def test_reserve_lends_one_buffer_to_one_tensor_at_a_time():
     reserve = Reserve(smallest=16)
     one = reserve.empty((4, 8), torch.float32)

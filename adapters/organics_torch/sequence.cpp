@@ -26,6 +26,14 @@
 #include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#if defined(__linux__)
+// The threads of OpenMP, where torch has brought them. They stay awake for a while after torch's own operations, and
+// others would have to share the cores with them.
+extern "C" void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
+static const pid_t loaded_by = getpid();  // they are not there in a forked child
 #endif
 
 namespace {
@@ -633,26 +641,37 @@ template <class T> struct Sequence {
     }
 };
 
-template <class F> int in_threads(int threads, F work) {
-    std::atomic<int> failed{0};
-    auto safe = [&](int thread) {
-        try {
-            work(thread);
-        } catch (...) {
-            failed = 1;
+// work(0) .. work(threads - 1), each once, in as many threads as can be had; 1 if one failed
+template <class F> int in_threads(int threads, const F &work) {
+    struct Job {
+        const F &work;
+        const int threads;
+        std::atomic<int> next{0}, failed{0};
+    } job{work, threads};
+    void (*const take)(void *) = [](void *given) {
+        Job &job = *static_cast<Job *>(given);
+        for (int i; (i = job.next++) < job.threads;) {
+            try {
+                job.work(i);
+            } catch (...) {
+                job.failed = 1;
+            }
         }
     };
-    std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) {
-        try {
-            others.emplace_back(safe, i);
-        } catch (...) {
-            safe(i);  // no thread to be had: do its work here
-        }
+#if defined(__linux__)
+    if (threads > 1 && GOMP_parallel && getpid() == loaded_by) {
+        GOMP_parallel(take, &job, unsigned(threads), 0);
+        return job.failed;
     }
-    safe(0);
+#endif
+    std::vector<std::thread> others;
+    try {
+        for (int i = 1; i < threads; ++i) others.emplace_back(take, &job);
+    } catch (...) {  // no thread to be had: the others do its work
+    }
+    take(&job);
     for (auto &other : others) other.join();
-    return failed;
+    return job.failed;
 }
 
 template <class T> int forward(const int64_t *arg) {
