@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 
 import organics_core as oc
 from organics_cli.app import app
-from organics_figures import FIGURES, numbers
+from organics_core.checkpoint import save_checkpoint
+from organics_figures import FIGURES, networks, numbers
+from organics_plot.style import style
 
 
 def test_all_random_circuits_of_order_one_are_stable():
@@ -30,30 +33,74 @@ def test_all_random_circuits_of_order_one_are_stable():
     assert (found["gains_to_one"] >= 0).sum() == 2
 
 
-def test_fixed_points_of_the_portraits():
-    found = numbers.phase_portraits(quick=True)
-    stable = [found[f"stable_{i}"].tolist() for i in range(len(numbers.PORTRAITS))]
-    assert [sum(s) for s in stable] == [1] * 6
-    assert [len(s) for s in stable] == [1, 3, 1, 3, 1, 1]
+@pytest.fixture(scope="module")
+def portraits() -> dict[str, np.ndarray]:
+    return numbers.phase_portraits(quick=True)
+
+
+def test_fixed_points_of_the_portraits(portraits):
+    """How many, which of them stable, and that they are fixed points."""
+    stable = {title: portraits[f"stable_{i}"].tolist() for i, title in enumerate(numbers.PORTRAITS)}
+    assert [len(flags) for flags in stable.values()] == [1, 3, 1, 1, 1, 1, 3, 3, 3]
+    assert [sum(flags) for flags in stable.values()] == [1, 1, 1, 1, 1, 1, 1, 2, 1]
     for index, (changes, variant) in enumerate(numbers.PORTRAITS.values()):
         circuit = numbers.one_neuron(**changes)
-        for y, a in found[f"points_{index}"]:
+        for y, a in portraits[f"points_{index}"]:
             slope = oc.vector_field(circuit, oc.State(np.array([y]), np.array([a])), np.array([1.0]), variant=variant)
             assert abs(circuit.tau_y * slope.y[0]) < 1e-12
             assert abs(circuit.tau_a * slope.a[0]) < 1e-12
-    # where a trajectory arrives, it is at the stable one
-    for index, flags in enumerate(stable):
-        arrived = found[f"basin_{index}"]
-        assert set(np.unique(arrived)) <= {-1, flags.index(True)}
-        assert (arrived >= 0).mean() > 0.3
+
+
+def test_basins_of_the_portraits(portraits):
+    """All of the plane is one basin, or it has two, or part of it escapes; as simulations from its points say."""
+    titles = list(numbers.PORTRAITS)
+    for index, (title, (changes, variant)) in enumerate(numbers.PORTRAITS.items()):
+        basin, points = portraits[f"basin_{index}"], portraits[f"points_{index}"]
+        ends = set(np.unique(basin).tolist())
+        if title == "w_r = -2":
+            assert ends == {-1, 0}
+            continue
+        assert ends == set(np.flatnonzero(portraits[f"stable_{index}"]).tolist())
+        circuit = numbers.one_neuron(**changes)
+        i, j = np.random.default_rng(index).integers(0, basin.shape[0], (2, 6))
+        start = oc.State(portraits[f"y_{index}"][j, None], portraits[f"rate_{index}"][i, None] ** 2)
+        run = oc.simulate(circuit, np.array([1.0]), np.array([0.0, 3.0]), state0=start, variant=variant)
+        np.testing.assert_allclose(run.state.y[-1, :, 0], points[basin[i, j], 0], atol=1e-3, err_msg=title)
+    assert len(np.unique(portraits[f"basin_{titles.index('w_r = 2, tau_y = 20 tau_a')}"])) == 2
+
+
+def test_stable_fixed_points_over_two_parameters():
+    """For w_r > 0 there is always a stable one; for w_r < 0 not under strong input, or a strong pool."""
+    found = numbers.stability_boundary(quick=True)
+    for name in ("input", "pool"):
+        w_r, other = found[f"{name}_values"]
+        stable = found[f"{name}_abscissa"] < 0
+        assert stable[w_r > 0].all()
+        assert stable[:, other < 0.5].all()
+        assert not stable[(w_r < 0) & (w_r > -1)][:, -1].any()
+        assert len(found[f"{name}_segments"]) > 4
+    stable = found["sigma_abscissa"] < 0
+    assert stable.any()
+    assert not stable.all()
 
 
 def test_newton_is_much_faster_than_the_iteration():
+    """A hundred circuits: Newton needs less than 8 iterations to machine precision in nearly all, and 20 at worst."""
     found = numbers.convergence()
     newton, iteration = np.median(found["newton"], axis=1), np.median(found["iteration"], axis=1)
     assert newton[4] < 1e-14
     assert iteration[4] > 1e-8
     assert np.argmax(newton < 1e-12) < 0.4 * np.argmax(iteration < 1e-12)
+    assert (found["newton"][6] < 1e-13).mean() >= 0.97
+    assert found["newton"][19].max() < 1e-14
+    assert found["iteration"][-1].max() < 1e-12
+
+
+def test_iterates_end_at_newtons_fixed_point():
+    found = numbers.iterates()
+    np.testing.assert_allclose(found["a"][-1], found["fixed"], rtol=1e-13)
+    assert np.abs(found["a"][0] / found["fixed"] - 1).max() > 0.3
+    assert np.linalg.norm(found["w_r"], 2) == pytest.approx(1.0)
 
 
 def test_energy_falls():
@@ -71,11 +118,34 @@ def test_gamma_peak_rises_with_contrast():
     assert 30 < seen[-1] < 80
 
 
-def test_weak_recurrence_keeps_normalization():
+def test_what_becomes_of_random_recurrence():
+    """Without recurrence the fixed point of normalization; strong recurrence breaks it."""
     found = numbers.phase_diagram(quick=True)
-    assert (found["kind"][0] == 0).all()
-    np.testing.assert_allclose(found["distance"][0], 0.0, atol=1e-10)
-    assert (found["kind"][-1] != 0).any()
+    for ensemble in ("goe", "gaussian"):
+        kind = found[f"{ensemble}_kind"]
+        assert (kind[0] == 0).all()
+        np.testing.assert_allclose(found[f"{ensemble}_distance"][0], 0.0, atol=1e-10)
+        assert (kind[-1] != 0).any()
+    assert not (found["goe_kind"] == 1).any()
+
+
+PICTURES = [name for name, entry in FIGURES.items() if not entry.trains]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_nothing_is_clipped(name):
+    """Every text of every figure lies within it, and no axes is empty."""
+    with style():
+        figure = FIGURES[name].draw(FIGURES[name].numbers(quick=True))
+        figure.draw_without_rendering()
+        width, height = figure.canvas.get_width_height()
+        for ax in figure.axes:
+            box = ax.get_tightbbox()
+            assert box.x0 > -1, (name, ax.get_title())
+            assert box.y0 > -1, (name, ax.get_title())
+            assert box.x1 < width + 1, (name, ax.get_title())
+            assert box.y1 < height + 1, (name, ax.get_title())
+            assert ax.has_data()
 
 
 def test_command_writes_picture_numbers_and_record(tmp_path):
@@ -103,3 +173,133 @@ def test_bad_requests(arguments, message, tmp_path):
 def test_list():
     done = CliRunner().invoke(app, ["figures", "--list"])
     assert all(name in done.output for name in FIGURES)
+
+
+FRAMEWORKS = [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")]
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Train by organics train, a little, and return the folder."""
+
+    def train(task: str, framework: str, **options: object) -> Path:
+        from organics_train import Config
+        from organics_train import train as run
+
+        config = Config(task=task, framework=framework, epochs=1, hidden=10, batch_size=128, **options)
+        folder = tmp_path / f"{task}-{framework}"
+        run(config, folder)
+        return folder
+
+    return train
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("recurrent", ["identity", "spectral"])
+def test_a_static_checkpoint_is_the_network_that_was_trained(framework, recurrent, run_of):
+    """The core's fixed points, with the readout of the checkpoint, give the classes that the framework gave."""
+    pytest.importorskip("safetensors")
+    from organics_train.checkpoint import load_checkpoint
+
+    options = {"recurrent": recurrent, "sigma": 0.3}
+    folder = run_of("digits", framework, model="organics-static", options=options)
+    given = networks.read(folder)
+    assert given.kind == "static"
+    x = given.x.reshape(len(given.x), -1)
+    circuits = given.network.circuits(x)
+    rates = np.maximum(circuits[-1][1].y, 0) ** 2
+    arrays = {name.lstrip("."): value for name, value in load_checkpoint(folder / "model.safetensors")[0].items()}
+    right = np.argmax(rates @ arrays["readout.weight"].T + arrays["readout.bias"], axis=-1) == given.y
+    want = json.loads((folder / "results.json").read_text())["test_accuracy"]
+    assert right.mean() == pytest.approx(want, abs=1.5 / len(x))
+    abscissae = given.network.abscissae(x[:150])
+    assert [len(values) for values in abscissae] == [150, 150]
+    for values, (circuit, state) in zip(abscissae, circuits, strict=True):
+        first = oc.jacobian(circuit._replace(b=circuit.b[120]), oc.State(state.y[120], state.a[120]))
+        assert values[120] == pytest.approx(np.linalg.eigvals(first).real.max(), rel=1e-9)
+        if recurrent == "identity":
+            assert (values < 0).all()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("recurrent", ["orthogonal", "spectral", "identity"])
+def test_a_recurrent_checkpoint_is_the_network_that_was_trained(framework, recurrent, run_of, tmp_path):
+    """The core's sequence, with the readout of the checkpoint, gives the classes that the framework gave."""
+    pytest.importorskip("safetensors")
+    from organics_train.checkpoint import load_checkpoint
+
+    folder = run_of("digits", framework, options={"recurrent": recurrent})
+    given = networks.read(folder / "checkpoint.safetensors")  # of a run that goes on, too
+    assert given.kind == "recurrent"
+    run = given.network.run(given.x)
+    arrays = {name.lstrip("."): value for name, value in load_checkpoint(folder / "model.safetensors")[0].items()}
+    right = np.argmax(run.y[:, -1] @ arrays["readout.weight"].T + arrays["readout.bias"], axis=-1) == given.y
+    want = json.loads((folder / "results.json").read_text())["test_accuracy"]
+    assert right.mean() == pytest.approx(want, abs=1.5 / len(given.x))
+    assert np.isfinite(run.along)
+    if recurrent == "identity":
+        assert run.settled < 0
+    out = tmp_path / "figures"
+    done = CliRunner().invoke(app, ["figures", "trajectories", "--checkpoint", str(folder), "--output", str(out)])
+    assert done.exit_code == 0, done.output
+    assert json.loads((out / "trajectories.json").read_text())["checkpoint"] == str(folder)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_saved_layers_are_a_checkpoint_too(framework, tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "layers.safetensors"
+    save_checkpoint(path, [oc.init_cell(0, 8, 6)])
+    given = networks.read(path)
+    assert given.task == "digits"
+    assert given.network.run(given.x[:3]).y.shape == (3, 8, 6)
+    save_checkpoint(path, [oc.init_cell(0, 5, 6)])
+    with pytest.raises(ValueError, match="holds layers of 5 inputs"):
+        networks.read(path)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_networks_trained_for_the_figures_learn(framework, monkeypatch):
+    """The readout learns too: well above chance after ten epochs. The static network stays stable meanwhile."""
+    monkeypatch.setattr(networks, "framework", lambda: framework)
+    networks.train_static.cache_clear()
+    try:
+        found = numbers.static_stability(quick=True)
+        assert found["accuracy"][-1] > max(0.3, found["accuracy"][0] + 0.1)
+        assert len(found["layer_1"]) == len(found["layer_2"])
+        for index in (1, 2):
+            assert (found[f"layer_{index}"] < 0).all()
+            assert (found[f"highest_{index}"] < 0).all()
+        assert np.isfinite(found["loss"][1:]).all()
+        FIGURES["static-stability"].draw(found)
+    finally:
+        networks.train_static.cache_clear()
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "layers.safetensors"
+    save_checkpoint(path, [oc.init_cell(0, 8, 6)])
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    for arguments, message in (
+        (["energy", "--checkpoint", str(path)], "holds a recurrent network, which only trajectories can show"),
+        (["trajectories", "--checkpoint", str(tmp_path / "none")], "there is no checkpoint file"),
+        (["trajectories", "--checkpoint", str(tmp_path / "bad.safetensors")], "bad.safetensors is no checkpoint"),
+        (["trajectories", *("--checkpoint", str(path)) * 2], "there are two checkpoints of recurrent networks"),
+    ):
+        done = CliRunner().invoke(app, ["figures", *arguments, "--output", str(tmp_path / "out")])
+        assert done.exit_code == 2
+        assert message in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_figure_leaves_nothing(tmp_path, monkeypatch):
+    """Ctrl-C while a figure is drawn: the ones before it are whole, of this one there is nothing."""
+
+    def stop(found):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(FIGURES, "energy", FIGURES["energy"]._replace(draw=stop))
+    done = CliRunner().invoke(app, ["figures", "attention", "energy", "--quick", "--output", str(tmp_path)])
+    assert done.exit_code == 130
+    assert {file.name for file in tmp_path.iterdir()} == {f"attention.{end}" for end in ("png", "svg", "npz", "json")}

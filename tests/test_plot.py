@@ -173,6 +173,187 @@ def test_agreement_figure() -> None:
     np.testing.assert_array_equal(marks.get_xdata(), [1e-17, 1e-17])
 
 
+def test_phase_portrait_of_the_users_neuron(ax) -> None:
+    """Nullclines, fixed points, basins, on any grid; a Portrait may be computed once and drawn."""
+    circuit = oc.Circuit(np.array([[4.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z = np.array([0.3])
+    plane = op.portrait(circuit, z, grid=12)
+    want = oc.fixed_points(circuit, z)
+    np.testing.assert_array_equal(plane.stable, [point.stable for point in want])
+    assert op.phase_portrait(plane, ax=ax) is ax
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    at = np.array([[line.get_xdata()[0], line.get_ydata()[0]] for line in dots])
+    np.testing.assert_allclose(at, [[point.state.y[0], np.sqrt(point.state.a[0])] for point in want])
+    ax.clear()
+    op.phase_portrait(circuit, z, y=np.linspace(-3.0, 3.0, 9), rate=np.linspace(0.0, 2.0, 7), ax=ax)
+    assert ax.get_xlim() == (-3.0, 3.0)
+    assert ax.get_ylim() == (0.0, 2.0)
+    with pytest.raises(ValueError, match="for one neuron without batch axes"):
+        op.phase_portrait(small_circuit(2).circuit, np.ones(2), ax=ax)
+    with pytest.raises(TypeError, match="takes neither z nor options"):
+        op.phase_portrait(plane, z, ax=ax)
+    with pytest.raises(ValueError, match=r"rate must have shape \(K,\) with K >= 2"):
+        op.portrait(circuit, z, rate=np.ones(1))
+
+
+def test_nullclines_are_where_the_field_is_zero(ax) -> None:
+    circuit = oc.Circuit(np.array([[0.5]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z = np.array([1.0])
+    op.phase_portrait(circuit, z, ax=ax)
+    lines = [part for part in ax.collections if hasattr(part, "levels")]
+    assert len(lines) == 2
+    for k, contour in enumerate(lines):
+        y, s = np.concatenate([path.vertices for path in contour.get_paths()]).T
+        slope = oc.vector_field(circuit, oc.State(y[:, None], s[:, None] ** 2), z)[k][:, 0] * 0.002
+        assert np.abs(slope).max() < 2e-3
+
+
+def recurrent_circuits(count: int) -> tuple[oc.Circuit, np.ndarray]:
+    circuit, z, _ = small_circuit(3)
+    rng = np.random.default_rng(0)
+    w_r = rng.standard_normal((count, 3, 3))
+    return circuit._replace(w_r=w_r / np.linalg.norm(w_r, 2, axis=(1, 2))[:, None, None]), z
+
+
+@pytest.mark.parametrize("method", ["newton", "iteration"])
+def test_convergence_of_the_users_circuits(ax, method: str) -> None:
+    """The mean, and the worst, as a report of the solver has them."""
+    circuit, z = recurrent_circuits(4)
+    assert op.convergence(circuit, z, method=method, iterations=3, color="k", lw=3.5, label="mine", ax=ax) is ax
+    mean, worst = ax.lines
+    assert (mean.get_color(), mean.get_linewidth(), mean.get_label()) == ("k", 3.5, "mine")
+    report = oc.steady_state(circuit, z, method=method, tol=1e-300, max_iterations=3)
+    assert worst.get_ydata()[2] == pytest.approx(report.residual.max())
+    assert mean.get_ydata()[2] == pytest.approx(np.exp(np.log(np.maximum(report.residual, 1e-17)).mean()))
+
+
+def test_iterates_of_the_users_circuit(ax) -> None:
+    circuits, z = recurrent_circuits(1)
+    circuit = circuits._replace(w_r=circuits.w_r[0])
+    assert op.iterates(circuit, z, iterations=6, ax=ax) is ax
+    fixed = oc.steady_state(circuit, z).state.a
+    paths, dots = ax.lines[::2], ax.lines[1::2]
+    np.testing.assert_allclose([dot.get_ydata()[0] for dot in dots], fixed)
+    start = oc.steady_state(circuit._replace(w_r=None), z).state.a
+    np.testing.assert_allclose([path.get_ydata()[0] for path in paths], start)
+
+
+def test_abscissa_histogram(ax) -> None:
+    """Every finite value once, groups stacked."""
+    values = {"a": np.array([-3.0, -1.0, np.nan]), "b": np.array([[-2.0], [1.0]])}
+    assert op.abscissa_histogram(values, bins=[-4.0, -2.5, 0.0, 2.0], unit="1/step", ax=ax) is ax
+    heights = [[bar.get_height() for bar in group] for group in ax.containers]
+    np.testing.assert_array_equal(np.sum(heights, axis=0), [1, 2, 1])
+    assert "(1/step)" in ax.get_xlabel()
+    ax.clear()
+    op.abscissa_histogram(np.array([-1.0, -2.0]), color="r", ax=ax)
+    assert ax.patches[0].get_facecolor()[:3] == (1.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="no finite spectral abscissa"):
+        op.abscissa_histogram(np.array([np.nan]), ax=ax)
+
+
+def test_energies_along_the_users_trajectories(ax) -> None:
+    circuit, z, state = small_circuit(3, identity=True)
+    run = oc.simulate(circuit, z, np.linspace(0.0, 0.05, 9), state0=state)
+    assert op.energies(circuit, z, run, color="g", ax=ax) is ax
+    want = oc.energy(circuit, run.state, z)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), want / want[0])
+    assert ax.lines[0].get_color() == "g"
+    with pytest.raises(ValueError, match="energy_landscape is for one neuron"):
+        op.energy_landscape(circuit, z, ax=ax)
+    ax.clear()
+    one = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.006)
+    run = oc.simulate(one, np.ones(1), np.linspace(0.0, 0.05, 9))
+    assert op.energy_landscape(one, np.ones(1), run, ax=ax) is ax
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), run.state.a[:, 0])
+
+
+def test_spectra_of_the_users_circuit(ax) -> None:
+    """Both circuits; the dots of V1 are at the gamma peak."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    drives = np.array([[0.2], [1.0]]) * z
+    f = np.linspace(1.0, 300.0, 600)
+    assert op.power_spectra(circuit, drives, 0.1, frequencies=f, unit=1, labels=["low", "high"], ax=ax) is ax
+    lines = [line for line in ax.lines if len(line.get_xdata()) == len(f)]
+    want = oc.power_spectrum(circuit, oc.steady_state(circuit, drives).state, 0.1, f)[..., 1, 1].real
+    np.testing.assert_allclose([line.get_ydata() for line in lines], want)
+    assert [line.get_label() for line in lines] == ["low", "high"]
+    ax.clear()
+    v1 = oc.V1Circuit(None, np.ones((1, 1)), 0.5, 0.1, 1.0, 0.001, 0.002, 0.001)
+    op.power_spectra(v1, np.ones((1, 1)), frequencies=f, ax=ax)
+    assert ax.lines[1].get_xdata() == pytest.approx(float(oc.gamma_peak(v1, np.ones((1, 1)))[0][0]), abs=1.0)
+
+
+def test_phase_map(ax) -> None:
+    """Shares in percent of the draws; the distance is that of the stable ones alone."""
+    kind = np.array([[[0, 0], [0, 1]], [[2, 2], [3, 0]]])
+    distance = np.array([[[1.0, 3.0], [4.0, 9.0]], [[9.0, 9.0], [9.0, 5.0]]])
+    diagram = oc.PhaseDiagram(np.array([0.0, 1.0]), np.array([0.1, 1.0]), kind, distance, distance, kind == 0)
+    shares = {"fixed point": [100, 50, 0, 50], "limit cycle": [0, 50, 0, 0], "divergence": [0, 0, 100, 0]}
+    for quantity, want in shares.items():
+        ax.clear()
+        assert op.phase_map(diagram, quantity, ax=ax) is ax
+        np.testing.assert_array_equal(ax.collections[0].get_array().ravel(), want)
+    ax.clear()
+    op.phase_map(diagram, "distance", ax=ax)
+    shown = ax.collections[0].get_array()
+    np.testing.assert_array_equal(np.ma.filled(shown, -1).ravel(), [2.0, 4.0, -1, 5.0])
+    with pytest.raises(ValueError, match="unknown quantity 'luck'; choose one of 'fixed point'"):
+        op.phase_map(diagram, "luck", ax=ax)
+    with pytest.raises(ValueError, match="two strengths and two norms, got 1 and 2"):
+        op.phase_map(diagram._replace(deltas=np.zeros(1)), ax=ax)
+
+
+def test_boundary_map(ax) -> None:
+    circuit = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    grid = (np.linspace(-4.0, 4.0, 8), np.geomspace(0.1, 20.0, 8))
+    found = oc.stability_boundary(circuit, np.array([1.0]), ("w_r", "z"), grid)
+    assert op.boundary_map(found, color="k", ax=ax) is ax
+    np.testing.assert_array_equal(ax.collections[1].get_segments(), found.segments)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    np.testing.assert_array_equal(ax.collections[0].get_array(), (found.abscissa >= 0).T)
+
+
+def test_hidden_trajectories(ax) -> None:
+    """In their principal plane, distances of points in it are kept; classes by colour."""
+    rng = np.random.default_rng(0)
+    flat = rng.standard_normal((5, 7, 2)) * [3.0, 1.0]
+    states = flat @ np.linalg.qr(rng.standard_normal((4, 4)))[0][:2] + 1.0
+    labels = np.array([0, 1, 1, 0, 2])
+    assert op.hidden_trajectories(states, labels, classes=(1,), alpha=1.0, ax=ax) is ax
+    drawn = np.stack([np.stack(line.get_data(), axis=-1) for line in ax.lines[:2]])
+    want = flat[labels == 1]
+    np.testing.assert_allclose(np.linalg.norm(drawn[0] - drawn[1], axis=-1), np.linalg.norm(want[0] - want[1], axis=-1))
+    for shape, names, message in (
+        ((5, 7), labels, r"states must have shape \(N, T, n\)"),
+        ((5, 7, 4), labels[:4], r"labels must have shape \(5,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            op.hidden_trajectories(np.ones(shape), names, ax=ax)
+    with pytest.raises(ValueError, match="classes must be 6 at most"):
+        op.hidden_trajectories(states, labels, classes=range(7), ax=ax)
+
+
+def test_pictures_change_nothing_global() -> None:
+    """No style, no pyplot figure: a picture on given axes leaves no trace."""
+    code = (
+        "import matplotlib, numpy as np, organics_core as oc, organics_plot as op, sys\n"
+        "from matplotlib.figure import Figure\n"
+        "before = dict(matplotlib.rcParams)\n"
+        "c = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.006)\n"
+        "z = np.ones(1)\n"
+        "run = oc.simulate(c, z, np.linspace(0, 0.05, 9))\n"
+        "op.phase_portrait(c, z, grid=8, ax=Figure().subplots())\n"
+        "op.energy_landscape(c, z, run, ax=Figure().subplots())\n"
+        "op.power_spectra(c, z[None], ax=Figure().subplots())\n"
+        "op.convergence(c, z, ax=Figure().subplots())\n"
+        "plt = sys.modules.get('matplotlib.pyplot')\n"
+        "print(dict(matplotlib.rcParams) == before, [] if plt is None else plt.get_fignums())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["True", "[]"]
+
+
 def test_import_chooses_no_backend_and_no_pyplot() -> None:
     code = "import sys, organics_plot; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -28,6 +28,15 @@ def figures(
     out: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder.")] = Path("organics-output/figures"),
     seed: Annotated[int, typer.Option("--seed", help="Of the random circuits and of training.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes.")] = False,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--checkpoint",
+            help="A trained network to show instead of one trained here: a folder or file of organics train, or saved "
+            "layers; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Draw the paper's figures as PNG and SVG, with the numbers behind them. See --list."""
@@ -36,7 +45,7 @@ def figures(
     screen = console()
     if listing:
         for name, entry in FIGURES.items():
-            screen.print(f"[bold]{name:<18}[/]{entry.caption}")
+            screen.print(f"[bold]{name:<22}[/]{entry.caption}")
         return
     chosen = list(FIGURES) if everything else list(dict.fromkeys(names or []))
     if not chosen:
@@ -44,18 +53,35 @@ def figures(
     for name in chosen:
         if name not in FIGURES:
             raise ValueError(f"unknown figure {name!r}; choose one of {', '.join(FIGURES)}")
+    given = _checkpoints(checkpoint or [], chosen)
     quiet_matplotlib()
     output_folder(out)
-    computed: dict[Any, dict[str, Any]] = {}
     for index, name in enumerate(chosen, start=1):
         entry = FIGURES[name]
         begin = time.perf_counter()
+        path, shown = given.get(entry.takes, (None, None))
         with screen.status(f"{index}/{len(chosen)} {name}: {entry.caption}"):
-            if entry.numbers not in computed:
-                computed[entry.numbers] = entry.numbers(seed=seed, quick=quick)
-            _write(out, name, entry, computed[entry.numbers], {"seed": seed, "quick": quick})
+            options = {} if shown is None else {"checkpoint": shown}
+            found = entry.numbers(seed=seed, quick=quick, **options)
+            _write(out, name, entry, found, {"seed": seed, "quick": quick, "checkpoint": path})
         took = time.perf_counter() - begin
         screen.print(f"[green]✓[/] {index}/{len(chosen)} {out / name}.png  [dim]{took:.1f} s[/]", soft_wrap=True)
+
+
+def _checkpoints(paths: list[Path], chosen: list[str]) -> dict[str, tuple[Path, Any]]:
+    """The networks by their kind; ValueError for one that no chosen figure shows."""
+    from . import FIGURES, networks
+
+    found: dict[str, tuple[Path, Any]] = {}
+    for path in paths:
+        given = networks.read(path)
+        names = [name for name, entry in FIGURES.items() if entry.takes == given.kind]
+        if not set(names) & set(chosen):
+            raise ValueError(f"{path} holds a {given.kind} network, which only {', '.join(names)} can show")
+        if given.kind in found:
+            raise ValueError(f"there are two checkpoints of {given.kind} networks: {found[given.kind][0]} and {path}")
+        found[given.kind] = (path, given)
+    return found
 
 
 def _write(out: Path, name: str, entry: Any, found: dict[str, Any], settings: dict[str, Any]) -> None:

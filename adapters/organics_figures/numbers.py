@@ -6,12 +6,15 @@ theory page has them.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 import organics_core as oc
+from organics_core import phenomena
+from organics_plot.analysis import iterate_path, portrait, principal_plane, residuals
+
+from . import networks
 
 Numbers = dict[str, Any]
 
@@ -19,9 +22,12 @@ PORTRAITS: dict[str, tuple[dict[str, float], str]] = {
     "w_r = 0.5": ({"w_r": 0.5}, "main"),
     "w_r = 2": ({"w_r": 2.0}, "main"),
     "w_r = 2, b0 = sigma = 1": ({"w_r": 2.0, "b0": 1.0, "sigma": 1.0}, "main"),
-    "w_r = 2, tau_a = 5 tau_y": ({"w_r": 2.0, "tau_a": 0.010}, "main"),
     "w_r = 0.5, rectified": ({"w_r": 0.5}, "rectified"),
     "w_r = 2, rectified": ({"w_r": 2.0}, "rectified"),
+    "w_r = 2, b0 = sigma = 1, rectified": ({"w_r": 2.0, "b0": 1.0, "sigma": 1.0}, "rectified"),
+    "w_r = 2, tau_a = 5 tau_y": ({"w_r": 2.0, "tau_a": 0.010}, "main"),
+    "w_r = 2, tau_y = 20 tau_a": ({"w_r": 2.0, "tau_y": 0.040}, "main"),
+    "w_r = -2": ({"w_r": -2.0}, "main"),
 }
 """Title: (parameters that differ from b = b0 = 0.5, sigma = 0.1, tau = 2 ms, w = z = 1; variant)."""
 
@@ -39,32 +45,31 @@ def one_neuron(**changes: float) -> oc.Circuit:
 
 def phase_portraits(*, seed: int = 0, quick: bool = False) -> Numbers:
     """Vector field, fixed points and basins of one neuron for every set of :data:`PORTRAITS`."""
-    grid = 24 if quick else 60
-    y = np.linspace(-2.0, 2.0, grid)
-    found: Numbers = {"y": y}
+    found: Numbers = {}
     for index, (changes, variant) in enumerate(PORTRAITS.values()):
-        circuit, z = one_neuron(**changes), np.array([1.0])
-        points = oc.fixed_points(circuit, z, variant=variant)
-        a = np.linspace(1e-4, 2.2 * max(float(p.state.a[0]) for p in points), grid)
-        yy, aa = np.meshgrid(y, a)
-        state = oc.State(yy[..., None], aa[..., None])
-        slope = oc.vector_field(circuit, state, z, variant=variant)
-        span = np.array([0.0, 200 * max(float(circuit.tau_y), float(circuit.tau_a))])
-        # where trajectories end: the nearest fixed point, or none (-1)
-        end = oc.simulate(circuit, z, span, state0=state, variant=variant, rtol=1e-4, atol=1e-6).state.y[-1, ..., 0]
-        ends = np.full(end.shape, -1)
-        for k, point in enumerate(points):
-            ends = np.where(np.abs(end - float(point.state.y[0])) < 0.02, k, ends)
-        found |= {
-            f"a_{index}": a,
-            f"dy_{index}": slope.y[..., 0],
-            f"da_{index}": slope.a[..., 0],
-            f"basin_{index}": ends,
-            f"points_{index}": np.array([[p.state.y[0], p.state.a[0]] for p in points]),
-            f"stable_{index}": np.array([bool(p.stable) for p in points]),
-            f"abscissa_{index}": np.array([float(p.spectral_abscissa) for p in points]),
-        }
+        plane = portrait(one_neuron(**changes), np.array([1.0]), variant=variant, grid=24 if quick else 80)
+        found |= {f"{name}_{index}": value for name, value in plane._asdict().items()}
     return found
+
+
+def stability_boundary(*, seed: int = 0, quick: bool = False) -> Numbers:
+    """Where one neuron has a stable fixed point, over pairs of its parameters."""
+    count = 10 if quick else 80  # even, so that w_r = 0, a line of its own, is between two points
+    w_r, positive = np.linspace(-4.0, 4.0, count), np.geomspace(0.05, 20.0, count)
+    found: Numbers = {}
+    for name, circuit, parameters, values in (
+        ("input", one_neuron(), ("w_r", "z"), (w_r, positive)),
+        ("pool", one_neuron(), ("w_r", "w"), (w_r, positive)),
+        ("sigma", one_neuron(w_r=-2.0), ("sigma", "z"), (positive, positive)),
+    ):
+        boundary = oc.stability_boundary(circuit, np.array([1.0]), parameters, values)
+        found |= {f"{name}_{field}": value for field, value in _fields(boundary).items()}
+    return found
+
+
+def _fields(boundary: oc.StabilityBoundary) -> Numbers:
+    first, second = boundary.values
+    return boundary._asdict() | {"values": np.stack([first, second]), "parameters": np.array(boundary.parameters)}
 
 
 def random_circuits(
@@ -84,23 +89,16 @@ def random_circuits(
 def convergence(*, seed: int = 0, quick: bool = False) -> Numbers:
     """Residuals of the fixed-point iteration and of Newton's method, 100 circuits of 10 + 10 units."""
     circuit, z = random_circuits(20 if quick else 100, 10, seed)
-    found: Numbers = {}
-    for method, steps in (("iteration", 15 if quick else 40), ("newton", 8)):
-        runs = [
-            oc.steady_state(circuit, z, method=method, tol=1e-300, max_iterations=k).residual
-            for k in range(1, steps + 1)
-        ]
-        found[method] = np.maximum(np.stack(runs), 1e-17)
-    return found
+    steps = 15 if quick else 30
+    return {method: residuals(circuit, z, method=method, iterations=steps) for method in ("iteration", "newton")}
 
 
 def iterates(*, seed: int = 0, quick: bool = False) -> Numbers:
     """The recurrent weights of one circuit, and the modulators over the fixed-point iteration."""
-    circuit, z = random_circuits(1, 10, seed)
+    circuit, z = random_circuits(1, 10, seed, gain=1.0)
     circuit, z = oc.Circuit(*(field[0] for field in circuit)), z[0]
-    steps = range(1, 25)
-    a = [oc.steady_state(circuit, z, method="iteration", tol=1e-300, max_iterations=k).state.a for k in steps]
-    return {"w_r": circuit.w_r, "a": np.stack(a), "fixed": oc.steady_state(circuit, z).state.a}
+    fixed = oc.steady_state(circuit, z).state.a
+    return {"w_r": circuit.w_r, "a": iterate_path(circuit, z, iterations=20), "fixed": fixed}
 
 
 def random_stability(*, seed: int = 0, quick: bool = False) -> Numbers:
@@ -138,7 +136,17 @@ def energy(*, seed: int = 0, quick: bool = False) -> Numbers:
         start = oc.State(fixed.y * (1 + kick[0]), fixed.a * (1 + kick[1]))
         run = oc.simulate(circuit, z, times, state0=start, rtol=1e-9, atol=1e-12)
         found[name] = oc.energy(circuit, run.state, z)
-    return found
+    # one neuron, from a ring around its fixed point
+    circuit, z = ONE_OSCILLATING, np.array([1.0])
+    fixed = oc.steady_state(circuit, z).state
+    angle = 2 * np.pi * np.arange(6)[:, None] / 6
+    start = oc.State(fixed.y * (1 + 0.85 * np.cos(angle)), fixed.a * (1 + 0.85 * np.sin(angle)))
+    run = oc.simulate(circuit, z, np.linspace(0.0, 0.1, 600), state0=start, rtol=1e-8, atol=1e-10)
+    return found | {"path_y": run.state.y, "path_a": run.state.a}
+
+
+ONE_OSCILLATING = one_neuron(tau_a=0.006)._replace(w_r=None)
+"""A neuron with W_r = I whose modulator is slow enough for damped oscillations."""
 
 
 def noise_spectra(*, seed: int = 0, quick: bool = False) -> Numbers:
@@ -148,128 +156,114 @@ def noise_spectra(*, seed: int = 0, quick: bool = False) -> Numbers:
     circuit = oc.Circuit(None, np.ones((1, 1)), 1.0, 1.0, 0.1, 0.004, 0.004)
     v1 = oc.V1Circuit(None, np.ones((1, 1)), 0.5, 0.1, 1.0, 0.001, 0.002, 0.001)
     z = contrasts[:, None]
-    main = oc.power_spectrum(circuit, oc.steady_state(circuit, z).state, np.array([1.0, 0.0]), frequencies)
+    main = oc.power_spectrum(circuit, oc.steady_state(circuit, z).state, (1.0, 0.0), frequencies)
     gamma = oc.v1_power_spectrum(v1, z, (1.0, 0.0, 0.0), frequencies)
-    peak, _ = oc.gamma_peak(v1, z)
+    fine = np.geomspace(0.03, 1.0, 12 if quick else 60)
     return {
         "contrasts": contrasts,
         "frequencies": frequencies,
         "main": main[..., 0, 0].real,
         "v1": gamma[..., 0, 0].real,
-        "gamma_peak": peak,
+        "gamma_peak": oc.gamma_peak(v1, z)[0],
+        "fine_contrasts": fine,
+        "fine_peak": oc.gamma_peak(v1, fine[:, None])[0],
     }
 
 
 def phase_diagram(*, seed: int = 0, quick: bool = False) -> Numbers:
-    """Share of stable fixed points over recurrence strength and input norm, and the breakdown of normalization."""
-    from organics_core.sweep import phase_diagram as diagram
-
-    n = 10 if quick else 20
+    """Shares of the kinds over recurrence strength and input norm, and the breakdown of normalization."""
+    n = 8 if quick else 20
     circuit = oc.Circuit(None, np.full((n, n), 1.0 / n), 0.5, 0.5, 0.1, 0.002, 0.002)
-    deltas = np.linspace(0.0, 4.0, 5 if quick else 9)
-    norms = np.geomspace(0.1, 10.0, 4 if quick else 7)
-    found = diagram(circuit, deltas, norms, 3 if quick else 6, seed=seed)
-    return found._asdict()
-
-
-def train_recurrent(*, seed: int = 0, quick: bool = False) -> Numbers:
-    """A recurrent classifier trained on digits: largest real eigenvalue part while training, hidden trajectories."""
-    images, labels = digits()
-    train, test = slice(0, 1500), slice(1500, None)
-    options = {"epochs": 2 if quick else 30, "batch_size": 128, "learning_rate": 0.01}
-    rates = oc.MaxRates(y=1.0, a=0.5, b=0.1)
-    data = (images[train], labels[train])
-    tests = {"x_test": images[test], "y_test": labels[test]}
-    if framework() == "jax":
-        import jax
-
-        import organics_jax
-
-        model = organics_jax.ORGaNICsClassifier(8, 64, 10, max_rates=rates, key=jax.random.key(seed))
-        model, records = organics_jax.fit(model, *data, **tests, **options)
-        shown = np.asarray(model.layer(images[test][:200])[0])
-    else:
-        import torch
-
-        import organics_torch
-
-        model = organics_torch.ORGaNICsClassifier(8, 64, 10, max_rates=rates, seed=seed)
-        records = organics_torch.fit(model, *data, **tests, **options)
-        with torch.no_grad():
-            shown = model.layer(torch.from_numpy(images[test][:200]))[0].numpy()
-    fields = ("loss", "test_accuracy", "gradient_norm_max", "spectral_abscissa")
-    found: Numbers = {name: np.array([getattr(record, name) for record in records]) for name in fields}
-    flat = shown.reshape(-1, shown.shape[-1])
-    center = flat.mean(axis=0)
-    _, _, axes = np.linalg.svd(flat - center, full_matrices=False)
-    return found | {"trajectories": (shown - center) @ axes[:3].T, "labels": labels[test][:200]}
-
-
-def train_static(*, seed: int = 0, quick: bool = False) -> Numbers:
-    """A static two-layer classifier of digits; the largest real eigenvalue part at every test image, per layer."""
-    images, labels = digits()
-    images = images.reshape(len(images), -1)
-    sizes, epochs = (64, 60, 30), 3 if quick else 30
-    layers = (_static_jax if framework() == "jax" else _static_torch)(images, labels, sizes, epochs, seed)
     found: Numbers = {}
-    x = images[1500:].astype(np.float64)
-    for index, (w_zx, w_bx, log_w, beta) in enumerate(layers, start=1):
-        drive = x @ w_zx.T
-        z = drive / np.linalg.norm(drive, axis=-1, keepdims=True)
-        gain, b0 = 1 / (1 + np.exp(-x @ w_bx.T)), 1 / (1 + np.exp(-beta))
-        circuit = oc.Circuit(None, np.exp(log_w), gain, b0, 1.0, 1.0, 1.0)
-        state = oc.steady_state(circuit, z).state
-        found[f"layer_{index}"] = oc.spectral_abscissa(circuit, state)
-        x = np.maximum(state.y, 0) ** 2
+    for ensemble, strongest in (("goe", 4.0), ("gaussian", 3.0)):
+        deltas = np.linspace(0.0, strongest, 3 if quick else 9)
+        norms = np.geomspace(0.03, 30.0, 3 if quick else 7)
+        diagram = oc.phase_diagram(circuit, deltas, norms, 2 if quick else 10, ensemble=ensemble, seed=seed)
+        found |= {f"{ensemble}_{name}": value for name, value in diagram._asdict().items()}
     return found
 
 
-def _static_jax(images: Any, labels: Any, sizes: Any, epochs: int, seed: int) -> list[tuple[np.ndarray, ...]]:
-    import equinox as eqx
-    import jax
-
-    import organics_jax
-
-    keys = jax.random.split(jax.random.key(seed), len(sizes))
-    layers = [organics_jax.DivisiveNorm(k, n, key=key) for k, n, key in zip(sizes, sizes[1:], keys, strict=False)]
-    readout = eqx.nn.Linear(sizes[-1], 10, key=keys[-1])
-    model = eqx.nn.Sequential([*map(eqx.nn.Lambda, layers), eqx.nn.Lambda(jax.vmap(readout))])
-    model, _ = organics_jax.fit(model, images[:1500], labels[:1500], epochs=epochs, batch_size=128, abscissa_every=0)
-    return [
-        tuple(np.asarray(part, np.float64) for part in (m.w_zx, m.w_bx, m.log_w, m.beta))
-        for m in (layer.fn for layer in model.layers[:-1])
-    ]
+def training(*, seed: int = 0, quick: bool = False) -> Numbers:
+    """Two recurrent classifiers of digits while they learn: W_r learned without bounds, and W_r = I."""
+    found: Numbers = {}
+    for name, recurrent in (("free", "orthogonal"), ("identity", "identity")):
+        trained = networks.train_recurrent(seed, quick, recurrent)
+        found["task"] = np.array(trained.given.task)
+        found |= {f"{field}_{name}": values for field, values in trained.history.items()}
+    return found
 
 
-def _static_torch(images: Any, labels: Any, sizes: Any, epochs: int, seed: int) -> list[tuple[np.ndarray, ...]]:
-    import torch
-
-    import organics_torch
-
-    torch.manual_seed(seed)
-    layers = [organics_torch.DivisiveNorm(k, n) for k, n in pairwise(sizes)]
-    model = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], 10))
-    organics_torch.fit(model, images[:1500], labels[:1500], epochs=epochs, batch_size=128, abscissa_every=0)
-    return [tuple(part.detach().double().numpy() for part in (m.w_zx, m.w_bx, m.log_w, m.beta)) for m in layers]
-
-
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's handwritten digits in a fixed random order: images (N, 8, 8) in [0, 1], and labels."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(images))
-    return (images[order] / 16).reshape(-1, 8, 8).astype(np.float32), labels[order]
+def trajectories(*, seed: int = 0, quick: bool = False, checkpoint: networks.Given | None = None) -> Numbers:
+    """Membrane potentials of a trained recurrent classifier for 200 test sequences, in their principal plane."""
+    given = networks.train_recurrent(seed, quick, "orthogonal").given if checkpoint is None else checkpoint
+    run = given.network.run(given.x[:200])
+    return {
+        "task": np.array(given.task),
+        "paths": principal_plane(run.y),
+        "labels": given.y[:200],
+        "along": run.along,
+        "settled": run.settled,
+    }
 
 
-def framework() -> str:
-    """jax or torch, whichever is installed; jax first, or an ImportError naming the extras."""
-    from importlib.util import find_spec
+def static_stability(*, seed: int = 0, quick: bool = False, checkpoint: networks.Given | None = None) -> Numbers:
+    """A trained static classifier: the largest real eigenvalue part at every test image, and while it learned."""
+    history: Numbers = {}
+    if checkpoint is None:
+        trained = networks.train_static(seed, quick)
+        checkpoint, history = trained.given, trained.history
+    x = checkpoint.x.reshape(len(checkpoint.x), -1)
+    layers = {f"layer_{index}": values for index, values in enumerate(checkpoint.network.abscissae(x), start=1)}
+    return {"task": np.array(checkpoint.task)} | layers | history
 
-    for name, needs in (("jax", ("jax", "equinox", "optax")), ("torch", ("torch",))):
-        if all(find_spec(module) for module in needs):
-            return name
-    raise ImportError(
-        'this figure trains a small network, which needs jax or torch: pip install "organics-core[jax]" or '
-        '"organics-core[torch]"'
-    )
+
+def contrast_saturation(*, seed: int = 0, quick: bool = False) -> Numbers:
+    """A hypercolumn under gratings of rising contrast."""
+    contrasts, shown = np.geomspace(0.01, 1.0, 60), np.array([0.05, 0.1, 0.2, 0.5, 1.0])
+    curves, tuning = (phenomena.contrast_saturation(c, n=144) for c in (contrasts, shown))
+    return {
+        "contrasts": contrasts,
+        "curves": curves.rates,
+        "shown": shown,
+        "tuning": tuning.rates,
+        "preferences": tuning.preferences,
+    }
+
+
+def cross_orientation(*, seed: int = 0, quick: bool = False) -> Numbers:
+    """A hypercolumn under a grating and an orthogonal mask."""
+    contrasts, masks = np.geomspace(0.01, 1.0, 60), np.array([0.0, 0.1, 0.3, 1.0])
+    found = phenomena.cross_orientation_suppression(contrasts, masks, n=144)
+    population = phenomena.cross_orientation_suppression(np.array([0.3]), masks, n=144)
+    return {
+        "contrasts": contrasts,
+        "masks": masks,
+        "curves": found.rates[..., 0],
+        "preferences": population.preferences,
+        "population": population.rates[:, 0],
+    }
+
+
+def surround_suppression(*, seed: int = 0, quick: bool = False) -> Numbers:
+    """The neuron in the centre of patches of growing diameter."""
+    diameters, contrasts = np.linspace(0.2, 20.0, 120), np.array([0.05, 0.1, 0.2, 1.0])
+    found = phenomena.surround_suppression(diameters, contrasts)
+    middle = found.rates.shape[-1] // 2
+    return {"diameters": diameters, "contrasts": contrasts, "rates": found.rates[..., middle]}
+
+
+def attention(*, seed: int = 0, quick: bool = False) -> Numbers:
+    """Attention as a change of the input gain: contrast gain, and response gain."""
+    contrasts = np.geomspace(0.005, 1.0, 60)
+    found: Numbers = {"contrasts": contrasts}
+    for name, stimulus, attended in (("contrast_gain", 1.0, 20.0), ("response_gain", 10.0, 1.0)):
+        case = phenomena.attention(contrasts, stimulus=stimulus, attended=attended)
+        found |= {f"{name}_attended": case.attended, f"{name}_neutral": case.neutral}
+    return found
+
+
+def temporal_pair(*, seed: int = 0, quick: bool = False) -> Numbers:
+    """Two equal pulses, the second normalized by the memory of the first."""
+    shown = phenomena.temporal_pair(np.array([0.05, 0.1, 0.2, 0.4]))
+    fine = phenomena.temporal_pair(np.linspace(0.0, 0.6, 7 if quick else 40))
+    return shown._asdict() | {"fine_gaps": fine.gaps, "ratio": fine.second / fine.first}

@@ -11,6 +11,21 @@ try:
 except ImportError as error:
     raise ImportError("organics_plot needs matplotlib; install it with: pip install 'organics-core[plot]'") from error
 
+from .analysis import (
+    Portrait,
+    abscissa_histogram,
+    boundary_map,
+    convergence,
+    energies,
+    energy_landscape,
+    hidden_trajectories,
+    iterates,
+    phase_map,
+    phase_portrait,
+    portrait,
+    power_spectra,
+    residuals,
+)
 from .circuits import contrast_response, eigenvalues, matrix, responses, trajectory, tuning_curves
 from .figures import (
     agreement_figure,
@@ -28,13 +43,26 @@ from .training import training_curve
 __all__ = [
     "ContrastExperiment",
     "Population",
+    "Portrait",
+    "abscissa_histogram",
     "agreement_figure",
+    "boundary_map",
     "contrast_experiment",
     "contrast_response",
     "contrast_response_figure",
+    "convergence",
     "eigenvalues",
+    "energies",
+    "energy_landscape",
+    "hidden_trajectories",
+    "iterates",
     "matrix",
     "overview_figure",
+    "phase_map",
+    "phase_portrait",
+    "portrait",
+    "power_spectra",
+    "residuals",
     "responses",
     "responses_figure",
     "save",

@@ -105,11 +105,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def ramp() -> Colormap:
-    """The colour map for ordered quantities, light to dark."""
+def ramp(first: str = "#A9D3EC") -> Colormap:
+    """The colour map for ordered quantities, from ``first``, light, to dark."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("organics", ["#A9D3EC", "#56B4E9", "#0072B2", "#0A2F56"])
+    return LinearSegmentedColormap.from_list("organics", [first, "#56B4E9", "#0072B2", "#0A2F56"])
 
 
 def shades(count: int) -> list[tuple[float, ...]]:

@@ -1,0 +1,742 @@
+"""Pictures of a circuit's analysis: phase portraits, convergence, stability, energy, noise, phases, trajectories.
+
+Every function takes the user's own circuit (or what was computed of it) and an
+``Axes`` (the current one by default), draws, and returns the axes. Keywords
+that are not listed go to the lines or bars that are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+import organics_core as oc
+from organics_core.backend import to_numpy
+
+from .style import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, percent, ramp, shades
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ABSCISSA = "Largest real eigenvalue part"
+BASINS = ("#DCEBF7", "#FBE6C4", "#D5EEE3")
+FLOW = "#8E9BA6"
+FLOOR = 1e-17
+"""Smallest residual that is drawn."""
+
+
+class Portrait(NamedTuple):
+    """The phase plane of one neuron.
+
+    Attributes
+    ----------
+    y, rate : arrays (K,), (L,)
+        The grid: membrane potential, and the modulator's rate sqrt(a).
+    dy, da : arrays (L, K)
+        The vector field on it, per second.
+    basin : integer array (L, K)
+        Index of the stable fixed point where a trajectory ends, -1 for none.
+    points : array (P, 2)
+        Fixed points (y, a).
+    stable : boolean array (P,)
+    """
+
+    y: Any
+    rate: Any
+    dy: Any
+    da: Any
+    basin: Any
+    points: Any
+    stable: Any
+
+
+def portrait(
+    circuit: oc.Circuit,
+    z: Any,
+    *,
+    variant: str = "main",
+    y: Any = None,
+    rate: Any = None,
+    grid: int = 60,
+) -> Portrait:
+    """Vector field, fixed points and basins of attraction of one neuron.
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit
+        With n = 1, in numpy.
+    z : array (1,)
+        Input drive.
+    variant : {"main", "rectified", "rectified_recurrence"}
+    y, rate : arrays (K,), (L,), optional
+        The grid, evenly spaced; sqrt(a) from 0 on. By default it holds every
+        fixed point.
+    grid : int
+        Points of a default grid in each direction, 2 at least.
+
+    Returns
+    -------
+    Portrait
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.fixed_points`, and for a grid of fewer than two points.
+    """
+    found = oc.fixed_points(circuit, z, variant=variant)
+    points = np.array([[float(p.state.y[0]), float(p.state.a[0])] for p in found]).reshape(-1, 2)
+    reach = 2.0 * max(np.abs(points[:, 0]).max(initial=0.0), 0.5 * abs(float((circuit.b * z).reshape(-1)[0])))
+    height = 1.6 * max(np.sqrt(points[:, 1]).max(initial=0.0), float(np.ravel(circuit.b0 * circuit.sigma)[0]))
+    y = np.linspace(-reach, reach, grid) if y is None else np.asarray(y, dtype=float)
+    rate = np.linspace(0.0, height, grid) if rate is None else np.asarray(rate, dtype=float)
+    for name, values in (("y", y), ("rate", rate)):
+        if values.ndim != 1 or len(values) < 2:
+            raise ValueError(f"{name} must have shape (K,) with K >= 2, got shape {values.shape}")
+    yy, ss = np.meshgrid(y, rate)
+    state = oc.State(yy[..., None], ss[..., None] ** 2)
+    slope = oc.vector_field(circuit, state, z, variant=variant)
+    stable = np.array([bool(p.stable) for p in found], dtype=bool)
+    basin = _basins(circuit, z, variant, state, points, stable, (np.ptp(y), np.ptp(rate)))
+    return Portrait(y, rate, slope.y[..., 0], slope.a[..., 0], basin, points, stable)
+
+
+def _basins(
+    circuit: oc.Circuit, z: Any, variant: str, state: oc.State, points: Any, stable: Any, size: tuple[float, float]
+) -> np.ndarray[Any, Any]:
+    """Index of the stable fixed point that each state (..., 1) comes near to, -1 for none within 100 time constants."""
+    shape = state.y.shape[:-1]
+    basin = np.full(shape, -1).ravel()
+    y, a = (part.reshape(-1, 1) for part in state)
+    going = np.arange(len(y))
+    taus = [float(np.ravel(tau)[0]) for tau in (circuit.tau_y, circuit.tau_a)]
+    span, steps = np.array([0.0, 2.0 * max(taus)]), round(40 * max(taus) / min(taus))
+    for _ in range(50):
+        # fixed steps: a trajectory that blows up holds up no other one
+        with np.errstate(over="ignore", invalid="ignore"):
+            start = oc.State(y, a)
+            run = oc.simulate(circuit, z, span, state0=start, variant=variant, method="rk4", substeps=steps)
+        y, a = run.state.y[-1], run.state.a[-1]
+        s = np.sqrt(np.maximum(a, 0.0))
+        for k in np.flatnonzero(stable):
+            off = np.hypot((y[:, 0] - points[k, 0]) / size[0], (s[:, 0] - np.sqrt(points[k, 1])) / size[1])
+            basin[going[off < 0.01]] = k
+        # what has arrived, and what has left for good, need not be followed
+        keep = (basin[going] < 0) & (np.abs(y[:, 0]) < 20 * size[0]) & (s[:, 0] < 20 * size[1])
+        going, y, a = going[keep], y[keep], a[keep]
+        if not len(going):
+            break
+    return basin.reshape(shape)
+
+
+def phase_portrait(
+    circuit: oc.Circuit | Portrait,
+    z: Any = None,
+    *,
+    basins: bool = True,
+    ax: Axes | None = None,
+    **options: Any,
+) -> Axes:
+    """Flow, nullclines, fixed points (filled: stable) and basins of attraction of one neuron.
+
+    The vertical axis is the modulator's rate, sqrt(a).
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit or Portrait
+    z : array (1,)
+        Input drive; not needed with a :class:`Portrait`.
+    basins : bool
+        Whether to shade the plane by the stable fixed point that is reached;
+        what reaches none stays white.
+    ax : matplotlib Axes, optional
+    options
+        Of :func:`portrait`.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`portrait`.
+    """
+    if not isinstance(circuit, Portrait):
+        circuit = portrait(circuit, z, **options)
+    elif options or z is not None:
+        raise TypeError("a Portrait is complete: it takes neither z nor options of portrait()")
+    p = circuit
+    ax = axes_or_current(ax)
+    y, s = np.asarray(p.y), np.asarray(p.rate)
+    reached = [k for k in np.flatnonzero(p.stable) if (p.basin == k).any()]
+    if basins and reached:
+        from matplotlib.colors import ListedColormap
+
+        shown = np.full(np.shape(p.basin), np.nan)
+        for number, k in enumerate(reached):
+            shown = np.where(p.basin == k, number, shown)
+        colors = ListedColormap([BASINS[number % len(BASINS)] for number in range(len(reached))])
+        ax.pcolormesh(
+            y, s, shown, cmap=colors, vmin=-0.5, vmax=len(reached) - 0.5, shading="nearest", rasterized=True, zorder=0
+        )
+    ds = p.da / (2.0 * np.maximum(s, 0.25 * (s[1] - s[0])))[:, None]
+    ax.streamplot(y, s, p.dy, ds, color=FLOW, linewidth=0.7, arrowsize=0.7, density=0.9, zorder=1)
+    for values, color in ((p.dy, COLORS["blue"]), (p.da, COLORS["red"])):
+        if (values > 0).any() and (values < 0).any():
+            ax.contour(y, s, values, levels=[0.0], colors=[color], linewidths=2.2, zorder=2)
+    for (at_y, at_a), fine in zip(p.points, p.stable, strict=True):
+        ax.plot(at_y, np.sqrt(at_a), "o", ms=8.5, mfc=INK if fine else "white", mec=INK, mew=1.7, zorder=4)
+    ax.set(xlim=(y[0], y[-1]), ylim=(s[0], s[-1]), xlabel="Membrane potential  y", ylabel="Modulator's rate  √a")
+    return ax
+
+
+def residuals(
+    circuit: oc.Circuit, z: Any, *, method: str = "newton", iterations: int = 12, variant: str = "main"
+) -> np.ndarray[Any, Any]:
+    """Relative residuals (K, ...) of a solver of :func:`organics_core.steady_state` after 1 to K iterations."""
+    runs = [
+        to_numpy(oc.steady_state(circuit, z, method=method, variant=variant, tol=1e-300, max_iterations=k).residual)
+        for k in range(1, iterations + 1)
+    ]
+    return np.maximum(np.stack(runs), FLOOR)
+
+
+def convergence(
+    circuit: oc.Circuit | np.ndarray[Any, Any],
+    z: Any = None,
+    *,
+    method: str = "newton",
+    iterations: int = 12,
+    variant: str = "main",
+    color: str = CYCLE[0],
+    label: str | None = None,
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """How fast the fixed points of a batch of circuits are found: mean, spread and worst residual.
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit, or array (K, ...)
+        A batch; or residuals of :func:`residuals`.
+    z : array (..., n)
+        Input drives, with a circuit.
+    method : {"newton", "iteration"}
+    iterations, variant
+        As for :func:`residuals`.
+    color, label : str
+    ax : matplotlib Axes, optional
+    style
+        Of the line of the mean.
+
+    Returns
+    -------
+    matplotlib Axes
+        With the mean of log10 of the residual as a line, one standard deviation
+        of it as a band, and the worst circuit as a dashed line.
+    """
+    ax = axes_or_current(ax)
+    if isinstance(circuit, oc.Circuit):
+        circuit = residuals(circuit, z, method=method, iterations=iterations, variant=variant)
+    values = np.asarray(circuit, dtype=float).reshape(len(circuit), -1)
+    steps = np.arange(1, len(values) + 1)
+    logs = np.log10(values)
+    mean, spread = logs.mean(axis=1), logs.std(axis=1)
+    band = (10 ** np.maximum(mean - spread, np.log10(FLOOR)), 10 ** (mean + spread))
+    ax.fill_between(steps, *band, color=color, alpha=0.18, lw=0)
+    ax.plot(steps, 10**mean, **{"color": color, "label": label, **style})
+    ax.plot(steps, values.max(axis=1), color=color, lw=1.5, ls=(0, (4, 2)))
+    ax.set(yscale="log", xlabel="Iteration", ylabel="Relative residual")
+    return ax
+
+
+def iterates(
+    circuit: oc.Circuit | np.ndarray[Any, Any],
+    z: Any = None,
+    *,
+    fixed: Any = None,
+    iterations: int = 15,
+    variant: str = "main",
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """The modulators of one circuit over the fixed-point iteration; dots show the fixed point.
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit, or array (K, n)
+        Without batch axes; or modulators of :func:`iterate_path`.
+    z : array (n,)
+        Input drive, with a circuit.
+    fixed : array (n,), optional
+        Modulators at the fixed point; with a circuit, those that Newton's
+        method finds.
+    iterations, variant
+        As for :func:`iterate_path`.
+    ax : matplotlib Axes, optional
+    style
+        Of the lines.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = axes_or_current(ax)
+    if isinstance(circuit, oc.Circuit):
+        fixed = oc.steady_state(circuit, z, method="newton", variant=variant).state.a if fixed is None else fixed
+        circuit = iterate_path(circuit, z, iterations=iterations, variant=variant)
+    path = np.asarray(circuit)
+    steps = np.arange(len(path))
+    for i, color in enumerate(shades(path.shape[1])):
+        ax.plot(steps, path[:, i], **{"color": color, "lw": 1.6, **style})
+        if fixed is not None:
+            ax.plot(1.04 * steps[-1], to_numpy(fixed)[i], "o", ms=5, color=color, clip_on=False)
+    ax.set(xlabel="Iteration", ylabel="Modulator potential  a", xlim=(0, steps[-1]))
+    return ax
+
+
+def iterate_path(circuit: oc.Circuit, z: Any, *, iterations: int = 15, variant: str = "main") -> np.ndarray[Any, Any]:
+    """Modulators (K + 1, n) of the fixed-point iteration, from the fixed point for W_r = I on."""
+    start = oc.steady_state(circuit._replace(w_r=None), z, variant=variant).state
+    found = [to_numpy(start.a)]
+    for k in range(1, iterations + 1):
+        report = oc.steady_state(circuit, z, method="iteration", variant=variant, tol=1e-300, max_iterations=k)
+        found.append(to_numpy(report.state.a))
+    return np.stack(found)
+
+
+def abscissa_histogram(
+    values: Any,
+    *,
+    bins: Any = 40,
+    unit: str = "1/s",
+    what: str = "Circuits",
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """Histogram of the largest real eigenvalue parts, the stable side shaded.
+
+    Parameters
+    ----------
+    values : array, or mapping of str to arrays
+        Spectral abscissae; several groups are stacked and labelled.
+    bins
+        As ``Axes.hist`` takes them.
+    unit, what : str
+        Of the two axes.
+    ax : matplotlib Axes, optional
+    style
+        Of the bars.
+
+    Returns
+    -------
+    matplotlib Axes
+        Values that are not finite are left out.
+
+    Raises
+    ------
+    ValueError
+        Where no value is finite.
+    """
+    ax = axes_or_current(ax)
+    groups = dict(values) if isinstance(values, Mapping) else {"": values}
+    kept = [np.ravel(to_numpy(group)) for group in groups.values()]
+    kept = [group[np.isfinite(group)] for group in kept]
+    if not any(len(group) for group in kept):
+        raise ValueError("values has no finite spectral abscissa")
+    colors = shades(len(kept)) if len(kept) > 1 else [CYCLE[0]]
+    ax.hist(kept, bins=bins, stacked=True, **{"color": colors, "label": list(groups), **style})
+    left, right = min(group.min() for group in kept if len(group)), max(g.max() for g in kept if len(g))
+    width = max(right, 0.0) - min(left, 0.0) or 1.0
+    ax.set_xlim(min(left, 0.0) - 0.05 * width, max(right, 0.0) + 0.05 * width)
+    ax.axvspan(ax.get_xlim()[0], 0, color=SHADE, lw=0, zorder=0)
+    ax.axvline(0, color=INK, lw=1)
+    ax.set(xlabel=f"{ABSCISSA}  ({unit})", ylabel=what)
+    return ax
+
+
+def energies(
+    circuit: oc.Circuit, z: Any, run: oc.Trajectory, *, relative: bool = True, ax: Axes | None = None, **style: Any
+) -> Axes:
+    """The Lyapunov function along trajectories of a circuit with W_r = I.
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit
+    z : array (n,)
+        The constant input drive of the run.
+    run : organics_core.Trajectory
+        State (T, n) or (T, B, n).
+    relative : bool
+        To its value at the start.
+    ax : matplotlib Axes, optional
+    style
+        Of the lines.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.energy`.
+    """
+    values = to_numpy(oc.energy(circuit, run.state, z))
+    return energy_lines(to_numpy(run.times), values / values[0] if relative else values, ax=ax, **style)
+
+
+def energy_lines(times: Any, values: Any, *, ax: Axes | None = None, **style: Any) -> Axes:
+    """Energies (T,) or (T, B), relative to the start or not, over times (T,) in seconds."""
+    ax = axes_or_current(ax)
+    ax.plot(1e3 * np.asarray(times), values, **{"color": CYCLE[0], "lw": 1.2, "alpha": 0.7, **style})
+    ax.set(yscale="log", xlabel="Time (ms)", ylabel="Energy, relative to the start")
+    ax.margins(x=0)
+    return ax
+
+
+def energy_landscape(
+    circuit: oc.Circuit, z: Any, run: oc.Trajectory | None = None, *, ax: Axes | None = None, **style: Any
+) -> Axes:
+    """Levels of the energy of one neuron with W_r = I in the plane of y and a, and trajectories across them.
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit
+        With n = 1.
+    z : array (1,)
+        Input drive.
+    run : organics_core.Trajectory, optional
+        State (T, 1) or (T, B, 1).
+    ax : matplotlib Axes, optional
+    style
+        Of the trajectories.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.energy`; ValueError for more than one neuron.
+    """
+    if circuit.w.shape != (1, 1):
+        raise ValueError(f"energy_landscape is for one neuron: w must have shape (1, 1), got {circuit.w.shape}")
+    ax = axes_or_current(ax)
+    fixed = oc.steady_state(circuit, z).state
+    center = float(fixed.y[0]), float(fixed.a[0])
+    y = center[0] + np.linspace(-1.2, 1.2, 121) * abs(center[0])
+    a = np.linspace(0.02, 2.2, 121) * center[1]
+    paths: list[tuple[Any, Any]] = []
+    if run is not None:
+        at_y, at_a = (np.reshape(to_numpy(part), (len(part), -1)) for part in run.state)
+        paths = list(zip(at_y.T, at_a.T, strict=True))
+    yy, aa = np.meshgrid(y, a)
+    value = to_numpy(oc.energy(circuit, oc.State(yy[..., None], aa[..., None]), z))
+    levels = value.max() * np.linspace(0.02, 1.0, 14) ** 2
+    ax.contourf(y, a, value, levels=[0.0, *levels], cmap="Blues", alpha=0.75)
+    for path_y, path_a in paths:
+        ax.plot(path_y, path_a, **{"color": THEORY, "lw": 1.4, **style})
+        ax.plot(path_y[0], path_a[0], "o", ms=4, color=THEORY)
+    ax.plot(*center, "o", ms=8.5, color=INK, zorder=4)
+    ax.set(xlim=(y[0], y[-1]), ylim=(a[0], a[-1]), xlabel="Membrane potential  y", ylabel="Modulator potential  a")
+    return ax
+
+
+def power_spectra(
+    circuit: oc.Circuit | oc.V1Circuit,
+    z: Any,
+    noise: Any = None,
+    *,
+    frequencies: Any = None,
+    unit: int = 0,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """Power spectra of one neuron's y under noise, one line per input drive; dots mark resonances.
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit or V1Circuit
+    z : array (C, n)
+        Input drives, of rising contrast say.
+    noise : optional
+        As for :func:`organics_core.power_spectrum`; by default noise of
+        amplitude 1 in y alone.
+    frequencies : array (F,), optional
+        In Hz; 1 to 400 by default.
+    unit : int
+        Which neuron.
+    labels : sequence of str, optional
+        One per drive.
+    ax : matplotlib Axes, optional
+    style
+        Of the lines.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.power_spectrum`.
+    """
+    f = np.geomspace(1.0, 400.0, 300) if frequencies is None else frequencies
+    if isinstance(circuit, oc.V1Circuit):
+        spectrum = oc.v1_power_spectrum(circuit, z, (1.0, 0.0, 0.0) if noise is None else noise, f)
+    else:
+        state = oc.steady_state(circuit, z).state
+        spectrum = oc.power_spectrum(circuit, state, (1.0, 0.0) if noise is None else noise, f)
+    return spectrum_lines(to_numpy(f), to_numpy(spectrum)[..., unit, unit].real, labels=labels, ax=ax, **style)
+
+
+def spectrum_lines(
+    frequencies: Any, power: Any, *, labels: Sequence[str] | None = None, ax: Axes | None = None, **style: Any
+) -> Axes:
+    """Power (C, F) over frequencies (F,) in Hz, from light to dark; a dot at the highest inner peak of each line."""
+    ax = axes_or_current(ax)
+    power = np.atleast_2d(power)
+    for k, (line, color) in enumerate(zip(power, shades(len(power)), strict=True)):
+        label = None if labels is None else labels[k]
+        ax.loglog(frequencies, line, **{"color": color, "label": label, **style})
+        inner = np.flatnonzero((line[1:-1] > line[:-2]) & (line[1:-1] > line[2:])) + 1
+        if len(inner):
+            top = inner[np.argmax(line[inner])]
+            ax.plot(frequencies[top], line[top], "o", ms=6, color=color, mec="white", mew=1)
+    ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if frequencies[0] <= tick <= frequencies[-1]]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set(xlabel="Frequency (Hz)", ylabel="Power of y  (1/Hz)")
+    ax.margins(x=0)
+    return ax
+
+
+def _edges(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Edges of cells around rising values, halfway in between; geometrically where all are positive."""
+    positive = bool((values > 0).all())
+    at = np.log(values) if positive else values
+    middle = 0.5 * (at[1:] + at[:-1])
+    edges = np.concatenate([[2 * at[0] - middle[0]], middle, [2 * at[-1] - middle[-1]]])
+    return np.exp(edges) if positive else edges
+
+
+PHASES = {"fixed point": 0, "limit cycle": 1, "divergence": 2, "undecided": 3}
+
+
+def phase_map(
+    diagram: oc.PhaseDiagram,
+    quantity: str = "fixed point",
+    *,
+    colorbar: bool = True,
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """One quantity of a phase diagram over recurrence strength and input norm.
+
+    Parameters
+    ----------
+    diagram : organics_core.PhaseDiagram
+        With two strengths and two norms at least.
+    quantity : {"fixed point", "limit cycle", "divergence", "undecided", "distance"}
+        A kind: its share of the draws, in percent. ``"distance"``: the median
+        distance of the stable fixed points from the normalization equation;
+        grey where there are none.
+    colorbar : bool
+    ax : matplotlib Axes, optional
+    style
+        Of ``Axes.pcolormesh``.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        For an unknown quantity, or a diagram of one strength or norm.
+    """
+    if quantity not in (*PHASES, "distance"):
+        choices = ", ".join(map(repr, (*PHASES, "distance")))
+        raise ValueError(f"unknown quantity {quantity!r}; choose one of {choices}")
+    ax = axes_or_current(ax)
+    deltas, norms, kind = (to_numpy(part) for part in (diagram.deltas, diagram.norms, diagram.kind))
+    if len(deltas) < 2 or len(norms) < 2:
+        raise ValueError(f"a map needs two strengths and two norms, got {len(deltas)} and {len(norms)}")
+    options: dict[str, Any]
+    if quantity == "distance":
+        stable = kind == 0
+        value = np.full(kind.shape[:2], np.nan)
+        some = stable.any(axis=-1)
+        value[some] = np.nanmedian(np.where(stable, to_numpy(diagram.distance), np.nan)[some], axis=-1)
+        from matplotlib import colormaps
+        from matplotlib.colors import LogNorm
+
+        colors = colormaps["cividis_r"].with_extremes(bad="#C9CFD5")
+        options = {"cmap": colors, "norm": LogNorm(1e-2, 10.0)}
+        value = np.where(value == 0.0, 1e-9, value)
+        label, extend = "relative distance", "both"
+        value = np.ma.masked_invalid(value)
+    else:
+        value = 100.0 * (kind == PHASES[quantity]).mean(axis=-1)
+        options = {"cmap": ramp("#EEF2F5"), "vmin": 0, "vmax": 100}
+        label, extend = "share of draws (%)", "neither"
+    image = ax.pcolormesh(
+        _edges(norms), _edges(deltas), value, **{"edgecolor": "white", "linewidth": 0.5, **options, **style}
+    )
+    if (norms > 0).all():
+        ax.set_xscale("log")
+        ticks = [tick for tick in (0.001, 0.01, 0.1, 1, 10, 100) if norms[0] / 1.7 <= tick <= norms[-1] * 1.7]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set(xlabel="Norm of the input", ylabel="Recurrence strength  δ")
+    if colorbar:
+        figure = ax.get_figure()
+        assert figure is not None
+        bar = figure.colorbar(image, ax=ax, label=label, extend=extend)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    return ax
+
+
+def boundary_map(found: oc.StabilityBoundary, *, ax: Axes | None = None, **style: Any) -> Axes:
+    """Where one neuron is stable (shaded) over two of its parameters, and the boundary.
+
+    Parameters
+    ----------
+    found : organics_core.StabilityBoundary
+    ax : matplotlib Axes, optional
+    style
+        Of the boundary.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import ListedColormap
+
+    ax = axes_or_current(ax)
+    first, second = (to_numpy(value) for value in found.values)
+    stable = to_numpy(found.abscissa) < 0
+    ax.pcolormesh(
+        first,
+        second,
+        np.where(stable, 0.0, 1.0).T,
+        cmap=ListedColormap([BASINS[0], "white"]),
+        vmin=0,
+        vmax=1,
+        shading="nearest",
+        rasterized=True,
+        zorder=0,
+    )
+    lines = LineCollection(
+        list(to_numpy(found.segments)), **{"color": THEORY, "linewidth": 2.0, "capstyle": "round", **style}
+    )
+    ax.add_collection(lines, autolim=False)
+    for values, set_scale in ((first, ax.set_xscale), (second, ax.set_yscale)):
+        ratios = values[1:] / values[:-1] if (values > 0).all() else np.array([1.0, 2.0])
+        if np.ptp(ratios) < 1e-6 * ratios[0]:  # a geometric grid
+            set_scale("log")
+    ax.set(xlim=(first[0], first[-1]), ylim=(second[0], second[-1]))
+    names = [SYMBOLS.get(name, name) for name in found.parameters]
+    ax.set(xlabel=names[0], ylabel=names[1])
+    return ax
+
+
+SYMBOLS = {
+    "w_r": "Recurrent weight  $w_r$",
+    "w": "Normalization weight  w",
+    "b": "Input gain  b",
+    "b0": "Normalization gain  $b_0$",
+    "sigma": "Semi-saturation  $\\sigma$",
+    "tau_y": "$\\tau_y$  (s)",
+    "tau_a": "$\\tau_a$  (s)",
+    "z": "Input drive  z",
+}
+
+
+def principal_plane(states: Any) -> np.ndarray[Any, Any]:
+    """States (N, T, n) in the plane of their first two principal axes: (N, T, 2)."""
+    states = np.asarray(to_numpy(states), dtype=float)
+    if states.ndim != 3 or states.shape[-1] < 2:
+        raise ValueError(f"states must have shape (N, T, n) with n >= 2, got {states.shape}")
+    flat = states.reshape(-1, states.shape[-1])
+    center = flat.mean(axis=0)
+    _, _, axes = np.linalg.svd(flat - center, full_matrices=False)
+    axes = axes[:2] * np.sign(axes[:2, np.argmax(np.abs(axes[:2]), axis=1)].diagonal())[:, None]
+    return np.asarray((states - center) @ axes.T)
+
+
+def hidden_trajectories(
+    states: Any, labels: Any, *, classes: Sequence[Any] | None = None, ax: Axes | None = None, **style: Any
+) -> Axes:
+    """Trajectories of a trained layer in the plane of two principal axes, one colour per class; dots at their ends.
+
+    Parameters
+    ----------
+    states : array (N, T, n)
+        Membrane potentials for N sequences; with n = 2 they are drawn as they are.
+    labels : array (N,)
+        Their classes.
+    classes : sequence, optional
+        Which are drawn, six at most; the first six by default.
+    ax : matplotlib Axes, optional
+    style
+        Of the lines.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, or more classes than there are colours.
+    """
+    ax = axes_or_current(ax)
+    states, labels = np.asarray(to_numpy(states)), np.asarray(to_numpy(labels))
+    paths = states if states.ndim == 3 and states.shape[-1] == 2 else principal_plane(states)
+    if labels.shape != paths.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(paths)},), one per trajectory, got {labels.shape}")
+    shown = list(np.unique(labels)[: len(CYCLE)] if classes is None else classes)
+    if len(shown) > len(CYCLE):
+        raise ValueError(f"classes must be {len(CYCLE)} at most, one per colour, got {len(shown)}")
+    for name, color in zip(shown, CYCLE, strict=False):
+        chosen = paths[labels == name]
+        for path in chosen:
+            ax.plot(path[:, 0], path[:, 1], **{"color": color, "lw": 0.8, "alpha": 0.35, **style})
+        ax.plot(
+            chosen[:, -1, 0],
+            chosen[:, -1, 1],
+            ls="",
+            marker="o",
+            ms=5,
+            color=color,
+            mec="white",
+            mew=0.6,
+            label=f"{name}",
+        )
+    ax.set(xlabel="First principal axis of y", ylabel="Second principal axis of y")
+    return ax
+
+
+def contrast_axis(ax: Axes, contrasts: Any) -> Axes:
+    """A logarithmic axis of contrasts in percent."""
+    ax.set_xscale("log")
+    ticks = [c for c in (0.001, 0.01, 0.1, 1.0, 10.0) if contrasts[0] / 1.01 <= c <= contrasts[-1] * 1.01]
+    ax.set_xticks(ticks, [percent(c) for c in ticks])
+    ax.set_xlim(contrasts[0], contrasts[-1])
+    ax.set_xlabel("Contrast")
+    return ax
+
+
+def stable_side(ax: Axes) -> Axes:
+    """Shade what lies below zero, and say so."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, max(high, 0.12 * (max(high, 0.0) - low)))
+    ax.axhspan(low, 0, color=SHADE, lw=0, zorder=0)
+    ax.axhline(0, color=INK, lw=1)
+    ax.text(0.985, 0.03, "stable", transform=ax.transAxes, ha="right", va="bottom", color=MUTED)
+    return ax
