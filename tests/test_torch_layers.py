@@ -356,6 +356,43 @@ def test_autocast_computes_in_the_parameters_dtype(road):
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in below.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("recurrent", ["orthogonal", "spectral"])
+def test_half_precision_parameters(recurrent, dtype):
+    layer = make(recurrent=recurrent, dtype=torch.float32)
+    x = numbers(1, T, N, K, dtype=torch.float32)
+    wanted = layer(x)[0]
+    output, _ = copy.deepcopy(layer).to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    assert float((output.float() - wanted).detach().abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_an_empty_batch_and_frozen_parameters(road):
+    skip_without(road)
+    layer = make(implementation=road)
+    output, hn = layer(torch.zeros(T, 0, K, dtype=torch.float64))
+    output.sum().backward()
+    assert output.shape == (T, 0, H)
+    assert hn.y.shape == (1, 0, H)
+    assert all((p.grad == 0).all() for p in layer.parameters())
+    layer.zero_grad()
+    cell = layer.cells[0]
+    cell.w_r.requires_grad_(False)
+    cell.theta_a.requires_grad_(False)
+    layer(numbers(1, T, N, K))[0].sum().backward()
+    assert cell.w_r.grad is None
+    assert cell.theta_a.grad is None
+    assert cell.w_by0.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("implementation", ["auto", "function", "reference"])
+def test_exported(implementation):
+    layer, x = make(implementation=implementation, num_layers=2), numbers(1, T, N, K)
+    program = torch.export.export(layer, (x,))
+    assert torch.allclose(program.module()(x)[0], layer(x)[0], rtol=1e-12)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "options",
@@ -402,7 +439,9 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
             torch.nn.functional.cross_entropy(wrapped(x[part]), y[part]).backward()
             torch.save([p.grad for p in model.parameters()], f"{where}/unfinished{rank}")
             os.replace(f"{where}/unfinished{rank}", f"{where}/gradients{rank}.pt")
-            while not os.path.exists(f"{where}/gradients{1 - rank}.pt"):
+            for _ in range(6000):
+                if os.path.exists(f"{where}/gradients{1 - rank}.pt"):
+                    break
                 time.sleep(0.01)
             os._exit(0)  # at once: torch sometimes aborts when it takes down its group
             """
@@ -467,6 +506,8 @@ def test_bad_states():
     good = start()
     with pytest.raises(TypeError, match="hx must be a CellState"):
         layer(x, good.y)
+    with pytest.raises(TypeError, match=r"hx must be a CellState\(y, a, b0, b1\) of tensors, got tuple of 2"):
+        layer(x, (good.y, good.a))
     with pytest.raises(ValueError, match=r"hx.a must have shape \(1, 5, 6\)"):
         layer(x, good._replace(a=good.a[:, :2]))
     with pytest.raises(TypeError, match=r"hx.b0 has dtype"):

@@ -179,6 +179,14 @@ def test_agrees_with_the_core():
     np.testing.assert_allclose(layer.steady_state(x).state.y.detach(), found.state.y, rtol=1e-8)
 
 
+def test_half_precision():
+    x = numbers(2, 5, K)
+    half = make("identity").bfloat16()
+    assert torch.allclose(half(x.bfloat16()).double(), make("identity")(x), atol=0.05)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        make("spectral").bfloat16()(x.bfloat16())
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

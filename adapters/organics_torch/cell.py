@@ -34,7 +34,8 @@ class SpectralBall(nn.Module):
     """
 
     def forward(self, v: Tensor) -> Tensor:
-        return v / torch.linalg.matrix_norm(v, 2).clamp(min=1.0)
+        single = v.float() if v.dtype in (torch.float16, torch.bfloat16) else v  # there are no smaller singular values
+        return v / torch.linalg.matrix_norm(single, 2).clamp(min=1.0).to(v.dtype)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         return w
@@ -210,7 +211,8 @@ def check_tensor(name: str, value: object, like: Tensor) -> None:
 def check_state(state: object, shape: tuple[int, ...], like: Tensor, name: str) -> CellState:
     """``state`` as a CellState of tensors of exactly ``shape``."""
     if not isinstance(state, (tuple, list)) or len(state) != 4:
-        raise TypeError(f"{name} must be a CellState(y, a, b0, b1) of tensors, got {_checks.describe(state)}")
+        size = f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
+        raise TypeError(f"{name} must be a CellState(y, a, b0, b1) of tensors, got {_checks.describe(state)}{size}")
     for field, value in zip(CellState._fields, state, strict=True):
         check_tensor(f"{name}.{field}", value, like)
         if tuple(value.shape) != tuple(shape):

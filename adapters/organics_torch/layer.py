@@ -47,8 +47,10 @@ class ORGaNICs(nn.Module):
     The whole layer computes in the dtype of its parameters, also under
     autocast. The environment variable ``ORGANICS_TORCH_FUSED=0`` keeps "auto"
     from compiling native code. Only ``"reference"`` can be differentiated
-    twice, or transformed by ``torch.func``; ``"auto"`` takes it inside such
-    transforms.
+    twice or forwards, or transformed by ``torch.func``; ``"auto"`` takes it
+    inside such transforms. Parameters of float16 and bfloat16 take it, too. A
+    layer with ``recurrent="spectral"`` is saved by its ``state_dict`` or by
+    :func:`save`: torch cannot pickle parametrized modules.
 
     Attributes
     ----------

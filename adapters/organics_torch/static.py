@@ -123,6 +123,8 @@ class DivisiveNorm(nn.Module):
         """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
         circuit, z = self.circuit(x)
         method = "closed_form" if self.recurrent == "identity" else "newton"
+        if method == "newton" and z.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"Newton's method needs parameters of float32 or float64, these are {z.dtype}")
         with torch.autocast(x.device.type, enabled=False):
             return steady_state(circuit, z, method=method, max_iterations=self.max_iterations)
 
@@ -132,7 +134,8 @@ class DivisiveNorm(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If x has a wrong dtype, device or shape.
+            If x has a wrong dtype, device or shape, or TypeError for
+            ``"spectral"`` in half precision.
         """
         if self.recurrent == "identity":
             return relu(xp, identity_fixed_point(xp, *self.circuit(x), "main").y) ** 2
