@@ -317,13 +317,18 @@ def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None
 
     # One Newton step more, whose *derivative* is exact (implicit function theorem):
     # the matrix carries no gradient, the right-hand side all of it.
-    slope = recurrent_slope(xp, circuit.w_r, state.y, variant)
-    free_slope = backend.stop_gradient(slope)
-    y, matrix = _eliminated_y(xp, circuit, state.a, z, slope)
-    minus_dg = _newton_matrix(
-        xp, free, state.a, backend.stop_gradient(y), free_slope, backend.stop_gradient(matrix), variant
+    # What did not converge starts over: its own state may overflow, and NaN pass through the gradient of where.
+    base = State(
+        xp.where(converged[..., None], state.y, start.y),
+        xp.where(converged[..., None], state.a, start.a),
     )
-    a = state.a + solve_vector(xp, minus_dg, _pool(xp, circuit, state.a, y, variant) - state.a)
+    slope = recurrent_slope(xp, circuit.w_r, base.y, variant)
+    free_slope = backend.stop_gradient(slope)
+    y, matrix = _eliminated_y(xp, circuit, base.a, z, slope)
+    minus_dg = _newton_matrix(
+        xp, free, base.a, backend.stop_gradient(y), free_slope, backend.stop_gradient(matrix), variant
+    )
+    a = base.a + solve_vector(xp, minus_dg, _pool(xp, circuit, base.a, y, variant) - base.a)
     y, _ = _eliminated_y(xp, circuit, a, z, slope)
     polished = State(y, a)
     residual = relative_residual(xp, free, tree_map(backend.stop_gradient, polished), free_z, variant)

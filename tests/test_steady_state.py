@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from support import VARIANTS, Case, Library, for_cases, numpy_tree, small_circuit
@@ -122,6 +124,20 @@ def test_failure_to_converge_is_reported(xp64: Library, method: str) -> None:
     iterations = numpy_tree(found.iterations)
     assert (iterations[~converged] == 60).all()
     assert (iterations[converged] <= 60).all()
+
+
+@pytest.mark.parametrize("method", ["newton", "iteration"])
+def test_states_that_overflow_raise_no_warning(method: str) -> None:
+    """Very strong recurrence: iterates of all sizes, and no word of it but the report."""
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(40):
+            case = strong(8, 30.0, seed)
+            for variant in VARIANTS:
+                z = 5.0 * np.abs(case.z)
+                found.append(oc.steady_state(case.circuit, z, variant=variant, method=method, max_iterations=300))
+    assert not all(bool(report.converged) for report in found)
 
 
 def test_stopping_early_and_loose_tolerances(xp64: Library) -> None:

@@ -90,7 +90,7 @@ FIGURES: dict[str, Entry] = {
         (
             "training",
             "Two recurrent classifiers of digits while they learn, without gradient clipping: loss, gradients, largest "
-            "real eigenvalue part along the trajectories.",
+            "real eigenvalue part, along the trajectories and at the fixed points, where W_r = I stays stable.",
             {"trains": True},
         ),
         (

@@ -110,7 +110,7 @@ class RecurrentNetwork(NamedTuple):
                 ys.append(y)
                 circuit = oc.Circuit(parameters.w_r, w, state.b1, state.b0, parameters.sigma, 1 / rates.y, 1 / rates.a)
                 z = np.maximum(part[-1] @ parameters.w_zx.T, 0.0)
-                found = oc.steady_state(circuit, z, variant=self.variant)
+                found = oc.steady_state(circuit, z, variant=self.variant, max_iterations=30)
                 here, there = (
                     oc.spectral_abscissa(circuit, oc.State(*at), variant=self.variant)
                     for at in (state[:2], found.state)
@@ -257,7 +257,7 @@ def train_recurrent(seed: int, quick: bool, recurrent: str) -> Trained:
         options |= {"epochs": 10, "limit": 6000}
 
     def measure(given: Given) -> dict[str, float]:
-        run = given.network.run(given.x[:20])
+        run = given.network.run(given.x[:10])
         return {"along": run.along, "settled": run.settled}
 
     return _train(task, options, measure)
