@@ -17,15 +17,18 @@ from torch import Tensor
 from .road import Reserve, Setup
 
 _CHUNK_NUMBERS = 1 << 16  # numbers (steps * batch * n) handled at once: the arrays of a chunk stay in the cache
+_CHUNK_NUMBERS_ELSEWHERE = 1 << 20  # the more at once, the fewer kernels
 _LARGE = 1 << 21  # multiplications in a product, from which oneDNN is worth its overhead
 _tapes, _scratch = Reserve(), Reserve()
 _zero_below = torch.ops.aten.threshold_backward.grad_input  # (of what, where this is at most, threshold, grad_input=)
 
 
-def _layout(setup: Setup, steps: int, batch: int, n: int) -> tuple[int, int]:
+def _layout(setup: Setup, xs: Tensor, n: int) -> tuple[int, int]:
     """Steps handled at once, and steps between checkpoints, a multiple of them."""
+    steps, batch, _ = xs.shape
     every = setup.checkpoint_every or steps
-    chunk = max(1, min(steps, _CHUNK_NUMBERS // max(batch * n, 1), every))
+    numbers = _CHUNK_NUMBERS if xs.device.type == "cpu" else _CHUNK_NUMBERS_ELSEWHERE
+    chunk = max(1, min(steps, numbers // max(batch * n, 1), every))
     return chunk, min(steps, every // chunk * chunk)
 
 
@@ -40,7 +43,7 @@ def kept_shapes(setup: Setup, xs: Tensor, n: int, identity: bool) -> list[tuple[
     steps, batch, _ = xs.shape
     if not setup.gradient:
         return []
-    chunk, period = _layout(setup, steps, batch, n)
+    chunk, period = _layout(setup, xs, n)
     if setup.checkpoint_every:
         return [(-(-steps // period), 4 * n, batch)]
     return [(sum(map(math.prod, _tape_shapes(steps, batch, n, identity, chunk))),)]
@@ -53,7 +56,7 @@ def forward(
     steps, batch, _ = xs.shape
     stacked = _Stacked(sigma, setup.main, *weights)
     n, identity = stacked.n, stacked.w_r is None
-    chunk, period = _layout(setup, steps, batch, n)
+    chunk, period = _layout(setup, xs, n)
     kept = [_empty(_tapes, xs, shape) for shape in kept_shapes(setup, xs, n, identity)]
     whole = setup.gradient and not setup.checkpoint_every
     tape = _Tape(stacked, steps if whole else chunk, batch, chunk, kept[0] if whole else None)
@@ -81,7 +84,7 @@ def backward(
     stacked = _Stacked(sigma, setup.main, *weights)
     steps, batch, _ = xs.shape
     n = stacked.n
-    chunk, period = _layout(setup, steps, batch, n)
+    chunk, period = _layout(setup, xs, n)
     adjoint = xs.new_zeros(4 * n, batch) if g_last is None else _stack_state(g_last)
     g_x = torch.empty_like(xs, memory_format=torch.contiguous_format) if wants_x else None
     whole = not setup.checkpoint_every
@@ -150,7 +153,8 @@ def _by_onednn(left: Tensor, columns: int) -> bool:
     )
 
 
-def _times(left: Tensor, right: Tensor) -> Tensor:
+def times(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right."""
     if _by_onednn(left, right.shape[1]):
         return _linear(left, right.T, None, "none", [], "")
     return torch.mm(left, right)
@@ -286,14 +290,14 @@ class _Tape:
             if s.w_r is None:
                 drive = response
             elif s.main:
-                drive = every_h[t].copy_(_times(s.w_r, y))
+                drive = every_h[t].copy_(times(s.w_r, y))
             else:
-                drive = torch.clamp_min(_times(s.w_r, y), 0, out=every_h[t])
+                drive = torch.clamp_min(times(s.w_r, y), 0, out=every_h[t])
             torch.addcmul(drive, positive_a.sqrt_(), drive, value=-1, out=goal_y).addcmul_(b1, drives[t])
             if s.one_sigma2 is None:
-                torch.addcmul(_times(s.w, pool), b0, b0 * s.sigma2, out=goal_a)
+                torch.addcmul(times(s.w, pool), b0, b0 * s.sigma2, out=goal_a)
             else:
-                torch.addcmul(_times(s.w, pool), b0, b0, value=s.one_sigma2, out=goal_a)
+                torch.addcmul(times(s.w, pool), b0, b0, value=s.one_sigma2, out=goal_a)
             torch.lerp(ya, goal, s.rate_ya, out=every_ya[t + 1] if t + 1 < count else end)
             b.lerp_(target, s.rate_b)
             if ys is not None:
@@ -380,7 +384,7 @@ class _Factors:
                 g_y.add_(g_ys[t].T)
             torch.mul(g_rest, by, out=d)
             torch.mul(g, self.stay, out=new)
-            g_pool = _times(self.to_pool, g_a)
+            g_pool = times(self.to_pool, g_a)
             new_y.addcmul_(g_pool, by_y, value=2)
             new_a.addcmul_(g_pool, by_pool).addcmul_(g_y, by_a)
             new_b.addcmul_(g_ya, by_b)
