@@ -4,7 +4,7 @@ A program takes ``ROWS`` sequences through all steps. Their states live in
 registers; the six hidden matrices in shared memory as far as they fit, the
 others are read again from the cache at every step. What comes from the input
 is one large product before the loop, the gradients of the weights are large
-products after it. The arithmetic is that of plain.py.
+products after it.
 
 How exact the products are follows ``torch.set_float32_matmul_precision``:
 ``"highest"`` three products of the high and low parts of the numbers, which
@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .plain import _Stacked
 from .road import Setup
 
 ROWS = 16  # the least that a product of the tensor cores takes
@@ -402,6 +401,45 @@ def options(units: int, precision: str, shared: int, *, main: bool, recurrent: b
         "num_stages": 2 if roomy else 1,
         "enable_fp_fusion": True,
     }
+
+
+class _Stacked:
+    """The weights of one sequence, stacked by what they multiply, transposed for products from the right.
+
+    The targets come from [y, a] (2n, 2n) and x (k, 2n), columns B0 then B1; the
+    input drive z from x; the recurrent drive from y.
+    """
+
+    def __init__(
+        self,
+        sigma: Tensor,
+        main: bool,
+        w_zx: Tensor,
+        w_r: Tensor | None,
+        w: Tensor,
+        w_bx0: Tensor,
+        w_by0: Tensor,
+        w_ba0: Tensor,
+        w_bx1: Tensor,
+        w_by1: Tensor,
+        w_ba1: Tensor,
+        *rates: Tensor,
+    ) -> None:
+        self.main = main
+        self.w_r, self.w, self.n = w_r, w, w.shape[0]
+        self.from_x = torch.cat([w_bx0, w_bx1, w_zx])
+        self.from_ya = torch.cat([torch.cat([w_by0, w_ba0], dim=1), torch.cat([w_by1, w_ba1], dim=1)])
+        self.rate_y, self.rate_a, *rate_b = rates
+        self.rate_ya, self.rate_b = torch.cat([self.rate_y, self.rate_a]), torch.cat(rate_b)
+        self.sigma2 = sigma * sigma
+
+    def unstack(self, total: list[Tensor]) -> list[Tensor | None]:
+        """Gradients in the order of the arguments, from those of the stacked weights."""
+        x, ya, r, w, rate_y, rate_a, rate_b = total
+        n = self.n
+        x0, x1, zx = x.split(n)
+        (y0, a0), (y1, a1) = (rows.split(n, dim=1) for rows in ya.split(n))
+        return [zx, (None if self.w_r is None else r), w, x0, y0, a0, x1, y1, a1, rate_y, rate_a, *rate_b.split(n)]
 
 
 class _Launch:
