@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from sphinx.application import Sphinx
+from sphinx.domains.python import PythonDomain
+from sphinx.environment import BuildEnvironment
+from sphinx.util.logging import getLogger
+
 import organics_core
 
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "organics-core"
@@ -52,3 +59,38 @@ html_theme = "furo"
 html_title = "organics-core"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
+
+
+class Domain(PythonDomain):
+    """Python's domain, in which a word of a docstring's type never links to an attribute that is called the same."""
+
+    def find_obj(self, env, modname, classname, name, type, searchmode=0):  # type: ignore[no-untyped-def]
+        """As in Sphinx, without the fallback from classes to attributes."""
+        if searchmode == 1 and type in ("attr", "data"):
+            return []
+        return super().find_obj(env, modname, classname, name, type, searchmode)
+
+
+PACKAGES = ("core", "torch", "jax", "cupy", "plot", "figures", "train", "baselines", "sweep", "simulators")
+
+
+def complete(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of every public name that the API reference lacks."""
+    described = {entry[0] for entry in env.domains["py"].get_objects()}
+    short = {name.rpartition(".")[2] for name in described if name.startswith("organics_core.")}
+    for package in (f"organics_{name}" for name in PACKAGES):
+        init = next(file for folder in (ROOT, ROOT / "adapters") if (file := folder / package / "__init__.py").exists())
+        names = next(
+            ast.literal_eval(node.value)
+            for node in ast.parse(init.read_text()).body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+        )
+        for name in names:  # those of the core may be handed on by others
+            if f"{package}.{name}" not in described and (package == "organics_core" or name not in short):
+                getLogger(__name__).warning("the API reference lacks %s.%s", package, name)
+
+
+def setup(app: Sphinx) -> None:
+    """Sphinx calls this."""
+    app.connect("env-check-consistency", complete)
+    app.add_domain(Domain, override=True)

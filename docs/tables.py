@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -62,7 +63,7 @@ def embedding(record: Path) -> str:
     """Framework, version and errors, from the embedding sessions."""
 
     def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.1e}"
+        return "" if value is None else f"{value:.1e}".replace("-", "\N{NON-BREAKING HYPHEN}")
 
     rows = [
         [r["framework"], r["version"], number(r["transient_error"]), number(r["fixed_point_error"]), r["note"]]
@@ -77,7 +78,7 @@ def gallery(folder: Path) -> str:
     for picture in sorted(folder.glob("*.png")):
         record = picture.with_suffix(".json")
         caption = json.loads(record.read_text()).get("caption", "") if record.exists() else ""
-        parts.append(f"## {picture.stem.replace('_', ' ').replace('-', ' ')}\n\n{caption}\n\n")
+        parts.append(f"## {picture.stem.replace('-', ' ').capitalize()}\n\n{caption}\n\n")
         parts.append(f"![{picture.stem}](_generated/figures/{picture.name})\n\n")
         parts.append(f"`organics figures {picture.stem}`\n")
     return "\n".join(parts)
@@ -169,34 +170,57 @@ def simulation(record: Path) -> str:
     return table(["ours / peer", "n", "batch", "ours, ms", "peer, ms", "ratio"], rows)
 
 
-def newest(pattern: str) -> Path | None:
-    """The latest record of a kind; their names end in a date."""
-    found = sorted(RESULTS.glob(pattern))
-    return found[-1] if found else None
+def analysis(record: Path) -> str:
+    """Stability by eigenvalues and by the certificate, from benchmarks/analysis.py."""
+    content = json.loads(record.read_text())
+    proof, kinds = content["certificate"], content["classification"]
+    rows = [
+        ["eigenvalues of the Jacobian", f"{proof['eigenvalues']:.3g}", "1"],
+        [
+            "certificate with p and q",
+            f"{proof['certify_with_matrices']:.3g}",
+            f"{proof['eigenvalues_over_certify_with_matrices']:.3g}",
+        ],
+        ["certificate, the decision only", f"{proof['certify']:.3g}", f"{proof['eigenvalues_over_certify']:.3g}"],
+    ]
+    head = f"Stability of one circuit with W_r = I, n = {proof['n']}:\n\n"
+    tail = (
+        f"\nWhere a circuit with another W_r ends, n = {kinds['n']}: Newton's method and eigenvalues (`oc.classify`) "
+        f"took {kinds['ratio']:.3g} times less than Euler steps until nothing changes.\n"
+    )
+    return head + table(["", "seconds", "times faster"], rows) + tail
+
+
+def newest(kind: str, suffix: str = "json", folder: Path = RESULTS) -> Path | None:
+    """The record ``kind`` of the latest date in its name; one without a date comes first, a quick run never counts."""
+    name = re.compile(rf"{kind}(?:-(\d{{4}}-\d\d-\d\d)(?!.*quick).*)?\.{suffix}")
+    found = [(match[1] or "", file.name, file) for file in folder.glob("*") if (match := name.fullmatch(file.name))]
+    return max(found)[2] if found else None
 
 
 def write(name: str, source: Path | None, make: Any, missing: str) -> None:
-    """One generated page part."""
-    there = source is not None and source.exists()
-    (OUT / name).write_text(make(source) if there else f"*{missing}*\n")
+    """One generated page part, with the name of the record that it was made from."""
+    if source is None or not source.exists():
+        (OUT / name).write_text(f"*{missing}*\n")
+        return
+    inside = source.is_relative_to(RESULTS)
+    origin = f"\nRecord: `{source.relative_to(ROOT).as_posix()}`.\n" if inside else ""
+    (OUT / name).write_text(make(source) + origin)
 
 
 def main() -> int:
     """Write all parts."""
     OUT.mkdir(parents=True, exist_ok=True)
     write("capabilities.md", OUT / "tests.xml", capabilities, "No test report: build with `nox -s docs`.")
-    write("embedding.md", RESULTS / "embed.json", embedding, "No record yet: run `nox -s embed`.")
     write("gallery.md", OUT / "figures", gallery, "No figures: build with `nox -s docs`.")
-    day = "????-??-??.json"
-    none = "No record yet: run `nox -s bench`."
-    write("torch_speed.md", newest(f"training-cpu-{day}"), torch_speed, none)
-    write("jax_speed.md", newest(f"training-jax-cpu-{day}"), jax_speed, none)
+    write("embedding.md", newest("embed"), embedding, "No record yet: run `nox -s embed`.")
+    write("torch_speed.md", newest("training-cpu"), torch_speed, "No record yet: run `python benchmarks/training.py`.")
+    write("jax_speed.md", newest("training-jax-cpu"), jax_speed, "No record: run `python benchmarks/training_jax.py`.")
     write("accuracies.md", RESULTS / "train", accuracies, "No record yet: run `organics train`.")
+    write("simulation.md", newest("simulation"), simulation, "No record yet: run `python benchmarks/simulation.py`.")
+    write("analysis.md", newest("analysis"), analysis, "No record yet: run `python benchmarks/analysis.py`.")
     write(
-        "simulation.md",
-        RESULTS / "simulation.json",
-        simulation,
-        "No record yet: run `python benchmarks/simulation.py`.",
+        "gpu.md", newest("gpu-.+?", "md"), Path.read_text, "No GPU has run anything yet: `nox -s gpu` makes a record."
     )
     names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "sweep")
     (OUT / "commands.md").write_text(commands(names))

@@ -48,7 +48,7 @@ def last(run):
 def test_transient_and_fixed_point():
     transient = error(last(solve(CIRCUIT, Z, T_TRANSIENT)), PROBLEM.transient)
     fixed = error(last(solve(CIRCUIT, Z, T_FIXED)), PROBLEM.fixed)
-    record("diffrax", transient, fixed)
+    record("diffrax", transient, fixed, note="Tsit5")
     assert transient < 1e-9
     assert fixed < 1e-9
 

@@ -34,7 +34,7 @@ def run(problem, duration, *, dt=0.0005, substeps=20, **options):
 def test_transient_and_fixed_point():
     transient = error(run(PROBLEM, T_TRANSIENT), PROBLEM.transient)
     fixed = error(run(PROBLEM, T_FIXED, dt=0.001, substeps=10), PROBLEM.fixed)
-    record("nengo", transient, fixed)
+    record("nengo", transient, fixed, note="Process in a Node, rk4 of 0.025 ms")
     assert transient < 1e-7
     assert fixed < 1e-9
 

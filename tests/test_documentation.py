@@ -1,0 +1,48 @@
+"""The pages made from records: the newest is taken, and the table of capabilities counts what ran."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("documentation_tables", ROOT / "docs" / "tables.py")
+tables = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(tables)
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.test_noise" name="test_a[numpy-float64]"/>
+<testcase classname="tests.test_noise" name="test_a[jax-float32]"><failure/></testcase>
+<testcase classname="tests.test_noise" name="test_a[torch-float32]"><skipped/></testcase>
+<testcase classname="tests.test_torch_layers" name="test_b"/>
+</testsuite></testsuites>"""
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).write_text("{}")
+
+
+def test_the_newest_record_of_a_kind_is_taken(tmp_path):
+    assert tables.newest("training-cpu", folder=tmp_path) is None
+    touch(tmp_path, "training-cpu.json", "training-jax-cpu-2030-01-01.json", "training-cpu-2031-01-01-quick.json")
+    assert tables.newest("training-cpu", folder=tmp_path).name == "training-cpu.json"
+    touch(tmp_path, "training-cpu-2029-11-25.json", "training-cpu-2029-02-28.json")
+    assert tables.newest("training-cpu", folder=tmp_path).name == "training-cpu-2029-11-25.json"
+    touch(tmp_path, "gpu-one-2030-01-01.md", "gpu-two-2029-01-01.md", "gpu-two-2031-01-01.json")
+    assert tables.newest("gpu-.+?", "md", folder=tmp_path).name == "gpu-one-2030-01-01.md"
+
+
+@pytest.mark.parametrize("kind", ["training-cpu", "training-jax-cpu", "simulation", "analysis", "embed"])
+def test_every_record_that_a_page_needs_is_there_and_read(kind):
+    make = {"training-cpu": "torch_speed", "training-jax-cpu": "jax_speed", "embed": "embedding"}.get(kind, kind)
+    assert getattr(tables, make)(tables.newest(kind)).count("\n| ") > 2
+
+
+def test_capabilities_count_what_ran(tmp_path):
+    report = tmp_path / "tests.xml"
+    report.write_text(REPORT)
+    lines = tables.capabilities(report).splitlines()
+    noise = next(line for line in lines if "1 failed" in line)
+    assert [cell.strip() for cell in noise.split("|")[2:7]] == ["1 passed", "", "", "0 passed, **1 failed**", ""]
+    assert [cell.strip() for cell in lines[-1].split("|")[2:7]] == ["", "", "1 passed", "", ""]
