@@ -11,27 +11,31 @@ FOLDERS = (ROOT, ROOT / "backends", ROOT / "adapters")
 PACKAGES = sorted(file.parent for folder in FOLDERS for file in folder.glob("*/py.typed"))
 INHERITED = {"extra_repr", "trained"}  # told by torch, and by the base of the jax modules
 INHERITED |= {"is_concrete", "stop_gradient", "scan", "while_loop", "compile"}  # told by the protocol Backend
-INHERITED |= {"jvp", "jacobian", "normal", "eigvals"}
+INHERITED |= {"jvp", "jacobian", "normal", "eigvals", "recordable_product"}
 CHECKS = re.compile(r"\b(raise|_checks\.\w+|validate_\w+)\b")
 
 
 def definitions(package):
     """Public functions and classes: those of ``__all__`` where they are imported from, and all of a public module."""
     trees = {file.stem: ast.parse(file.read_text()) for file in package.glob("*.py")}
-    init, names = trees["__init__"], public_names(trees["__init__"])
-    imports = [node for node in init.body if isinstance(node, ast.ImportFrom) and node.level == 1]
-    source = {alias.asname or alias.name: node.module for node in imports for alias in node.names}
-    wanted = {(source.get(name, "__init__"), name) for name in names}
-    if set(names) <= set(trees) or not names:  # modules, imported when first used
-        public = {module for module in trees if module[0] != "_"}
-    else:
-        public = {name for name in names if name in source and source[name] is None}
-    return {
+    every = {
         f"{module}.{node.name}": node
         for module, tree in trees.items()
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
-        if module in public or (module, node.name) in wanted
+    }
+    init, names = trees["__init__"], public_names(trees["__init__"])
+    imports = [node for node in init.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    source = {alias.asname or alias.name: node.module for node in imports for alias in node.names}
+    wanted = {(source.get(name, "__init__"), name) for name in names}
+    if not names:  # the backends: found through entry points, not imported
+        return {name: node for name, node in every.items() if name.endswith("Backend")}
+    if set(names) <= set(trees):  # modules, imported when first used
+        public = {module for module in trees if module[0] != "_"}
+    else:
+        public = {name for name in names if name in source and source[name] is None}
+    return {
+        name: node for name, node in every.items() if (part := name.split("."))[0] in public or tuple(part) in wanted
     }
 
 

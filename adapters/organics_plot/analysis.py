@@ -195,7 +195,23 @@ def phase_portrait(
 def residuals(
     circuit: oc.Circuit, z: Any, *, method: str = "newton", iterations: int = 12, variant: str = "main"
 ) -> np.ndarray[Any, Any]:
-    """Relative residuals (K, ...) of a solver of :func:`organics_core.steady_state` after 1 to K iterations."""
+    """Relative residuals of a solver after 1, 2, ... iterations.
+
+    Parameters
+    ----------
+    circuit : organics_core.Circuit
+    z : array (..., n)
+        Input drive.
+    method : {"newton", "iteration"}
+        As for :func:`organics_core.steady_state`.
+    iterations : int
+        K, the largest number of iterations.
+    variant : {"main", "rectified", "rectified_recurrence"}
+
+    Returns
+    -------
+    array (K, ...)
+    """
     runs = [
         to_numpy(oc.steady_state(circuit, z, method=method, variant=variant, tol=1e-300, max_iterations=k).residual)
         for k in range(1, iterations + 1)
