@@ -63,6 +63,8 @@ def test_basins_of_the_portraits(portraits):
         assert ends == set(np.flatnonzero(portraits[f"stable_{index}"]).tolist())
         circuit = numbers.one_neuron(**changes)
         i, j = np.random.default_rng(index).integers(0, basin.shape[0], (2, 6))
+        if len(ends) > 1:
+            i, j = np.indices(basin.shape).reshape(2, -1)
         start = oc.State(portraits[f"y_{index}"][j, None], portraits[f"rate_{index}"][i, None] ** 2)
         run = oc.simulate(circuit, np.array([1.0]), np.array([0.0, 3.0]), state0=start, variant=variant)
         np.testing.assert_allclose(run.state.y[-1, :, 0], points[basin[i, j], 0], atol=1e-3, err_msg=title)

@@ -92,6 +92,11 @@ def test_boundary_separates_stable_from_unstable(
     for i in range(0, len(values[0]), 3):
         for j in range(0, len(values[1]), 3):
             assert (found.abscissa[i, j] < 0) == stable(values[0][i], values[1][j])
+            at = {parameters[0]: float(values[0][i]), parameters[1]: float(values[1][j])}
+            z = np.array([at.pop("z", drive)])
+            points = oc.fixed_points(one_neuron(**{"w_r": -2.0, **at}), z, variant=variant)
+            want = min((point.spectral_abscissa for point in points), default=math.inf)
+            assert found.abscissa[i, j] == pytest.approx(want, rel=1e-7, abs=1e-6)
     steps = [1e-6 * (value[-1] - value[0]) for value in values]
     for p, q in found.points[::5]:
         around = {stable(p + i * steps[0], q + j * steps[1]) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))}

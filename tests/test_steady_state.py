@@ -140,6 +140,23 @@ def test_states_that_overflow_raise_no_warning(method: str) -> None:
     assert not all(bool(report.converged) for report in found)
 
 
+def test_newton_doubles_the_digits() -> None:
+    """Strongly coupled circuits: the logarithm of the residual doubles from step to step."""
+    ratios = []
+    for seed in range(40):
+        case = strong(6, 1.0, seed)
+        circuit = case.circuit._replace(b=1.5 * case.circuit.b)
+        r = np.array(
+            [
+                float(oc.steady_state(circuit, case.z, method="newton", tol=1e-300, max_iterations=k).residual)
+                for k in range(1, 8)
+            ]
+        )
+        ratios += [np.log(r[k + 1]) / np.log(r[k]) for k in range(6) if 1e-2 > r[k] > 1e-6 and r[k + 1] > 1e-15]
+    assert len(ratios) > 15
+    assert np.median(ratios) > 1.8
+
+
 def test_stopping_early_and_loose_tolerances(xp64: Library) -> None:
     """``max_iterations`` and ``tol`` mean what they say."""
     case = small_circuit(5, seed=1)
@@ -173,6 +190,17 @@ def neuron(w_r: float, *, b: float = 0.5, b0: float = 0.5, sigma: float = 0.1, t
     tau_y, tau_a = (np.full(1, value) for value in tau)
     matrices = np.full((1, 1), w_r), np.full((1, 1), w)
     return oc.Circuit(*matrices, *(np.full(1, value) for value in (b, b0, sigma)), tau_y, tau_a)
+
+
+def test_stability_turns_at_the_right_ratio_of_time_constants() -> None:
+    """w_r = 2: the middle one of three is stable where its trace is negative, just beyond tau_y = 12.2 tau_a."""
+    middle = oc.fixed_points(neuron(2.0), np.ones(1))[1]
+    y, a = float(middle.state.y[0]), float(middle.state.a[0])
+    ratio = (1.0 - np.sqrt(a)) * 2.0 - 1.0
+    turn = ratio / (1.0 - y * y)  # tau_y / tau_a at which (-1 + (1 - s) w_r) / tau_y + (-1 + w y^2) / tau_a is zero
+    for factor, stable in ((0.999, False), (1.001, True)):
+        points = oc.fixed_points(neuron(2.0, tau=(0.002 * turn * factor, 0.002)), np.ones(1))
+        assert [point.stable for point in points] == [False, stable, True]
 
 
 def quartic_roots(circuit: oc.Circuit, z: float) -> np.ndarray:
