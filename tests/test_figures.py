@@ -200,7 +200,6 @@ def run_of(tmp_path):
 @pytest.mark.parametrize("recurrent", ["identity", "spectral"])
 def test_a_static_checkpoint_is_the_network_that_was_trained(framework, recurrent, run_of):
     """The core's fixed points, with the readout of the checkpoint, give the classes that the framework gave."""
-    pytest.importorskip("safetensors")
     from organics_train.checkpoint import load_checkpoint
 
     options = {"recurrent": recurrent, "sigma": 0.3}
@@ -227,7 +226,6 @@ def test_a_static_checkpoint_is_the_network_that_was_trained(framework, recurren
 @pytest.mark.parametrize("recurrent", ["orthogonal", "spectral", "identity"])
 def test_a_recurrent_checkpoint_is_the_network_that_was_trained(framework, recurrent, run_of, tmp_path):
     """The core's sequence, with the readout of the checkpoint, gives the classes that the framework gave."""
-    pytest.importorskip("safetensors")
     from organics_train.checkpoint import load_checkpoint
 
     folder = run_of("digits", framework, options={"recurrent": recurrent})
@@ -249,7 +247,6 @@ def test_a_recurrent_checkpoint_is_the_network_that_was_trained(framework, recur
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_saved_layers_are_a_checkpoint_too(framework, tmp_path):
-    pytest.importorskip("safetensors")
     path = tmp_path / "layers.safetensors"
     save_checkpoint(path, [oc.init_cell(0, 8, 6)])
     given = networks.read(path)
@@ -278,8 +275,8 @@ def test_networks_trained_for_the_figures_learn(framework, monkeypatch):
         networks.train_static.cache_clear()
 
 
+@pytest.mark.library("torch", "jax")
 def test_checkpoints_that_do_not_fit(tmp_path):
-    pytest.importorskip("safetensors")
     path = tmp_path / "layers.safetensors"
     save_checkpoint(path, [oc.init_cell(0, 8, 6)])
     (tmp_path / "bad.safetensors").write_bytes(b"no")
