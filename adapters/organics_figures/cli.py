@@ -44,8 +44,12 @@ def figures(
 
     screen = console()
     if listing:
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
         for name, entry in FIGURES.items():
-            screen.print(f"[bold]{name:<22}[/]{entry.caption}")
+            table.add_row(f"[bold]{name}[/]", entry.caption)
+        screen.print(table)
         return
     chosen = list(FIGURES) if everything else list(dict.fromkeys(names or []))
     if not chosen:
