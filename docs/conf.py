@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,7 +92,27 @@ def complete(app: Sphinx, env: BuildEnvironment) -> None:
                 getLogger(__name__).warning("the API reference lacks %s.%s", package, name)
 
 
+def split_attributes(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """``p, q : array`` of an Attributes section as two entries, which napoleon does for parameters only."""
+    section, out = "", []
+    blocks: list[list[str]] = []
+    for line, after in itertools.pairwise([*lines, ""]):
+        section = line if after.startswith("---") else section
+        if section == "Attributes" and re.match(r"\w+(, \w+)+ :", line):
+            out += [part for block in blocks for part in block]
+            names, kind = line.split(" :", 1)
+            blocks = [[f"{one} :{kind}"] for one in names.split(", ")]
+        elif blocks and (line.startswith(" ") and line.strip()):
+            for block in blocks:
+                block.append(line)
+        else:
+            out += [part for block in blocks for part in block] + [line]
+            blocks = []
+    lines[:] = out + [part for block in blocks for part in block]
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
+    app.connect("autodoc-process-docstring", split_attributes, priority=400)  # before napoleon
     app.connect("env-check-consistency", complete)
     app.add_domain(Domain, override=True)
