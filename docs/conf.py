@@ -98,10 +98,10 @@ def split_attributes(app: Sphinx, what: str, name: str, obj: object, options: ob
     blocks: list[list[str]] = []
     for line, after in itertools.pairwise([*lines, ""]):
         section = line if after.startswith("---") else section
-        if section == "Attributes" and re.match(r"\w+(, \w+)+ :", line):
+        if section == "Attributes" and re.match(r"\w+(, \w+)+( :|$)", line):
             out += [part for block in blocks for part in block]
-            names, kind = line.split(" :", 1)
-            blocks = [[f"{one} :{kind}"] for one in names.split(", ")]
+            names, colon, kind = line.partition(" :")
+            blocks = [[f"{one}{colon}{kind}"] for one in names.split(", ")]
         elif blocks and (line.startswith(" ") and line.strip()):
             for block in blocks:
                 block.append(line)
