@@ -2,7 +2,7 @@
 
 >>> from organics_figures import FIGURES
 >>> sorted(FIGURES)[:2]
-['convergence', 'energy']
+['attention', 'contrast-saturation']
 """
 
 from __future__ import annotations
