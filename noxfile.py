@@ -81,7 +81,9 @@ def tests_cupy(session: nox.Session) -> None:
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """Everything on a CUDA GPU: tests, agreement, benchmarks; writes benchmarks/results/gpu-*."""
-    install(session, "cli", "cupy", "torch", "jax", more=(*TESTING, "jax[cuda13]", "array-api-strict>=2.3"))
+    install(
+        session, "cli", "cupy", "torch", "jax", more=(*TESTING, "jax[cuda13]", "array-api-strict>=2.3", "pytest-xdist")
+    )
     session.run("python", "benchmarks/gpu.py", *session.posargs)
 
 
