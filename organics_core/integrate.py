@@ -543,7 +543,7 @@ def _integrate(
     dense: bool,
 ) -> Trajectory:
     if isinstance(method, Tableau):
-        tableau = method
+        tableau = _check_tableau(method)
     else:
         _checks.one_of("method", method, INTEGRATORS)
         tableau = INTEGRATORS[method]
@@ -598,6 +598,23 @@ def _integrate(
             layout,
         )
     return Trajectory(times, layout.unpack(states), status, steps, rejected, interpolant)
+
+
+def _check_tableau(tableau: Tableau) -> Tableau:
+    """ValueError where its parts do not fit together, or the weights do not add up to one."""
+    count = len(tableau.nodes)
+    rows = tuple(len(row) for row in tableau.stages)
+    for part, fits, wanted in (
+        ("stages", rows == tuple(range(count)), f"{count} rows of 0, 1, ... numbers"),
+        ("weights", len(tableau.weights) == count, f"{count} numbers"),
+        ("error", tableau.error is None or len(tableau.error) == count + 1, f"{count + 1} numbers"),
+        ("dense", tableau.dense is None or len(tableau.dense) == count + 1, f"{count + 1} rows"),
+    ):
+        if not fits:
+            raise ValueError(f"{part} of the tableau {tableau.name!r} must have {wanted} for its {count} nodes")
+    if abs(sum(tableau.weights) - 1.0) > 1e-9:
+        raise ValueError(f"weights of the tableau {tableau.name!r} must add up to 1, got {sum(tableau.weights):g}")
+    return tableau
 
 
 def _traces_loops(backend: Any) -> bool:

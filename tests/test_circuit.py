@@ -93,6 +93,7 @@ def test_results_have_the_dtype_and_device_of_the_inputs(xp: Library) -> None:
     case = small_circuit(2)
     times = xp.array([0.0, 0.001])
     circuit, state, z = xp.tree(case.circuit), xp.tree(case.state), xp.array(case.z)
+    circuit = circuit._replace(sigma=0.2, tau_y=0.002)  # numbers have no dtype of their own
     for variant in VARIANTS:
         for part in oc.vector_field(circuit, state, z, variant=variant):
             xp.assert_kind(part, (2,))

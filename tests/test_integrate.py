@@ -290,12 +290,30 @@ def test_tableaus_are_consistent(name: str) -> None:
     tableau = oc.INTEGRATORS[name]
     np.testing.assert_allclose(sum(tableau.weights), 1.0, rtol=1e-14)
     for node, row in zip(tableau.nodes, tableau.stages, strict=True):
-        np.testing.assert_allclose(sum(row), node, atol=1e-14)
+        np.testing.assert_allclose(sum(row), node, rtol=0, atol=1e-14)
     if tableau.error is not None:
         np.testing.assert_allclose(sum(tableau.error), 0.0, atol=1e-14)
+    if tableau.dense is not None:
         # at the end of the step the interpolant is the step
         ends = [sum(row) for row in tableau.dense]
-        np.testing.assert_allclose(ends, [*tableau.weights, 0.0], atol=1e-13)
+        np.testing.assert_allclose(ends, [*tableau.weights, 0.0], rtol=0, atol=1e-13)
+
+
+SPOILT = {
+    "stages": {"stages": ((), (0.5, 0.5))},
+    "weights": {"weights": (1.0,)},
+    "weights that add up to": {"weights": (0.5, 0.25)},
+    "error": {"error": (0.5, -0.5)},
+    "dense": {"dense": ((1.0,),)},
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_tableau_that_does_not_fit_together_is_refused(kind: str) -> None:
+    """By the name of its part, before any step."""
+    tableau = oc.INTEGRATORS["heun"]._replace(**SPOILT[kind])
+    with pytest.raises(ValueError, match=f"^{kind.split()[0]} of the tableau 'heun' must"):
+        oc.integrate(logistic, (np.ones(2),), np.array([0.0, 1.0]), method=tableau)
 
 
 def test_a_field_that_returns_the_wrong_shapes_is_named() -> None:
