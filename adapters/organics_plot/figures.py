@@ -122,7 +122,14 @@ def spectrum_figure(experiment: ContrastExperiment) -> Figure:
         ax.grid(axis="y")
         ax.set(xlabel="Grating contrast", ylabel="Slowest decay time  1 / |max Re λ|  (ms)")
         ax.set_title("Higher contrast, faster circuit")
-        axes[0, 0].legend(title="Contrast", loc="upper left", bbox_to_anchor=(0.0, 0.92), ncols=1)
+        axes[0, 0].legend(
+            title="Contrast",
+            loc="upper left",
+            bbox_to_anchor=(0.0, 0.92),
+            frameon=True,
+            facecolor="white",
+            edgecolor="0.8",
+        )
     return figure
 
 
