@@ -17,7 +17,7 @@ from .console import EXIT_BAD_INPUT, complain
 ELSEWHERE: dict[str, dict[str, str]] = {
     "organics_train.cli": {
         "train": "Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped.",
-        "table": "Collect results and print the paper's two tables beside them.",
+        "table": "Collect results beside the paper's two tables; with --model, train what is missing first.",
     },
     "organics_figures.cli": {
         "figures": "Draw the paper's figures as PNG and SVG, with the numbers behind them. See --list.",

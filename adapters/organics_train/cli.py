@@ -125,7 +125,7 @@ def table(
     ] = OUTPUT,
     debug: Debug = False,
 ) -> None:
-    """Collect results and print the paper's two tables beside them; with --model, train what is missing first.
+    """Collect results beside the paper's two tables; with --model, train what is missing first.
 
     A run that was stopped goes on, one that is finished is not repeated, one
     that fails is named and left out.
