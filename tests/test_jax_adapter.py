@@ -146,8 +146,10 @@ def test_half_precision():
     np.testing.assert_allclose(output.astype(jnp.float32), wide(xs)[0], atol=0.02)
 
 
-def test_float64_without_x64_says_so():
-    with jax.enable_x64(False), pytest.warns(UserWarning, match="float64 requested .* is not available"):
+def test_float64_without_x64_says_so(request):
+    request.addfinalizer(lambda: jax.config.update("jax_enable_x64", True))  # as conftest.py has it
+    jax.config.update("jax_enable_x64", False)
+    with pytest.warns(UserWarning, match="float64 requested .* is not available"):
         cell = ORGaNICsCell(1, 2, key=KEY, dtype=jnp.float64)
     assert cell.parameters.w_zx.dtype == jnp.float32
 
