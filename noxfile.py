@@ -127,6 +127,7 @@ LOWEST = (
     "equinox==0.13.0",
     "optax==0.2.5",
     "safetensors==0.4.*",
+    "zarr==3.0.*",
     "typer==0.16.*",
     "click==8.2.*",
     "rich==13.7.*",
@@ -138,7 +139,9 @@ LOWEST = (
 @nox.session(default=False)
 def lowest(session: nox.Session) -> None:
     """The lowest supported versions of the dependencies: numpy, jax, the command line."""
-    session.install("-e", ".[cli,plot,jax]", *LOWEST, "pytest==8.*", "hypothesis==6.100.*", "array-api-extra>=0.10")
+    session.install(
+        "-e", ".[cli,plot,sweep,jax]", *LOWEST, "pytest==8.*", "hypothesis==6.100.*", "array-api-extra>=0.10"
+    )
     session.run("pytest", "--library", "numpy", "--library", "jax", *session.posargs, env=ONE_THREAD)
 
 
