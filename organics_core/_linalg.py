@@ -48,8 +48,7 @@ def matvec(xp: Any, matrix: Array, vector: Array) -> Array:
 def solve(xp: Any, matrix: Array, right: Array) -> Array:
     """Solve ``matrix x = right`` for (..., n, n) and (..., n, k); singular matrices give NaN."""
     batch = broadcast_shapes(tuple(matrix.shape[:-2]), tuple(right.shape[:-2]))
-    matrix = xp.broadcast_to(matrix, (*batch, *matrix.shape[-2:]))
-    right = xp.broadcast_to(right, (*batch, *right.shape[-2:]))
+    matrix, right = (widen(xp, array, batch) for array in (matrix, right))
     try:
         return xp.linalg.solve(matrix, right)
     except (ValueError, RuntimeError, ArithmeticError):
@@ -62,6 +61,12 @@ def solve(xp: Any, matrix: Array, right: Array) -> Array:
 def solve_vector(xp: Any, matrix: Array, right: Array) -> Array:
     """Solve ``matrix x = right`` for (..., n, n) and (..., n); singular matrices give NaN."""
     return solve(xp, matrix, right[..., None])[..., 0]
+
+
+def widen(xp: Any, matrix: Array, batch: tuple[int, ...]) -> Array:
+    """``matrix`` (..., k, l) with the batch axes ``batch``."""
+    shape = (*batch, *matrix.shape[-2:])
+    return matrix if matrix.shape == shape else xp.broadcast_to(matrix, shape)
 
 
 def transpose(xp: Any, matrix: Array) -> Array:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from array_api_compat import device
 
 from . import _checks
-from ._linalg import broadcast_shapes, diagonal_matrix, matvec, solve_vector, transpose
+from ._linalg import broadcast_shapes, diagonal_matrix, matvec, solve_vector, transpose, widen
 from .backend import Array, get_backend
 from .circuit import Circuit, State, is_identity, prepare, validate_circuit, validate_state
 from .dynamics import identity_fixed_point, pooled_response, recurrent_drive, recurrent_slope, relu, sqrt_relu
@@ -49,7 +49,15 @@ def jacobian(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
     return _jacobian(xp, circuit, State(y, a), variant)
 
 
-def _jacobian(xp: Any, circuit: Circuit, state: State, variant: str) -> Array:
+def _jacobian(
+    xp: Any, circuit: Circuit, state: State, variant: str, *, pooled: bool = False, shift: Array | None = None
+) -> Array:
+    """The Jacobian, minus ``shift`` (...) on its diagonal; with ``pooled``, that of (y, change common to all a).
+
+    Where all neurons share one pool (:func:`_share_pool`), changes common to all a
+    are an invariant subspace, on which the Jacobian has size n + 1; its other
+    n - 1 eigenvalues are -1 / tau_a.
+    """
     y, a = state
     y, a = y + xp.zeros_like(a), a + xp.zeros_like(y)
     eye = xp.eye(y.shape[-1], dtype=y.dtype, device=device(y))
@@ -59,27 +67,42 @@ def _jacobian(xp: Any, circuit: Circuit, state: State, variant: str) -> Array:
     response = pooled_response(xp, y, variant)
     drive = recurrent_drive(xp, circuit.w_r, y, variant)
     half = xp.where(positive, 0.5 / xp.where(positive, root, xp.ones_like(root)), xp.zeros_like(root))
-    live = xp.where(positive, xp.ones_like(a), xp.zeros_like(a))
-    per_y, per_a = _rows(circuit.tau_y), _rows(circuit.tau_a)
+    live = xp.where(positive, response * response, xp.zeros_like(a))
+    tau_y, tau_a = circuit.tau_y, circuit.tau_a
+    w, coupling = circuit.w, -drive * half
+    if pooled:
+        w = w[..., :1, :]
+        tau_a = tau_a if tau_a.ndim == 0 else tau_a[..., :1]
+    decay_y, decay_a = (1.0, 1.0) if shift is None else (1.0 + shift[..., None] * tau for tau in (tau_y, tau_a))
+    right = coupling[..., None] if pooled else eye * coupling[..., None]
+    pool = w * live[..., None, :]
+    pool = xp.sum(pool, axis=-1, keepdims=True) - _rows(decay_a) if pooled else pool - eye * _rows(decay_a)
+    per_y, per_a = _rows(tau_y), _rows(tau_a)
     blocks = [
-        [(-eye + (1.0 - root)[..., None] * slope) / per_y, -diagonal_matrix(xp, drive * half) / per_y],
-        [
-            2.0 * circuit.w * (relu(xp, a) * response)[..., None, :] / per_a,
-            (-eye + circuit.w * (live * response * response)[..., None, :]) / per_a,
-        ],
+        [((1.0 - root)[..., None] * slope - eye * _rows(decay_y)) / per_y, right / per_y],
+        [w * (2.0 * relu(xp, a) * response)[..., None, :] / per_a, pool / per_a],
     ]
     return _block(xp, blocks)
 
 
-def _rows(tau: Array) -> Array:
+def _share_pool(xp: Any, circuit: Circuit) -> bool:
+    """Whether all modulators obey one equation but for their floor: equal rows of W, equal tau_a; seen, not traced."""
+    backend = get_backend(xp)
+    w, tau = circuit.w, circuit.tau_a
+    if w.shape[-1] == 1 or not (backend.is_concrete(w) and backend.is_concrete(tau)):
+        return False
+    return bool(xp.all(w == w[..., :1, :])) and (tau.ndim == 0 or bool(xp.all(tau == tau[..., :1])))
+
+
+def _rows(tau: Array | float) -> Array | float:
     """Time constants as a column, so that they divide rows."""
-    return tau if tau.ndim == 0 else tau[..., None]
+    return tau if isinstance(tau, float) or tau.ndim == 0 else tau[..., None]
 
 
 def _block(xp: Any, blocks: list[list[Array]]) -> Array:
-    """Concatenate blocks (..., n, n), broadcasting their batch axes."""
-    shape = broadcast_shapes(*(tuple(block.shape) for row in blocks for block in row))
-    rows = [xp.concat([xp.broadcast_to(block, shape) for block in row], axis=-1) for row in blocks]
+    """Concatenate blocks (..., k, l), broadcasting their batch axes."""
+    batch = broadcast_shapes(*(tuple(block.shape[:-2]) for row in blocks for block in row))
+    rows = [xp.concat([widen(xp, block, batch) for block in row], axis=-1) for row in blocks]
     return xp.concat(rows, axis=-2)
 
 
@@ -136,7 +159,12 @@ def spectral_abscissa(circuit: Circuit, state: State, *, variant: str = "main") 
 
 
 def _spectral_abscissa(xp: Any, circuit: Circuit, state: State, variant: str) -> Array:
-    return xp.max(xp.real(get_backend(xp).eigvals(_jacobian(xp, circuit, state, variant))), axis=-1)
+    pooled = _share_pool(xp, circuit)
+    abscissa = xp.max(xp.real(get_backend(xp).eigvals(_jacobian(xp, circuit, state, variant, pooled=pooled))), axis=-1)
+    if not pooled:
+        return abscissa
+    rest = -1.0 / (circuit.tau_a if circuit.tau_a.ndim == 0 else circuit.tau_a[..., 0])
+    return xp.where(abscissa < rest, rest + xp.zeros_like(abscissa), abscissa)  # NaN stays
 
 
 class OscillatorForm(NamedTuple):

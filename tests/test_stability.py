@@ -249,3 +249,19 @@ def test_energy_falls_along_trajectories(xp64: Library, case: Case) -> None:
     # nonlinear terms and the integrator's error are worth 1e-3 of it
     assert (np.diff(energies) <= 1e-3 * energies[:-1] + 1e-7 * energies[0]).all()
     assert energies[-1] < 0.2 * energies[0]
+
+
+def test_abscissa_of_neurons_that_share_a_pool(xp64: Library) -> None:
+    """n + 1 eigenvalues decide, as well as all 2n, whatever the state; one circuit, a batch, and n = 2 at rest."""
+    rng = np.random.default_rng(3)
+    for n, batch in ((7, ()), (4, (3,)), (2, ())):
+        pool = np.broadcast_to(rng.random((*batch, 1, n)), (*batch, n, n)).copy()
+        w_r = 1.5 * rng.standard_normal((*batch, n, n))
+        circuit = oc.Circuit(w_r, pool, 0.5, rng.uniform(0.2, 1.0, n), 0.3, rng.uniform(1e-3, 3e-3, n), 0.002)
+        slow = circuit._replace(tau_a=np.full(n, 0.05), w_r=0.01 * w_r)  # -1 / tau_a itself is the largest
+        for one in (circuit, slow, circuit._replace(w_r=None)):
+            for scale in (0.0, 1.0):
+                state = oc.State(scale * rng.standard_normal((*batch, n)), rng.uniform(0.1, 2.0, (*batch, n)))
+                want = np.linalg.eigvals(oc.jacobian(one, state)).real.max(axis=-1)
+                found = oc.spectral_abscissa(xp64.tree(one), xp64.tree(state))
+                xp64.assert_close(found, want, rtol=1e-9, atol=1e-6)

@@ -92,6 +92,21 @@ def test_batches_are_classified_member_by_member() -> None:
         assert bool(alone.simulated) == bool(together.simulated[k])
 
 
+@pytest.mark.parametrize("variant", ["main", "rectified", "rectified_recurrence"])
+def test_neurons_that_share_a_pool_are_classified_as_any_others(variant: str) -> None:
+    """Modulators that move as one, against a pool that differs in the thirteenth digit and is solved in full."""
+    base = flat(8)
+    nearly = base.w * (1.0 + 1e-13 * np.arange(8)[:, None])
+    for seed, delta in ((0, 0.1), (1, 0.4), (2, 0.8), (3, 1.5)):
+        w_r = oc.random_recurrence(8, delta, ensemble="gaussian", seed=seed, like=base.w)
+        z = np.random.default_rng(seed).standard_normal(8)
+        one = oc.classify(base._replace(w_r=w_r), z, variant=variant)
+        other = oc.classify(base._replace(w_r=w_r, w=nearly), z, variant=variant)
+        assert int(one.kind) == int(other.kind)
+        np.testing.assert_allclose(one.abscissa, other.abscissa, rtol=1e-8)
+        np.testing.assert_allclose(one.state.y, other.state.y, rtol=1e-8, atol=1e-10)
+
+
 def test_random_recurrence(xp: Library) -> None:
     """GOE is symmetric with its edge at 2, the Gaussian ensemble fills the unit disk; seeds reproduce."""
     like = xp.array([0.0])
