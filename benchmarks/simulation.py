@@ -53,8 +53,15 @@ def with_scipy(circuit: oc.Circuit, z: np.ndarray) -> Callable[[], Any]:
 
 
 def with_torchdiffeq(circuit: oc.Circuit, z: torch.Tensor) -> Callable[[], Any]:
+    """torchdiffeq's dopri5, the field written for torch."""
+    w_r, w = circuit.w_r.T, circuit.w.T
+
     def field(t: torch.Tensor, x: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(oc.vector_field(circuit, oc.State(*x), z))
+        y, a = x
+        positive = torch.relu(a)
+        dy = z - y + (1.0 - torch.sqrt(positive)) * (y @ w_r)
+        da = SIGMA**2 - a + (positive * y * y) @ w
+        return dy / TAU, da / TAU
 
     start = (torch.zeros_like(z), torch.full_like(z, SIGMA**2))
     times = torch.asarray(TIMES)

@@ -50,6 +50,13 @@ def tree_leaves(tree: Tree) -> list[Array]:
 class Backend(Protocol):
     """What an array library must offer beyond the array API standard.
 
+    Where loops run on the host a backend may also have fast steps with buffers
+    written in place: ``runge_kutta(tableau, slope, t, h, x, first) -> (new,
+    stages, error)``, one step of an adaptive method, and
+    ``circuit_slope(variant, arguments, start) -> slope``, the vector field of a
+    circuit under a constant drive on packed states. Both may return None: the
+    general code goes on.
+
     Attributes
     ----------
     name : str

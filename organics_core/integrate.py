@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -723,7 +723,7 @@ def _fixed_steps(
 
 class _Attempt(NamedTuple):
     new: Array
-    stages: list[Array]  # the last is the slope at the new state
+    stages: Sequence[Array]  # the last is the slope at the new state
     norm: Array  # error relative to the tolerance, (...), infinite where not finite
 
 
@@ -738,6 +738,11 @@ def _attempt(
     first: Array,
 ) -> _Attempt:
     tableau = settings.tableau
+    fast = getattr(backend, "runge_kutta", None)
+    made = None if fast is None else fast(tableau, slope, t, h, x, first)
+    if made is not None:
+        new, buffer, error = made
+        return _Attempt(new, buffer, _error_norm(xp, settings, error, x, new))
     stages = _stages(tableau, slope, t, h, x, first)
     new = _add(x, h, tableau.weights, stages)
     stages.append(slope(t + h, new))
@@ -750,9 +755,8 @@ def _attempt(
 
 def _error_norm(xp: Any, settings: _Settings, error: Array, old: Array, new: Array) -> Array:
     """Root mean square over the neurons, relative to the tolerance; infinite where not finite."""
-    old, new = xp.abs(old), xp.abs(new)
-    scaled = error / (settings.atol + settings.rtol * xp.where(old > new, old, new))
-    norm = xp.sqrt(xp.mean(scaled * scaled, axis=-1))
+    scaled = error / (settings.atol + settings.rtol * xp.maximum(xp.abs(old), xp.abs(new)))
+    norm = xp.sqrt(xp.vecdot(scaled, scaled) / scaled.shape[-1])
     return xp.where(xp.isfinite(norm), norm, xp.inf)
 
 
@@ -763,7 +767,7 @@ def _next_step(lower: Callable[..., Any], upper: Callable[..., Any], worst: Any,
 
 
 def _interpolate(
-    coefficients: tuple[tuple[float, ...], ...], x: Array, stages: list[Array], theta: Any, h: Any
+    coefficients: tuple[tuple[float, ...], ...], x: Array, stages: Sequence[Array], theta: Any, h: Any
 ) -> Array:
     """State at the fraction theta of a step of length h."""
     for row, stage in zip(coefficients, stages, strict=True):
@@ -826,14 +830,16 @@ def _host_steps(
     h = 0.0
     codes: Array = None  # None while no member has failed
     finished = False  # every member failed
-    last: tuple[float, float, Array, list[Array]] | None = None
+    last: tuple[float, float, Array, Sequence[Array]] | None = None
     steps = rejected = 0
     outputs = []
+    kernel = getattr(backend, "circuit_slope", None) if isinstance(settings.field, _ConstantField) else None
+    fixed = None if kernel is None else kernel(cast(_ConstantField, settings.field).variant, arguments, start)
     for k in range(1, len(clock)):
         goal = clock[k]
         end = goal if exact else (clock[-1] if pieces is not None else math.inf)
         z0, z1 = (values[k - 1, ...], values[k, ...]) if settings.sampled else (None, None)
-        slope = _slope(xp, settings, arguments, clock[k - 1], goal, z0, z1)
+        slope = fixed or _slope(xp, settings, arguments, clock[k - 1], goal, z0, z1)
         if first is None:
             first = slope(t, x)
             free = backend.stop_gradient(first)
@@ -944,10 +950,11 @@ def _traced_steps(
             h=backend.stop_gradient(h_next),
             x=move(attempt.new, c.x),
             slope=move(attempt.stages[-1], c.slope),
-            t_old=xp.where(accept, c.t, c.t_old),
-            h_old=xp.where(accept, h, c.h_old),
-            x_old=xp.where(accept, c.x, c.x_old),
-            stages=tuple(xp.where(accept, new, old) for new, old in zip(attempt.stages, c.stages, strict=True)),
+            # of the last attempt: the loop ends, and looks at them, after an accepted one only
+            t_old=c.t,
+            h_old=h,
+            x_old=c.x,
+            stages=tuple(attempt.stages),
             status=xp.where(failed, xp.asarray(STEP_TOO_SMALL, dtype=c.status.dtype), c.status),
             steps=c.steps + count,
             rejected=c.rejected + 1 - count,

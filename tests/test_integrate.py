@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
-from support import VARIANTS, Library, numpy_tree, small_circuit
+from support import VARIANTS, Library, central_difference, gradient, numpy_tree, small_circuit
 
 import organics_core as oc
 from organics_core.integrate import NOT_FINITE, STEP_TOO_SMALL, SUCCESS, TOO_MANY_STEPS
@@ -320,3 +322,69 @@ def test_a_field_that_returns_the_wrong_shapes_is_named() -> None:
     """Not a broadcast that goes unnoticed."""
     with pytest.raises(ValueError, match="field must return"):
         oc.integrate(lambda t, x: (x[0], x[0]), (np.ones(2),), np.array([0.0, 1.0]))
+
+
+@pytest.mark.library("numpy", "torch")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fast_slopes_are_the_equations(xp: Library, variant: str) -> None:
+    """The backend's vector field on packed states, for one circuit and for batches, a <= 0 included."""
+    rng = np.random.default_rng(0)
+    for identity, batch in ((False, ()), (True, ()), (False, (3,)), (True, (2, 3))):
+        circuit, z, _ = small_circuit(5, seed=1, identity=identity)
+        z = z + 0.1 * rng.standard_normal((*batch, 5))
+        state = oc.State(*rng.standard_normal((2, *batch, 5)))
+        want = oc.vector_field(circuit, state, z, variant=variant)
+        made = xp.tree(circuit)
+        arguments = (made.w_r, made.w, *xp.tree((circuit.b * z, (circuit.b0 * circuit.sigma) ** 2)), *made[5:])
+        packed = xp.array(np.concatenate(state, axis=-1))
+        kernel = oc.get_backend(xp.namespace).circuit_slope(variant, arguments, packed)
+        before = xp.array(np.concatenate(state, axis=-1))
+        xp.assert_close(kernel(0.0, packed), np.concatenate(want, axis=-1), rtol=1e-12, atol=1e-11)
+        xp.assert_close(packed, np.asarray(before), rtol=0.0)
+
+
+@pytest.mark.library("numpy", "torch")
+def test_fast_steps_are_the_tableau(xp: Library) -> None:
+    """The backend's step with buffers against one stage after the other."""
+    tableau = oc.INTEGRATORS["dopri5"]
+    x = xp.array(np.random.default_rng(0).standard_normal((2, 3)))
+
+    def slope(t: float, x: Any) -> Any:
+        return (1.0 + t) * x - x * x * x
+
+    new, stages, error = oc.get_backend(xp.namespace).runge_kutta(tableau, slope, 0.3, 0.2, x, slope(0.3, x))
+    want = [slope(0.3, x)]
+    for node, row in zip((*tableau.nodes[1:], 1.0), (*tableau.stages[1:], tableau.weights), strict=True):
+        moved = x + 0.2 * sum(weight * stage for weight, stage in zip(row, want, strict=True))
+        want.append(slope(0.3 + 0.2 * node, moved))
+    xp.assert_close(new, np.asarray(moved), rtol=1e-13)
+    for stage, wanted in zip(stages, want, strict=True):
+        xp.assert_close(stage, np.asarray(wanted), rtol=1e-12)
+    estimate = 0.2 * sum(weight * stage for weight, stage in zip(tableau.error, want, strict=True))
+    xp.assert_close(error, np.asarray(estimate), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.library("torch")
+def test_derivatives_pass_through_adaptive_steps(xp64: Library) -> None:
+    """In torch the fast steps make way where a derivative is wanted: of the drive, the circuit, a user's field."""
+    circuit, z, _ = small_circuit()
+    times = np.linspace(0.0, 0.004, 3)
+
+    def end(p: float) -> float:
+        run = oc.simulate(circuit._replace(sigma=circuit.sigma + p), z + p, times, rtol=1e-10, atol=1e-12)
+        return float(np.sum(run.state.y[-1] + run.state.a[-1]))
+
+    made = xp64.tree(circuit)
+
+    def loss(p: Any) -> Any:
+        moved = made._replace(sigma=made.sigma + p)
+        run = oc.simulate(moved, xp64.array(z) + p, xp64.array(times), rtol=1e-10, atol=1e-12)
+        return (run.state.y[-1] + run.state.a[-1]).sum()
+
+    np.testing.assert_allclose(gradient(xp64, loss, np.array(0.0)), central_difference(end), rtol=1e-6)
+
+    def decay(p: Any) -> Any:
+        run = oc.integrate(lambda t, x: (-p * x[0],), (xp64.array([1.0]),), xp64.array([0.0, 1.0]), rtol=1e-9)
+        return run.state[0][-1, 0]
+
+    np.testing.assert_allclose(gradient(xp64, decay, np.array(1.5)), -np.exp(-1.5), rtol=1e-6)
