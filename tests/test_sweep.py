@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import cache
 
@@ -196,6 +198,32 @@ def test_a_killed_process_loses_nothing(tmp_path) -> None:
     sweep.run(spec, tmp_path / "store", workers=2, progress=kill)
     assert killed
     assert_same(sweep.load(tmp_path / "store"), expected(spec))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_sweep_resumes_bit_for_bit(tmp_path, how: signal.Signals) -> None:
+    """Its worker processes end with it, and the store, once completed, is that of a sweep that ran through."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, organics_sweep as sweep\n"
+        "if __name__ == '__main__':\n"
+        "    spec = sweep.Sweep(n=4, deltas=(0.0, 0.4, 1.0), norms=(0.3, 1.0), draws=40, block=1)\n"
+        "    sweep.run(spec, sys.argv[1], workers=2, progress=lambda done, total: print(done, flush=True))\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as job:
+        while int(job.stdout.readline()) < 10:
+            pass
+        job.send_signal(how)
+        job.communicate(timeout=60)  # the pipe is closed when the last of the workers has ended
+    assert job.returncode == -how
+    there = int(np.sum(sweep.load(tmp_path / "store").kind >= 0))
+    assert 10 <= there < 240
+    spec = small(draws=40, block=1)
+    sweep.run(spec, tmp_path / "store", workers=2)
+    sweep.run(spec, tmp_path / "other", workers=2)
+    for found, want in zip(sweep.load(tmp_path / "store"), sweep.load(tmp_path / "other"), strict=True):
+        np.testing.assert_array_equal(found, want)
 
 
 def test_a_killed_worker_of_a_cluster_loses_nothing(tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -79,6 +80,18 @@ def _labelled(spec: Sweep, task: Task) -> Result:
     return task, compute(spec, task)
 
 
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for tasks for ever: end it."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _on_processes(spec: Sweep, tasks: Iterable[Task], workers: int) -> Iterator[Result]:
     """Fresh processes with one thread each; where one dies the pool starts anew with what is left."""
     left = dict.fromkeys(tasks)
@@ -87,7 +100,8 @@ def _on_processes(spec: Sweep, tasks: Iterable[Task], workers: int) -> Iterator[
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # inherited by the processes; they are the parallelism
     try:
         while left:
-            pool = ProcessPoolExecutor(min(workers, len(left)), mp_context=multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(min(workers, len(left)), mp_context=context, initializer=_end_with_parent)
             try:
                 pending = {pool.submit(_labelled, spec, task) for task in left}
                 while pending:
