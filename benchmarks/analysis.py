@@ -18,6 +18,7 @@ import numpy as np
 from measure import in_turn, save
 
 import organics_core as oc
+from organics_core.sweep import KINDS
 
 TAU = 0.002
 
@@ -69,7 +70,7 @@ def _classified(n: int, draws: int, pool: str) -> dict[str, object]:
             found, (state, chunks) = kept["found"], kept["settled"]
             gap = float(np.abs(state.y - found.state.y).max() / np.abs(state.y).max())
             rows.append({
-                "delta": delta, "seed": seed, **seconds, "chunks": chunks, "kind": oc.sweep.KINDS[int(found.kind)],
+                "delta": delta, "seed": seed, **seconds, "chunks": chunks, "kind": KINDS[int(found.kind)],
                 "simulated": bool(found.simulated), "distance": gap,
                 "ratio": seconds["simulation_s"] / seconds["classify_s"],
             })  # fmt: skip
@@ -78,10 +79,37 @@ def _classified(n: int, draws: int, pool: str) -> dict[str, object]:
     return {"ratio": total, "agree": agree, "circuits": rows}
 
 
+def newton(n: int = 100, draws: int = 5) -> dict[str, object]:
+    """Newton's method for ||W_r|| = 1 and random pools against the same simulation, at the fixed point of both."""
+    rows = []
+    for seed in range(draws):
+        rng = np.random.default_rng(seed)
+        w_r, z = rng.standard_normal((n, n)), rng.standard_normal(n)
+        w = 2.0 / n * rng.random((n, n))
+        one = circuit(n)._replace(w_r=w_r / np.linalg.norm(w_r, 2), w=w)
+        z = z / np.linalg.norm(z)
+        kept: dict[str, Any] = {}
+        seconds = in_turn(
+            {
+                "newton_s": lambda one=one, z=z, kept=kept: kept.update(found=oc.steady_state(one, z, method="newton")),
+                "simulation_s": lambda one=one, z=z, kept=kept: kept.update(settled=simulate_until_settled(one, z)),
+            },
+            repeats=3,
+        )
+        found, (state, _) = kept["found"], kept["settled"]
+        rows.append({
+            "seed": seed, **seconds, "iterations": int(found.iterations), "residual": float(found.residual),
+            "distance": float(np.abs(state.y - found.state.y).max() / np.abs(state.y).max()),
+        })  # fmt: skip
+    total = sum(row["simulation_s"] for row in rows) / sum(row["newton_s"] for row in rows)
+    return {"n": n, "ratio": total, "agree": all(row["distance"] < 1e-4 for row in rows), "circuits": rows}
+
+
 def certificate(n: int = 1000) -> dict[str, float]:
     """The certificate, with and without its Lyapunov matrices, against the eigenvalues of the Jacobian."""
-    base = circuit(n)
-    z = np.random.default_rng(0).standard_normal(n)
+    rng = np.random.default_rng(0)
+    base = circuit(n)._replace(w=2.0 / n * rng.random((n, n)))
+    z = rng.standard_normal(n)
     state = oc.steady_state(base, z).state
     seconds = in_turn(
         {
@@ -96,10 +124,10 @@ def certificate(n: int = 1000) -> dict[str, float]:
 
 
 def throughput() -> dict[str, float]:
-    """Circuits per second of a sweep at n = 50, in one process and on all cores."""
+    """Circuits per second of a sweep at n = 50, in one process and on all cores, their start of 0.3 s included."""
     import organics_sweep
 
-    spec = organics_sweep.Sweep(n=50, deltas=(0.1, 0.2, 0.4), norms=(1.0, 3.0), draws=100, block=25)
+    spec = organics_sweep.Sweep(n=50, deltas=(0.1, 0.2, 0.4), norms=(1.0, 3.0), draws=400, block=25)
     circuits, seconds = int(np.prod(spec.shape)), {}
     for name, workers in (("one_process", 0), ("all_cores", None)):
         with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +144,7 @@ def throughput() -> dict[str, float]:
 
 def main() -> None:
     results = {}
-    for part in (classification, certificate, throughput):
+    for part in (classification, newton, certificate, throughput):
         results[part.__name__] = part()
         print(part.__name__, results[part.__name__], flush=True)
     print(save("analysis", results, ("numpy", "organics-core", "zarr")))

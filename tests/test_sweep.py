@@ -15,7 +15,7 @@ import pytest
 from support import Library, largest, numpy_tree
 
 import organics_core as oc
-from organics_core.sweep import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE
+from organics_core.sweep import DIVERGENCE, FIXED_POINT, KINDS, LIMIT_CYCLE
 
 
 def flat(n: int = 5) -> oc.Circuit:
@@ -198,6 +198,22 @@ def test_a_killed_process_loses_nothing(tmp_path) -> None:
     sweep.run(spec, tmp_path / "store", workers=2, progress=kill)
     assert killed
     assert_same(sweep.load(tmp_path / "store"), expected(spec))
+
+
+def test_a_store_explains_itself(tmp_path) -> None:
+    """Names of axes, their values, meaning of codes and units, for a reader without this library."""
+    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    spec = small()
+    sweep.run(spec, tmp_path / "store", workers=0)
+    group = zarr.open_group(tmp_path / "store", mode="r")
+    assert group.attrs["sweep"]["deltas"] == list(spec.deltas)
+    for name in ("kind", "abscissa", "distance", "simulated"):
+        assert group[name].metadata.dimension_names == ("delta", "norm", "draw")
+    np.testing.assert_array_equal(group["delta"][:], spec.deltas)
+    np.testing.assert_array_equal(group["norm"][:], spec.norms)
+    codes = group["kind"].attrs["codes"]
+    assert {codes[str(kind)] for kind in np.unique(group["kind"][:])} <= set(KINDS)
+    assert group["abscissa"].attrs["units"] == "1/s"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

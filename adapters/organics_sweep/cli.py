@@ -75,7 +75,7 @@ def sweep(
         )  # fmt: skip
     found = load(store)
     counts = {name: int(np.sum(found.kind == code)) for code, name in enumerate(KINDS)}
-    table = Table(title="share of stable fixed points", caption="rows: strength delta; columns: norm of the input")
+    table = Table(title="share of stable fixed points", caption="columns: norm of the input")
     table.add_column("delta", justify="right")
     for norm in found.norms:
         table.add_column(f"{norm:g}", justify="right")

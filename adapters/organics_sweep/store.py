@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 
-from organics_core.sweep import PhaseDiagram
+import organics_core as oc
+from organics_core.sweep import KINDS, PhaseDiagram
 
 from .spec import Sweep, Task
 
-_FIELDS = {
-    "kind": ("int8", -1),
-    "abscissa": ("float64", np.nan),
-    "distance": ("float64", np.nan),
-    "simulated": ("bool", False),
+_FIELDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "kind": ("int8", -1, {"codes": {"-1": "not computed yet", **{str(k): kind for k, kind in enumerate(KINDS)}}}),
+    "abscissa": (
+        "float64",
+        np.nan,
+        {"long_name": "spectral abscissa at the fixed point, positive where unstable; NaN: none", "units": "1/s"},
+    ),
+    "distance": (
+        "float64",
+        np.nan,
+        {"long_name": "|y - y_I| / |y_I|, y_I the closed form for W_r = I; NaN: no fixed point", "units": "1"},
+    ),
+    "simulated": ("bool", False, {"long_name": "whether a simulation decided, not the linearization"}),
 }
+_DIMENSIONS = ("delta", "norm", "draw")
+_ABOUT = (
+    "Phase diagram of ORGaNICs circuits with W_r = I + delta M / sqrt(n), M a random matrix: kind of the motion over "
+    "strength delta, norm of the input drive and draw. The attribute sweep holds every parameter."
+)
 
 
 class Store:
@@ -45,10 +60,16 @@ class Store:
             return
         self.group = zarr.open_group(path, mode="w")
         chunks = (1, 1, min(spec.block, spec.draws))
-        for name, (dtype, fill) in _FIELDS.items():
-            self.group.create_array(name, shape=spec.shape, chunks=chunks, dtype=dtype, fill_value=fill)
+        for name, (dtype, fill, about) in _FIELDS.items():
+            self.group.create_array(
+                name, shape=spec.shape, chunks=chunks, dtype=dtype, fill_value=fill, attributes=about,
+                dimension_names=_DIMENSIONS,
+            )  # fmt: skip
+        for name, values in zip(_DIMENSIONS, (spec.deltas, spec.norms), strict=False):
+            self.group.create_array(name, data=np.array(values), dimension_names=(name,))
         done = (len(spec.deltas), len(spec.norms), spec.blocks)
         self.group.create_array("done", shape=done, chunks=(1, 1, 1), dtype="bool", fill_value=False)
+        self.group.attrs.update({"description": _ABOUT, "organics_core": oc.__version__})
         self.group.attrs["sweep"] = spec.describe()  # last: a group without it was never finished
 
     def missing(self) -> list[Task]:
