@@ -121,10 +121,17 @@ def versions() -> dict[str, str]:
 # --- tests
 
 
+def _interruptible() -> None:
+    """A job in a shell's background inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def limited(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int | None, str]:
     """Exit code and output; after so many seconds an interrupt, so that pytest still says how far it came, and None."""
     with tempfile.TemporaryFile() as stream:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, preexec_fn=_interruptible
+        )
         code: int | None = None
         try:
             code = process.wait(seconds)

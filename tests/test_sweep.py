@@ -227,7 +227,14 @@ def test_a_killed_sweep_resumes_bit_for_bit(tmp_path, how: signal.Signals) -> No
         "    sweep.run(spec, sys.argv[1], workers=2, progress=lambda done, total: print(done, flush=True))\n"
     )
     command = [sys.executable, str(script), str(tmp_path / "store")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as job:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        # tests in a shell's background inherit that SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as job:
         while int(job.stdout.readline()) < 10:
             pass
         job.send_signal(how)

@@ -49,6 +49,7 @@ class NumpyBackend(GenericBackend):
     def runge_kutta(
         self, tableau: Tableau, slope: Callable[[Any, Array], Array], t: float, h: float, x: Array, first: Array
     ) -> tuple[Array, Sequence[Array], Array] | None:
+        """One step by the tableau, in buffers: the new state, the slopes, the estimate of the error."""
         rows = _rows(tableau, x.dtype)
         stages = np.empty((len(rows), *x.shape), dtype=x.dtype)
         flat = stages.reshape(len(rows), -1)
@@ -63,6 +64,7 @@ class NumpyBackend(GenericBackend):
     def circuit_slope(
         self, variant: str, arguments: tuple[Array, ...], start: Array
     ) -> Callable[[Any, Array], Array] | None:
+        """The circuit\'s vector field on packed states [y, a], in buffers; None where it does not apply."""
         w_r, w, drive, floor, tau_y, tau_a = arguments
         if w.ndim > 2 or (w_r is not None and w_r.ndim > 2):
             return None

@@ -59,6 +59,7 @@ class TorchBackend(GenericBackend):
         x: torch.Tensor,
         first: torch.Tensor,
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor], torch.Tensor] | None:
+        """One step by the tableau, in buffers: the new state, the slopes, the estimate of the error."""
         if not _plain(x, first):
             return None
         rows = _rows(tableau, x.dtype, x.device)
@@ -74,6 +75,7 @@ class TorchBackend(GenericBackend):
     def circuit_slope(
         self, variant: str, arguments: tuple[torch.Tensor, ...], start: torch.Tensor
     ) -> Callable[[Any, torch.Tensor], torch.Tensor] | None:
+        """The circuit\'s vector field on packed states [y, a], in buffers; None where it does not apply."""
         w_r, w, drive, floor, tau_y, tau_a = arguments
         if w.ndim > 2 or (w_r is not None and w_r.ndim > 2):
             return None
