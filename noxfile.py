@@ -189,7 +189,7 @@ SPHINX = ("sphinx>=8", "myst-nb>=1.2", "furo", "sphinx-copybutton", "sphinx-desi
 def docs(session: nox.Session) -> None:
     """The documentation in site/: a test run for the capability table, the gallery, the executed tutorials."""
     extras = ("cli", "plot", "sweep", "torch", "jax", "diffrax", "torchdiffeq", "nengo", "keras")
-    install(session, *extras, more=(*TESTING, "array-api-strict>=2.3", *SPHINX, "ipykernel"))
+    install(session, *extras, more=(*TESTING, "array-api-strict>=2.3", "flax>=0.10", *SPHINX, "ipykernel"))
     made = Path("docs", "_generated")
     if "--again" not in session.posargs:  # with it, keep the test report and the figures of the last build
         libraries = [f"--library={name}" for name in ("numpy", "strict", "torch", "jax")]
