@@ -50,7 +50,7 @@ def run_tests(session: nox.Session, library: str, *extras: str, more: tuple[str,
 def tests_numpy(session: nox.Session) -> None:
     """numpy, the command line, files and figures; the CUDA kernels of simulations are compiled."""
     nvrtc = ("nvidia-cuda-nvrtc>=13; platform_system == 'Linux'",)
-    run_tests(session, "numpy", "cli", "sweep", "dask", more=nvrtc)
+    run_tests(session, "numpy", "cli", "sweep", "dask", more=(*nvrtc, "safetensors>=0.4"))
 
 
 @nox.session(name="tests-strict")
@@ -127,7 +127,7 @@ LOWEST = (
     "equinox==0.13.0",
     "optax==0.2.5",
     "safetensors==0.4.*",
-    "zarr==3.0.*",
+    "zarr==3.1.*",
     "typer==0.16.*",
     "click==8.2.*",
     "rich==13.7.*",
