@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import organics_core as oc
+from organics_core.sweep import KINDS
 from organics_plot import analysis as plot
 from organics_plot import matrix
 from organics_plot.style import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, new_figure, percent, shades
@@ -195,7 +196,7 @@ def noise_spectra(n: Numbers) -> Figure:
 def phase_diagram(n: Numbers) -> Figure:
     """What becomes of random circuits, two ensembles."""
     figure, axes = new_figure(2, 5, (16.5, 6.6), sharex=True)
-    quantities = (*plot.PHASES, "distance")
+    quantities = (*KINDS, "distance")
     titles = ("Stable fixed point", "Limit cycle", "Divergence", "Slow or irregular", "Distance to normalization")
     for index, (row, ensemble) in enumerate(zip(axes, ("goe", "gaussian"), strict=True)):
         diagram = oc.PhaseDiagram(*(n[f"{ensemble}_{field}"] for field in oc.PhaseDiagram._fields))

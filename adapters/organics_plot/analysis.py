@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import organics_core as oc
+from organics_core import _checks
 from organics_core.backend import to_numpy
+from organics_core.sweep import KINDS
 
 from .style import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, percent, ramp, shades
 
@@ -540,9 +542,6 @@ def _edges(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.exp(edges) if positive else edges
 
 
-PHASES = {"fixed point": 0, "limit cycle": 1, "divergence": 2, "undecided": 3}
-
-
 def phase_map(
     diagram: oc.PhaseDiagram,
     quantity: str = "fixed point",
@@ -575,9 +574,7 @@ def phase_map(
     ValueError
         For an unknown quantity, or a diagram of one strength or norm.
     """
-    if quantity not in (*PHASES, "distance"):
-        choices = ", ".join(map(repr, (*PHASES, "distance")))
-        raise ValueError(f"unknown quantity {quantity!r}; choose one of {choices}")
+    _checks.one_of("quantity", quantity, (*KINDS, "distance"))
     ax = axes_or_current(ax)
     deltas, norms, kind = (to_numpy(part) for part in (diagram.deltas, diagram.norms, diagram.kind))
     if len(deltas) < 2 or len(norms) < 2:
@@ -597,7 +594,7 @@ def phase_map(
         label, extend = "relative distance", "both"
         value = np.ma.masked_invalid(value)
     else:
-        value = 100.0 * (kind == PHASES[quantity]).mean(axis=-1)
+        value = 100.0 * (kind == KINDS.index(quantity)).mean(axis=-1)
         options = {"cmap": ramp("#EEF2F5"), "vmin": 0, "vmax": 100}
         label, extend = "share of draws (%)", "neither"
     image = ax.pcolormesh(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from organics_core import _checks
 from organics_core.training import EpochRecord
 
 from .style import CYCLE, INK, LIBRARY_COLORS, MARKERS, MUTED, SHADE, axes_or_current
@@ -51,8 +52,7 @@ def training_curve(
     ValueError
         For an unknown quantity.
     """
-    if quantity not in QUANTITIES:
-        raise ValueError(f"unknown quantity {quantity!r}; choose one of {', '.join(map(repr, QUANTITIES))}")
+    _checks.one_of("quantity", quantity, QUANTITIES)
     from matplotlib.ticker import MaxNLocator
 
     ax = axes_or_current(ax)

@@ -64,7 +64,7 @@ class NumpyBackend(GenericBackend):
     def circuit_slope(
         self, variant: str, arguments: tuple[Array, ...], start: Array
     ) -> Callable[[Any, Array], Array] | None:
-        """The circuit\'s vector field on packed states [y, a], in buffers; None where it does not apply."""
+        """The circuit's vector field on packed states [y, a], in buffers; None where it does not apply."""
         w_r, w, drive, floor, tau_y, tau_a = arguments
         if w.ndim > 2 or (w_r is not None and w_r.ndim > 2):
             return None
