@@ -18,7 +18,7 @@ import numpy as np
 from measure import in_turn, save
 
 import organics_core as oc
-from organics_core.sweep import KINDS
+from organics_core.analysis.classification import KINDS
 
 TAU = 0.002
 

@@ -377,7 +377,7 @@ def simulation(
     import numpy as np
 
     import organics_cupy as og
-    from organics_core.operators import LargeCircuit, ring_convolution
+    from organics_core.weights import LargeCircuit, ring_convolution
 
     if module is None:
         import cupy as module

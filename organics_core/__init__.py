@@ -5,6 +5,14 @@ torch, jax, cupy and any other conforming library.
 """
 
 from . import phenomena
+from .analysis.classification import Classification, PhaseDiagram, classify, phase_diagram, random_recurrence
+from .analysis.multistability import (
+    FirstOrder,
+    StabilityBoundary,
+    find_fixed_points,
+    first_order_correction,
+    stability_boundary,
+)
 from .backend import Backend, GenericBackend, get_backend, registered_backends
 from .cell import (
     CellParameters,
@@ -16,7 +24,19 @@ from .cell import (
 )
 from .circuit import Circuit, State, resting_state
 from .dynamics import vector_field
-from .integrate import INTEGRATORS, DenseOutput, Tableau, Trajectory, integrate, simulate
+from .equilibria import FixedPoint, SteadyState, fixed_points, steady_state
+from .integration import INTEGRATORS, DenseOutput, Tableau, Trajectory, integrate, simulate
+from .models.v1 import (
+    V1Circuit,
+    V1State,
+    V1SteadyState,
+    gamma_peak,
+    simulate_v1,
+    v1_jacobian,
+    v1_power_spectrum,
+    v1_steady_state,
+    v1_vector_field,
+)
 from .noise import (
     coherence,
     linear_coherence,
@@ -24,22 +44,6 @@ from .noise import (
     linear_power_spectrum,
     noise_covariance,
     power_spectrum,
-)
-from .operators import (
-    LargeCircuit,
-    jacobian_product,
-    large_certify,
-    large_steady_state,
-    large_vector_field,
-    leading_eigenvalues,
-    ring_convolution,
-)
-from .perturbation import (
-    FirstOrder,
-    StabilityBoundary,
-    find_fixed_points,
-    first_order_correction,
-    stability_boundary,
 )
 from .stability import (
     Certificate,
@@ -51,19 +55,15 @@ from .stability import (
     spectral_abscissa,
     spectrum,
 )
-from .steady_state import FixedPoint, SteadyState, fixed_points, steady_state
 from .stochastic import integrate_sde, simulate_sde, wiener_increments
-from .sweep import Classification, PhaseDiagram, classify, phase_diagram, random_recurrence
-from .v1 import (
-    V1Circuit,
-    V1State,
-    V1SteadyState,
-    gamma_peak,
-    simulate_v1,
-    v1_jacobian,
-    v1_power_spectrum,
-    v1_steady_state,
-    v1_vector_field,
+from .weights import (
+    LargeCircuit,
+    jacobian_product,
+    large_certify,
+    large_steady_state,
+    large_vector_field,
+    leading_eigenvalues,
+    ring_convolution,
 )
 
 __version__ = "0.1.0"

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device
 
-from . import _checks
-from ._linalg import matvec
+from . import checks
 from .backend import Array, get_backend
 from .dynamics import pooled_response, recurrent_drive, relu, sqrt_relu
+from .linalg import matvec
 
 CELL_VARIANTS = ("rectified_recurrence", "main")
 
@@ -104,9 +104,9 @@ def sigmoid(xp: Any, x: Array) -> Array:
 def check_max_rates(max_rates: MaxRates | tuple[float, float, float]) -> MaxRates:
     """Three positive numbers as :class:`MaxRates`, or an error naming the culprit."""
     if not isinstance(max_rates, (tuple, list)) or len(max_rates) != 3:
-        raise TypeError(f"max_rates must be MaxRates(y, a, b), got {_checks.describe(max_rates)}")
+        raise TypeError(f"max_rates must be MaxRates(y, a, b), got {checks.describe(max_rates)}")
     return MaxRates(
-        *(_checks.positive_number(f"max_rates.{name}", value) for name, value in zip("yab", max_rates, strict=True))
+        *(checks.positive_number(f"max_rates.{name}", value) for name, value in zip("yab", max_rates, strict=True))
     )
 
 
@@ -161,9 +161,9 @@ def init_cell(
     TypeError, ValueError
         For sizes below 1 or an unknown ``recurrent``.
     """
-    k = _checks.positive_integer("input_size", input_size)
-    n = _checks.positive_integer("hidden_size", hidden_size)
-    _checks.one_of("recurrent", recurrent, ("orthogonal", "identity"))
+    k = checks.positive_integer("input_size", input_size)
+    n = checks.positive_integer("hidden_size", hidden_size)
+    checks.one_of("recurrent", recurrent, ("orthogonal", "identity"))
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
 
     def kaiming(fan_in: int) -> np.ndarray[Any, Any]:
@@ -201,26 +201,26 @@ def init_cell(
 def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any:
     """Check libraries, devices and shapes of a cell, its state and its input; return the namespace."""
     if not isinstance(parameters, tuple) or getattr(parameters, "_fields", None) != CellParameters._fields:
-        raise TypeError(f"parameters must be CellParameters, got {_checks.describe(parameters)}")
+        raise TypeError(f"parameters must be CellParameters, got {checks.describe(parameters)}")
     if not isinstance(state, tuple) or len(state) != 4:
-        raise TypeError(f"state must be a CellState(y, a, b0, b1), got {_checks.describe(state)}")
+        raise TypeError(f"state must be a CellState(y, a, b0, b1), got {checks.describe(state)}")
     fields = parameters._asdict()
     states = {f"state.{name}": value for name, value in zip(CellState._fields, state, strict=True)}
-    xp = _checks.namespace({**fields, **states, "x": x}, numbers=("sigma",), optional=("w_r",))
-    n = _checks.matrix_shape("log_w", parameters.log_w, None)
+    xp = checks.namespace({**fields, **states, "x": x}, numbers=("sigma",), optional=("w_r",))
+    n = checks.matrix_shape("log_w", parameters.log_w, None)
     for name in ("w_r", "w_by0", "w_ba0", "w_by1", "w_ba1"):
         if fields[name] is not None:
-            _checks.matrix_shape(name, fields[name], n)
+            checks.matrix_shape(name, fields[name], n)
     k = int(parameters.w_zx.shape[-1])
     for name in ("w_zx", "w_bx0", "w_bx1"):
         shape = tuple(fields[name].shape)
         if shape[-2:] != (n, k):
             raise ValueError(f"{name} must have shape (..., {n}, {k}), got shape {shape}")
     for name in ("theta_y", "theta_a", "theta_b0", "theta_b1", "sigma"):
-        _checks.vector_shape(name, fields[name], n, scalar=name == "sigma")
+        checks.vector_shape(name, fields[name], n, scalar=name == "sigma")
     for name, value in states.items():
-        _checks.vector_shape(name, value, n)
-    _checks.vector_shape("x", x, k)
+        checks.vector_shape(name, value, n)
+    checks.vector_shape("x", x, k)
     return xp
 
 
@@ -292,7 +292,7 @@ def cell_step(
         y  <- y + dt/tau_y (-y + b1 z + (1 - sqrt(max(a, 0))) max(W_r y, 0))
         a  <- a + dt/tau_a (-a + (sigma b0)**2 + W (max(a, 0) max(y, 0)**2))
     """
-    _checks.one_of("variant", variant, CELL_VARIANTS)
+    checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
     rates = cell_rates(xp, parameters, MaxRates(*max_rates))
     w = normalization_weights(xp, parameters.log_w)
@@ -331,7 +331,7 @@ def cell_sequence(
     TypeError, ValueError
         As :func:`cell_step`; ValueError for an empty sequence.
     """
-    _checks.one_of("variant", variant, CELL_VARIANTS)
+    checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, xs)
     if xs.ndim < 2 or xs.shape[0] == 0:
         raise ValueError(f"xs must have shape (T, ..., k) with T >= 1, got shape {tuple(xs.shape)}")
@@ -375,7 +375,7 @@ def cell_jacobian_abscissa(
     from .circuit import Circuit, State
     from .stability import spectral_abscissa
 
-    _checks.one_of("variant", variant, CELL_VARIANTS)
+    checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
     rates = cell_rates(xp, parameters, MaxRates(*max_rates))
     w = normalization_weights(xp, parameters.log_w)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device, is_array_api_obj
 
-from . import _checks
+from . import checks
 from .backend import Array, get_backend
 
 _NUMBERS = ("b", "b0", "sigma", "tau_y", "tau_a")
@@ -143,41 +143,41 @@ def validate_circuit(circuit: Circuit, *, values: bool = False, **others: Array)
         Naming the first field that is wrong.
     """
     if not isinstance(circuit, tuple) or getattr(circuit, "_fields", None) != _CircuitFields._fields:
-        raise TypeError(f"circuit must be a Circuit, got {_checks.describe(circuit)}")
+        raise TypeError(f"circuit must be a Circuit, got {checks.describe(circuit)}")
     fields = circuit._asdict()
-    xp = _checks.namespace({**fields, **others}, numbers=_NUMBERS, optional=("w_r",))
-    n = _checks.matrix_shape("w", circuit.w, None)
+    xp = checks.namespace({**fields, **others}, numbers=_NUMBERS, optional=("w_r",))
+    n = checks.matrix_shape("w", circuit.w, None)
     if circuit.w_r is not None:
-        _checks.matrix_shape("w_r", circuit.w_r, n)
+        checks.matrix_shape("w_r", circuit.w_r, n)
     for name in _NUMBERS:
-        _checks.vector_shape(name, fields[name], n, scalar=True)
+        checks.vector_shape(name, fields[name], n, scalar=True)
     for name, value in others.items():
-        _checks.vector_shape(name, value, n)
+        checks.vector_shape(name, value, n)
     core = {name: (value, 2 if name in ("w", "w_r") else 1) for name, value in {**fields, **others}.items()}
-    _checks.batch_shape(core)
+    checks.batch_shape(core)
     if values:
         for name, allowed in _ALLOWED.items():
-            _checks.values(xp, name, fields[name], allowed)
+            checks.values(xp, name, fields[name], allowed)
     return xp
 
 
 def validate_state(state: State, name: str = "state") -> dict[str, Array]:
     """The fields of a state by name, for :func:`validate_circuit`; TypeError if it is none."""
     if not isinstance(state, tuple) or len(state) != 2:
-        raise TypeError(f"{name} must be a State(y, a), got {_checks.describe(state)}")
+        raise TypeError(f"{name} must be a State(y, a), got {checks.describe(state)}")
     return {f"{name}.y": state[0], f"{name}.a": state[1]}
 
 
 def prepare(xp: Any, circuit: Circuit, *others: Array) -> tuple[Array, ...]:
     """The circuit with every field an array of the common dtype, and ``others`` likewise."""
-    arrays = [value for value in (*circuit, *others) if value is not None and not _checks.is_number(value)]
+    arrays = [value for value in (*circuit, *others) if value is not None and not checks.is_number(value)]
     dtype = xp.result_type(*arrays)
     where = device(arrays[0])
     fields: list[Array] = []
     for value in circuit:
         if value is None:
             fields.append(None)
-        elif _checks.is_number(value):
+        elif checks.is_number(value):
             fields.append(xp.asarray(float(value), dtype=dtype, device=where))
         else:
             fields.append(xp.astype(value, dtype, copy=False))

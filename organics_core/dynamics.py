@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import _checks
-from ._linalg import matvec
+from . import checks
 from .backend import Array
 from .circuit import Circuit, State, identity, prepare, validate_circuit, validate_state
+from .linalg import matvec
 
 
 def relu(xp: Any, x: Array) -> Array:
@@ -133,7 +133,7 @@ def vector_field(circuit: Circuit, state: State, z: Array, *, variant: str = "ma
         tau_y y' = -y + b z + (1 - sqrt(max(a, 0))) (W_r y)
         tau_a a' = -a + (b0 sigma)**2 + W (max(a, 0) y**2)
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     xp = validate_circuit(circuit, **validate_state(state), z=z)
     circuit, y, a, z = prepare(xp, circuit, *state, z)
     return field(xp, circuit, State(y, a), z, variant)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device, is_array_api_obj
 
-from . import _checks
-from ._linalg import broadcast_shapes, diagonal_matrix, solve, transpose
+from . import checks
 from .backend import Array, get_backend, to_numpy
 from .circuit import Circuit, State, prepare, validate_circuit, validate_state
+from .linalg import broadcast_shapes, diagonal_matrix, solve, transpose
 from .stability import _jacobian
 
 Noise = Any
@@ -40,8 +40,8 @@ class NoiseTerm(NamedTuple):
 def noise_arrays(noise: Noise) -> dict[str, Any]:
     """The arrays inside ``noise`` by name, for the checks of library, dtype and device."""
     if isinstance(noise, tuple):
-        return {f"noise[{i}]": part for i, part in enumerate(noise) if not _checks.is_number(part)}
-    return {} if _checks.is_number(noise) else {"noise": noise}
+        return {f"noise[{i}]": part for i, part in enumerate(noise) if not checks.is_number(part)}
+    return {} if checks.is_number(noise) else {"noise": noise}
 
 
 def noise_term(xp: Any, noise: Noise, sizes: tuple[int, ...], like: Array) -> NoiseTerm:
@@ -55,9 +55,9 @@ def noise_term(xp: Any, noise: Noise, sizes: tuple[int, ...], like: Array) -> No
     total = sum(sizes)
 
     def full(name: str, value: Any, n: int) -> Array:
-        if _checks.is_number(value):
+        if checks.is_number(value):
             return xp.full((n,), float(value), dtype=like.dtype, device=device(like))
-        _checks.vector_shape(name, value, n, scalar=True)
+        checks.vector_shape(name, value, n, scalar=True)
         value = xp.astype(value, like.dtype, copy=False)
         return xp.broadcast_to(value, broadcast_shapes(tuple(value.shape), (n,)))
 
@@ -68,10 +68,10 @@ def noise_term(xp: Any, noise: Noise, sizes: tuple[int, ...], like: Array) -> No
         batch = broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
         parts = [xp.broadcast_to(part, (*batch, part.shape[-1])) for part in parts]
         return NoiseTerm(xp.concat(parts, axis=-1), None)
-    if _checks.is_number(noise):
+    if checks.is_number(noise):
         return NoiseTerm(full("noise", noise, total), None)
     if not is_array_api_obj(noise):
-        raise TypeError(f"noise must be a number, an array or a tuple of these, got {_checks.describe(noise)}")
+        raise TypeError(f"noise must be a number, an array or a tuple of these, got {checks.describe(noise)}")
     if noise.ndim >= 2 and noise.shape[-2] == total:
         return NoiseTerm(None, xp.astype(noise, like.dtype, copy=False))
     if noise.ndim and noise.shape[-1] != total:
@@ -269,22 +269,22 @@ def _check_frequencies(xp: Any, **frequencies: Array) -> None:
     for name, value in frequencies.items():
         if value.ndim != 1:
             raise ValueError(f"{name} must have shape (F,), got shape {tuple(value.shape)}")
-        _checks.values(xp, name, value, "any")
+        checks.values(xp, name, value, "any")
 
 
 def _linearized(
     circuit: Circuit, state: State, noise: Noise, variant: str, **frequencies: Array
 ) -> tuple[Any, Array, NoiseTerm]:
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     fields = validate_state(state)
     xp = validate_circuit(circuit, values=True, **fields)
     for name, value in fields.items():
-        _checks.values(xp, name, value, "any")
+        checks.values(xp, name, value, "any")
     extra = noise_arrays(noise)
-    _checks.namespace({**fields, **extra, **frequencies})
+    checks.namespace({**fields, **extra, **frequencies})
     _check_frequencies(xp, **frequencies)
     for name, value in extra.items():
-        _checks.values(xp, name, value, "any")
+        checks.values(xp, name, value, "any")
     circuit, y, a = prepare(xp, circuit, *state)
     n = int(circuit.w.shape[-1])
     return xp, _jacobian(xp, circuit, State(y, a), variant), noise_term(xp, noise, (n, n), y)
@@ -292,12 +292,12 @@ def _linearized(
 
 def _linear(jacobian: Array, noise: Noise, **frequencies: Array) -> tuple[Any, Array, NoiseTerm]:
     extra = noise_arrays(noise)
-    xp = _checks.namespace({"jacobian": jacobian, **extra, **frequencies})
-    n = _checks.matrix_shape("jacobian", jacobian, None)
-    _checks.values(xp, "jacobian", jacobian, "any")
+    xp = checks.namespace({"jacobian": jacobian, **extra, **frequencies})
+    n = checks.matrix_shape("jacobian", jacobian, None)
+    checks.values(xp, "jacobian", jacobian, "any")
     _check_frequencies(xp, **frequencies)
     for name, value in extra.items():
-        _checks.values(xp, name, value, "any")
+        checks.values(xp, name, value, "any")
     return xp, jacobian, noise_term(xp, noise, (n,), jacobian)
 
 

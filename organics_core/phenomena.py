@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device
 
-from . import _checks
+from . import checks
 from .backend import Array
 from .circuit import Circuit, State
 from .dynamics import relu
-from .integrate import simulate
-from .steady_state import steady_state
+from .equilibria import steady_state
+from .integration import simulate
 
 
 class Responses(NamedTuple):
@@ -86,24 +86,24 @@ class TemporalPair(NamedTuple):
 
 
 def _values(name: str, values: Array, allowed: str = ">= 0") -> Any:
-    xp = _checks.namespace({name: values})
+    xp = checks.namespace({name: values})
     if values.ndim != 1 or values.shape[0] == 0:
         raise ValueError(f"{name} must have shape (K,) with K >= 1, got shape {tuple(values.shape)}")
-    _checks.values(xp, name, values, allowed)
+    checks.values(xp, name, values, allowed)
     return xp
 
 
 def _grid(xp: Any, low: float, high: float, count: int, like: Array, *, endpoint: bool = True) -> Array:
-    count = _checks.positive_integer("n", count)
+    count = checks.positive_integer("n", count)
     return xp.linspace(low, high, count, endpoint=endpoint, dtype=like.dtype, device=device(like))
 
 
 def _gaussian(xp: Any, x: Array, width: float) -> Array:
-    return xp.exp(-0.5 * (x / _checks.positive_number("width", width)) ** 2)
+    return xp.exp(-0.5 * (x / checks.positive_number("width", width)) ** 2)
 
 
 def _respond(circuit: Circuit, preferences: Array, drive: Array) -> Responses:
-    xp = _checks.namespace({"drive": drive})
+    xp = checks.namespace({"drive": drive})
     rates = relu(xp, steady_state(circuit, drive).state.y) ** 2
     return Responses(preferences, rates, circuit, drive)
 
@@ -129,11 +129,11 @@ def orientation_circuit(n: int, *, sigma: float = 0.1, like: Array) -> Circuit:
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    xp = _checks.namespace({"like": like})
+    xp = checks.namespace({"like": like})
     theta = _grid(xp, 0.0, math.pi, n, like, endpoint=False)
     pool = xp.sum(_tuning(xp, theta) ** 2)
     w = xp.ones((n, n), dtype=like.dtype, device=device(like)) / pool
-    return Circuit(None, w, 0.5, 0.5, _checks.positive_number("sigma", sigma), 0.002, 0.002)
+    return Circuit(None, w, 0.5, 0.5, checks.positive_number("sigma", sigma), 0.002, 0.002)
 
 
 def _tuning(xp: Any, angle: Array) -> Array:
@@ -198,7 +198,7 @@ def cross_orientation_suppression(contrasts: Array, masks: Array, *, n: int = 32
     """
     xp = _values("contrasts", contrasts)
     _values("masks", masks)
-    _checks.namespace({"contrasts": contrasts, "masks": masks})
+    checks.namespace({"contrasts": contrasts, "masks": masks})
     theta = _grid(xp, 0.0, math.pi, n, contrasts, endpoint=False)
     grating = contrasts[:, None] * _tuning(xp, theta)
     mask = masks[:, None, None] * _tuning(xp, theta - 0.5 * math.pi)
@@ -234,8 +234,8 @@ def space_circuit(
     """
     xp = _values("positions", positions, "any")
     w = _gaussian(xp, positions[:, None] - positions[None, :], pool)
-    w = _checks.positive_number("strength", strength) * w / xp.max(xp.sum(w, axis=-1))
-    return Circuit(None, w, 0.5 if gain is None else gain, 0.5, _checks.positive_number("sigma", sigma), 0.002, 0.002)
+    w = checks.positive_number("strength", strength) * w / xp.max(xp.sum(w, axis=-1))
+    return Circuit(None, w, 0.5 if gain is None else gain, 0.5, checks.positive_number("sigma", sigma), 0.002, 0.002)
 
 
 def _patch(xp: Any, positions: Array, diameters: Array, field: float) -> Array:
@@ -279,7 +279,7 @@ def surround_suppression(diameters: Array, contrasts: Array, *, n: int = 81, poo
     """
     xp = _values("diameters", diameters)
     _values("contrasts", contrasts)
-    _checks.namespace({"diameters": diameters, "contrasts": contrasts})
+    checks.namespace({"diameters": diameters, "contrasts": contrasts})
     positions = _grid(xp, -20.0, 20.0, n, diameters)
     circuit = space_circuit(positions, pool=pool, strength=4.0)
     return _respond(circuit, positions, contrasts[:, None, None] * _patch(xp, positions, diameters, 1.0))
@@ -320,7 +320,7 @@ def attention(
     """
     xp = _values("contrasts", contrasts)
     positions = _grid(xp, -20.0, 20.0, n, contrasts)
-    focus = 0.5 * (1.0 + (_checks.positive_number("gain", gain) - 1.0) * _gaussian(xp, positions, attended))
+    focus = 0.5 * (1.0 + (checks.positive_number("gain", gain) - 1.0) * _gaussian(xp, positions, attended))
     drive = contrasts[:, None] * _gaussian(xp, positions, stimulus)
     with_focus = _respond(space_circuit(positions, pool=pool, gain=focus, sigma=0.05), positions, drive)
     without = _respond(space_circuit(positions, pool=pool, sigma=0.05), positions, drive)
@@ -353,7 +353,7 @@ def temporal_pair(
         Naming the argument that is wrong.
     """
     xp = _values("gaps", gaps)
-    duration = _checks.positive_number("duration", duration)
+    duration = checks.positive_number("duration", duration)
     one = xp.ones((1, 1), dtype=gaps.dtype, device=device(gaps))
     circuit = Circuit(None, 4.0 * one, 1.0, 1.0, 0.5, tau_y, tau_a)
     end = 2.0 * duration + float(xp.max(gaps)) + 3.0 * duration

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device
 
-from . import _checks
-from ._linalg import broadcast_shapes, diagonal_matrix, matvec, solve_vector, transpose, widen
+from . import checks
 from .backend import Array, get_backend
 from .circuit import Circuit, State, is_identity, prepare, validate_circuit, validate_state
 from .dynamics import identity_fixed_point, pooled_response, recurrent_drive, recurrent_slope, relu, sqrt_relu
+from .linalg import broadcast_shapes, diagonal_matrix, matvec, solve_vector, transpose, widen
 
 
 def jacobian(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
@@ -43,7 +43,7 @@ def jacobian(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
         J = [ (-I + diag(1 - s) W_r) / tau_y     -diag(W_r y / (2 s)) / tau_y ]
             [ 2 W diag(a y) / tau_a              (-I + W diag(y**2)) / tau_a  ]
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     xp = validate_circuit(circuit, **validate_state(state))
     circuit, y, a = prepare(xp, circuit, *state)
     return _jacobian(xp, circuit, State(y, a), variant)
@@ -124,7 +124,7 @@ def spectrum(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     xp = validate_circuit(circuit, **validate_state(state))
     circuit, y, a = prepare(xp, circuit, *state)
     return get_backend(xp).eigvals(_jacobian(xp, circuit, State(y, a), variant))
@@ -152,7 +152,7 @@ def spectral_abscissa(circuit: Circuit, state: State, *, variant: str = "main") 
     -----
     Lyapunov's indirect method: stable where max Re lambda(J) < 0.
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     xp = validate_circuit(circuit, **validate_state(state))
     circuit, y, a = prepare(xp, circuit, *state)
     return _spectral_abscissa(xp, circuit, State(y, a), variant)
@@ -395,7 +395,7 @@ def _energy_parts(xp: Any, circuit: Circuit, state: State, *, solve: bool) -> _E
 def _identity_circuit(circuit: Circuit, z: Array) -> tuple[Any, Circuit, Array]:
     """Validate a circuit that must have W_r = I."""
     xp = validate_circuit(circuit, values=True, z=z)
-    _checks.values(xp, "z", z, "any")
+    checks.values(xp, "z", z, "any")
     if is_identity(xp, circuit.w_r) is False:
         raise ValueError(
             "w_r must be the identity (or None) for the certificate; "

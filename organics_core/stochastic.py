@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from array_api_compat import device
 
-from . import _checks
-from ._linalg import broadcast_shapes, matvec
+from . import checks
 from .backend import Array, Tree, get_backend, tree_leaves, tree_map
 from .circuit import Circuit, State
-from .integrate import NOT_FINITE, SUCCESS, Trajectory, _check_times, _pose, _UserField
+from .integration import NOT_FINITE, SUCCESS, Trajectory, _check_times, _pose, _UserField
+from .linalg import broadcast_shapes, matvec
 from .noise import Noise, NoiseTerm, noise_arrays, noise_term
 
 SDE_METHODS = ("euler_maruyama", "stochastic_heun")
@@ -137,12 +137,12 @@ def integrate_sde(
         Naming the argument that is wrong.
     """
     if not isinstance(state0, tuple) or not state0 or any(isinstance(part, tuple) for part in state0):
-        raise TypeError(f"state0 must be a (named) tuple of arrays, got {_checks.describe(state0)}")
+        raise TypeError(f"state0 must be a (named) tuple of arrays, got {checks.describe(state0)}")
     leaves = {f"state0[{i}]": leaf for i, leaf in enumerate(state0)}
     extra = {**noise_arrays(noise), "increments": increments}
-    xp = _checks.namespace({"times": times, **leaves, **extra}, optional=("increments",))
+    xp = checks.namespace({"times": times, **leaves, **extra}, optional=("increments",))
     for name, value in {**leaves, **extra}.items():
-        _checks.values(xp, name, value, "any")
+        checks.values(xp, name, value, "any")
     times = _check_times(xp, times)
     dtype = xp.result_type(*leaves.values())
     start = tree_map(lambda leaf: xp.astype(leaf, dtype, copy=False), state0)
@@ -180,10 +180,10 @@ def wiener_increments(
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    xp = _checks.namespace({"times": times})
+    xp = checks.namespace({"times": times})
     times = _check_times(xp, times)
-    size = _checks.positive_integer("size", size)
-    substeps = _checks.positive_integer("substeps", substeps)
+    size = checks.positive_integer("size", size)
+    substeps = checks.positive_integer("substeps", substeps)
     parts = []
     for first, last in _chunks(times.shape[0] - 1, substeps, (*batch, size)):
         part = _draw(xp, _seed(seed), times, first, last, substeps, (*batch, size))
@@ -193,7 +193,7 @@ def wiener_increments(
 
 def _seed(seed: object) -> int:
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an integer, got {_checks.describe(seed)}")
+        raise TypeError(f"seed must be an integer, got {checks.describe(seed)}")
     number = int(seed)  # type: ignore[call-overload]
     if number < 0:
         raise ValueError(f"seed must not be negative, got {number}")
@@ -228,8 +228,8 @@ def run_sde(
     substeps: int,
 ) -> Trajectory:
     """The loop behind the public functions; ``field(xp, t, state, arguments, z)`` as in :mod:`integrate`."""
-    _checks.one_of("method", method, SDE_METHODS)
-    substeps = _checks.positive_integer("substeps", substeps)
+    checks.one_of("method", method, SDE_METHODS)
+    substeps = checks.positive_integer("substeps", substeps)
     seed = _seed(seed)
     backend = get_backend(xp)
     sizes = tuple(int(leaf.shape[-1]) for leaf in start)
@@ -290,7 +290,7 @@ def _compiled(backend: Any) -> Callable[..., Any]:
 def _run(
     settings: _Settings, arguments: Any, start: Tree, times: Array, values: Array, noise: Any, increments: Array
 ) -> Any:
-    xp = _checks.namespace({"times": times})
+    xp = checks.namespace({"times": times})
     backend = get_backend(xp)
     term = NoiseTerm(*noise)
     edges = [0]

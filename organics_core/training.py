@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _checks
+from . import checks
 
 
 class EpochRecord(NamedTuple):
@@ -47,8 +47,8 @@ def batch_indices(seed: int, epoch: int, count: int, batch_size: int) -> Iterato
     The remainder of the last batch is left out where there is at least one full
     batch, so that every step has the same shape.
     """
-    count = _checks.positive_integer("count", count)
-    batch_size = min(_checks.positive_integer("batch_size", batch_size), count)
+    count = checks.positive_integer("count", count)
+    batch_size = min(checks.positive_integer("batch_size", batch_size), count)
     order = np.random.default_rng((seed, epoch)).permutation(count)
     for start in range(0, count - batch_size + 1, batch_size):
         yield order[start : start + batch_size]

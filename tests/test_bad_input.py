@@ -13,7 +13,7 @@ import pytest
 from support import Library, small_circuit
 
 import organics_core as oc
-from organics_core.files import load_circuit
+from organics_core.io.circuits import load_circuit
 
 
 class Good:

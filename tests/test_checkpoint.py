@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import organics_core as oc
-from organics_core.checkpoint import LayerSettings, load_checkpoint, save_checkpoint
+from organics_core.io.checkpoints import LayerSettings, load_checkpoint, save_checkpoint
 
 torch_only, jax_only = pytest.mark.library("torch"), pytest.mark.library("jax")
 both = pytest.mark.library("torch", "jax", together=True)

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import organics_core as oc
 from organics_cli import agree, circuits, demo, lazy
 from organics_cli.app import app
-from organics_core.files import SimulationSettings, load_circuit, save_circuit
+from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import standin
 from support import VARIANTS, run_python, small_circuit
 
 import organics_core as oc
-import organics_core.operators
+import organics_core.weights
 from organics_backends import products
 from organics_backends.graphs import RecordingBackend
-from organics_core.integrate import INTEGRATORS
+from organics_core.integration import INTEGRATORS
 from organics_core.stochastic import SDE_METHODS, wiener_increments
 from organics_core.stochastic import simulate_sde as core_simulate_sde
 
@@ -145,7 +145,7 @@ def test_large_circuits_are_the_core(og: Any) -> None:
     kernel = np.concatenate([[0.5, 0.3], np.zeros(n - 3), [0.3]])
     w = np.stack([np.roll(kernel, k) for k in range(n)], axis=1)
     numbers = (0.5, 0.6, 0.2, 0.002, 0.003)
-    large = oc.operators.LargeCircuit(csr_array(w_r), oc.operators.ring_convolution(kernel), *numbers)
+    large = oc.LargeCircuit(csr_array(w_r), oc.ring_convolution(kernel), *numbers)
     dense = oc.Circuit(w_r, w, *numbers)
     z = rng.standard_normal(n)
     start = oc.State(rng.standard_normal(n), rng.random(n))
@@ -319,7 +319,7 @@ def test_recorded_loops_need_no_product_of_the_library(on_cpu: Any, monkeypatch:
         found = [core_simulate_sde(c, z, times, noise=0.05, seed=1, drive="constant").state for c in (circuit, shared)]
         options = {"method": "rk4", "drive": "constant", "engine": "graph"}
         found += [og.simulate(c, z, times, **options).state for c in (circuit, shared)]
-        large = oc.operators.LargeCircuit(*shared._replace(b=0.5, b0=0.5, sigma=0.3, tau_y=0.002, tau_a=0.002))
+        large = oc.LargeCircuit(*shared._replace(b=0.5, b0=0.5, sigma=0.3, tau_y=0.002, tau_a=0.002))
         found.append(og.simulate(large, z[0], times, method="rk4").state)
         return found
 

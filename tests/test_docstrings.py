@@ -12,7 +12,7 @@ PACKAGES = sorted(file.parent for folder in FOLDERS for file in folder.glob("*/p
 INHERITED = {"extra_repr", "trained"}  # told by torch, and by the base of the jax modules
 INHERITED |= {"is_concrete", "stop_gradient", "scan", "while_loop", "compile"}  # told by the protocol Backend
 INHERITED |= {"jvp", "jacobian", "normal", "eigvals", "recordable_product"}
-CHECKS = re.compile(r"\b(raise|_checks\.\w+|validate_\w+)\b")
+CHECKS = re.compile(r"\b(raise|checks\.\w+|validate_\w+)\b")
 
 
 def definitions(package):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import organics_core as oc
 from organics_cli.app import app
-from organics_core.checkpoint import save_checkpoint
+from organics_core.io.checkpoints import save_checkpoint
 from organics_figures import FIGURES, networks, numbers
 from organics_plot.style import style
 

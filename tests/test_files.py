@@ -9,7 +9,7 @@ import pytest
 from support import small_circuit
 
 import organics_core as oc
-from organics_core.files import SimulationSettings, load_circuit, save_circuit
+from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "circuit.toml"
 SETTINGS = SimulationSettings(duration=0.1, points=33, method="rk4", rtol=1e-5, atol=1e-8, variant="rectified")

@@ -15,7 +15,7 @@ import pytest
 from support import Library, largest, numpy_tree
 
 import organics_core as oc
-from organics_core.sweep import DIVERGENCE, FIXED_POINT, KINDS, LIMIT_CYCLE
+from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, KINDS, LIMIT_CYCLE
 
 
 def flat(n: int = 5) -> oc.Circuit:
@@ -48,7 +48,7 @@ def test_classification_agrees_with_simulation() -> None:
     circuit = flat(20)
     deltas, norms = np.array([0.6, 2.0]), np.array([1.0, 10.0])
     kinds = set()
-    for ensemble in oc.sweep.ENSEMBLES:
+    for ensemble in oc.analysis.classification.ENSEMBLES:
         found = oc.phase_diagram(circuit, deltas, norms, 3, ensemble=ensemble)
         for i, j, r in np.ndindex(found.kind.shape):
             kind = int(found.kind[i, j, r])

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import organics_torch as ot  # noqa: E402
 from organics_core.cell import CellParameters, CellState, cell_jacobian_abscissa, cell_sequence, init_cell  # noqa: E402
-from organics_core.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from organics_core.io.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 
 RATES = (0.5, 0.3, 0.5)
 

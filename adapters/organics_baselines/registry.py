@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from organics_core import _checks
+from organics_core import checks
 
 
 class Entry(NamedTuple):
@@ -94,17 +94,17 @@ def make_model(
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    _checks.one_of("model", name, MODELS)
+    checks.one_of("model", name, MODELS)
     entry = MODELS[name]
     sizes = [
-        _checks.positive_integer(label, value)
+        checks.positive_integer(label, value)
         for label, value in (("input_size", input_size), ("hidden_size", hidden_size), ("classes", classes))
     ]
     own: dict[str, Any] = {**entry.options, **options}
     if entry.static:
         if every_step:
             raise ValueError(f"{name} sees all steps at once and has no output at every step")
-        own["steps"] = _checks.positive_integer("steps", steps)
+        own["steps"] = checks.positive_integer("steps", steps)
     else:
         own["every_step"] = bool(every_step)
     make = entry.load()

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 import organics_core as oc
-from organics_core._checks import VARIANTS, one_of
+from organics_core.checks import VARIANTS, one_of
 from organics_core.circuit import is_identity, size
-from organics_core.files import CircuitFile, load_circuit, save_circuit
+from organics_core.io.circuits import CircuitFile, load_circuit, save_circuit
 
 from .console import (
     EXIT_NOT_STABLE,

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from organics_core.integrate import INTEGRATORS, Tableau
+from organics_core.integration import INTEGRATORS, Tableau
 
 VARIANTS = ("main", "rectified", "rectified_recurrence")
 NOISES = ("none", "drawn", "given")

@@ -10,11 +10,10 @@ import numpy as np
 from array_api_compat import device, is_array_api_obj
 
 import organics_core as oc
-from organics_core import _checks
-from organics_core._linalg import Operator, broadcast_shapes, matvec
+from organics_core import checks
 from organics_core.backend import Array, get_backend, library_of
 from organics_core.circuit import Circuit, State, validate_state
-from organics_core.integrate import (
+from organics_core.integration import (
     INTEGRATORS,
     Tableau,
     Trajectory,
@@ -27,10 +26,11 @@ from organics_core.integrate import (
     _Problem,
     _SampledField,
 )
+from organics_core.linalg import Operator, broadcast_shapes, matvec
 from organics_core.noise import Noise, noise_arrays, noise_term
-from organics_core.operators import LargeCircuit, _prepare
 from organics_core.stochastic import SDE_METHODS, _seed
 from organics_core.stochastic import simulate_sde as core_simulate_sde
+from organics_core.weights import LargeCircuit, _prepare
 
 from . import kernel
 
@@ -73,7 +73,7 @@ def simulate(
     ----------
     circuit, z, times, state0, method, variant, drive, substeps
         As for :func:`organics_core.simulate`, arrays of cupy. The circuit may
-        also be a LargeCircuit (of :mod:`organics_core.operators`), with sparse
+        also be a LargeCircuit (of :mod:`organics_core.weights`), with sparse
         matrices or functions for weights: then with a method of fixed steps, and
         a drive (n,) or, one row for each time, (T, n).
     engine : {"auto", "kernel", "core"}
@@ -101,10 +101,10 @@ def simulate(
     TypeError, ValueError
         As the core's; ValueError for ``engine="kernel"`` with what it cannot do.
     """
-    _checks.one_of("engine", engine, ENGINES)
+    checks.one_of("engine", engine, ENGINES)
     tableau = method if isinstance(method, Tableau) else INTEGRATORS.get(method)
     if engine != "core" and tableau is not None:
-        substeps = _checks.positive_integer("substeps", substeps)
+        substeps = checks.positive_integer("substeps", substeps)
         if isinstance(circuit, LargeCircuit):
             xp, ready, problem = _pose_large(circuit, z, times, state0, variant)
         else:
@@ -177,10 +177,10 @@ def simulate_sde(
     ones for every batch size, dtype aside. Given ``increments``, both engines
     use those.
     """
-    _checks.one_of("engine", engine, ENGINES)
-    _checks.one_of("method", method, SDE_METHODS)
+    checks.one_of("engine", engine, ENGINES)
+    checks.one_of("method", method, SDE_METHODS)
     if engine in ("auto", "kernel"):
-        substeps, number = _checks.positive_integer("substeps", substeps), _seed(seed)
+        substeps, number = checks.positive_integer("substeps", substeps), _seed(seed)
         more = {**noise_arrays(noise), "increments": increments}
         xp, ready, problem = _pose(circuit, z, times, state0, variant, drive, **more)
         tableau = kernel.SDE_TABLEAUS[method]
@@ -215,11 +215,11 @@ def _pose_large(
     circuit: LargeCircuit, z: Array, times: Array, state0: State | None, variant: str
 ) -> tuple[Any, Circuit, _Problem]:
     """Check and prepare a circuit whose weights are products: a constant drive (n,) or one for each time (T, n)."""
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     if not is_array_api_obj(z) or z.ndim not in (1, 2) or (z.ndim == 2 and z.shape[0] != times.shape[0]):
         raise ValueError(
             "z of a large circuit must be an array (n,), or (T, n) with one row for each time, "
-            f"got {_checks.describe(z)}"
+            f"got {checks.describe(z)}"
         )
     sample = z if z.ndim == 1 else z[0, ...]
     others = {} if state0 is None else validate_state(state0, "state0")
@@ -227,7 +227,7 @@ def _pose_large(
     ready = ready._replace(
         w_r=_recordable(xp, circuit.w_r, ready.w_r, sample.dtype), w=_recordable(xp, circuit.w, ready.w, sample.dtype)
     )
-    _checks.values(xp, "z", z, "any")
+    checks.values(xp, "z", z, "any")
     times = xp.astype(_check_times(xp, times), sample.dtype, copy=False)
     floor = (ready.b0 * ready.sigma) ** 2
     rest = State(0.0 * sample, 0.0 * sample + floor)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import organics_core as oc
-from organics_core.sweep import KINDS
+from organics_core.analysis.classification import KINDS
 from organics_plot import analysis as plot
 from organics_plot import matrix
 from organics_plot.style import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, new_figure, percent, shades

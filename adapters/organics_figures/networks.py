@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import organics_core as oc
-from organics_core import cell, checkpoint
+from organics_core import cell
+from organics_core.io import checkpoints as checkpoint
 from organics_core.training import batch_indices
 
 Array = np.ndarray[Any, Any]

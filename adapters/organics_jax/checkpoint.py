@@ -1,4 +1,4 @@
-"""Save and load layers and classifiers in the format of :mod:`organics_core.checkpoint`."""
+"""Save and load layers and classifiers in the format of :mod:`organics_core.io.checkpoints`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from organics_core.checkpoint import LayerSettings, load_checkpoint, save_checkpoint
+from organics_core.io.checkpoints import LayerSettings, load_checkpoint, save_checkpoint
 
 from .recurrent import ORGaNICs, ORGaNICsClassifier
 

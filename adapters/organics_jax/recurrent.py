@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.cell import (
     CELL_VARIANTS,
     CellParameters,
@@ -96,10 +96,10 @@ class ORGaNICsCell(Part):
         learn_rates: bool = True,
         dtype: Any = None,
     ) -> None:
-        self.input_size = _checks.positive_integer("input_size", input_size)
-        self.hidden_size = _checks.positive_integer("hidden_size", hidden_size)
-        _checks.one_of("recurrent", recurrent, RECURRENT)
-        _checks.one_of("variant", variant, CELL_VARIANTS)
+        self.input_size = checks.positive_integer("input_size", input_size)
+        self.hidden_size = checks.positive_integer("hidden_size", hidden_size)
+        checks.one_of("recurrent", recurrent, RECURRENT)
+        checks.one_of("variant", variant, CELL_VARIANTS)
         self.recurrent = recurrent
         self.variant = variant
         self.max_rates = check_max_rates(max_rates)
@@ -224,8 +224,8 @@ class ORGaNICs(Part):
         implementation: str = "auto",
         dtype: Any = None,
     ) -> None:
-        _checks.one_of("implementation", implementation, IMPLEMENTATIONS)
-        num_layers = _checks.positive_integer("num_layers", num_layers)
+        checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        num_layers = checks.positive_integer("num_layers", num_layers)
         self.cells = tuple(
             ORGaNICsCell(
                 input_size if index == 0 else hidden_size,
@@ -338,7 +338,7 @@ class ORGaNICs(Part):
 def check_state(name: str, state: Any) -> None:
     """TypeError naming what is no CellState."""
     if not isinstance(state, tuple) or len(state) != 4:
-        raise TypeError(f"{name} must be a CellState(y, a, b0, b1), got {_checks.describe(state)}")
+        raise TypeError(f"{name} must be a CellState(y, a, b0, b1), got {checks.describe(state)}")
 
 
 class ORGaNICsClassifier(Part):
@@ -387,7 +387,7 @@ class ORGaNICsClassifier(Part):
         implementation: str = "auto",
         dtype: Any = None,
     ) -> None:
-        classes = _checks.positive_integer("classes", classes)
+        classes = checks.positive_integer("classes", classes)
         key_layer, key_readout = split(key, 2)
         self.layer = ORGaNICs(
             input_size,

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.cell import sigmoid
 from organics_core.circuit import Circuit
-from organics_core.steady_state import SteadyState, steady_state
+from organics_core.equilibria import SteadyState, steady_state
 
 from .modules import Part, float_dtype, floating, from_host, kaiming, within_unit_ball
 
@@ -103,12 +103,12 @@ class DivisiveNorm(Part):
         max_iterations: int = 100,
         dtype: Any = None,
     ) -> None:
-        self.in_features = k = _checks.positive_integer("in_features", in_features)
-        self.out_features = n = _checks.positive_integer("out_features", out_features)
-        _checks.one_of("recurrent", recurrent, ("identity", "spectral"))
+        self.in_features = k = checks.positive_integer("in_features", in_features)
+        self.out_features = n = checks.positive_integer("out_features", out_features)
+        checks.one_of("recurrent", recurrent, ("identity", "spectral"))
         self.recurrent = recurrent
-        self.sigma = _checks.positive_number("sigma", sigma)
-        self.max_iterations = _checks.positive_integer("max_iterations", max_iterations)
+        self.sigma = checks.positive_number("sigma", sigma)
+        self.max_iterations = checks.positive_integer("max_iterations", max_iterations)
         dtype = float_dtype(dtype)
         if recurrent == "spectral" and dtype not in (jnp.float32, jnp.float64):
             raise TypeError(f"dtype must be float32 or float64 with recurrent='spectral', got {dtype}")
@@ -222,17 +222,17 @@ class DivisiveNorm2d(Part):
         sigma: float = 1.0,
         dtype: Any = None,
     ) -> None:
-        self.in_channels = c = _checks.positive_integer("in_channels", in_channels)
-        self.out_channels = d = _checks.positive_integer("out_channels", out_channels)
-        self.kernel_size = s = _checks.positive_integer("kernel_size", kernel_size)
-        self.stride = _checks.positive_integer("stride", stride)
+        self.in_channels = c = checks.positive_integer("in_channels", in_channels)
+        self.out_channels = d = checks.positive_integer("out_channels", out_channels)
+        self.kernel_size = s = checks.positive_integer("kernel_size", kernel_size)
+        self.stride = checks.positive_integer("stride", stride)
         if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
             raise ValueError(f"padding must be an integer of at least 0, got {padding!r}")
         self.padding = padding
-        self.pool_size = m = _checks.positive_integer("pool_size", pool_size)
+        self.pool_size = m = checks.positive_integer("pool_size", pool_size)
         if m % 2 == 0:
             raise ValueError(f"pool_size must be odd, got {m}")
-        self.sigma = _checks.positive_number("sigma", sigma)
+        self.sigma = checks.positive_number("sigma", sigma)
 
         def make(generator: np.random.Generator) -> tuple[Any, ...]:
             log_w = np.log(1.0 - generator.random((d, m, m)))

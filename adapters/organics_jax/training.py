@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.cell import CellState
 from organics_core.training import EpochRecord, batch_indices
 
@@ -84,11 +84,11 @@ def fit(
         import optax
     except ImportError:
         raise ImportError('organics_jax.fit needs optax: pip install "organics-core[jax]"') from None
-    epochs = _checks.positive_integer("epochs", epochs)
-    batch_size = _checks.positive_integer("batch_size", batch_size)
-    learning_rate = _checks.positive_number("learning_rate", learning_rate)
-    lr_step = _checks.positive_integer("lr_step", lr_step)
-    lr_gamma = _checks.positive_number("lr_gamma", lr_gamma)
+    epochs = checks.positive_integer("epochs", epochs)
+    batch_size = checks.positive_integer("batch_size", batch_size)
+    learning_rate = checks.positive_number("learning_rate", learning_rate)
+    lr_step = checks.positive_integer("lr_step", lr_step)
+    lr_gamma = checks.positive_number("lr_gamma", lr_gamma)
     x_train, y_train = _pairs("train", x_train, y_train)
     tests = None
     if (x_test is None) != (y_test is None):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import organics_core as oc
-from organics_core import _checks
+from organics_core import checks
+from organics_core.analysis.classification import KINDS
 from organics_core.backend import to_numpy
-from organics_core.sweep import KINDS
 
 from .style import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, percent, ramp, shades
 
@@ -574,7 +574,7 @@ def phase_map(
     ValueError
         For an unknown quantity, or a diagram of one strength or norm.
     """
-    _checks.one_of("quantity", quantity, (*KINDS, "distance"))
+    checks.one_of("quantity", quantity, (*KINDS, "distance"))
     ax = axes_or_current(ax)
     deltas, norms, kind = (to_numpy(part) for part in (diagram.deltas, diagram.norms, diagram.kind))
     if len(deltas) < 2 or len(norms) < 2:

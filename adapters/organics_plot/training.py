@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.training import EpochRecord
 
 from .style import CYCLE, INK, LIBRARY_COLORS, MARKERS, MUTED, SHADE, axes_or_current
@@ -52,7 +52,7 @@ def training_curve(
     ValueError
         For an unknown quantity.
     """
-    _checks.one_of("quantity", quantity, QUANTITIES)
+    checks.one_of("quantity", quantity, QUANTITIES)
     from matplotlib.ticker import MaxNLocator
 
     ax = axes_or_current(ax)

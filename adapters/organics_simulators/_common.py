@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import INTEGRATORS, Circuit, State, Tableau, _checks, resting_state
+from organics_core import INTEGRATORS, Circuit, State, Tableau, checks, resting_state
 from organics_core.backend import to_numpy, tree_map
 from organics_core.circuit import prepare, size, validate_circuit, validate_state
 
@@ -30,7 +30,7 @@ def no_batch(circuit: Circuit, framework: str, **others: Array) -> None:
     """ValueError where a field of the circuit, or another array (n,), has batch axes."""
     for name, value in {**circuit._asdict(), **others}.items():
         core = 2 if name in ("w", "w_r") else 1
-        if value is not None and not _checks.is_number(value) and value.ndim > core:
+        if value is not None and not checks.is_number(value) and value.ndim > core:
             raise ValueError(
                 f"{framework} takes one circuit at a time, but {name} has batch axes: shape {tuple(value.shape)}"
             )
@@ -39,7 +39,7 @@ def no_batch(circuit: Circuit, framework: str, **others: Array) -> None:
 def on_host(circuit: Circuit) -> Circuit:
     """The circuit of any library as float64 numpy arrays, numbers kept."""
     validate_circuit(circuit, values=True)
-    fields = [v if v is None or _checks.is_number(v) else np.asarray(to_numpy(v), dtype=np.float64) for v in circuit]
+    fields = [v if v is None or checks.is_number(v) else np.asarray(to_numpy(v), dtype=np.float64) for v in circuit]
     return Circuit(*fields)
 
 
@@ -62,7 +62,7 @@ def host_drive(z: Drive, n: int, *, name: str = "z") -> np.ndarray:
     value = np.asarray(to_numpy(z), dtype=np.float64)
     if value.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), got shape {value.shape}")
-    _checks.values(np, name, value, "any")
+    checks.values(np, name, value, "any")
     return value
 
 
@@ -88,7 +88,7 @@ def explicit(method: str | Tableau) -> Tableau:
     """The method's table; ValueError for exponential methods, which need more than slopes."""
     if not isinstance(method, Tableau):
         allowed = [name for name, tableau in INTEGRATORS.items() if not tableau.exponential]
-        _checks.one_of("method", method, allowed)
+        checks.one_of("method", method, allowed)
         method = INTEGRATORS[method]
     if method.exponential:
         raise ValueError(f"method {method.name!r} is exponential; choose an explicit Runge-Kutta method")

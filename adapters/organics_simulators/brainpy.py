@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, _checks
+from organics_core import Circuit, State, checks
 from organics_core.circuit import size
 from organics_core.dynamics import field
 
@@ -61,9 +61,9 @@ class ORGaNICs(bp.dyn.NeuDyn):
         n = size(host)
         self.tableau = explicit(method)
         super().__init__(n, name=name, mode=mode, method=self.tableau.name)
-        _checks.one_of("variant", variant, _checks.VARIANTS)
+        checks.one_of("variant", variant, checks.VARIANTS)
         self.variant = variant
-        self.substeps = _checks.positive_integer("substeps", substeps)
+        self.substeps = checks.positive_integer("substeps", substeps)
         self.circuit = Circuit._make(None if v is None else jnp.asarray(v) for v in host)
         self.z = jnp.zeros(n) if z is None else jnp.asarray(host_drive(z, n))
         self.rest = State(*(jnp.asarray(part) for part in start_state(host, np.zeros(n), None)))

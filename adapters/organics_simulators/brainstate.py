@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, _checks
+from organics_core import Circuit, State, checks
 from organics_core.circuit import size
 from organics_core.dynamics import field
 
@@ -59,8 +59,8 @@ class ORGaNICs(brainstate.nn.Dynamics):
     ) -> None:
         self.host = host_circuit(circuit, "brainstate")
         super().__init__(size(self.host), name=name)
-        _checks.one_of("variant", variant, _checks.VARIANTS)
-        self.substeps = _checks.positive_integer("substeps", substeps)
+        checks.one_of("variant", variant, checks.VARIANTS)
+        self.substeps = checks.positive_integer("substeps", substeps)
         self.method = explicit(method)
         self.variant = variant
         self.circuit = Circuit._make(None if v is None else jnp.asarray(v) for v in self.host)

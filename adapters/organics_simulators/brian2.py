@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from organics_core import Circuit, State, _checks
+from organics_core import Circuit, State, checks
 from organics_core.circuit import size
 from organics_core.dynamics import field
 
@@ -98,13 +98,13 @@ def brian_group(
     >>> np.asarray(group.a).round(2)
     array([2., 2.])
     """
-    _checks.one_of("coupling", coupling, COUPLINGS)
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("coupling", coupling, COUPLINGS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     host = host_circuit(circuit, "brian2")
     n = size(host)
     drive = host_drive(z, n)
     start = start_state(host, drive, state0)
-    step_size = dt if isinstance(dt, brian2.Quantity) else _checks.positive_number("dt", dt) * brian2.second
+    step_size = dt if isinstance(dt, brian2.Quantity) else checks.positive_number("dt", dt) * brian2.second
     if coupling == "operation":
         _no_standalone()
         if method is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from organics_core import Circuit, State, _checks
+from organics_core import Circuit, State, checks
 from organics_core.circuit import resting_state
 from organics_core.circuit import size as circuit_size
 from organics_core.dynamics import field, identity_fixed_point, imbalance
@@ -101,7 +101,7 @@ def ode_term(variant: str = "main") -> diffrax.ODETerm:
     >>> run.ys.a[-1].round(2)
     Array([2., 2.], dtype=float32)
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     return diffrax.ODETerm(partial(vector_field, variant=variant))
 
 
@@ -130,7 +130,7 @@ def start(circuit: Circuit, z: Any, t: float = 0.0) -> State:
 
 
 def _as_jax(circuit: Circuit) -> Circuit:
-    return Circuit(*(v if v is None or _checks.is_number(v) else jnp.asarray(v) for v in circuit))
+    return Circuit(*(v if v is None or checks.is_number(v) else jnp.asarray(v) for v in circuit))
 
 
 def steady_state(
@@ -178,10 +178,10 @@ def steady_state(
     >>> gradient.round(3)
     Array([ 0.354, -0.   ], dtype=float32)
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     z = jnp.asarray(z)
     no_batch(circuit, "optimistix.root_find", z=z)
-    _checks.vector_shape("z", z, circuit_size(circuit))
+    checks.vector_shape("z", z, circuit_size(circuit))
     if solver is None:
         tolerance = float(jnp.finfo(z.dtype).eps) ** 0.75
         solver = optimistix.Dogleg(rtol=tolerance, atol=tolerance)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, MaxRates, State, _checks
+from organics_core import Circuit, MaxRates, State, checks
 from organics_core.cell import (
     CELL_VARIANTS,
     CellParameters,
@@ -78,10 +78,10 @@ class CircuitCell(keras.layers.Layer):
         _namespace()
         if isinstance(circuit, dict):  # from get_config
             circuit = Circuit(**{k: v if v is None else np.asarray(v) for k, v in circuit.items()})
-        _checks.one_of("variant", variant, _checks.VARIANTS)
+        checks.one_of("variant", variant, checks.VARIANTS)
         self.host = host_circuit(circuit, "keras")
-        self.dt = _checks.positive_number("dt", dt)
-        self.substeps = _checks.positive_integer("substeps", substeps)
+        self.dt = checks.positive_number("dt", dt)
+        self.substeps = checks.positive_integer("substeps", substeps)
         self.method = explicit(method).name
         self.variant = variant
         n = size(self.host)
@@ -155,9 +155,9 @@ class ORGaNICsCell(keras.layers.Layer):
     ) -> None:
         super().__init__(**options)
         _namespace()
-        _checks.one_of("recurrent", recurrent, ("orthogonal", "identity"))
-        _checks.one_of("variant", variant, CELL_VARIANTS)
-        self.units = _checks.positive_integer("units", units)
+        checks.one_of("recurrent", recurrent, ("orthogonal", "identity"))
+        checks.one_of("variant", variant, CELL_VARIANTS)
+        self.units = checks.positive_integer("units", units)
         self.recurrent, self.variant, self.seed = recurrent, variant, seed
         self.max_rates = check_max_rates(tuple(max_rates))
         self.state_size = [self.units] * 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, _checks
+from organics_core import Circuit, State, checks
 from organics_core.circuit import size
 from organics_core.dynamics import field, relu
 
@@ -84,15 +84,15 @@ class ORGaNICsProcess(nengo.Process):
         variant: str = "main",
         **options: Any,
     ) -> None:
-        _checks.one_of("out", out, OUTPUTS)
-        _checks.one_of("variant", variant, _checks.VARIANTS)
+        checks.one_of("out", out, OUTPUTS)
+        checks.one_of("variant", variant, checks.VARIANTS)
         host = host_circuit(circuit, "nengo")
         n = size(host)
         super().__init__(default_size_in=n, default_size_out=2 * n if out == "state" else n, **options)
         drive = np.zeros(n) if z is None else host_drive(z, n)
         self.circuit = host
         self.z = drive
-        self.substeps = _checks.positive_integer("substeps", substeps)
+        self.substeps = checks.positive_integer("substeps", substeps)
         self.out = out
         self.state0 = start_state(host, drive, state0)
         self.method = explicit(method)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, Trajectory, _checks
+from organics_core import Circuit, State, Trajectory, checks
 from organics_core.circuit import size
 
 from ._common import host_circuit, host_drive, require, start_state
@@ -191,8 +191,8 @@ def run(
     >>> run(circuit, np.array([1.0, 0.0]), 0.1).state.a[-1].round(2)
     array([2., 2.])
     """
-    duration = _checks.positive_number("duration", duration)
-    step_size = duration / 100 if step_size is None else _checks.positive_number("step_size", step_size)
+    duration = checks.positive_number("duration", duration)
+    step_size = duration / 100 if step_size is None else checks.positive_number("step_size", step_size)
     template = to_template(circuit, z, state0=state0)
     n = len(template.nodes)
     steps = round(duration / step_size)

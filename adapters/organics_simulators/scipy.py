@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from organics_core import Circuit, State, _checks, jacobian
+from organics_core import Circuit, State, checks, jacobian
 from organics_core.circuit import size
 from organics_core.dynamics import field
 
@@ -113,7 +113,7 @@ def to_ivp(circuit: Circuit, z: Any, *, state0: State | None = None, variant: st
     >>> unpack(run.y).a[-1].round(2)
     array([2., 2.])
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     host = host_circuit(circuit, "scipy")
     n = size(host)
     if callable(z):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from organics_core import Circuit, State, _checks, resting_state
+from organics_core import Circuit, State, checks, resting_state
 from organics_core.circuit import prepare, size, validate_circuit
 from organics_core.dynamics import field
 
@@ -45,11 +45,11 @@ class CircuitModule(nn.Module):
     def __init__(self, circuit: Circuit, learn: Iterable[str] = ()) -> None:
         super().__init__()
         if validate_circuit(circuit, values=True) is not xp:
-            raise TypeError(f"circuit must have torch tensors, but w is {_checks.describe(circuit.w)}")
+            raise TypeError(f"circuit must have torch tensors, but w is {checks.describe(circuit.w)}")
         (circuit,) = prepare(xp, circuit)
         learn = tuple(learn)
         for name in learn:
-            _checks.one_of("learn", name, Circuit._fields)
+            checks.one_of("learn", name, Circuit._fields)
         for name, value in circuit._asdict().items():
             if name in learn and value is not None:
                 self.register_parameter(name, nn.Parameter(value.detach().clone()))
@@ -93,7 +93,7 @@ class Dynamics(CircuitModule):
         self, circuit: Circuit, z: Tensor | Callable[[Tensor], Tensor], *, variant: str = "main", learn: Any = ()
     ) -> None:
         super().__init__(circuit, learn)
-        _checks.one_of("variant", variant, _checks.VARIANTS)
+        checks.one_of("variant", variant, checks.VARIANTS)
         self.variant = variant
         if callable(z) and not isinstance(z, Tensor):
             self.z = z
@@ -144,7 +144,7 @@ def flat_field(*, variant: str = "main") -> Callable[[Tensor, Tensor, Any], Tens
     >>> unpack(run.ys).a[0, -1].round(decimals=2)
     tensor([2., 2.])
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
 
     def flat(t: Tensor, x: Tensor, args: tuple[Circuit, Any]) -> Tensor:
         circuit, z = args
@@ -233,9 +233,9 @@ class CircuitCell(CircuitModule):
         learn: Iterable[str] = (),
     ) -> None:
         super().__init__(circuit, learn)
-        _checks.one_of("variant", variant, _checks.VARIANTS)
-        self.dt = _checks.positive_number("dt", dt)
-        self.substeps = _checks.positive_integer("substeps", substeps)
+        checks.one_of("variant", variant, checks.VARIANTS)
+        self.dt = checks.positive_number("dt", dt)
+        self.substeps = checks.positive_integer("substeps", substeps)
         self.method = explicit(method)
         self.variant = variant
         self.input_size = self.output_size = size(circuit)

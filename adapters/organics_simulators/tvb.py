@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, _checks, resting_state
+from organics_core import Circuit, State, checks, resting_state
 from organics_core.backend import to_numpy
 from organics_core.circuit import size
 from organics_core.dynamics import field
@@ -65,14 +65,14 @@ class ORGaNICs(Model):
 
     def __init__(self, circuit: Circuit, z: Any, *, variant: str = "main", **options: Any) -> None:
         super().__init__(**options)
-        _checks.one_of("variant", variant, _checks.VARIANTS)
+        checks.one_of("variant", variant, checks.VARIANTS)
         self.circuit = host_circuit(circuit, "tvb")
         self.z = np.asarray(to_numpy(z), dtype=np.float64)
         self.variant = variant
         self.number_of_modes = size(self.circuit)
         if self.z.ndim not in (1, 2):
             raise ValueError(f"z must have shape (n,) or (regions, n), got shape {self.z.shape}")
-        _checks.vector_shape("z", self.z, self.number_of_modes)
+        checks.vector_shape("z", self.z, self.number_of_modes)
 
     def initial_conditions(self, regions: int, horizon: int = 1) -> np.ndarray:
         """The state at rest in every region, (horizon, 2, regions, n), for ``Simulator.initial_conditions``."""

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from organics_cli.console import Debug, command, console, write_json
-from organics_core.sweep import KINDS
+from organics_core.analysis.classification import KINDS
 
 from . import Sweep, load, run
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import organics_core as oc
-from organics_core import _checks
-from organics_core.sweep import ENSEMBLES
+from organics_core import checks
+from organics_core.analysis.classification import ENSEMBLES
 
 
 class Task(NamedTuple):
@@ -59,9 +59,9 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for name in ("n", "draws", "block"):
-            _checks.positive_integer(name, getattr(self, name))
-        _checks.one_of("ensemble", self.ensemble, ENSEMBLES)
-        _checks.one_of("variant", self.variant, _checks.VARIANTS)
+            checks.positive_integer(name, getattr(self, name))
+        checks.one_of("ensemble", self.ensemble, ENSEMBLES)
+        checks.one_of("variant", self.variant, checks.VARIANTS)
         for name in ("deltas", "norms"):
             values = tuple(float(value) for value in getattr(self, name))
             if not values or not all(0 <= value < float("inf") for value in values):

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 import organics_core as oc
-from organics_core.sweep import KINDS, PhaseDiagram
+from organics_core.analysis.classification import KINDS, PhaseDiagram
 
 from .spec import Sweep, Task
 

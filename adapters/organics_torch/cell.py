@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.cell import (
     CELL_VARIANTS,
     CellParameters,
@@ -121,10 +121,10 @@ class ORGaNICsCell(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.one_of("recurrent", recurrent, RECURRENT)
-        _checks.one_of("variant", variant, CELL_VARIANTS)
-        self.input_size = _checks.positive_integer("input_size", input_size)
-        self.hidden_size = _checks.positive_integer("hidden_size", hidden_size)
+        checks.one_of("recurrent", recurrent, RECURRENT)
+        checks.one_of("variant", variant, CELL_VARIANTS)
+        self.input_size = checks.positive_integer("input_size", input_size)
+        self.hidden_size = checks.positive_integer("hidden_size", hidden_size)
         self.recurrent = recurrent
         self.variant = variant
         self.max_rates = check_max_rates(max_rates)
@@ -201,7 +201,7 @@ class ORGaNICsCell(nn.Module):
 def check_tensor(name: str, value: object, like: Tensor) -> None:
     """TypeError or ValueError unless ``value`` is a tensor of the dtype and device of ``like``."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch tensor, got {_checks.describe(value)}")
+        raise TypeError(f"{name} must be a torch tensor, got {checks.describe(value)}")
     if value.dtype != like.dtype and not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
         raise TypeError(f"{name} has dtype {value.dtype} but the parameters have {like.dtype}; convert one of them")
     if value.device != like.device:
@@ -212,7 +212,7 @@ def check_state(state: object, shape: tuple[int, ...], like: Tensor, name: str) 
     """``state`` as a CellState of tensors of exactly ``shape``."""
     if not isinstance(state, (tuple, list)) or len(state) != 4:
         size = f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
-        raise TypeError(f"{name} must be a CellState(y, a, b0, b1) of tensors, got {_checks.describe(state)}{size}")
+        raise TypeError(f"{name} must be a CellState(y, a, b0, b1) of tensors, got {checks.describe(state)}{size}")
     for field, value in zip(CellState._fields, state, strict=True):
         check_tensor(f"{name}.{field}", value, like)
         if tuple(value.shape) != tuple(shape):

@@ -1,4 +1,4 @@
-"""Save and load layers and classifiers in the format of :mod:`organics_core.checkpoint`."""
+"""Save and load layers and classifiers in the format of :mod:`organics_core.io.checkpoints`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from organics_core.cell import CellParameters, CellState
-from organics_core.checkpoint import LayerSettings, load_checkpoint, save_checkpoint
+from organics_core.io.checkpoints import LayerSettings, load_checkpoint, save_checkpoint
 
 from .layer import ORGaNICs, ORGaNICsClassifier
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.cell import CellParameters, CellState, cell_jacobian_abscissa
 
 from .cell import ORGaNICsCell
@@ -66,7 +66,7 @@ def inspect(model: nn.Module, x: Tensor, *, points: int = 4) -> tuple[CellReport
     TypeError, ValueError
         Where ``points`` is no positive integer.
     """
-    points = _checks.positive_integer("points", points)
+    points = checks.positive_integer("points", points)
     layers = {name: part for name, part in model.named_modules() if isinstance(part, ORGaNICs)}
     found: dict[str, float] = {}
 
@@ -149,8 +149,8 @@ class Monitor:
         log: Callable[[str], Any] | None = None,
     ) -> None:
         self.model, self.x = model, x
-        self.every = _checks.positive_integer("every", every)
-        self.points = _checks.positive_integer("points", points)
+        self.every = checks.positive_integer("every", every)
+        self.points = checks.positive_integer("points", points)
         self.log = _logger.info if log is None else log
         self.history: list[tuple[int, tuple[CellReport, ...]]] = []
         self._calls = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.cell import CellState, MaxRates
 
 from .cell import ORGaNICsCell, check_state, check_tensor, random_source
@@ -78,12 +78,12 @@ class ORGaNICs(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_layers = _checks.positive_integer("num_layers", num_layers)
-        if not (_checks.is_number(dropout) and 0 <= dropout <= 1):
+        self.num_layers = checks.positive_integer("num_layers", num_layers)
+        if not (checks.is_number(dropout) and 0 <= dropout <= 1):
             raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
-        _checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        checks.one_of("implementation", implementation, IMPLEMENTATIONS)
         if checkpoint_every is not None:
-            checkpoint_every = _checks.positive_integer("checkpoint_every", checkpoint_every)
+            checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)
         rng = random_source(seed, generator)
         self.cells = nn.ModuleList(
             ORGaNICsCell(
@@ -270,7 +270,7 @@ class ORGaNICsClassifier(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        classes = _checks.positive_integer("classes", classes)
+        classes = checks.positive_integer("classes", classes)
         rng = random_source(seed, generator)
         self.layer = ORGaNICs(
             input_size, hidden_size, num_layers, batch_first=True, seed=rng, device=device, dtype=dtype, **options

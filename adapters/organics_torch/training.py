@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.training import EpochRecord, batch_indices
 
 from .introspection import measure_abscissa
@@ -70,7 +70,7 @@ def fit(
     ValueError
         For inputs and classes of different length.
     """
-    epochs = _checks.positive_integer("epochs", epochs)
+    epochs = checks.positive_integer("epochs", epochs)
     like = next(model.parameters())
     x, y = _data("train", x_train, y_train, like)
     test = None if x_test is None or y_test is None else _data("test", x_test, y_test, like)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from organics_core import _checks
+from organics_core import checks
 
 from .datasets import TASKS, Dataset, load_dataset
 
@@ -78,19 +78,19 @@ class Config:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _checks.one_of("task", self.task, TASKS)
-        _checks.one_of("framework", self.framework, FRAMEWORKS)
+        checks.one_of("task", self.task, TASKS)
+        checks.one_of("framework", self.framework, FRAMEWORKS)
         for name in ("epochs", "batch_size", "lr_step", "downsample", "length", "samples"):
-            _checks.positive_integer(name, getattr(self, name))
+            checks.positive_integer(name, getattr(self, name))
         for name in ("hidden", "parameters", "limit"):
             if getattr(self, name) is not None:
-                _checks.positive_integer(name, getattr(self, name))
+                checks.positive_integer(name, getattr(self, name))
         if self.hidden is not None and self.parameters is not None:
             raise ValueError("give hidden or parameters, not both")
         for name in ("learning_rate", "lr_gamma"):
-            _checks.positive_number(name, getattr(self, name))
+            checks.positive_number(name, getattr(self, name))
         for name in ("weight_decay", "input_noise"):
-            if not (_checks.is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
+            if not (checks.is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {self.seed!r}")

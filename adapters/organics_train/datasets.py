@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from organics_core import _checks
+from organics_core import checks
 
 Array = np.ndarray[Any, Any]
 
@@ -126,8 +126,8 @@ def load_dataset(
     ImportError
         For ``"digits"`` without scikit-learn.
     """
-    _checks.one_of("task", task, TASKS)
-    downsample = _checks.positive_integer("downsample", downsample)
+    checks.one_of("task", task, TASKS)
+    downsample = checks.positive_integer("downsample", downsample)
     if downsample > 1 and task not in ("mnist", "smnist", "psmnist", "rowmnist"):
         raise ValueError(f"downsample is for the MNIST tasks, not for {task!r}")
     if task == "digits":
@@ -139,7 +139,7 @@ def load_dataset(
     else:
         data = _mnist(task, downsample)
     if limit is not None:
-        limit = _checks.positive_integer("limit", limit)
+        limit = checks.positive_integer("limit", limit)
         data = data._replace(x_train=data.x_train[:limit], y_train=data.y_train[:limit])
     return data
 
@@ -165,7 +165,7 @@ def adding_problem(seed: int | np.random.Generator, samples: int, length: int) -
     & Bengio (2016), section 4.2. Answering 1 always has the mean squared error
     1/6.
     """
-    samples, length = _checks.positive_integer("samples", samples), _checks.positive_integer("length", length)
+    samples, length = checks.positive_integer("samples", samples), checks.positive_integer("length", length)
     if length < 2:
         raise ValueError(f"length must be at least 2 for the adding problem, got {length}")
     rng = np.random.default_rng(seed)
@@ -200,8 +200,8 @@ def copy_problem(seed: int | np.random.Generator, samples: int, length: int, sym
     Arjovsky, Shah & Bengio (2016), section 4.1. Answering without memory has
     the cross entropy symbols log 8 / (length + 2 symbols).
     """
-    samples, length = _checks.positive_integer("samples", samples), _checks.positive_integer("length", length)
-    symbols = _checks.positive_integer("symbols", symbols)
+    samples, length = checks.positive_integer("samples", samples), checks.positive_integer("length", length)
+    symbols = checks.positive_integer("symbols", symbols)
     rng = np.random.default_rng(seed)
     message = rng.integers(1, 9, (samples, symbols))
     total = length + 2 * symbols

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from organics_core import _checks
+from organics_core import checks
 from organics_core.training import batch_indices
 
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
@@ -146,7 +146,7 @@ def train(
     KeyboardInterrupt
         After Ctrl-C, or a polite request to end, once a checkpoint is written.
     """
-    checkpoint_every = _checks.positive_integer("checkpoint_every", checkpoint_every)
+    checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)
     folder = Path(out)
     path = folder / CHECKPOINT
     restored: tuple[Arrays, dict[str, Any]] | None = None

@@ -12,7 +12,7 @@ import numpy as np
 from organics_core.backend import Array, GenericBackend, Tree, host_eigvals
 
 if TYPE_CHECKING:
-    from organics_core.integrate import Tableau
+    from organics_core.integration import Tableau
 
 
 class NumpyBackend(GenericBackend):

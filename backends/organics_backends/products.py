@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from organics_core._linalg import Operator
 from organics_core.backend import Array
+from organics_core.linalg import Operator
 
 THREADS = 128
 VECTORS = 4

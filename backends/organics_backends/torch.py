@@ -11,7 +11,7 @@ import torch
 from organics_core.backend import Array, GenericBackend
 
 if TYPE_CHECKING:
-    from organics_core.integrate import Tableau
+    from organics_core.integration import Tableau
 
 T = TypeVar("T")
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device, is_array_api_obj
 
-from . import _checks
-from ._linalg import matvec, solve_vector
-from .backend import Array, to_numpy
-from .circuit import Circuit, State, prepare, validate_circuit
-from .dynamics import field, identity_fixed_point
-from .stability import _jacobian, _spectral_abscissa
-from .steady_state import FixedPoint, _roots_of_variant, steady_state
+from .. import checks
+from ..backend import Array, to_numpy
+from ..circuit import Circuit, State, prepare, validate_circuit
+from ..dynamics import field, identity_fixed_point
+from ..equilibria import FixedPoint, _roots_of_variant, steady_state
+from ..linalg import matvec, solve_vector
+from ..stability import _jacobian, _spectral_abscissa
 
 
 class FirstOrder(NamedTuple):
@@ -63,7 +63,7 @@ def first_order_correction(circuit: Circuit, z: Array) -> FirstOrder:
         a1 = W diag(2 b z (1 - sqrt(a0))) K y0
     """
     xp = validate_circuit(circuit, values=True, z=z)
-    _checks.values(xp, "z", z, "any")
+    checks.values(xp, "z", z, "any")
     circuit, z = prepare(xp, circuit, z)
     zeroth = identity_fixed_point(xp, circuit, z, "main")
     y, a = zeroth
@@ -118,7 +118,7 @@ def find_fixed_points(
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    starts = _checks.positive_integer("starts", starts)
+    starts = checks.positive_integer("starts", starts)
     xp = validate_circuit(circuit, values=True, z=z)
     n = int(circuit.w.shape[-1])
     if (
@@ -255,8 +255,8 @@ def stability_boundary(
     :func:`fixed_points`; between two neighbours of different stability the
     boundary is found by bisection, to 1e-12 of their distance.
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
-    _checks.one_of("which", which, ("any", "principal"))
+    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("which", which, ("any", "principal"))
     xp = validate_circuit(circuit, values=True, z=z)
     if circuit.w.shape != (1, 1) or z.shape != (1,):
         raise ValueError(
@@ -266,13 +266,13 @@ def stability_boundary(
     if len(parameters) != 2 or parameters[0] == parameters[1]:
         raise ValueError(f"parameters must be two different names, got {parameters!r}")
     for name in parameters:
-        _checks.one_of("parameters", name, _PARAMETERS)
+        checks.one_of("parameters", name, _PARAMETERS)
     for name, value in zip(parameters, values, strict=True):
-        _checks.namespace({"w": circuit.w, f"values of {name}": value})
+        checks.namespace({"w": circuit.w, f"values of {name}": value})
         if value.ndim != 1 or value.shape[0] < 2 or not bool(xp.all(value[1:] > value[:-1])):
             raise ValueError(f"values of {name} must be a rising array of shape (P,) with P >= 2")
         allowed = {"w_r": "any", "z": "any", "w": ">= 0"}.get(name, "> 0")
-        _checks.values(xp, f"values of {name}", value, allowed)
+        checks.values(xp, f"values of {name}", value, allowed)
     prepared, drive = prepare(xp, circuit, z)
     fixed = {
         name: 1.0 if value is None else float(to_numpy(value).reshape(-1)[0])

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device
 
-from . import _checks
-from ._linalg import solve_vector
-from .backend import Array, get_backend, to_numpy
-from .circuit import Circuit, State, _resting_state, prepare, validate_circuit
-from .dynamics import field, identity_fixed_point
-from .integrate import simulate
-from .stability import _jacobian, _share_pool, _spectral_abscissa
-from .steady_state import relative_residual
+from .. import checks
+from ..backend import Array, get_backend, to_numpy
+from ..circuit import Circuit, State, _resting_state, prepare, validate_circuit
+from ..dynamics import field, identity_fixed_point
+from ..equilibria import relative_residual
+from ..integration import simulate
+from ..linalg import solve_vector
+from ..stability import _jacobian, _share_pool, _spectral_abscissa
 
 FIXED_POINT, LIMIT_CYCLE, DIVERGENCE, UNDECIDED = 0, 1, 2, 3
 KINDS = ("fixed point", "limit cycle", "divergence", "undecided")
@@ -101,12 +101,12 @@ def classify(
     back to 3 % of it; divergence, that the state exceeds 1e6 times its scale
     or stops being finite. Anything else, chaos included, stays undecided.
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
-    chunks = _checks.positive_integer("chunks", chunks)
-    rtol = _checks.positive_number("rtol", rtol)
-    max_steps = _checks.positive_integer("max_steps", max_steps)
+    checks.one_of("variant", variant, checks.VARIANTS)
+    chunks = checks.positive_integer("chunks", chunks)
+    rtol = checks.positive_number("rtol", rtol)
+    max_steps = checks.positive_integer("max_steps", max_steps)
     xp = validate_circuit(circuit, values=True, z=z)
-    _checks.values(xp, "z", z, "any")
+    checks.values(xp, "z", z, "any")
     circuit, z = prepare(xp, circuit, z)
     if not get_backend(xp).is_concrete(z + circuit.b):
         raise ValueError("classify looks at values and cannot be traced; call it outside of jit and vmap")
@@ -274,15 +274,15 @@ def random_recurrence(n: int, delta: Array, *, ensemble: str = "goe", seed: int 
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    _checks.one_of("ensemble", ensemble, ENSEMBLES)
-    n = _checks.positive_integer("n", n)
-    xp = _checks.namespace({"like": like})
+    checks.one_of("ensemble", ensemble, ENSEMBLES)
+    n = checks.positive_integer("n", n)
+    xp = checks.namespace({"like": like})
     m = get_backend(xp).normal(seed, (n, n), like)
     if ensemble == "goe":
         m = (m + m.T) / math.sqrt(2.0)
     m = m / math.sqrt(n)
     eye = xp.eye(n, dtype=m.dtype, device=device(m))
-    return eye + (delta if _checks.is_number(delta) else delta[..., None, None]) * m
+    return eye + (delta if checks.is_number(delta) else delta[..., None, None]) * m
 
 
 class PhaseDiagram(NamedTuple):
@@ -347,14 +347,14 @@ def phase_diagram(
     array([[0, 0],
            [0, 0]], dtype=int32)
     """
-    xp = _checks.namespace({"w": circuit.w, "deltas": deltas, "norms": norms})
+    xp = checks.namespace({"w": circuit.w, "deltas": deltas, "norms": norms})
     for name, value in (("deltas", deltas), ("norms", norms)):
         if value.ndim != 1 or value.shape[0] == 0:
             raise ValueError(f"{name} must have shape (K,) with K >= 1, got shape {tuple(value.shape)}")
-        _checks.values(xp, name, value, ">= 0")
+        checks.values(xp, name, value, ">= 0")
     if circuit.w.ndim != 2:
         raise ValueError(f"w must have shape (n, n) here, without batch axes, got {tuple(circuit.w.shape)}")
-    chosen = draws if isinstance(draws, range) else range(_checks.positive_integer("draws", draws))
+    chosen = draws if isinstance(draws, range) else range(checks.positive_integer("draws", draws))
     n = int(circuit.w.shape[-1])
     parts = []
     for draw in chosen:

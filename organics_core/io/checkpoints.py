@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _checks
-from .backend import Array, to_numpy
-from .cell import CELL_VARIANTS, CellParameters, CellState, MaxRates, check_max_rates, validate_cell
-from .files import _write_atomically
+from .. import checks
+from ..backend import Array, to_numpy
+from ..cell import CELL_VARIANTS, CellParameters, CellState, MaxRates, check_max_rates, validate_cell
+from ..io.circuits import _write_atomically
 
 FORMAT = "organics-core layers"
 VERSION = 1
@@ -179,18 +179,18 @@ def _tensors(
     found: dict[str, Any] = {}
     for index, layer in enumerate(layers):
         if not isinstance(layer, tuple) or len(layer) != 2:
-            raise TypeError(f"layers must be pairs (CellParameters, CellState), got {_checks.describe(layer)}")
+            raise TypeError(f"layers must be pairs (CellParameters, CellState), got {checks.describe(layer)}")
         parameters, start = layer
         if getattr(parameters, "_fields", None) != CellParameters._fields:
-            raise TypeError(f"layers[{index}][0] must be CellParameters, got {_checks.describe(parameters)}")
+            raise TypeError(f"layers[{index}][0] must be CellParameters, got {checks.describe(parameters)}")
         if not isinstance(start, tuple) or len(start) != 4:
-            raise TypeError(f"layers[{index}][1] must be a CellState, got {_checks.describe(start)}")
+            raise TypeError(f"layers[{index}][1] must be a CellState, got {checks.describe(start)}")
         found |= {f"layers.{index}.{name}": value for name, value in parameters._asdict().items()}
         pairs = zip(CellState._fields, start, strict=True)
         found |= {f"layers.{index}.start.{name}": value for name, value in pairs}
     if readout is not None:
         if not isinstance(readout, tuple) or len(readout) != 2:
-            raise TypeError(f"readout must be a pair (weight, bias), got {_checks.describe(readout)}")
+            raise TypeError(f"readout must be a pair (weight, bias), got {checks.describe(readout)}")
         found |= {"readout.weight": readout[0], "readout.bias": readout[1]}
     arrays = {name: np.asarray(to_numpy(value)) for name, value in found.items() if value is not None}
     # safetensors wants contiguous arrays; ascontiguousarray alone would turn () into (1,)
@@ -254,10 +254,10 @@ def _assemble(source: str, tensors: dict[str, np.ndarray[Any, Any]], settings: L
 
 def _check_settings(settings: Any, name: str) -> LayerSettings:
     if not isinstance(settings, tuple) or getattr(settings, "_fields", None) != LayerSettings._fields:
-        raise TypeError(f"{name} must be LayerSettings, got {_checks.describe(settings)}")
+        raise TypeError(f"{name} must be LayerSettings, got {checks.describe(settings)}")
     settings = LayerSettings._make(settings)
-    _checks.one_of("variant", settings.variant, CELL_VARIANTS)
-    _checks.one_of("recurrent", settings.recurrent, RECURRENT)
+    checks.one_of("variant", settings.variant, CELL_VARIANTS)
+    checks.one_of("recurrent", settings.recurrent, RECURRENT)
     for flag in ("learn_rates", "batch_first"):
         if not isinstance(getattr(settings, flag), bool):
             raise TypeError(f"{flag} must be true or false, got {getattr(settings, flag)!r}")

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, cast
 
 from array_api_compat import device
 
-from . import _checks
-from ._linalg import diagonal_matrix, matvec, solve, solve_vector
+from . import checks
 from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import Circuit, State, identity, is_identity, prepare, validate_circuit, validate_state
 from .dynamics import identity_fixed_point, imbalance, pooled_response, recurrent_slope, relu, sqrt_relu
+from .linalg import diagonal_matrix, matvec, solve, solve_vector
 from .stability import _spectral_abscissa
 
 METHODS = ("auto", "closed_form", "iteration", "newton")
@@ -125,21 +125,21 @@ def steady_state(
     >>> found.state.a
     array([2., 2.])
     """
-    _checks.one_of("method", method, METHODS)
-    _checks.one_of("variant", variant, _checks.VARIANTS)
-    max_iterations = _checks.positive_integer("max_iterations", max_iterations)
+    checks.one_of("method", method, METHODS)
+    checks.one_of("variant", variant, checks.VARIANTS)
+    max_iterations = checks.positive_integer("max_iterations", max_iterations)
     others = {} if state0 is None else validate_state(state0, "state0")
     xp = validate_circuit(circuit, values=True, z=z, **others)
-    _checks.values(xp, "z", z, "any")
+    checks.values(xp, "z", z, "any")
     for name, value in others.items():
-        _checks.values(xp, name, value, "any")
+        checks.values(xp, name, value, "any")
     if state0 is None:
         circuit, z = prepare(xp, circuit, z)
     else:
         circuit, z, y0, a0 = prepare(xp, circuit, z, *state0)
         state0 = State(y0, a0)
     eps = float(xp.finfo(z.dtype).eps)
-    tolerance = eps**0.75 if tol is None else _checks.positive_number("tol", tol)
+    tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
 
     unit = is_identity(xp, circuit.w_r)
     if method == "closed_form" and unit is False:
@@ -233,7 +233,7 @@ class _Search(NamedTuple):
 
 
 def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
-    xp = _checks.namespace({"z": z})
+    xp = checks.namespace({"z": z})
     backend = get_backend(xp)
     variant, tolerance, max_iterations, newton = settings
     free = tree_map(backend.stop_gradient, circuit)
@@ -373,9 +373,9 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
     point of their sum. No root is missed, and none loses digits where the
     input is tiny. The rectified variants are treated piece by piece.
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     xp = validate_circuit(circuit, values=True, z=z)
-    _checks.values(xp, "z", z, "any")
+    checks.values(xp, "z", z, "any")
     if circuit.w.shape != (1, 1) or z.shape != (1,):
         raise ValueError(
             "fixed_points is for one neuron without batch axes: w must have shape (1, 1) and z shape (1,), "

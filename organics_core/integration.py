@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, cast
 
 from array_api_compat import device, is_array_api_obj
 
-from . import _checks
-from ._linalg import broadcast_shapes
+from . import checks
 from .backend import Array, Backend, Tree, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import Circuit, State, _resting_state, prepare, validate_circuit, validate_state
 from .dynamics import balance
 from .dynamics import field as circuit_field
+from .linalg import broadcast_shapes
 
 
 class Tableau(NamedTuple):
@@ -151,7 +151,7 @@ class DenseOutput(NamedTuple):
 
     def __call__(self, times: Array) -> Tree:
         """State at ``times`` (T,), each part (T, ..., n); ValueError outside the interval covered."""
-        xp = _checks.namespace({"times": times, "starts": self.starts})
+        xp = checks.namespace({"times": times, "starts": self.starts})
         begin, end = float(self.starts[0]), float(self.starts[-1] + self.steps[-1])
         slack = 1e-9 * (end - begin)
         low, high = float(xp.min(times)), float(xp.max(times))
@@ -300,8 +300,8 @@ def simulate(
     >>> run.state.a[-1].round(4), run.message
     (array([2., 2.]), 'reached the last time')
     """
-    _checks.one_of("variant", variant, _checks.VARIANTS)
-    _checks.one_of("drive", drive, ("auto", "constant", "sampled"))
+    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("drive", drive, ("auto", "constant", "sampled"))
     xp, circuit, problem = _pose(circuit, z, times, state0, variant, drive)
     tau = State(circuit.tau_y, circuit.tau_a)
     return _integrate(
@@ -328,7 +328,7 @@ class _Drive(NamedTuple):
 
 
 def _read_drive(xp: Any, z: Array | Callable[[Array], Array], times: Array, how: str) -> _Drive:
-    _checks.one_of("drive", how, ("auto", "constant", "sampled"))
+    checks.one_of("drive", how, ("auto", "constant", "sampled"))
     if is_array_api_obj(z):
         given: Array = z
         count = times.shape[0]
@@ -337,18 +337,18 @@ def _read_drive(xp: Any, z: Array | Callable[[Array], Array], times: Array, how:
             raise ValueError(
                 f"a sampled z must have shape ({count}, ..., n), one value per time, got {tuple(given.shape)}"
             )
-        _checks.namespace({"times": times, "z": given})
-        _checks.values(xp, "z", given, "any")
+        checks.namespace({"times": times, "z": given})
+        checks.values(xp, "z", given, "any")
         if fits and how != "constant":
             return _Drive(None, given, None, {"z": given[0, ...]})
         return _Drive(given, None, None, {"z": given})
     if not callable(z):
-        raise TypeError(f"z must be an array or a function of time, got {_checks.describe(z)}")
+        raise TypeError(f"z must be an array or a function of time, got {checks.describe(z)}")
     sample = z(times[0])
     if not is_array_api_obj(sample):
-        raise TypeError(f"z(t) must return an array, got {_checks.describe(sample)}")
-    _checks.namespace({"times": times, "z(t)": sample})
-    _checks.values(xp, "z(t)", sample, "any")
+        raise TypeError(f"z(t) must return an array, got {checks.describe(sample)}")
+    checks.namespace({"times": times, "z(t)": sample})
+    checks.values(xp, "z(t)", sample, "any")
     return _Drive(None, None, z, {"z(t)": sample})
 
 
@@ -372,15 +372,15 @@ def _pose(
     **more: Array,
 ) -> tuple[Any, Circuit, _Problem]:
     """Check the arguments of a simulation (``more``: other arrays of the same library) and prepare it."""
-    _checks.one_of("variant", variant, _checks.VARIANTS)
+    checks.one_of("variant", variant, checks.VARIANTS)
     others = {} if state0 is None else validate_state(state0, "state0")
     xp = validate_circuit(circuit, values=True, **others)
-    _checks.namespace({"w": circuit.w, "times": times, **more}, optional=("increments",))
+    checks.namespace({"w": circuit.w, "times": times, **more}, optional=("increments",))
     times = _check_times(xp, times)
     given = _read_drive(xp, z, times, drive)
     validate_circuit(circuit, **given.named_sample, **others)
     for name, value in {**others, **more}.items():
-        _checks.values(xp, name, value, "any")
+        checks.values(xp, name, value, "any")
     circuit, sample, times, *start = prepare(xp, circuit, *given.named_sample.values(), times, *others.values())
     rest = _resting_state(xp, circuit, sample)
     shape = broadcast_shapes(*(tuple(part.shape) for part in (*start, *rest)))
@@ -438,14 +438,14 @@ class _UserField:
         if shapes != [tuple(part.shape) for part in state]:
             raise ValueError(
                 f"field must return a tuple of arrays shaped like state0, {[tuple(part.shape) for part in state]}, "
-                f"got {shapes if shapes is not None else _checks.describe(slope)}"
+                f"got {shapes if shapes is not None else checks.describe(slope)}"
             )
         return slope
 
 
 def _clock(xp: Any, t: Array, like: Array) -> Array:
     """The time as a 0-d array: host loops keep it as a Python number."""
-    return xp.asarray(t, dtype=like.dtype, device=device(like)) if _checks.is_number(t) else t
+    return xp.asarray(t, dtype=like.dtype, device=device(like)) if checks.is_number(t) else t
 
 
 def integrate(
@@ -486,14 +486,14 @@ def integrate(
         Naming the argument that is wrong.
     """
     if not isinstance(state0, tuple) or not state0:
-        raise TypeError(f"state0 must be a (named) tuple of arrays, got {_checks.describe(state0)}")
+        raise TypeError(f"state0 must be a (named) tuple of arrays, got {checks.describe(state0)}")
     leaves = {f"state0[{i}]": leaf for i, leaf in enumerate(state0)}
-    xp = _checks.namespace({"times": times, **leaves})
+    xp = checks.namespace({"times": times, **leaves})
     times = _check_times(xp, times)
     for name, leaf in leaves.items():
         if leaf.ndim == 0:
             raise ValueError(f"{name} must have shape (..., n), got shape ()")
-        _checks.values(xp, name, leaf, "any")
+        checks.values(xp, name, leaf, "any")
     dtype = xp.result_type(*leaves.values())
     batch = broadcast_shapes(*(tuple(leaf.shape[:-1]) for leaf in state0))
     parts = [xp.broadcast_to(xp.astype(leaf, dtype, copy=False), (*batch, leaf.shape[-1])) for leaf in state0]
@@ -518,7 +518,7 @@ def integrate(
 def _check_times(xp: Any, times: Array) -> Array:
     if times.ndim != 1 or times.shape[0] < 2:
         raise ValueError(f"times must have shape (T,) with T >= 2, got shape {tuple(times.shape)}")
-    _checks.values(xp, "times", times, "any")
+    checks.values(xp, "times", times, "any")
     if get_backend(xp).is_concrete(times) and not bool(xp.all(times[1:] > times[:-1])):
         clock = [float(t) for t in times]
         first, second = next((t, u) for t, u in itertools.pairwise(clock) if not u > t)
@@ -545,11 +545,11 @@ def _integrate(
     if isinstance(method, Tableau):
         tableau = _check_tableau(method)
     else:
-        _checks.one_of("method", method, INTEGRATORS)
+        checks.one_of("method", method, INTEGRATORS)
         tableau = INTEGRATORS[method]
-    rtol, atol = _checks.positive_number("rtol", rtol), _checks.positive_number("atol", atol)
-    substeps = _checks.positive_integer("substeps", substeps)
-    max_steps = _checks.positive_integer("max_steps", max_steps)
+    rtol, atol = checks.positive_number("rtol", rtol), checks.positive_number("atol", atol)
+    substeps = checks.positive_integer("substeps", substeps)
+    max_steps = checks.positive_integer("max_steps", max_steps)
     if tableau.exponential and tau is None:
         raise ValueError(f"method {tableau.name!r} needs tau, the time constants of the linear decay")
     if dense and (tableau.dense is None or tableau.error is None):
@@ -629,7 +629,7 @@ def _compiled(backend: Any) -> Callable[..., Any]:
 
 
 def _run(settings: _Settings, arguments: Any, start: Array, times: Array, tau: Array, values: Array) -> Any:
-    xp = _checks.namespace({"times": times})
+    xp = checks.namespace({"times": times})
     backend = get_backend(xp)
     if settings.tableau.error is None:
         states, status, steps, rejected = _fixed_steps(backend, xp, settings, arguments, start, times, tau, values)
@@ -801,7 +801,7 @@ def _host_run(
     settings: _Settings, arguments: Any, start: Array, times: Array, values: Array, pieces: list[Any] | None
 ) -> tuple[Array, Array, Array, Array]:
     """The adaptive loop on the host; appends accepted steps to ``pieces`` where wanted."""
-    xp = _checks.namespace({"times": times})
+    xp = checks.namespace({"times": times})
     backend = get_backend(xp)
     with getattr(backend, "quiet", nullcontext)():
         states, codes, steps, rejected = _host_steps(backend, xp, settings, arguments, start, times, values, pieces)

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device
 
-from . import _checks
-from ._linalg import broadcast_shapes, diagonal_matrix, matvec
-from .backend import Array
-from .circuit import Circuit
-from .dynamics import relu, sqrt_relu
-from .integrate import Tableau, Trajectory, _check_times, _clock, _integrate, _read_drive
-from .noise import Noise, linear_power_spectrum, noise_arrays
-from .stability import _block, _rows
-from .steady_state import METHODS, steady_state
-from .stochastic import run_sde
+from .. import checks
+from ..backend import Array
+from ..circuit import Circuit
+from ..dynamics import relu, sqrt_relu
+from ..equilibria import METHODS, steady_state
+from ..integration import Tableau, Trajectory, _check_times, _clock, _integrate, _read_drive
+from ..linalg import broadcast_shapes, diagonal_matrix, matvec
+from ..noise import Noise, linear_power_spectrum, noise_arrays
+from ..stability import _block, _rows
+from ..stochastic import run_sde
 
 _NUMBERS = ("b0", "sigma", "alpha", "tau_y", "tau_u", "tau_a")
 _ALLOWED = {
@@ -108,32 +108,32 @@ class V1SteadyState(NamedTuple):
 
 def _validate(circuit: V1Circuit, **others: Array) -> Any:
     if not isinstance(circuit, tuple) or getattr(circuit, "_fields", None) != V1Circuit._fields:
-        raise TypeError(f"circuit must be a V1Circuit, got {_checks.describe(circuit)}")
+        raise TypeError(f"circuit must be a V1Circuit, got {checks.describe(circuit)}")
     fields = circuit._asdict()
-    xp = _checks.namespace({**fields, **others}, numbers=_NUMBERS, optional=("w_r",))
-    n = _checks.matrix_shape("w", circuit.w, None)
+    xp = checks.namespace({**fields, **others}, numbers=_NUMBERS, optional=("w_r",))
+    n = checks.matrix_shape("w", circuit.w, None)
     if circuit.w_r is not None:
-        _checks.matrix_shape("w_r", circuit.w_r, n)
+        checks.matrix_shape("w_r", circuit.w_r, n)
     for name in _NUMBERS:
-        _checks.vector_shape(name, fields[name], n, scalar=True)
+        checks.vector_shape(name, fields[name], n, scalar=True)
     for name, value in others.items():
-        _checks.vector_shape(name, value, n)
+        checks.vector_shape(name, value, n)
     every = {**fields, **others}
-    _checks.batch_shape({name: (value, 2 if name in ("w", "w_r") else 1) for name, value in every.items()})
+    checks.batch_shape({name: (value, 2 if name in ("w", "w_r") else 1) for name, value in every.items()})
     for name, allowed in _ALLOWED.items():
-        _checks.values(xp, name, fields[name], allowed)
+        checks.values(xp, name, fields[name], allowed)
     return xp
 
 
 def _prepare(xp: Any, circuit: V1Circuit, *others: Array) -> tuple[Any, ...]:
     """The circuit with every field an array of the common dtype, and ``others`` likewise."""
-    arrays = [value for value in (*circuit, *others) if value is not None and not _checks.is_number(value)]
+    arrays = [value for value in (*circuit, *others) if value is not None and not checks.is_number(value)]
     dtype, where = xp.result_type(*arrays), device(arrays[0])
 
     def convert(value: Any) -> Array:
         if value is None:
             return None
-        if _checks.is_number(value):
+        if checks.is_number(value):
             return xp.asarray(float(value), dtype=dtype, device=where)
         return xp.astype(value, dtype, copy=False)
 
@@ -142,7 +142,7 @@ def _prepare(xp: Any, circuit: V1Circuit, *others: Array) -> tuple[Any, ...]:
 
 def _state_fields(state: V1State, name: str = "state") -> dict[str, Array]:
     if not isinstance(state, tuple) or len(state) != 3:
-        raise TypeError(f"{name} must be a V1State(y, u, a), got {_checks.describe(state)}")
+        raise TypeError(f"{name} must be a V1State(y, u, a), got {checks.describe(state)}")
     return {f"{name}.{field}": value for field, value in zip(V1State._fields, state, strict=True)}
 
 
@@ -305,7 +305,7 @@ def v1_steady_state(
 
     provided that u < 1.
     """
-    _checks.one_of("method", method, METHODS)
+    checks.one_of("method", method, METHODS)
     xp = _validate(circuit, z=z)
     circuit, z = _prepare(xp, circuit, z)
     gain = _gain(circuit)
@@ -384,12 +384,12 @@ def simulate_v1(
     """
     others = {} if state0 is None else _state_fields(state0, "state0")
     extra = {} if noise is None else {**noise_arrays(noise), "increments": increments}
-    xp = _checks.namespace({"times": times, **others, **extra}, optional=("increments",))
+    xp = checks.namespace({"times": times, **others, **extra}, optional=("increments",))
     times = _check_times(xp, times)
     given = _read_drive(xp, z, times, drive)
     _validate(circuit, **given.named_sample, **others)
     for name, value in {**others, **extra}.items():
-        _checks.values(xp, name, value, "any")
+        checks.values(xp, name, value, "any")
     circuit, sample, times, *start = _prepare(xp, circuit, *given.named_sample.values(), times, *others.values())
     rest = v1_steady_state(circuit._replace(w_r=None), 0.0 * sample).state
     initial = V1State(*start) if start else rest
@@ -463,9 +463,9 @@ def v1_power_spectrum(circuit: V1Circuit, z: Array, noise: Noise, frequencies: A
 
 
 def _concatenated(like: Array, noise: tuple[Any, ...]) -> Array:
-    from .noise import noise_term
+    from ..noise import noise_term
 
-    xp = _checks.namespace({"z": like, **noise_arrays(noise)})
+    xp = checks.namespace({"z": like, **noise_arrays(noise)})
     return noise_term(xp, noise, (int(like.shape[-1]),) * 3, like).amplitude
 
 
@@ -508,8 +508,8 @@ def gamma_peak(
         Naming the argument that is wrong; ValueError where the circuit has no
         stable fixed point.
     """
-    resolution = _checks.positive_integer("resolution", resolution)
-    low, high = (_checks.positive_number("band", value) for value in band)
+    resolution = checks.positive_integer("resolution", resolution)
+    low, high = (checks.positive_number("band", value) for value in band)
     if not (high > low and math.isfinite(high) and resolution >= 3):
         raise ValueError(f"band must be two rising frequencies with resolution >= 3, got {band} and {resolution}")
     xp = _validate(circuit, z=z)

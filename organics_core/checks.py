@@ -12,8 +12,8 @@ from typing import Any
 
 from array_api_compat import array_namespace, device, is_array_api_obj, is_jax_array
 
-from ._linalg import broadcast_shapes
 from .backend import Array, get_backend
+from .linalg import broadcast_shapes
 
 VARIANTS = ("main", "rectified", "rectified_recurrence")
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device, is_array_api_obj
 
-from . import _checks
-from ._linalg import Operator, matvec
+from . import checks
 from .backend import Array, get_backend, to_numpy
 from .circuit import Circuit, State
 from .dynamics import field, identity_fixed_point, sqrt_relu
+from .equilibria import SteadyState, relative_residual
+from .linalg import Operator, matvec
 from .stability import Certificate, _energy_parts, _margin
-from .steady_state import SteadyState, relative_residual
 
 _NUMBERS = ("b", "b0", "sigma", "tau_y", "tau_a")
 
@@ -72,7 +72,7 @@ def ring_convolution(kernel: Array) -> Operator:
     >>> shift.product(np.array([1.0, 2.0, 3.0])).round(12)
     array([3., 1., 2.])
     """
-    xp = _checks.namespace({"kernel": kernel})
+    xp = checks.namespace({"kernel": kernel})
     if kernel.ndim != 1 or kernel.shape[0] == 0:
         raise ValueError(f"kernel must have shape (n,), got shape {tuple(kernel.shape)}")
     n = int(kernel.shape[0])
@@ -90,28 +90,28 @@ def _operator(name: str, matrix: Any, n: int) -> Operator | None:
         return Operator(lambda vector: matrix @ vector)
     if callable(matrix):
         return Operator(matrix)
-    raise TypeError(f"{name} must be a matrix, a function of a vector or an Operator, got {_checks.describe(matrix)}")
+    raise TypeError(f"{name} must be a matrix, a function of a vector or an Operator, got {checks.describe(matrix)}")
 
 
 def _prepare(circuit: LargeCircuit, **vectors: Array) -> tuple[Any, Circuit, tuple[Array, ...]]:
     """Check everything; the circuit with operators for weights and arrays for numbers."""
     if not isinstance(circuit, tuple) or getattr(circuit, "_fields", None) != LargeCircuit._fields:
-        raise TypeError(f"circuit must be a LargeCircuit, got {_checks.describe(circuit)}")
+        raise TypeError(f"circuit must be a LargeCircuit, got {checks.describe(circuit)}")
     if circuit.w is None:
         raise TypeError("w must be anything with a product, got None")
     numbers = {name: getattr(circuit, name) for name in _NUMBERS}
-    xp = _checks.namespace({**numbers, **vectors}, numbers=_NUMBERS)
+    xp = checks.namespace({**numbers, **vectors}, numbers=_NUMBERS)
     first = next(iter(vectors.values()))
     if first.ndim != 1:
         raise ValueError(f"{next(iter(vectors))} must have shape (n,), got shape {tuple(first.shape)}")
     n = int(first.shape[0])
     for name, value in {**numbers, **vectors}.items():
-        _checks.vector_shape(name, value, n, scalar=name in numbers)
-        _checks.values(xp, name, value, "> 0" if name in numbers else "any")
+        checks.vector_shape(name, value, n, scalar=name in numbers)
+        checks.values(xp, name, value, "> 0" if name in numbers else "any")
     dtype = xp.result_type(*(value for value in (*numbers.values(), *vectors.values()) if is_array_api_obj(value)))
 
     def convert(value: Any) -> Array:
-        if _checks.is_number(value):
+        if checks.is_number(value):
             return xp.asarray(float(value), dtype=dtype, device=device(first))
         return xp.astype(value, dtype, copy=False)
 
@@ -119,7 +119,7 @@ def _prepare(circuit: LargeCircuit, **vectors: Array) -> tuple[Any, Circuit, tup
     sums = matvec(xp, w, xp.ones_like(convert(first)))
     if tuple(sums.shape) != (n,):
         raise ValueError(f"w must map a vector ({n},) to a vector ({n},), got shape {tuple(sums.shape)}")
-    _checks.values(xp, "w @ 1", sums + 1e-12 * xp.max(xp.abs(sums)), ">= 0")
+    checks.values(xp, "w @ 1", sums + 1e-12 * xp.max(xp.abs(sums)), ">= 0")
     made = Circuit._make((w_r, w, *(convert(value) for value in numbers.values())))
     return xp, made, tuple(convert(value) for value in vectors.values())
 
@@ -205,10 +205,10 @@ def large_steady_state(
     y = (I - diag(1 - sqrt(a)) W_r)^-1 b z, a <- (b0 sigma)**2 + W (a y**2),
     whose linear systems are solved by BiCGSTAB (van der Vorst 1992).
     """
-    max_iterations = _checks.positive_integer("max_iterations", max_iterations)
+    max_iterations = checks.positive_integer("max_iterations", max_iterations)
     xp, made, (z,) = _prepare(circuit, z=z)
     eps = float(xp.finfo(z.dtype).eps)
-    tolerance = eps**0.75 if tol is None else _checks.positive_number("tol", tol)
+    tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
     state = identity_fixed_point(xp, made, z, "main")
     count, residual = 0, relative_residual(xp, made, state, z, "main")
     drive, floor = made.b * z, (made.b0 * made.sigma) ** 2
@@ -319,7 +319,7 @@ def leading_eigenvalues(
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
     except ImportError as error:
         raise ImportError("leading_eigenvalues needs scipy; install it with: pip install scipy") from error
-    count = _checks.positive_integer("count", count)
+    count = checks.positive_integer("count", count)
     xp, made, (y, a) = _prepare(circuit, **{"state.y": state[0], "state.a": state[1]})
     n = int(y.shape[0])
     if count > 2 * n - 2:

@@ -37,10 +37,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from . import _checks
-from .backend import Array, to_numpy
-from .circuit import Circuit, validate_circuit
-from .integrate import INTEGRATORS
+from .. import checks
+from ..backend import Array, to_numpy
+from ..circuit import Circuit, validate_circuit
+from ..integration import INTEGRATORS
 
 _VECTORS = ("b", "b0", "sigma", "tau_y", "tau_a")
 
@@ -158,11 +158,11 @@ def save_circuit(
     suffix = _suffix(path)
     validate_circuit(circuit, values=True, z=z)
     if simulation is not None and not isinstance(simulation, SimulationSettings):
-        raise TypeError(f"simulation must be SimulationSettings, got {_checks.describe(simulation)}")
+        raise TypeError(f"simulation must be SimulationSettings, got {checks.describe(simulation)}")
     fields: dict[str, Any] = {}
     for name, value in circuit._asdict().items():
         if value is not None:
-            number = value if _checks.is_number(value) else to_numpy(value)
+            number = value if checks.is_number(value) else to_numpy(value)
             fields[name] = np.asarray(number, dtype=np.float64)
     drive = np.asarray(to_numpy(z), dtype=np.float64)
     settings = {} if simulation is None else {k: v for k, v in simulation._asdict().items() if v is not None}
@@ -359,7 +359,7 @@ def _floats(name: str, value: Any) -> np.ndarray[Any, Any]:
             raise ValueError(f"{name} has rows of different lengths") from None
     elif isinstance(value, np.ndarray):
         array = value
-    elif _checks.is_number(value):
+    elif checks.is_number(value):
         array = np.asarray(value)
     else:
         raise wrong
@@ -377,7 +377,7 @@ def _first_other(value: list[Any]) -> tuple[Any] | None:
             found = _first_other(item)
             if found is not None:
                 return found
-        elif not _checks.is_number(item):
+        elif not checks.is_number(item):
             return (item,)
     return None
 
@@ -401,11 +401,11 @@ def _settings(table: dict[str, Any]) -> SimulationSettings:
         value = found[name]
         if name == "duration" and value is None:
             continue
-        if not _checks.is_number(value) or not (value > 0 and math.isfinite(value)):
+        if not checks.is_number(value) or not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be a positive number, got {_short(value)}")
         found[name] = float(value)
     if isinstance(found["points"], bool) or not isinstance(found["points"], int) or found["points"] < 2:
         raise ValueError(f"points must be an integer of at least 2, got {_short(found['points'])}")
-    _checks.one_of("method", found["method"], INTEGRATORS)
-    _checks.one_of("variant", found["variant"], _checks.VARIANTS)
+    checks.one_of("method", found["method"], INTEGRATORS)
+    checks.one_of("variant", found["variant"], checks.VARIANTS)
     return SimulationSettings(**found)

@@ -1,0 +1,1 @@
+"""What becomes of circuits: classification, phase diagrams, several fixed points, boundaries of stability."""

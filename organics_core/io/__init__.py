@@ -1,0 +1,1 @@
+"""Files: circuits, checkpoints."""

@@ -1,0 +1,1 @@
+"""Circuit families: each in one file, on top of everything the core offers to a model."""
