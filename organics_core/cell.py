@@ -13,8 +13,8 @@ from array_api_compat import device
 
 from . import checks
 from .backend import Array, get_backend
-from .dynamics import pooled_response, recurrent_drive, relu, sqrt_relu
-from .linalg import matvec
+from .circuit import pooled_response, recurrent_drive, relu, sqrt_relu
+from .weights import matvec
 
 CELL_VARIANTS = ("rectified_recurrence", "main")
 

@@ -11,7 +11,7 @@ FOLDERS = (ROOT, ROOT / "backends", ROOT / "adapters")
 PACKAGES = sorted(file.parent for folder in FOLDERS for file in folder.glob("*/py.typed"))
 INHERITED = {"extra_repr", "trained"}  # told by torch, and by the base of the jax modules
 INHERITED |= {"is_concrete", "stop_gradient", "scan", "while_loop", "compile"}  # told by the protocol Backend
-INHERITED |= {"jvp", "jacobian", "normal", "eigvals", "recordable_product"}
+INHERITED |= {"jvp", "jacobian", "normal", "eigvals", "sparse", "recordable_product"}
 CHECKS = re.compile(r"\b(raise|checks\.\w+|validate_\w+)\b")
 
 
@@ -57,7 +57,8 @@ def fields(node):
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
             return arguments(part)
-    return [part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and part.target.id[0] != "_"]
+    named = [part for part in node.body if isinstance(part, ast.AnnAssign) and part.target.id[0] != "_"]
+    return [part.target.id for part in named if "ClassVar" not in ast.unparse(part.annotation)]
 
 
 def described(doc):
@@ -72,6 +73,8 @@ def missing(node):
     doc = ast.get_docstring(node)
     if not doc:
         return ["a docstring"]
+    if doc.startswith("Deprecated: "):
+        return []
     is_class = isinstance(node, ast.ClassDef)
     names = fields(node) if is_class else arguments(node)
     lacks = [f"the argument {name}" for name in names if name not in described(doc)]

@@ -157,7 +157,7 @@ def noise_spectra(*, seed: int = 0, quick: bool = False) -> Numbers:
     v1 = oc.V1Circuit(None, np.ones((1, 1)), 0.5, 0.1, 1.0, 0.001, 0.002, 0.001)
     z = contrasts[:, None]
     main = oc.power_spectrum(circuit, oc.steady_state(circuit, z).state, (1.0, 0.0), frequencies)
-    gamma = oc.v1_power_spectrum(v1, z, (1.0, 0.0, 0.0), frequencies)
+    gamma = oc.power_spectrum(v1, oc.steady_state(v1, z).state, (1.0, 0.0, 0.0), frequencies)
     fine = np.geomspace(0.03, 1.0, 12 if quick else 60)
     return {
         "contrasts": contrasts,

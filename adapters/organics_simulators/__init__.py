@@ -16,7 +16,7 @@ module              framework                              extra
 ``tvb``             The Virtual Brain                      ``organics-core[tvb]``
 ==================  =====================================  ===========================================
 
-The equations stay in :mod:`organics_core.dynamics`; only frameworks that
+The equations stay in :mod:`organics_core.circuit`; only frameworks that
 generate code from text (Brian2, PyRates) are handed them as text.
 
 >>> import numpy as np, organics_core as oc

@@ -13,8 +13,7 @@ from torch.nn.utils import parametrize
 
 from organics_core import checks
 from organics_core.cell import sigmoid
-from organics_core.circuit import Circuit
-from organics_core.dynamics import identity_fixed_point, relu
+from organics_core.circuit import Circuit, identity_fixed_point, relu
 from organics_core.equilibria import SteadyState, steady_state
 
 from .cell import SpectralBall, check_tensor, floating_dtype, random_source
