@@ -55,6 +55,7 @@ from .stability import (
     spectral_abscissa,
     spectrum,
 )
+from .static import StaticParameters, init_static, static_rates, static_steady_state
 from .stochastic import integrate_sde, simulate_sde, wiener_increments
 from .weights import (
     LargeCircuit,
@@ -86,6 +87,7 @@ __all__ = [
     "PhaseDiagram",
     "StabilityBoundary",
     "State",
+    "StaticParameters",
     "SteadyState",
     "Tableau",
     "Trajectory",
@@ -104,6 +106,7 @@ __all__ = [
     "gamma_peak",
     "get_backend",
     "init_cell",
+    "init_static",
     "integrate",
     "integrate_sde",
     "jacobian",
@@ -130,6 +133,8 @@ __all__ = [
     "spectral_abscissa",
     "spectrum",
     "stability_boundary",
+    "static_rates",
+    "static_steady_state",
     "steady_state",
     "v1_jacobian",
     "v1_power_spectrum",
