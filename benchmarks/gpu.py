@@ -169,7 +169,9 @@ def counts(output: str) -> dict[str, int]:
 
 def agreement(torch_device: str = "cuda", jax_platform: str = "gpu") -> dict[str, Any]:
     """The agreement table with torch and jax on the GPU beside every other column."""
-    from organics_cli import agree
+    import organics_agree as agree
+    from organics_agree.libraries import as_kind
+    from organics_agree.printing import as_json, markdown
 
     columns = list(agree.installed())
     if importlib.util.find_spec("torch") is not None:
@@ -178,7 +180,7 @@ def agreement(torch_device: str = "cuda", jax_platform: str = "gpu") -> dict[str
         for column in [c for c in columns if c.library == "torch"]:
 
             def on_device(value: Any, dtype: str = column.dtype) -> Any:
-                return torch.as_tensor(agree._as_kind(value, dtype)).to(torch_device)
+                return torch.as_tensor(as_kind(value, dtype)).to(torch_device)
 
             columns.append(column._replace(library=f"torch {torch_device}", asarray=on_device))
     if importlib.util.find_spec("jax") is not None:
@@ -195,7 +197,7 @@ def agreement(torch_device: str = "cuda", jax_platform: str = "gpu") -> dict[str
             columns.append(column._replace(library=f"jax {jax_platform}", context=context))
     found = agree.compare(columns)
     worst = {column.key: found.worst(column.key) for column in found.columns if not column.reference}
-    return {"ok": found.ok, "worst": worst, "table": agree.as_json(found), "markdown": agree.markdown(found)}
+    return {"ok": found.ok, "worst": worst, "table": as_json(found), "markdown": markdown(found)}
 
 
 # --- measuring

@@ -70,6 +70,7 @@ from .stability import (
     spectral_abscissa,
     spectrum,
 )
+from .static import StaticParameters, init_static, static_rates, static_steady_state
 from .weights import Operator, ring_convolution
 
 __version__ = "0.1.0"
@@ -102,6 +103,7 @@ __all__ = [
     "RosenbrockTableau",
     "StabilityBoundary",
     "State",
+    "StaticParameters",
     "SteadyState",
     "Tableau",
     "Trajectory",
@@ -120,6 +122,7 @@ __all__ = [
     "gamma_peak",
     "get_backend",
     "init_cell",
+    "init_static",
     "integrate",
     "integrate_sde",
     "jacobian",
@@ -148,6 +151,8 @@ __all__ = [
     "spectral_abscissa",
     "spectrum",
     "stability_boundary",
+    "static_rates",
+    "static_steady_state",
     "steady_state",
     "v1_jacobian",
     "v1_power_spectrum",

@@ -105,7 +105,7 @@ def check_model(model: Any, name: str = "model", kind: type | None = None) -> No
             raise TypeError(f"{name} must be {article} {kind.__name__}, got {checks.describe(model)}")
         return
     parts = ("_fields", "spec", "state", "field")
-    if not isinstance(model, tuple) or not all(hasattr(model, part) for part in parts):
+    if not (isinstance(model, tuple) and all(hasattr(model, part) for part in parts)):
         raise TypeError(
             f"{name} must be a Circuit or another model (a named tuple with spec, state and field), "
             f"got {checks.describe(model)}"

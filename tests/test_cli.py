@@ -21,8 +21,10 @@ import typer
 from test_files import EXAMPLE, WRONG, spoil
 from typer.testing import CliRunner
 
+import organics_agree as agree
 import organics_core as oc
-from organics_cli import agree, circuits, demo, lazy
+from organics_agree.libraries import numpy_columns
+from organics_cli import circuits, demo, lazy
 from organics_cli.app import app
 from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
 
@@ -51,7 +53,7 @@ def test_version(organics) -> None:
 def test_help_lists_every_command_with_its_own_line(organics) -> None:
     """Also those that are imported only when called, whose lines are the commands' own."""
     shown = " ".join(organics("--help").output.replace("│", " ").split())
-    own = {"demo", "simulate", "certify", "agree"}
+    own = {"demo", "simulate", "certify"}
     elsewhere = {name: line for commands in lazy.ELSEWHERE.values() for name, line in commands.items()}
     group = typer.main.get_group(app)
     assert set(group.list_commands(None)) == own | set(elsewhere)
@@ -180,7 +182,7 @@ def test_bad_options(organics, tmp_path: Path) -> None:
 
 
 def test_a_missing_library_is_told(organics, monkeypatch) -> None:
-    monkeypatch.setattr(agree, "_jax_columns", lambda: __import__("no_such_library"))
+    monkeypatch.setattr("organics_agree.libraries.jax_columns", lambda: __import__("no_such_library"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert_refused(organics("agree", "--require", "jax"), "jax is required but not installed")
     assert_refused(organics("demo", "--framework", "jax"), "jax is not installed; install it with: pip install")
@@ -188,14 +190,15 @@ def test_a_missing_library_is_told(organics, monkeypatch) -> None:
 
 def test_agree_fails_beyond_its_bound(organics, tmp_path: Path, monkeypatch) -> None:
     """A library that computes something else is told by name, in the JSON and by the exit code."""
-    good = agree._numpy_columns()[0]
+    good = numpy_columns()[0]
     columns = [good, good._replace(library="strict")]
     some = agree.QUANTITIES[:3]
-    monkeypatch.setattr(agree, "installed", lambda missing=None: tuple(columns))
-    monkeypatch.setattr(agree, "torch_against_jax", lambda: None)
+    monkeypatch.setattr("organics_agree.cli.installed", lambda missing=None: tuple(columns))
+    monkeypatch.setattr("organics_agree.cli.torch_against_jax", lambda: None)
     compare = agree.compare
     monkeypatch.setattr(
-        agree, "compare", lambda c, on_step: compare(c, quantities=some, neurons=3, circuits=2, on_step=on_step)
+        "organics_agree.cli.compare",
+        lambda c, on_step: compare(c, quantities=some, neurons=3, circuits=2, on_step=on_step),
     )
     path = tmp_path / "new" / "table.json"
     done = organics("agree", "--output", path)
@@ -223,7 +226,7 @@ def test_demo(organics, tmp_path: Path, monkeypatch) -> None:
     """The short tour: the circuit part whole, two epochs in one framework where one is here."""
     frameworks = demo.chosen_frameworks("all")[-1:]
     monkeypatch.setattr(demo, "chosen_frameworks", lambda wanted: frameworks)
-    columns = agree._numpy_columns()
+    columns = numpy_columns()
     monkeypatch.setattr(agree, "installed", lambda missing=None: (*columns, columns[0]._replace(library="strict")))
     done = organics("demo", "--quick", "--output", tmp_path / "tour")
     assert done.exit_code == 0, done.output
@@ -248,7 +251,7 @@ def test_demo(organics, tmp_path: Path, monkeypatch) -> None:
 def test_demo_without_a_framework(organics, tmp_path: Path, monkeypatch) -> None:
     """It says what to install and goes on; what could not be looked at is null in the record."""
     monkeypatch.setattr(demo, "chosen_frameworks", lambda wanted: ())
-    monkeypatch.setattr(agree, "installed", lambda missing=None: tuple(agree._numpy_columns()))
+    monkeypatch.setattr(agree, "installed", lambda missing=None: tuple(numpy_columns()))
     done = organics("demo", "--quick", "--output", tmp_path)
     assert done.exit_code == 0, done.output
     assert "pip install 'organics-core[jax]'" in done.output
@@ -261,7 +264,7 @@ def test_demo_fails_when_something_does_not_hold(organics, tmp_path: Path, monke
     """A simulation far from its fixed point is an exit code, not a picture."""
     monkeypatch.setattr(demo, "contrast_experiment", lambda: demo_too_short())
     monkeypatch.setattr(demo, "chosen_frameworks", lambda wanted: ())
-    monkeypatch.setattr(agree, "installed", lambda missing=None: tuple(agree._numpy_columns()))
+    monkeypatch.setattr(agree, "installed", lambda missing=None: tuple(numpy_columns()))
     done = organics("demo", "--quick", "--output", tmp_path)
     assert done.exit_code == 1
     assert json.loads((tmp_path / "summary.json").read_text())["simulate"]["ok"] is False

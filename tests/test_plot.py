@@ -162,9 +162,10 @@ def test_figures_are_saved_without_a_backend(tmp_path, experiment: op.ContrastEx
 
 def test_agreement_figure() -> None:
     """A marker per library and quantity; exact agreement stands at 0."""
-    from organics_cli import agree
+    import organics_agree as agree
+    from organics_agree.libraries import numpy_columns
 
-    column = agree._numpy_columns()[0]
+    column = numpy_columns()[0]
     table = agree.compare([column, column._replace(library="torch")], quantities=agree.QUANTITIES[:2], neurons=3)
     ax = op.agreement_figure(table).axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == [q.name for q in table.quantities]

@@ -158,9 +158,10 @@ def test_an_interrupted_test_run_says_how_far_it_came(
 
 def test_agreement_has_columns_for_the_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside those that are always there; here the CPU stands in."""
-    from organics_cli import agree
+    import organics_agree as agree
+    from organics_agree.libraries import numpy_columns, torch_columns
 
-    monkeypatch.setattr(agree, "installed", lambda: (*agree._numpy_columns(), *agree._torch_columns()))
+    monkeypatch.setattr(agree, "installed", lambda: (*numpy_columns(), *torch_columns()))
     found = gpu.agreement("cpu", "cpu")
     assert found["ok"]
     assert set(found["worst"]) == {

@@ -98,20 +98,3 @@ def certify(
     from .circuits import certify as run
 
     raise typer.Exit(run(file))
-
-
-@app.command()
-@command
-def agree(
-    output: Annotated[
-        Path, typer.Option("--output", "--out", "-o", help="Write the table here, and as Markdown beside it.")
-    ] = Path("organics-output/agreement.json"),
-    require: Annotated[
-        list[str] | None, typer.Option("--require", help="Fail if this library is missing; may be repeated.")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Do all installed array libraries compute the same? Exit code 1 if any exceeds its bound."""
-    from .agree import run
-
-    raise typer.Exit(run(output, require=require or []))

@@ -16,7 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+import organics_agree
 import organics_core as oc
+from organics_agree.printing import as_json, rich_table
 from organics_core.training import EpochRecord
 from organics_plot import (
     ContrastExperiment,
@@ -31,7 +33,6 @@ from organics_plot import (
 )
 from organics_plot.style import percent
 
-from . import agree
 from .console import console, output_folder, quiet_matplotlib, seconds, versions, write_json
 
 FRAMEWORKS = ("jax", "torch")
@@ -169,22 +170,22 @@ def certified(screen: Any, experiment: ContrastExperiment, out: Path) -> Part:
 
 def agreed(screen: Any, out: Path, *, quick: bool) -> Part:
     """The short table of all installed libraries, in float64."""
-    columns = [column for column in agree.installed() if column.dtype == "float64"]
-    quantities = agree.compact()[: 2 if quick else None]
+    columns = [column for column in organics_agree.installed() if column.dtype == "float64"]
+    quantities = organics_agree.compact()[: 2 if quick else None]
     with screen.status("comparing …") as status:
-        table = agree.compare(
+        table = organics_agree.compare(
             columns, quantities=quantities, on_step=lambda column, name: status.update(f"{column}: {name}")
         )
-    screen.print(agree.rich_table(table))
+    screen.print(rich_table(table))
     others = [column.library for column in table.columns if not column.reference]
     if not others:
         screen.print("[dim]numpy is alone here; 'organics-core\\[jax]' and 'organics-core\\[torch]' bring others[/]")
-        return Part(None, "numpy is the only array library here", agree.as_json(table), ())
+        return Part(None, "numpy is the only array library here", as_json(table), ())
     screen.print("[dim]bound 1e-10; `organics agree` has more rows, and float32[/]")
     picture = save(agreement_figure(table), out / "agreement.png")
     worst = max(cell.difference for cell in table.cells.values())
     line = f"numpy and {', '.join(others)} agree, to {worst:.0e}" if table.ok else "the array libraries disagree"
-    return Part(table.ok, line, agree.as_json(table), (picture.name,))
+    return Part(table.ok, line, as_json(table), (picture.name,))
 
 
 def trained(screen: Any, frameworks: Sequence[str], out: Path, *, quick: bool) -> Part:

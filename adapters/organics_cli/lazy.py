@@ -15,6 +15,9 @@ from typer.core import TyperCommand, TyperGroup
 from .console import EXIT_BAD_INPUT, complain
 
 ELSEWHERE: dict[str, dict[str, str]] = {
+    "organics_agree.cli": {
+        "agree": "Do all installed array libraries compute the same? Exit code 1 if any exceeds its bound.",
+    },
     "organics_train.cli": {
         "train": "Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped.",
         "table": "Collect results beside the paper's two tables; with --model, train what is missing first.",

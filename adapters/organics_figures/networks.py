@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import organics_core as oc
-from organics_core import cell
+from organics_core import cell, static
 from organics_core.io import checkpoints as checkpoint
 from organics_core.training import batch_indices
 
@@ -26,13 +26,12 @@ class StaticNetwork(NamedTuple):
     ----------
     encoder : (array (k, pixels), array (k,))
         Weight and bias.
-    layers : tuple of dicts
-        w_zx, w_bx, log_w, beta, and w_r or None.
+    layers : tuple of StaticParameters
     sigma : float
     """
 
     encoder: tuple[Array, Array]
-    layers: tuple[dict[str, Array], ...]
+    layers: tuple[oc.StaticParameters, ...]
     sigma: float
 
     def circuits(self, x: Array) -> list[tuple[oc.Circuit, Array]]:
@@ -40,11 +39,8 @@ class StaticNetwork(NamedTuple):
         found = []
         x = x @ self.encoder[0].T + self.encoder[1]
         for layer in self.layers:
-            drive = x @ layer["w_zx"].T
-            norm = np.linalg.norm(drive, axis=-1, keepdims=True)
-            gain, b0 = (cell.sigmoid(np, value) for value in (x @ layer["w_bx"].T, layer["beta"]))
-            circuit = oc.Circuit(layer["w_r"], np.exp(layer["log_w"]), gain, b0, self.sigma, 1.0, 1.0)
-            state = oc.steady_state(circuit, drive / np.where(norm > 0, norm, 1.0)).state
+            circuit, z = static.static_circuit(np, layer, x, self.sigma)
+            state = oc.steady_state(circuit, z).state
             found.append((circuit, state))
             x = np.maximum(state.y, 0.0) ** 2
         return found
@@ -137,11 +133,11 @@ def _network(arrays: dict[str, Array], config: Any, steps: int) -> StaticNetwork
         value = plain.get(f"{prefix}.w_r", plain.get(f"{prefix}.parametrizations.w_r.original"))
         if value is None or config.options.get("recurrent") != "spectral":
             return value
-        return value / max(1.0, float(np.linalg.norm(value, 2)))
+        return np.asarray(static.spectral_ball(np, value))
 
     if config.resolved_model == "organics-static":
         layers = tuple(
-            {name: plain[f"{part}.{name}"] for name in ("w_zx", "w_bx", "log_w", "beta")} | {"w_r": w_r(part)}
+            oc.StaticParameters(*(plain[f"{part}.{name}"] for name in ("w_zx", "w_bx", "log_w", "beta")), w_r(part))
             for part in ("first", "second")
         )
         sigma = float(config.options.get("sigma", 1.0))

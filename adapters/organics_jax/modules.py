@@ -78,8 +78,10 @@ def floating(name: str, x: Any) -> Any:
 def from_host(key: Any, make: Callable[[np.random.Generator], Any], dtype: Any) -> Any:
     """``make(generator)``, a nested tuple of numpy arrays, as jax arrays; a pure function of ``key``.
 
-    The initialization is written once, in numpy, in the core. While tracing
-    (``jit``, or ``vmap`` over keys for an ensemble) it is called back.
+    The initialization is written once, in numpy, in the core, and seeded with
+    the integer that the key's words write: ``jax.random.key(s)`` draws what the
+    seed s does. While tracing (``jit``, or ``vmap`` over keys for an ensemble)
+    it is called back.
 
     Raises
     ------
@@ -94,7 +96,8 @@ def from_host(key: Any, make: Callable[[np.random.Generator], Any], dtype: Any) 
         raise TypeError(f"key must be one key of jax.random.key or PRNGKey, got {_describe(key)}")
 
     def build(numbers: Any) -> Any:
-        generator = np.random.default_rng([int(number) for number in np.asarray(numbers)])
+        words = (int(word) << 32 * place for place, word in enumerate(reversed(np.asarray(numbers))))
+        generator = np.random.default_rng(sum(words))
         return tree_map(lambda array: np.asarray(array, dtype=dtype), make(generator))
 
     if not isinstance(data, jax.core.Tracer):
@@ -115,16 +118,3 @@ def split(key: Any, count: int) -> list[Any]:
         return list(jax.random.split(key, count))
     except (TypeError, ValueError):
         raise TypeError(f"key must be one key of jax.random.key or PRNGKey, got {_describe(key)}") from None
-
-
-def within_unit_ball(matrix: Any) -> Any:
-    """V / max(1, ||V||): the matrix itself where its spectral norm is at most 1."""
-    wide = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))  # half precision has no decomposition
-    norm = jnp.linalg.norm(wide, 2).astype(matrix.dtype)
-    return matrix / jnp.where(norm > 1, norm, jnp.ones_like(norm))
-
-
-def kaiming(generator: np.random.Generator, *shape: int) -> Any:
-    """Uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), that is Kaiming-uniform with a = sqrt(5)."""
-    bound = 1.0 / np.sqrt(np.prod(shape[1:]))
-    return generator.uniform(-bound, bound, shape)

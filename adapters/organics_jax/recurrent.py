@@ -20,8 +20,9 @@ from organics_core.cell import (
     check_max_rates,
     init_cell,
 )
+from organics_core.static import spectral_ball
 
-from .modules import Part, float_dtype, floating, from_host, split, within_unit_ball
+from .modules import Part, float_dtype, floating, from_host, split
 from .sequence import IMPLEMENTATIONS, masked_sequence, sequence
 
 Array = Any
@@ -123,7 +124,7 @@ class ORGaNICsCell(Part):
         """The parameters as the step uses them: W_r within its ball, no gradient to what is not trained."""
         p = self.parameters
         if self.recurrent == "spectral":
-            p = p._replace(w_r=within_unit_ball(p.w_r))
+            p = p._replace(w_r=spectral_ball(jnp, p.w_r))
         fixed = ("sigma",) if self.learn_rates else ("sigma", "theta_y", "theta_a", "theta_b0", "theta_b1")
         return p._replace(**{name: jax.lax.stop_gradient(getattr(p, name)) for name in fixed})
 

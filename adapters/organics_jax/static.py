@@ -7,28 +7,25 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from organics_core import checks
-from organics_core.cell import sigmoid
 from organics_core.circuit import Circuit
 from organics_core.equilibria import SteadyState, steady_state
+from organics_core.static import (
+    STATIC_RECURRENT,
+    StaticParameters,
+    convolutional_rates,
+    found_rates,
+    init_static,
+    init_static_2d,
+    spectral_ball,
+    squared_rates,
+    static_circuit,
+)
 
-from .modules import Part, float_dtype, floating, from_host, kaiming, within_unit_ball
+from .modules import Part, float_dtype, floating, from_host
 
 Array = Any
-
-
-def _unit(u: Array, axis: int | tuple[int, ...]) -> Array:
-    """u / ||u||, and 0 (with derivative 0) where u is 0."""
-    square = jnp.sum(u * u, axis=axis, keepdims=True)
-    silent = square == 0
-    return u / jnp.where(silent, jnp.ones_like(square), jnp.sqrt(jnp.where(silent, jnp.ones_like(square), square)))
-
-
-def _squared_rate(y: Array) -> Array:
-    rate = jnp.where(y > 0, y, jnp.zeros_like(y))
-    return rate * rate
 
 
 class DivisiveNorm(Part):
@@ -105,7 +102,7 @@ class DivisiveNorm(Part):
     ) -> None:
         self.in_features = k = checks.positive_integer("in_features", in_features)
         self.out_features = n = checks.positive_integer("out_features", out_features)
-        checks.one_of("recurrent", recurrent, ("identity", "spectral"))
+        checks.one_of("recurrent", recurrent, STATIC_RECURRENT)
         self.recurrent = recurrent
         self.sigma = checks.positive_number("sigma", sigma)
         self.max_iterations = checks.positive_integer("max_iterations", max_iterations)
@@ -113,26 +110,19 @@ class DivisiveNorm(Part):
         if recurrent == "spectral" and dtype not in (jnp.float32, jnp.float64):
             raise TypeError(f"dtype must be float32 or float64 with recurrent='spectral', got {dtype}")
 
-        def make(generator: np.random.Generator) -> tuple[Any, ...]:
-            log_w = np.log(1.0 - generator.random((n, n)))
-            np.fill_diagonal(log_w, 0.0)
-            w_r = None
-            if recurrent == "spectral":
-                # a hair inside the ball, so that rounding does not put it outside
-                w_r = np.linalg.qr(generator.standard_normal((n, n)))[0] * (1 - 1e-6)
-            return kaiming(generator, n, k), kaiming(generator, n, k), log_w, np.zeros(n), w_r
-
-        self.w_zx, self.w_bx, self.log_w, self.beta, self.w_r = from_host(key, make, dtype)
+        self.w_zx, self.w_bx, self.log_w, self.beta, self.w_r = from_host(
+            key, lambda generator: init_static(generator, k, n, recurrent=recurrent), dtype
+        )
 
     def circuit(self, x: Array) -> tuple[Circuit, Array]:
         """The circuit under an input (..., k), of time constants 1, and its input drive z (..., n)."""
         x = floating("x", x).astype(self.log_w.dtype)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (..., {self.in_features}), got shape {x.shape}")
-        z = _unit(x @ self.w_zx.T, -1)
-        w_r = None if self.recurrent == "identity" else within_unit_ball(self.w_r)
-        gain, normalization = sigmoid(jnp, x @ self.w_bx.T), sigmoid(jnp, self.beta)
-        return Circuit(w_r, jnp.exp(self.log_w), gain, normalization, self.sigma, 1.0, 1.0), z
+        w_r = None if self.recurrent == "identity" else spectral_ball(jnp, self.w_r)
+        parameters = StaticParameters(self.w_zx, self.w_bx, self.log_w, self.beta, w_r)
+        circuit, z = static_circuit(jnp, parameters, x, self.sigma)
+        return Circuit(*circuit), z  # checked, and of the type that jax can take apart
 
     def steady_state(self, x: Array) -> SteadyState:
         """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
@@ -149,10 +139,7 @@ class DivisiveNorm(Part):
             If x has a wrong dtype or shape.
         """
         found = self.steady_state(x)
-        rate = _squared_rate(found.state.y)
-        if self.recurrent == "identity":
-            return rate
-        return jnp.where(found.converged[..., None], rate, jnp.full_like(rate, jnp.nan))
+        return squared_rates(jnp, found.state.y) if self.recurrent == "identity" else found_rates(jnp, found)
 
 
 class DivisiveNorm2d(Part):
@@ -230,16 +217,11 @@ class DivisiveNorm2d(Part):
             raise ValueError(f"padding must be an integer of at least 0, got {padding!r}")
         self.padding = padding
         self.pool_size = m = checks.positive_integer("pool_size", pool_size)
-        if m % 2 == 0:
-            raise ValueError(f"pool_size must be odd, got {m}")
         self.sigma = checks.positive_number("sigma", sigma)
 
-        def make(generator: np.random.Generator) -> tuple[Any, ...]:
-            log_w = np.log(1.0 - generator.random((d, m, m)))
-            log_w[:, m // 2, m // 2] = 0.0
-            return kaiming(generator, d, c, s, s), kaiming(generator, d, c, s, s), log_w, np.zeros(d)
-
-        self.w_zx, self.w_bx, self.log_w, self.beta = from_host(key, make, float_dtype(dtype))
+        self.w_zx, self.w_bx, self.log_w, self.beta, _ = from_host(
+            key, lambda generator: init_static_2d(generator, c, d, s, pool_size=m), float_dtype(dtype)
+        )
 
     def __call__(self, x: Array) -> Array:
         """Squared rates (N, out_channels, H', W') for images x (N, in_channels, H, W); both also without N.
@@ -255,17 +237,16 @@ class DivisiveNorm2d(Part):
         if min(x.shape[-2:]) + 2 * self.padding < self.kernel_size:
             raise ValueError(f"x is smaller than the kernel of side {self.kernel_size}: got shape {x.shape}")
         images = x if x.ndim == 4 else x[None]
-        z = _unit(self._convolve(images, self.w_zx), (-2, -1))
-        drive = sigmoid(jnp, self._convolve(images, self.w_bx)) * z
-        floor = (sigmoid(jnp, self.beta) * self.sigma) ** 2
-        pool = jax.lax.conv_general_dilated(
-            drive * drive,
-            jnp.exp(self.log_w)[:, None],
-            (1, 1),
-            [(self.pool_size // 2,) * 2] * 2,
-            feature_group_count=self.out_channels,
-        )
-        rate = _squared_rate(drive) / (floor[:, None, None] + pool)
+        drive, gain = (self._convolve(images, w) for w in (self.w_zx, self.w_bx))
+
+        def pool(squares: Array, kernels: Array) -> Array:
+            around = [(self.pool_size // 2,) * 2] * 2
+            return jax.lax.conv_general_dilated(
+                squares, kernels[:, None], (1, 1), around, feature_group_count=self.out_channels
+            )
+
+        parameters = StaticParameters(self.w_zx, self.w_bx, self.log_w, self.beta)
+        rate = convolutional_rates(jnp, parameters, drive, gain, self.sigma, pool)
         return rate if x.ndim == 4 else rate[0]
 
     def _convolve(self, images: Array, kernel: Array) -> Array:

@@ -194,7 +194,7 @@ def agreement_figure(table: Any) -> Figure:
 
     Parameters
     ----------
-    table : organics_cli.agree.Table
+    table : organics_agree.Agreement
         As ``organics agree`` makes it.
 
     Returns

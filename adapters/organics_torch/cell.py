@@ -23,6 +23,7 @@ from organics_core.cell import (
     normalization_weights,
     step,
 )
+from organics_core.static import spectral_ball
 
 RECURRENT = ("orthogonal", "identity", "spectral")
 
@@ -34,8 +35,7 @@ class SpectralBall(nn.Module):
     """
 
     def forward(self, v: Tensor) -> Tensor:
-        single = v.float() if v.dtype in (torch.float16, torch.bfloat16) else v  # there are no smaller singular values
-        return v / torch.linalg.matrix_norm(single, 2).clamp(min=1.0).to(v.dtype)
+        return spectral_ball(xp, v)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         return w

@@ -12,13 +12,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from organics_core import checks
-from organics_core.cell import sigmoid
-from organics_core.circuit import Circuit, identity_fixed_point, relu
+from organics_core.circuit import Circuit
 from organics_core.equilibria import SteadyState, steady_state
+from organics_core.static import (
+    StaticParameters,
+    closed_form_rates,
+    convolutional_rates,
+    found_rates,
+    init_static,
+    init_static_2d,
+    static_circuit,
+)
 
 from .cell import SpectralBall, check_tensor, floating_dtype, random_source
-
-Numbers = np.ndarray[Any, Any]
 
 
 class DivisiveNorm(nn.Module):
@@ -85,21 +91,11 @@ class DivisiveNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = k = checks.positive_integer("in_features", in_features)
-        self.out_features = n = checks.positive_integer("out_features", out_features)
-        checks.one_of("recurrent", recurrent, ("identity", "spectral"))
+        values = init_static(random_source(seed, generator), in_features, out_features, recurrent=recurrent)
+        self.in_features, self.out_features = int(in_features), int(out_features)
         self.recurrent = recurrent
         self.sigma = checks.positive_number("sigma", sigma)
         self.max_iterations = checks.positive_integer("max_iterations", max_iterations)
-        rng = random_source(seed, generator)
-        log_w = np.log(1.0 - rng.random((n, n)))
-        np.fill_diagonal(log_w, 0.0)
-        values = {"w_zx": _kaiming(rng, n, k), "w_bx": _kaiming(rng, n, k), "log_w": log_w, "beta": np.zeros(n)}
-        if recurrent == "spectral":
-            # a hair inside the ball, so that rounding does not put it outside
-            values["w_r"] = np.linalg.qr(rng.standard_normal((n, n)))[0] * (1 - 1e-6)
-        else:
-            self.register_parameter("w_r", None)
         _add_parameters(self, values, device, dtype)
         if recurrent == "spectral":
             parametrize.register_parametrization(self, "w_r", SpectralBall())
@@ -111,11 +107,7 @@ class DivisiveNorm(nn.Module):
             raise ValueError(f"x must have shape (..., {self.in_features}), got shape {tuple(x.shape)}")
         x = x.to(self.log_w.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            z = _unit(nn.functional.linear(x, self.w_zx), -1)
-            gain = sigmoid(xp, nn.functional.linear(x, self.w_bx))
-            normalization = sigmoid(xp, self.beta)
-            # unchecked, so that torch.compile can trace it: nothing here can be wrong
-            return Circuit._make((self.w_r, self.log_w.exp(), gain, normalization, self.sigma, 1.0, 1.0)), z
+            return static_circuit(xp, _fields(self), x, self.sigma)
 
     @torch.compiler.disable
     def steady_state(self, x: Tensor) -> SteadyState:
@@ -137,10 +129,10 @@ class DivisiveNorm(nn.Module):
             ``"spectral"`` in half precision.
         """
         if self.recurrent == "identity":
-            return relu(xp, identity_fixed_point(xp, *self.circuit(x), "main").y) ** 2
+            return closed_form_rates(xp, *self.circuit(x))
         found = self.steady_state(x)
         _warn(found)
-        return torch.where(found.converged[..., None], relu(xp, found.state.y) ** 2, torch.nan)
+        return found_rates(xp, found)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, recurrent={self.recurrent!r}, sigma={self.sigma}"
@@ -200,22 +192,16 @@ class DivisiveNorm2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = c = checks.positive_integer("in_channels", in_channels)
-        self.out_channels = d = checks.positive_integer("out_channels", out_channels)
-        self.kernel_size = s = checks.positive_integer("kernel_size", kernel_size)
         self.stride = checks.positive_integer("stride", stride)
         if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
             raise ValueError(f"padding must be an integer of at least 0, got {padding!r}")
         self.padding = padding
-        self.pool_size = m = checks.positive_integer("pool_size", pool_size)
-        if m % 2 == 0:
-            raise ValueError(f"pool_size must be odd, got {m}")
         self.sigma = checks.positive_number("sigma", sigma)
         rng = random_source(seed, generator)
-        log_w = np.log(1.0 - rng.random((d, m, m)))
-        log_w[:, m // 2, m // 2] = 0.0
-        values = {"w_zx": _kaiming(rng, d, c, s, s), "w_bx": _kaiming(rng, d, c, s, s)}
-        _add_parameters(self, values | {"log_w": log_w, "beta": np.zeros(d)}, device, dtype)
+        values = init_static_2d(rng, in_channels, out_channels, kernel_size, pool_size=pool_size)
+        self.in_channels, self.out_channels = int(in_channels), int(out_channels)
+        self.kernel_size, self.pool_size = int(kernel_size), int(pool_size)
+        _add_parameters(self, values, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Squared rates (N, out_channels, H', W') for images x (N, in_channels, H, W); both also without N.
@@ -233,12 +219,12 @@ class DivisiveNorm2d(nn.Module):
         x = x.to(self.log_w.dtype)
         convolve = nn.functional.conv2d
         with torch.autocast(x.device.type, enabled=False):
-            z = _unit(convolve(x, self.w_zx, None, self.stride, self.padding), (-2, -1))
-            drive = sigmoid(xp, convolve(x, self.w_bx, None, self.stride, self.padding)) * z
-            floor = (sigmoid(xp, self.beta) * self.sigma) ** 2
-            kernel = self.log_w.exp()[:, None]
-            pool = convolve(drive * drive, kernel, padding=self.pool_size // 2, groups=self.out_channels)
-            return relu(xp, drive) ** 2 / (floor[:, None, None] + pool)
+            drive, gain = (convolve(x, w, None, self.stride, self.padding) for w in (self.w_zx, self.w_bx))
+
+            def pool(squares: Tensor, kernels: Tensor) -> Tensor:
+                return convolve(squares, kernels[:, None], padding=self.pool_size // 2, groups=self.out_channels)
+
+            return convolutional_rates(xp, _fields(self), drive, gain, self.sigma, pool)
 
     def extra_repr(self) -> str:
         return (
@@ -247,23 +233,16 @@ class DivisiveNorm2d(nn.Module):
         )
 
 
-def _kaiming(rng: np.random.Generator, *shape: int) -> Numbers:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), that is Kaiming-uniform with a = sqrt(5)."""
-    bound = 1.0 / np.sqrt(np.prod(shape[1:]))
-    return rng.uniform(-bound, bound, shape)
-
-
-def _add_parameters(module: nn.Module, values: dict[str, Numbers], device: Any, dtype: torch.dtype | None) -> None:
+def _add_parameters(module: nn.Module, values: StaticParameters, device: Any, dtype: torch.dtype | None) -> None:
     dtype = floating_dtype(dtype)
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(torch.as_tensor(value).to(device=device, dtype=dtype)))
+    for name, value in values._asdict().items():
+        tensor = None if value is None else torch.as_tensor(value).to(device=device, dtype=dtype)
+        module.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
 
 
-def _unit(u: Tensor, dim: int | tuple[int, int]) -> Tensor:
-    """u / ||u||, and 0 (with derivative 0) where u is 0."""
-    square = (u * u).sum(dim, keepdim=True)
-    silent = square == 0
-    return u / torch.where(silent, 1.0, torch.where(silent, 1.0, square).sqrt())
+def _fields(module: nn.Module) -> StaticParameters:
+    """The parameters as the core's named tuple, still attached to autograd."""
+    return StaticParameters(*(getattr(module, name) for name in StaticParameters._fields))
 
 
 @torch.compiler.disable

@@ -1,0 +1,161 @@
+"""The array libraries that are installed, each in the precisions it is compared in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LIBRARIES = ("numpy", "strict", "torch", "jax", "cupy")
+Array = Any
+
+
+class Column(NamedTuple):
+    """One array library in one precision.
+
+    Attributes
+    ----------
+    library : str
+        "numpy", "strict", "torch", "jax" or "cupy".
+    dtype : str
+        "float64" or "float32".
+    asarray : callable
+        A numpy array to an array of the library; integers keep their kind.
+    context : callable
+        A context manager under which the library has the precision.
+    gradient : callable or None
+        ``gradient(f, x)`` for a scalar f of a vector, in reverse mode.
+    compile : callable
+        Compiles a function, where the library compiles whole functions with their loops.
+    """
+
+    library: str
+    dtype: str
+    asarray: Callable[[Any], Array]
+    context: Callable[[], AbstractContextManager[Any]]
+    gradient: Callable[[Callable[[Array], Array], Array], Array] | None
+    compile: Callable[[Callable[[Any], Any]], Callable[[Any], Any]] = lambda function: function
+
+    @property
+    def key(self) -> str:
+        """Library and dtype."""
+        return f"{self.library} {self.dtype}"
+
+    @property
+    def reference(self) -> bool:
+        """Whether the others are compared with this one."""
+        return self.key == "numpy float64"
+
+
+def installed(missing: dict[str, str] | None = None) -> tuple[Column, ...]:
+    """The libraries found here, numpy float64 (the reference) first.
+
+    Parameters
+    ----------
+    missing : dict, optional
+        Collects the name of every other one and the reason.
+
+    Returns
+    -------
+    tuple of Column
+    """
+    missing = {} if missing is None else missing
+    columns: list[Column] = []
+    makers = (numpy_columns, strict_columns, torch_columns, jax_columns, cupy_columns)
+    for library, make in zip(LIBRARIES, makers, strict=True):
+        try:
+            columns += make()
+        except ImportError as error:
+            missing[library] = f"not installed ({' '.join(str(error).split())})"
+        except RuntimeError as error:
+            missing[library] = " ".join(str(error).split())
+    return tuple(columns)
+
+
+def as_kind(value: Any, dtype: str) -> np.ndarray[Any, Any]:
+    """``value`` as numpy, floating numbers in ``dtype``."""
+    value = np.asarray(value)
+    return value.astype(dtype) if value.dtype.kind == "f" else value
+
+
+def numpy_columns() -> list[Column]:
+    """numpy in float64, the reference."""
+    return [Column("numpy", "float64", lambda v: as_kind(v, "float64"), nullcontext, None)]
+
+
+def strict_columns() -> list[Column]:
+    """array-api-strict in float64."""
+    import array_api_strict as xp
+
+    return [Column("strict", "float64", lambda v: xp.asarray(as_kind(v, "float64")), nullcontext, None)]
+
+
+def torch_columns() -> list[Column]:
+    """torch on the CPU, float64 and float32."""
+    import torch
+
+    def gradient(f: Callable[[Array], Array], x: Array) -> Array:
+        x = x.clone().requires_grad_(True)
+        return torch.autograd.grad(f(x), x)[0]
+
+    return [
+        Column("torch", dtype, lambda v, d=dtype: torch.as_tensor(np.array(as_kind(v, d))), nullcontext, gradient)
+        for dtype in ("float64", "float32")
+    ]
+
+
+def jax_columns() -> list[Column]:
+    """jax on the CPU, float64 and float32."""
+    import jax
+    import jax.numpy as jnp
+
+    enable = getattr(jax, "enable_x64", None)
+    if not callable(enable):
+        from jax.experimental import enable_x64 as enable
+    cpu = jax.devices("cpu")[0]
+
+    def context(wide: bool) -> AbstractContextManager[Any]:
+        from contextlib import ExitStack
+
+        stack = ExitStack()
+        stack.enter_context(enable(wide))
+        stack.enter_context(jax.default_device(cpu))
+        return stack
+
+    return [
+        Column(
+            "jax",
+            dtype,
+            lambda v, d=dtype: jnp.asarray(as_kind(v, d)),
+            lambda d=dtype: context(d == "float64"),
+            lambda f, x: jax.jit(jax.grad(f))(x),
+            jax.jit,
+        )
+        for dtype in ("float64", "float32")
+    ]
+
+
+def cupy_columns() -> list[Column]:
+    """cupy on its GPU, float64 and float32; RuntimeError where there is none."""
+    import cupy
+
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(f"installed, but no GPU in sight ({error})") from None
+    if count == 0:
+        raise RuntimeError("installed, but no GPU in sight")
+    return [
+        Column("cupy", dtype, lambda v, d=dtype: cupy.asarray(as_kind(v, d)), nullcontext, None)
+        for dtype in ("float64", "float32")
+    ]
+
+
+def require_libraries(wanted: Sequence[str], columns: Sequence[Column], missing: dict[str, str]) -> None:
+    """ValueError if one of ``wanted`` is not among ``columns``."""
+    here = {column.library for column in columns}
+    for name in wanted:
+        if name not in here:
+            raise ValueError(f"{name} is required but {missing.get(name, 'missing')}")

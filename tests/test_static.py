@@ -1,0 +1,161 @@
+"""The static layer in the core: its equations in loops, its start, its ball, and the same start in torch and jax."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from support import Library, numpy_tree
+
+import organics_core as oc
+from organics_core.static import STATIC_RECURRENT, init_static_2d, spectral_ball
+
+K, N = 4, 5
+SIGMA = 0.4
+
+
+def parameters_and_input(recurrent: str) -> tuple[oc.StaticParameters, np.ndarray]:
+    rng = np.random.default_rng(3)
+    parameters = oc.init_static(rng, K, N, recurrent=recurrent)
+    parameters = parameters._replace(beta=rng.standard_normal(N))
+    if recurrent == "spectral":
+        parameters = parameters._replace(w_r=0.6 * parameters.w_r)
+    return parameters, rng.standard_normal((3, K))
+
+
+def in_library(xp: Library, parameters: oc.StaticParameters) -> oc.StaticParameters:
+    return oc.StaticParameters(*(None if value is None else xp.array(value) for value in parameters))
+
+
+@pytest.mark.parametrize("recurrent", STATIC_RECURRENT)
+def test_output_is_the_fixed_point(xp64: Library, recurrent: str) -> None:
+    """SPEC section 8 with plain loops, at the fixed point that was found."""
+    p, x = parameters_and_input(recurrent)
+    there = in_library(xp64, p)
+    found = oc.static_steady_state(there, xp64.array(x), sigma=SIGMA)
+    rates = oc.static_rates(there, xp64.array(x), sigma=SIGMA)
+    y, a = numpy_tree(found.state)
+    w_r = np.eye(N) if p.w_r is None else p.w_r
+    for row in range(len(x)):
+        drive = [sum(p.w_zx[i, j] * x[row, j] for j in range(K)) for i in range(N)]
+        length = math.sqrt(sum(d * d for d in drive))
+        for i in range(N):
+            b = 1 / (1 + math.exp(-sum(p.w_bx[i, j] * x[row, j] for j in range(K))))
+            b0 = 1 / (1 + math.exp(-p.beta[i]))
+            recurrence = sum(w_r[i, j] * y[row, j] for j in range(N))
+            pool = sum(math.exp(p.log_w[i, j]) * a[row, j] * y[row, j] ** 2 for j in range(N))
+            expected = b * drive[i] / length + (1 - math.sqrt(a[row, i])) * recurrence
+            assert y[row, i] == pytest.approx(expected, rel=1e-8, abs=1e-10)
+            assert a[row, i] == pytest.approx((b0 * SIGMA) ** 2 + pool, rel=1e-8)
+    xp64.assert_close(rates, np.maximum(y, 0) ** 2, rtol=1e-12)
+
+
+def test_start() -> None:
+    """The ranges and the scales of the initialization; a generator goes on where it stands."""
+    p = oc.init_static(0, 9, 40, recurrent="spectral")
+    assert (np.diag(p.log_w) == 0).all()
+    off = np.exp(p.log_w[~np.eye(40, dtype=bool)])
+    assert off.min() > 0
+    assert off.max() <= 1
+    assert off.mean() == pytest.approx(0.5, abs=5 / math.sqrt(12 * off.size))
+    for w in (p.w_zx, p.w_bx):
+        assert np.abs(w).max() <= 1 / 3
+        assert w.std() == pytest.approx(1 / 3 / math.sqrt(3), rel=5 / math.sqrt(w.size))
+    assert (p.beta == 0).all()
+    np.testing.assert_allclose(p.w_r.T @ p.w_r, (1 - 1e-6) ** 2 * np.eye(40), rtol=0, atol=1e-12)
+    rng = np.random.default_rng(0)
+    again = oc.init_static(rng, 9, 40)
+    assert again.w_r is None
+    for one, other in zip(p[:4], again[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (oc.init_static(rng, 9, 40).w_zx != p.w_zx).all()
+
+
+def test_ball(xp: Library) -> None:
+    """Inside it a matrix stays as it is, outside it is scaled onto the ball; batches work."""
+    rng = np.random.default_rng(1)
+    v = rng.standard_normal((3, 4, 4))
+    v[0] *= 0.5 / np.linalg.norm(v[0], 2)
+    v[1] *= 3 / np.linalg.norm(v[1], 2)
+    expected = np.stack([m / max(1.0, np.linalg.norm(m, 2)) for m in v])
+    xp.assert_close(spectral_ball(xp.namespace, xp.array(v)), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("recurrent", STATIC_RECURRENT)
+def test_silent_input(xp: Library, recurrent: str) -> None:
+    p, _ = parameters_and_input(recurrent)
+    xp.assert_close(oc.static_rates(in_library(xp, p), xp.array(np.zeros((2, K)))), np.zeros((2, N)))
+
+
+def test_nothing_found_is_nan() -> None:
+    p, x = parameters_and_input("spectral")
+    p = p._replace(w_r=p.w_r / 0.6)
+    assert np.isnan(oc.static_rates(p, x, max_iterations=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda p, x: oc.static_rates(tuple(p), x), TypeError, "parameters must be StaticParameters"),
+        (lambda p, x: oc.static_rates(p, x[:, 1:]), ValueError, "x must have shape"),
+        (lambda p, x: oc.static_rates(p, x.tolist()), TypeError, "x must be an array"),
+        (lambda p, x: oc.static_rates(p._replace(w_bx=p.w_bx[1:]), x), ValueError, "w_bx must have shape"),
+        (lambda p, x: oc.static_rates(p._replace(w_r=np.eye(3)), x), ValueError, "w_r"),
+        (lambda p, x: oc.static_rates(p._replace(beta=p.beta[1:]), x), ValueError, "beta"),
+        (lambda p, x: oc.static_rates(p, x, sigma=0.0), ValueError, "sigma"),
+        (lambda p, x: oc.static_steady_state(p, x, sigma=-1.0), ValueError, "sigma"),
+        (lambda p, x: oc.init_static(0, 0, 3), ValueError, "in_features"),
+        (lambda p, x: oc.init_static(0, 3, 3, recurrent="orthogonal"), ValueError, "recurrent"),
+        (lambda p, x: init_static_2d(0, 1, 1, 3, pool_size=4), ValueError, "pool_size must be odd, got 4"),
+    ],
+)
+def test_bad_input(make, error, words) -> None:
+    with pytest.raises(error, match=words):
+        make(*parameters_and_input("identity"))
+
+
+@pytest.mark.library("torch", "jax", together=True)
+@pytest.mark.parametrize("seed", [0, 7, 2**31 + 5])
+@pytest.mark.parametrize("recurrent", STATIC_RECURRENT)
+def test_one_seed_is_one_start_in_torch_and_jax(recurrent: str, seed: int) -> None:
+    """And both layers are the core's."""
+    import jax
+    import torch
+
+    import organics_jax
+    import organics_torch
+
+    core = oc.init_static(seed, K, N, recurrent=recurrent, dtype=np.float32)
+    one = organics_torch.DivisiveNorm(K, N, recurrent=recurrent, seed=seed)
+    other = organics_jax.DivisiveNorm(K, N, recurrent=recurrent, key=jax.random.key(seed), dtype=np.float32)
+    for name, value in core._asdict().items():
+        if value is None:
+            assert getattr(one, name) is None
+            assert getattr(other, name) is None
+        else:
+            np.testing.assert_array_equal(getattr(one, name).detach(), value)
+            np.testing.assert_array_equal(getattr(other, name), value)
+    x = np.random.default_rng(2).standard_normal((3, K)).astype(np.float32)
+    expected = oc.static_rates(core, x)
+    np.testing.assert_allclose(one(torch.from_numpy(x)).detach(), expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(other(x), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.library("torch", "jax", together=True)
+def test_one_seed_is_one_start_of_the_convolutional_layer_and_of_the_cell() -> None:
+    import jax
+
+    import organics_jax
+    import organics_torch
+
+    core = init_static_2d(5, 2, 3, 3, pool_size=3, dtype=np.float32)
+    one = organics_torch.DivisiveNorm2d(2, 3, 3, pool_size=3, seed=5)
+    other = organics_jax.DivisiveNorm2d(2, 3, 3, pool_size=3, key=jax.random.key(5), dtype=np.float32)
+    for name in ("w_zx", "w_bx", "log_w", "beta"):
+        np.testing.assert_array_equal(getattr(one, name).detach(), getattr(core, name))
+        np.testing.assert_array_equal(getattr(other, name), getattr(core, name))
+    cell = organics_torch.ORGaNICsCell(K, N, seed=5)
+    its = organics_jax.ORGaNICsCell(K, N, key=jax.random.key(5), dtype=np.float32)
+    np.testing.assert_array_equal(cell.w_r.detach(), its.parameters.w_r)
+    np.testing.assert_array_equal(cell.start_y, its.start.y)
