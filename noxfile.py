@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -30,6 +30,8 @@ nox.options.sessions = [
     "demo",
 ]
 
+ROOT = Path(__file__).parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organics-core"]
 TESTING = ("pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -211,38 +213,20 @@ def bench(session: nox.Session) -> None:
 
 # The circuit inside real simulation frameworks, each in an environment of its own.
 
-# name: (packages beside the project's extra, packages without their dependencies)
-FRAMEWORKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "scipy": ((), ()),
-    "diffrax": ((), ()),
-    # norse asks for torchvision, whose wheels do not fit every torch, and needs it for its MNIST example only
-    "torch": (("nir", "nirtorch"), ("norse>=1.1",)),
-    "brainstate": ((), ()),
-    "brainpy": ((), ()),
-    "nengo": ((), ()),
-    # brian2 2.9, the last for Python 3.11, does not work with numpy 2.4
-    "brian2": (("numpy<2.4",) if sys.version_info < (3, 12) else (), ()),
-    "pyrates": ((), ()),
-    "keras": (("torch", "jax"), ()),
-    "tvb": ((), ()),
-}
-EXTRAS = {"torch": "torch,torchdiffeq,torchode,ncps,lightning"}
-MISSING: dict[str, str] = {}
-"""Frameworks without a release for this Python, and why."""
+FRAMEWORKS = sorted(file.stem.removeprefix("test_embed_") for file in ROOT.glob("tests/embed/test_embed_*.py"))
+"""One for every test file; what is special about some stands in pyproject.toml, [tool.organics-core.embed]."""
 
 
 def embed_one(session: nox.Session, name: str) -> None:
     """Install one framework and run its tests."""
-    if name in MISSING:
-        session.skip(f"{name}: {MISSING[name]}")
-    packages, bare = FRAMEWORKS[name]
-    session.install("-c", "constraints.txt", "-e", f".[{EXTRAS.get(name, name)}]", "pytest>=8", *packages)
-    if bare:
-        session.install("--no-deps", *bare)
-    runs = [{}]
-    if name == "keras":
-        runs = [{"KERAS_BACKEND": backend} for backend in ("torch", "jax")]
-    for more in runs:
+    special = SETTINGS["embed"].get(name, {})
+    if "missing" in special:
+        session.skip(f"{name}: {special['missing']}")
+    extras = ",".join(special.get("extras", [name]))
+    session.install("-c", "constraints.txt", "-e", f".[{extras}]", "pytest>=8", *special.get("packages", ()))
+    if "without-dependencies" in special:
+        session.install("--no-deps", *special["without-dependencies"])
+    for more in special.get("environments", [{}]):
         environment = {
             "ORGANICS_EMBED": name,
             "ORGANICS_EMBED_OUT": os.environ.get("ORGANICS_EMBED_OUT", str(Path(session.create_tmp()).resolve())),
@@ -277,4 +261,5 @@ def embed(session: nox.Session) -> None:
     session.run(
         "nox", "-s", *wanted, "--", *session.posargs, env={"ORGANICS_EMBED_OUT": str(out)}, success_codes=[0, 1]
     )
-    session.run("python", "tests/embed/summary.py", str(out), *(name for name in FRAMEWORKS if name not in MISSING))
+    present = [name for name in FRAMEWORKS if "missing" not in SETTINGS["embed"].get(name, {})]
+    session.run("python", "tests/embed/summary.py", str(out), *present)

@@ -24,7 +24,7 @@ def definitions(package):
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
     }
-    init, names = trees["__init__"], public_names(trees["__init__"])
+    init, names = trees["__init__"], public_names(trees)
     imports = [node for node in init.body if isinstance(node, ast.ImportFrom) and node.level == 1]
     source = {alias.asname or alias.name: node.module for node in imports for alias in node.names}
     wanted = {(source.get(name, "__init__"), name) for name in names}
@@ -39,10 +39,12 @@ def definitions(package):
     }
 
 
-def public_names(tree):
-    for node in tree.body:
+def public_names(trees):
+    """What ``__all__`` lists; where it lists what is there, every public module."""
+    for node in trees["__init__"].body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return ast.literal_eval(node.value)
+            listed = isinstance(node.value, ast.List)
+            return ast.literal_eval(node.value) if listed else [name for name in trees if name[0] != "_"]
     return ()
 
 
