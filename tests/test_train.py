@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from support import PATIENCE
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
@@ -30,7 +31,7 @@ ENVIRONMENT = {
 SCRIPT = """
 import os, signal, sys, time
 from organics_train import Config, checkpoint, train
-framework, out, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
+framework, out, wait = sys.argv[1], sys.argv[2], sys.argv[3] == "wait"
 config = Config(
     task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=40, epochs=2, seed=3,
     input_noise=0.1,
@@ -47,7 +48,8 @@ if len(sys.argv) > 3 + 2:  # die in the middle of writing a checkpoint
 
 def tell(progress):
     print(progress.epoch, progress.step, flush=True)
-    time.sleep(pause)
+    if wait and (progress.epoch, progress.step) == (2, 8):
+        time.sleep(600)  # until killed, however late that is
 
 train(config, out, resume=True, checkpoint_every=3, on_step=tell)
 if len(sys.argv) == 5:
@@ -294,21 +296,21 @@ def _run(framework, out, *arguments):
 @EVERY_FRAMEWORK
 def test_killed_and_resumed_is_bit_identical(framework, tmp_path):
     _needs(framework)
-    killed = _run(framework, tmp_path / "killed", 0.02)
+    killed = _run(framework, tmp_path / "killed", "wait")
     for line in killed.stdout:
         if line.split() == ["2", "8"]:  # in the middle of the second epoch, two steps after a checkpoint
             killed.kill()
             break
     assert killed.wait() == -signal.SIGKILL, killed.stderr.read()
     assert not (tmp_path / "killed" / "results.json").exists()
-    again = _run(framework, tmp_path / "killed", 0.0, "-", 2)
-    out, error = again.communicate(timeout=300)
+    again = _run(framework, tmp_path / "killed", "on", "-", 2)
+    out, error = again.communicate(timeout=PATIENCE)
     assert again.returncode == -signal.SIGKILL, error
     first = out.splitlines()[0]
     assert first in ("2 7", "2 4"), first  # the kill may outrun the printing, never the checkpoint
     assert len(list((tmp_path / "killed").glob("*.part"))) == 1
-    resumed = _run(framework, tmp_path / "killed", 0.0, tmp_path / "whole")
-    out, error = resumed.communicate(timeout=300)
+    resumed = _run(framework, tmp_path / "killed", "on", tmp_path / "whole")
+    out, error = resumed.communicate(timeout=PATIENCE)
     assert resumed.returncode == 0, error
     assert not list((tmp_path / "killed").glob("*.part"))
     ours, theirs = (load_checkpoint(tmp_path / name / "checkpoint.safetensors") for name in ("killed", "whole"))
