@@ -243,7 +243,7 @@ def test_adding_problem():
     assert np.array_equal(marks[:, :5].sum(1), np.ones(200))
     assert np.array_equal(marks[:, 5:].sum(1), np.ones(200))
     assert np.allclose(y, [row[mark == 1].sum() for row, mark in zip(x[..., 0], marks, strict=True)])
-    assert np.mean((y - 1) ** 2) == pytest.approx(1 / 6, abs=0.04)
+    assert np.mean((y - 1) ** 2) == pytest.approx(1 / 6, abs=0.07)  # five standard errors
     again = adding_problem(5, 200, 11)
     assert np.array_equal(x, again[0])
     assert not np.array_equal(x, adding_problem(6, 200, 11)[0])

@@ -72,7 +72,8 @@ def test_every_form_gives_the_dense_answer(xp: Library, identity: bool) -> None:
         large = oc.LargeCircuit(None if identity else w_r, w, *numbers)
         found = oc.large_steady_state(large, z)
         assert bool(found.converged)
-        xp.assert_close(found.state.y, want.y, rtol=1e-9, atol=1e-10)
+        # a sum over all neurons: small responses carry the error of large ones
+        xp.assert_close(found.state.y, want.y, rtol=1e-9, atol=1e-9 * np.abs(want.y).max())
         xp.assert_close(found.state.a, want.a, rtol=1e-9)
         field = oc.large_vector_field(large, xp.tree(oc.State(drive, want.a)), z)
         xp.assert_close(field.y, slope.y, rtol=1e-9, atol=1e-9 * np.abs(slope.y).max())

@@ -22,6 +22,12 @@ def residual(case: Case, state: oc.State, variant: str = "main") -> np.ndarray:
     return np.maximum(relative_y, relative_a)
 
 
+def assert_told(converged: np.ndarray, actual: np.ndarray) -> None:
+    """The tolerance of 1e-12 divides the two kinds, but for what the two measures of a residual differ by."""
+    assert (actual[converged] <= 2e-12).all()
+    assert (actual[~converged] > 0.5e-12).all()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @for_cases(decades=3.0)
 def test_what_is_called_converged_zeroes_the_vector_field(xp64: Library, case: Case, variant: str) -> None:
@@ -31,7 +37,7 @@ def test_what_is_called_converged_zeroes_the_vector_field(xp64: Library, case: C
     converged, claimed = numpy_tree((found.converged, found.residual))
     actual = residual(case, oc.State(*numpy_tree(found.state)), variant)
     np.testing.assert_allclose(claimed, actual, rtol=0.5, atol=1e-13)
-    np.testing.assert_array_equal(converged.astype(bool), actual <= 1.9e-12)
+    assert_told(converged.astype(bool), actual)
 
 
 @pytest.mark.parametrize("method", ["newton", "iteration"])
@@ -119,7 +125,7 @@ def test_failure_to_converge_is_reported(xp64: Library, method: str) -> None:
         assert not converged.all()
     actual = residual(batch, oc.State(*numpy_tree(found.state)))
     assert np.isfinite(actual).all()
-    np.testing.assert_array_equal(converged, actual < 1.9e-12)
+    assert_told(converged, actual)
     np.testing.assert_allclose(numpy_tree(found.residual), actual, rtol=1e-3, atol=1e-13)
     iterations = numpy_tree(found.iterations)
     assert (iterations[~converged] == 60).all()
