@@ -102,6 +102,17 @@ def test_leading_eigenvalues(xp64: Library) -> None:
     np.testing.assert_allclose(np.abs(found.imag), np.abs(want.imag), rtol=1e-6, atol=1e-4)
 
 
+def test_an_iteration_solves_its_linear_system_to_the_end() -> None:
+    """One iteration: y is that of the modulators it started from, those of W_r = I, by a direct solution."""
+    circuit, drive = dense(identity=False)
+    found = oc.large_steady_state(oc.LargeCircuit(*circuit), drive, max_iterations=1)
+    assert int(found.iterations) == 1
+    a = oc.steady_state(circuit._replace(w_r=None), drive).state.a
+    matrix = np.eye(N) - (1 - np.sqrt(a))[:, None] * circuit.w_r
+    want = np.linalg.solve(matrix, circuit.b * drive)
+    np.testing.assert_allclose(found.state.y, want, atol=1e-11 * np.abs(want).max())
+
+
 def test_failure_to_converge_is_reported() -> None:
     """A recurrence far too strong: no crash, no claim."""
     circuit, drive = dense(identity=False)

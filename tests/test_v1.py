@@ -132,6 +132,17 @@ def test_gamma_peak_rises_with_contrast(xp: Library) -> None:
     assert np.all(np.abs(found[1:] - rough[1:]) < 0.5)
 
 
+def test_gamma_peak_lies_between_the_frequencies() -> None:
+    """A parabola finds it to a thirtieth of their spacing, where the highest of them is a fifth of it off, or more."""
+    contrast = np.array([[0.2], [0.4], [0.7], [1.0]])
+    fine = oc.gamma_peak(GAMMA, contrast, resolution=29_901)[0]
+    found, power = oc.gamma_peak(GAMMA, contrast)
+    spacing = 299.0 / 599
+    assert np.all(np.abs(found - fine) < spacing / 30)
+    highest = np.linspace(1.0, 300.0, 600)[np.argmax(power, axis=-1)]
+    assert np.all(np.abs(highest - fine) > spacing / 5)
+
+
 def test_gamma_peak_is_the_resonance_of_the_jacobian() -> None:
     """Where the resonance is sharp the peak lies at the imaginary part of the least damped eigenvalue."""
     sharp = GAMMA._replace(alpha=0.0, tau_u=0.001, tau_y=0.002, tau_a=0.0005)
