@@ -110,7 +110,8 @@ def check_model(model: Any, name: str = "model", kind: type | None = None) -> No
             f"{name} must be a Circuit or another model (a named tuple with spec, state and field), "
             f"got {checks.describe(model)}"
         )
-    missing = [field for field in model._fields if field not in model.spec]
+    known: Any = model
+    missing = [field for field in known._fields if field not in known.spec]
     if missing:
         raise TypeError(f"spec of {type(model).__name__} must describe every parameter, but lacks {missing[0]!r}")
 

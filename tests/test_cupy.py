@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import array_api_compat.numpy
 import numpy as np
 import pytest
 import standin
-from support import VARIANTS, run_python, small_circuit
+from support import ELSEWHERE, VARIANTS, run_python, small_circuit
 
 import organics_core as oc
 import organics_core.weights
@@ -174,7 +175,8 @@ def nvrtc() -> Any:
     """CUDA's own compiler, which needs no GPU."""
     library = ahead.nvrtc()
     if library is None:
-        pytest.skip("CUDA's run-time compiler is missing: pip install nvidia-cuda-nvrtc")
+        where = "" if sys.platform == "linux" else ELSEWHERE
+        pytest.skip(f"{where}CUDA's run-time compiler is missing: pip install nvidia-cuda-nvrtc")
     return library
 
 
