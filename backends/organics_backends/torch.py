@@ -37,7 +37,8 @@ class TorchBackend(GenericBackend):
         return function if loops else torch.compile(function, fullgraph=True)
 
     def jvp(self, function: Callable[[Array], Array], x: Array, tangent: Array) -> Array:
-        return torch.func.jvp(function, (x,), (tangent,))[1]
+        # the dual numbers of an expanded tensor cannot be written
+        return torch.func.jvp(function, (x.contiguous(),), (tangent.contiguous(),))[1]
 
     def jacobian(self, function: Callable[[Array], Array], x: Array) -> Array:
         return torch.func.jacrev(function)(x)
