@@ -128,7 +128,7 @@ def state_fields(model: Any, state: Any, name: str = "state") -> dict[str, Array
 def validate(
     model: Any, *, values: bool = False, name: str = "model", kind: type | None = None, **others: Array
 ) -> Any:
-    """Check a model, and arrays (..., n) that go with it, and return their namespace.
+    """Check a model, and arrays (..., n) that go with it, and return their namespace: None where all are numbers.
 
     Parameters
     ----------
@@ -155,8 +155,11 @@ def validate(
     optional = [field for field in plain if spec[field].optional]
     numbers = [field for field in plain if spec[field].axes == 1]
     arrays = {**plain, **others}
-    seen = any(value is not None and not checks.is_number(value) for value in arrays.values())
-    xp = checks.namespace(arrays, numbers=numbers, optional=optional) if seen or not operators else None
+    bare = not others and all(
+        checks.is_number(value) if field in numbers and value is not None else value is None and field in optional
+        for field, value in plain.items()
+    )
+    xp = None if bare else checks.namespace(arrays, numbers=numbers, optional=optional)
     n = _size(spec, fields, others)
     for field, value in sorted(fields.items(), key=lambda item: spec[item[0]].optional):  # what must be there tells n
         if value is None:
@@ -170,6 +173,8 @@ def validate(
     if n is not None:
         for field, value in others.items():
             checks.vector_shape(field, value, n)
+    elif others:
+        raise ValueError(f"{next(iter(others))} must have shape (..., n), got shape ()")
     checks.batch_shape({field: (value, spec[field].axes if field in plain else 1) for field, value in arrays.items()})
     if values:
         for field, value in plain.items():
