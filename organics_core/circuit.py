@@ -136,6 +136,7 @@ class Circuit(_CircuitFields):
     state = State
     variant: ClassVar[str] = "main"
     autonomous: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
 
     def __new__(
         cls,

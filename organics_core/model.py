@@ -57,6 +57,14 @@ class Model(Protocol):
     ``equilibrium(z, **options) -> SteadyState``
         A solver of its own for :func:`steady_state`; without it the general one.
 
+    and it may say of itself, by attributes that are true (false without them):
+
+    ``autonomous``
+        The field does not depend on t other than through z.
+    ``additive``
+        The Jacobian does not depend on z, which only adds to the field: what asks
+        for the Jacobian then needs no z.
+
     Attributes
     ----------
     spec : mapping of str to Parameter

@@ -67,7 +67,7 @@ def linearized(
     fields = state_fields(made, state)
     drive = {} if z is None else {"z": z}
     xp = validate(made, values=values, name="circuit", **fields, **drive, **others)
-    if z is None and not (hasattr(made, "jacobian") and getattr(made, "autonomous", False)):
+    if z is None and not getattr(made, "additive", False):
         raise ValueError(f"z must be given: the Jacobian of a {type(made).__name__} may depend on the input drive")
     if values:
         for name, value in {**fields, **drive}.items():
@@ -98,7 +98,8 @@ def jacobian(circuit: Any, state: Any, *, variant: str = "main", z: Array | None
         In the order of the state's parts, (y, a), per second. At a kink (y = 0
         of a rectified unit, a = 0) it is the derivative of the silent side.
         Where a library has no derivatives (numpy) that of a model without an
-        analytic one is a central difference of order 8, made for states of order one.
+        analytic one is a central difference of order 8, whose steps follow the
+        size of the components and an estimate of its error.
 
     Raises
     ------

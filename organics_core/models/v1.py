@@ -91,7 +91,7 @@ class V1Circuit(_V1Fields):
     >>> import numpy as np
     >>> import organics_core as oc
     >>> circuit = V1Circuit(None, np.ones((2, 2)), 0.5, 0.1, 0.1, 0.002, 0.002, 0.002)
-    >>> run = oc.simulate(circuit, np.array([0.5, 0.1]), np.linspace(0, 0.2, 3))
+    >>> run = oc.simulate(circuit, np.array([0.5, 0.1]), np.linspace(0, 1.0, 3))
     >>> bool(abs(run.state.y[-1] - oc.steady_state(circuit, np.array([0.5, 0.1])).state.y).max() < 1e-5)
     True
     """
@@ -109,6 +109,7 @@ class V1Circuit(_V1Fields):
     }
     state = V1State
     autonomous: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
 
     def field(self, xp: Any, t: Array, x: V1State, z: Array) -> V1State:
         """The vector field, unchecked: what loops call."""
