@@ -4,7 +4,7 @@ One framework-neutral core, written once against the Python array API: numpy,
 torch, jax, cupy and any other conforming library.
 """
 
-from . import phenomena
+from . import models, phenomena
 from .analysis.classification import Classification, PhaseDiagram, classify, phase_diagram, random_recurrence
 from .analysis.multistability import (
     FirstOrder,
@@ -49,7 +49,9 @@ from .integration import (
 from .io.trajectories import load_trajectory
 from .methods import INTEGRATORS, METHODS, Method, RosenbrockTableau, Tableau
 from .model import Model, Parameter
+from .models.ssn import SSN, SSNState
 from .models.v1 import V1Circuit, V1State, gamma_peak
+from .models.wilson_cowan import WilsonCowan, WilsonCowanState
 from .noise import (
     coherence,
     linear_coherence,
@@ -78,6 +80,7 @@ __version__ = "0.1.0"
 __all__ = [
     "INTEGRATORS",
     "METHODS",
+    "SSN",
     "VARIANTS",
     "AmbiguousDriveWarning",
     "Backend",
@@ -101,6 +104,7 @@ __all__ = [
     "PhaseDiagram",
     "PulseTrain",
     "RosenbrockTableau",
+    "SSNState",
     "StabilityBoundary",
     "State",
     "StaticParameters",
@@ -110,6 +114,8 @@ __all__ = [
     "V1Circuit",
     "V1State",
     "Variant",
+    "WilsonCowan",
+    "WilsonCowanState",
     "cell_sequence",
     "cell_step",
     "certify",
@@ -135,6 +141,7 @@ __all__ = [
     "linear_covariance",
     "linear_power_spectrum",
     "load_trajectory",
+    "models",
     "noise_covariance",
     "oscillator_form",
     "phase_diagram",
