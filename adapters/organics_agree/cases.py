@@ -261,6 +261,7 @@ def _abscissa(inputs: Inputs) -> tuple[Array, ...]:
 
 _DIFFERENCES = GenericBackend()
 _DIFFERENCES.step = 1e-3
+_DIFFERENCES.enough = 0.4
 
 
 def _loss(problem: Problem, column: Column) -> Numbers:
