@@ -140,7 +140,7 @@ def values(xp: Any, name: str, value: Array, allowed: str) -> None:
         return
     if is_number(value):
         low = high = _float(value)
-        finite = math.isfinite(low)
+        finite = -math.inf < low < math.inf  # math.isfinite of a number that torch.compile traces is no bool
     else:
         backend = get_backend(xp)
         if not backend.is_concrete(value) or 0 in value.shape:
