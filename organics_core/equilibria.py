@@ -296,7 +296,11 @@ def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_itera
     start = made.state(*parts) if parts else rest(xp, made, wide)
     start = tree_map(lambda part: part + xp.zeros_like(wide), start)
     backend = get_backend(xp)
-    free_model, free_z, free = (tree_map(backend.stop_gradient, part) for part in (made, wide, start))
+
+    def frozen(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, Operator) else backend.stop_gradient(leaf)
+
+    free_model, free_z, free = (tree_map(frozen, part) for part in (made, wide, start))
     layout = Layout.of(start)
     n = sum(layout.sizes)
     eye = xp.eye(n, dtype=z.dtype, device=device(z))
