@@ -332,7 +332,7 @@ def packed_jacobian(xp: Any, function: Callable[[Array], Array], x: Array) -> Ar
     eye = xp.reshape(eye, (n, *(1,) * (x.ndim - 1), n))
     tangents = xp.broadcast_to(eye, (n, *x.shape))
     columns = get_backend(xp).jvp(function, xp.broadcast_to(x, (n, *x.shape)), tangents)
-    return xp.moveaxis(columns, 0, -1)
+    return xp.permute_dims(columns, (*range(1, columns.ndim), 0))  # where torch.func.vmap has no moveaxis
 
 
 def block_matrix(xp: Any, blocks: list[list[Array]]) -> Array:
