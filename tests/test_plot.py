@@ -359,3 +359,29 @@ def test_import_chooses_no_backend_and_no_pyplot() -> None:
     code = "import sys, organics_plot; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_pictures_of_any_model(ax) -> None:
+    """Trajectories, eigenvalues and power spectra of a family without y and a, part by part."""
+    w = np.array([[1.25, -0.65], [1.2, -0.5]])
+    model, z = oc.SSN(w, 0.04, 2.0, np.array([0.02, 0.01])), np.array([[9.0, 6.0], [6.0, 4.0]])
+    found = oc.steady_state(model, z).state
+    run = oc.simulate(model, z[0], np.linspace(0.0, 0.1, 5))
+    op.trajectory(run, steady=oc.SSNState(found.r[0]), ax=ax)
+    np.testing.assert_array_equal(ax.lines[2].get_ydata(), run.state.r[:, 1])
+    assert ax.get_ylabel() == "r"
+    with pytest.raises(ValueError, match="part must be 'r', got 'y'"):
+        op.trajectory(run, part="y", ax=ax)
+    ax.clear()
+    op.eigenvalues(model, [oc.SSNState(r) for r in found.r], z=z, ax=ax)
+    for cloud, r, drive in zip(ax.collections, found.r, z, strict=True):
+        drawn = points(cloud)
+        want = oc.spectrum(model, oc.SSNState(r), z=drive)
+        np.testing.assert_allclose(np.sort_complex(drawn[:, 0] + 1j * drawn[:, 1]), np.sort_complex(want))
+    ax = Figure().subplots()
+    f = np.geomspace(1.0, 100.0, 20)
+    op.power_spectra(model, z, (0.5,), frequencies=f, part="r", unit=1, ax=ax)
+    want = oc.power_spectrum(model, found, (0.5,), f, z=z)[1, :, 1, 1].real
+    assert any(len(line.get_ydata()) == 20 and np.allclose(line.get_ydata(), want) for line in ax.lines)
+    assert ax.get_ylabel() == "Power of r  (1/Hz)"
+    assert len(op.simulation_figure(run, None).axes) == 1

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from array_api_compat import device
 
 import organics_core as oc
 from organics_core import checks
 from organics_core.analysis.classification import KINDS
 from organics_core.backend import to_numpy
 
+from .circuits import part_index
 from .style import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, percent, ramp, shades
 
 if TYPE_CHECKING:
@@ -465,28 +467,31 @@ def energy_landscape(
 
 
 def power_spectra(
-    circuit: oc.Circuit | oc.V1Circuit,
+    circuit: Any,
     z: Any,
     noise: Any = None,
     *,
     frequencies: Any = None,
+    part: str | None = None,
     unit: int = 0,
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
     **style: Any,
 ) -> Axes:
-    """Power spectra of one neuron's y under noise, one line per input drive; dots mark resonances.
+    """Power spectra of one neuron under noise, one line per input drive; dots mark resonances.
 
     Parameters
     ----------
-    circuit : organics_core.Circuit or V1Circuit
+    circuit : organics_core.Circuit or Model
     z : array (C, n)
         Input drives, of rising contrast say.
     noise : optional
         As for :func:`organics_core.power_spectrum`; by default noise of
-        amplitude 1 in y alone.
+        amplitude 1 in the first part of the state alone, y of a circuit.
     frequencies : array (F,), optional
         In Hz; 1 to 400 by default.
+    part : str, optional
+        Of the state; the first by default.
     unit : int
         Which neuron.
     labels : sequence of str, optional
@@ -504,21 +509,28 @@ def power_spectra(
     TypeError, ValueError
         As :func:`organics_core.power_spectrum`.
     """
-    f = np.geomspace(1.0, 400.0, 300) if frequencies is None else frequencies
-    if isinstance(circuit, oc.V1Circuit):
-        spectrum = oc.power_spectrum(
-            circuit, oc.steady_state(circuit, z).state, (1.0, 0.0, 0.0) if noise is None else noise, f
-        )
-    else:
-        state = oc.steady_state(circuit, z).state
-        spectrum = oc.power_spectrum(circuit, state, (1.0, 0.0) if noise is None else noise, f)
-    return spectrum_lines(to_numpy(f), to_numpy(spectrum)[..., unit, unit].real, labels=labels, ax=ax, **style)
+    xp = checks.namespace({"z": z})
+    state = oc.steady_state(circuit, z).state
+    index = part_index(state, part)
+    at = sum(int(other.shape[-1]) for other in state[:index]) + unit
+    f = np.geomspace(1.0, 400.0, 300) if frequencies is None else to_numpy(frequencies)
+    noise = (1.0, *(0.0 for _ in state[1:])) if noise is None else noise
+    points = xp.asarray(f, dtype=z.dtype, device=device(z))
+    spectrum = to_numpy(oc.power_spectrum(circuit, state, noise, points, z=z))
+    name = state._fields[index]
+    return spectrum_lines(f, spectrum[..., at, at].real, labels=labels, what=name, ax=ax, **style)
 
 
 def spectrum_lines(
-    frequencies: Any, power: Any, *, labels: Sequence[str] | None = None, ax: Axes | None = None, **style: Any
+    frequencies: Any,
+    power: Any,
+    *,
+    labels: Sequence[str] | None = None,
+    what: str = "y",
+    ax: Axes | None = None,
+    **style: Any,
 ) -> Axes:
-    """Power (C, F) over frequencies (F,) in Hz, from light to dark; a dot at the highest inner peak of each line."""
+    """Power of ``what``, (C, F), over frequencies (F,) in Hz, from light to dark; a dot at each highest inner peak."""
     ax = axes_or_current(ax)
     power = np.atleast_2d(power)
     for k, (line, color) in enumerate(zip(power, shades(len(power)), strict=True)):
@@ -530,7 +542,7 @@ def spectrum_lines(
             ax.plot(frequencies[top], line[top], "o", ms=6, color=color, mec="white", mew=1)
     ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if frequencies[0] <= tick <= frequencies[-1]]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set(xlabel="Frequency (Hz)", ylabel="Power of y  (1/Hz)")
+    ax.set(xlabel="Frequency (Hz)", ylabel=f"Power of {what}  (1/Hz)")
     ax.margins(x=0)
     return ax
 

@@ -23,24 +23,37 @@ if TYPE_CHECKING:
 RATE = "Firing rate  ⌊y⌋²  (normalized)"
 
 
+PARTS = {"y": "Membrane potential  y", "a": "Modulator potential  a"}
+"""What the parts of a circuit's state are called on axes; those of other models go by their name."""
+
+
+def part_index(state: Any, part: str | None) -> int:
+    """Place of a part in a state, a named tuple, or in its type; the first by default."""
+    names = state._fields
+    if part is not None and part not in names:
+        raise ValueError(f"part must be {' or '.join(map(repr, names))}, got {part!r}")
+    return 0 if part is None else int(names.index(part))
+
+
 def trajectory(
     run: oc.Trajectory,
     *,
-    part: str = "y",
-    steady: oc.State | None = None,
+    part: str | None = None,
+    steady: Any = None,
     neurons: Sequence[int] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Membrane potentials over time, with the fixed point they should reach.
+    """One part of the state over time, such as membrane potentials, with the fixed point they should reach.
 
     Parameters
     ----------
     run : organics_core.Trajectory
-        Of one circuit, state (T, n).
-    part : {"y", "a"}
-        Principal neurons or modulators.
-    steady : organics_core.State, optional
-        Drawn as dashed lines.
+        Of one circuit or other model, state (T, n).
+    part : str, optional
+        Which part of the state: of a circuit "y", the principal neurons, or "a", the
+        modulators. By default the first.
+    steady : state, optional
+        As the model's, (n,); drawn as dashed lines.
     neurons : sequence of int, optional
         Which; by default all, or 12 spread evenly where there are more.
     ax : matplotlib Axes, optional
@@ -54,11 +67,10 @@ def trajectory(
     ValueError
         For an unknown part.
     """
-    if part not in ("y", "a"):
-        raise ValueError(f"part must be 'y' or 'a', got {part!r}")
+    index = part_index(run.state, part)
     ax = axes_or_current(ax)
     times = 1e3 * to_numpy(run.times)
-    values = to_numpy(getattr(run.state, part))
+    values = to_numpy(run.state[index])
     if values.ndim != 2:
         raise ValueError(f"trajectory draws one circuit, of state (T, n); got shape {values.shape}")
     n = values.shape[1]
@@ -69,8 +81,8 @@ def trajectory(
     for color, i in zip(colors, chosen, strict=True):
         ax.plot(times, values[:, i], color=color, label=f"{i + 1}")
         if steady is not None:
-            ax.axhline(float(to_numpy(getattr(steady, part))[i]), color=color, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
-    ax.set(xlabel="Time (ms)", ylabel="Membrane potential  y" if part == "y" else "Modulator potential  a")
+            ax.axhline(float(to_numpy(steady[index])[i]), color=color, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
+    ax.set(xlabel="Time (ms)", ylabel=PARTS.get(run.state._fields[index], run.state._fields[index]))
     ax.margins(x=0)
     return ax
 
@@ -181,9 +193,10 @@ def tuning_curves(experiment: ContrastExperiment, *, ax: Axes | None = None) -> 
 
 
 def eigenvalues(
-    circuit: oc.Circuit,
-    states: oc.State | Sequence[oc.State],
+    circuit: Any,
+    states: Any,
     *,
+    z: Any = None,
     labels: Sequence[str] | None = None,
     variant: str = "main",
     ax: Axes | None = None,
@@ -192,10 +205,12 @@ def eigenvalues(
 
     Parameters
     ----------
-    circuit : organics_core.Circuit
+    circuit : organics_core.Circuit or Model
         Without batch axes.
-    states : organics_core.State or sequence of them
+    states : state of the model, or sequence of them
         Fixed points, usually; drawn from light to dark.
+    z : array (n,) or (S, n), optional
+        Input drive, or one per state, for models whose Jacobian depends on it.
     labels : sequence of str, optional
         One per state.
     variant : str
@@ -208,7 +223,11 @@ def eigenvalues(
     ax = axes_or_current(ax)
     several = [states] if hasattr(states, "_fields") else list(states)
     colors = shades(len(several)) if len(several) > 1 else [CYCLE[0]]
-    spectra = [to_numpy(oc.spectrum(circuit, oc.State(*state), variant=variant)) for state in several]
+    drives = [z] * len(several) if getattr(z, "ndim", 1) == 1 else [z[k, ...] for k in range(len(several))]
+    spectra = [
+        to_numpy(oc.spectrum(circuit, circuit.state(*state), variant=variant, z=drive))
+        for state, drive in zip(several, drives, strict=True)
+    ]
     everything = np.concatenate(spectra)
     left, right = float(everything.real.min()), float(everything.real.max())
     width = max(right, 0.0) - min(left, 0.0) or 1.0

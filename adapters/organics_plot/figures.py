@@ -162,14 +162,14 @@ def training_figure(records: Mapping[str, Sequence[EpochRecord]], *, target: flo
     return figure
 
 
-def simulation_figure(run: oc.Trajectory, steady: oc.State | None, *, title: str = "") -> Figure:
-    """Principal neurons and modulators over time, with their fixed point dashed.
+def simulation_figure(run: oc.Trajectory, steady: Any, *, title: str = "") -> Figure:
+    """Every part of the state over time, such as principal neurons and modulators, with their fixed point dashed.
 
     Parameters
     ----------
     run : organics_core.Trajectory
-        Of one circuit, state (T, n), times in seconds.
-    steady : organics_core.State or None
+        Of one circuit or other model, state (T, n), times in seconds.
+    steady : state of the model, or None
         The fixed point, (n,).
     title : str
 
@@ -177,13 +177,14 @@ def simulation_figure(run: oc.Trajectory, steady: oc.State | None, *, title: str
     -------
     matplotlib Figure
     """
+    titles = {"y": "Principal neurons", "a": "Modulators"}
+    parts = run.state._fields
     with style():
-        figure, axes = new_figure(1, 2, (11, 4.4))
-        trajectory(run, part="y", steady=steady, ax=axes[0, 0])
-        axes[0, 0].set_title("Principal neurons")
-        trajectory(run, part="a", steady=steady, ax=axes[0, 1])
-        axes[0, 1].set_title("Modulators")
-        axes[0, 1].legend(title="Neuron", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure, axes = new_figure(1, len(parts), (5.5 * max(len(parts), 1.4), 4.4))
+        for ax, part in zip(axes[0], parts, strict=True):
+            trajectory(run, part=part, steady=steady, ax=ax)
+            ax.set_title(titles.get(part, part))
+        axes[0, -1].legend(title="Neuron", loc="center left", bbox_to_anchor=(1.0, 0.5))
         if title:
             figure.suptitle(title, x=0.01, ha="left")
     return figure
