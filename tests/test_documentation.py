@@ -1,6 +1,7 @@
 """The pages made from records: the newest is taken, and the table of capabilities counts what ran."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,24 @@ def test_capabilities_count_what_ran(tmp_path):
     noise = next(line for line in lines if "1 failed" in line)
     assert [cell.strip() for cell in noise.split("|")[2:7]] == ["1 passed", "", "", "0 passed, **1 failed**", ""]
     assert [cell.strip() for cell in lines[-1].split("|")[2:7]] == ["", "", "1 passed", "", ""]
+
+
+@pytest.mark.library("jax", "torch", together=True)
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_the_page_of_ones_own_model_runs(monkeypatch):
+    """Its cells, in order; the model of a user takes 25 lines at most, and the kinds of numbers are as told."""
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    jax = pytest.importorskip("jax")
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    text = (ROOT / "docs" / "how-to" / "your-own-model.md").read_text()
+    cells = re.findall(r"^```\{code-cell\} python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len([line for line in cells[0].splitlines() if line]) <= 25
+    names = {"__name__": "page"}
+    with matplotlib.rc_context({"backend": "agg"}):
+        for cell in cells:
+            exec(cell, names)  # what the page shows
+        matplotlib.pyplot.close("all")
+    found, rest = names["found"], names["rest"]
+    assert bool(found.converged.all())
+    assert float(jax.numpy.max(jax.numpy.abs(names["resting_potential"](names["current"]) - rest.v[0]))) < 1e-5
+    assert names["covariance"].shape == (2, 2)
