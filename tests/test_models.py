@@ -271,7 +271,7 @@ def test_noise_at_the_fixed_point(xp64: Library, name: str) -> None:
 def test_a_jacobian_that_depends_on_the_drive_asks_for_it(xp: Library) -> None:
     """Of the models that say that z only adds, as the circuits do, none is asked for."""
     for name in CASES:
-        model, z = given(xp, name)
+        model, _ = given(xp, name)
         state = model.state(*(xp.array([0.5, 0.2]) for _ in model.state._fields))
         if name == "V1":
             xp.assert_kind(oc.jacobian(model, state), (6, 6))
