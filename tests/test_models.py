@@ -462,26 +462,27 @@ def test_differences_shrink_where_the_function_is_steep() -> None:
 @pytest.mark.library("jax")
 @every
 def test_jit_vmap_and_grad(xp64: Library, name: str) -> None:
-    """Compiled it is eager; mapped it is a batch; the gradient is a central difference."""
+    """Compiled it is numpy; mapped it is a batch; the gradient is a central difference."""
     import jax
 
     case = CASES[name]
     model, z = given(xp64, name)
     times = xp64.array(np.linspace(0.0, case.end, 4))
 
-    def everything(model: Any, z: Any) -> tuple[Any, ...]:
+    def everything(model: Any, z: Any, times: Any = times) -> tuple[Any, ...]:
         found = oc.steady_state(model, z).state
         run = oc.simulate(model, z, times, rtol=1e-9, atol=1e-11)
         covariance = oc.noise_covariance(model, found, 0.1, z=z)
         return (*run.state, *found, oc.jacobian(model, found, z=z), covariance)
 
-    want = [numpy_values(part) for part in everything(model, z)]
+    want = everything(case.model, case.z, np.linspace(0.0, case.end, 4))
     for one, other in zip(jax.jit(everything)(model, z), want, strict=True):
         np.testing.assert_allclose(numpy_values(one), other, rtol=1e-7, atol=1e-9 * np.abs(other).max())
     mapped = jax.jit(jax.vmap(lambda z: everything(model, z)))(xp64.array(np.array([[1.0], [0.9]]) * case.z))
     for one, other in zip(mapped, want, strict=True):
         np.testing.assert_allclose(numpy_values(one)[0], other, rtol=1e-6, atol=1e-8 * np.abs(other).max())
 
+    @jax.jit
     def scalar(factor: Any) -> Any:
         return sum((part**2).sum() for part in oc.steady_state(model, factor * z).state)
 
