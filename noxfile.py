@@ -31,16 +31,12 @@ nox.options.sessions = [
     "demo",
 ]
 
-<<<<<<< HEAD
 ROOT = Path(__file__).parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organics-core"]
-TESTING = ("pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
-=======
 TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
 WORKERS = ("-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist", "worksteal")
 """Tests run on as many processes as there are cores, each on one thread; `-- -n 0` for one process."""
 OTHER_PYTHONS = ("3.12", "3.13")
->>>>>>> tests-any-machine
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
