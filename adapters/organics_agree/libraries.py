@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 
-LIBRARIES = ("numpy", "strict", "torch", "jax", "cupy")
 Array = Any
 
 
@@ -18,7 +19,7 @@ class Column(NamedTuple):
     Attributes
     ----------
     library : str
-        "numpy", "strict", "torch", "jax" or "cupy".
+        A name of ``LIBRARIES``.
     dtype : str
         "float64" or "float32".
     asarray : callable
@@ -49,31 +50,6 @@ class Column(NamedTuple):
         return self.key == "numpy float64"
 
 
-def installed(missing: dict[str, str] | None = None) -> tuple[Column, ...]:
-    """The libraries found here, numpy float64 (the reference) first.
-
-    Parameters
-    ----------
-    missing : dict, optional
-        Collects the name of every other one and the reason.
-
-    Returns
-    -------
-    tuple of Column
-    """
-    missing = {} if missing is None else missing
-    columns: list[Column] = []
-    makers = (numpy_columns, strict_columns, torch_columns, jax_columns, cupy_columns)
-    for library, make in zip(LIBRARIES, makers, strict=True):
-        try:
-            columns += make()
-        except ImportError as error:
-            missing[library] = f"not installed ({' '.join(str(error).split())})"
-        except RuntimeError as error:
-            missing[library] = " ".join(str(error).split())
-    return tuple(columns)
-
-
 def as_kind(value: Any, dtype: str) -> np.ndarray[Any, Any]:
     """``value`` as numpy, floating numbers in ``dtype``."""
     value = np.asarray(value)
@@ -85,11 +61,10 @@ def numpy_columns() -> list[Column]:
     return [Column("numpy", "float64", lambda v: as_kind(v, "float64"), nullcontext, None)]
 
 
-def strict_columns() -> list[Column]:
-    """array-api-strict in float64."""
-    import array_api_strict as xp
-
-    return [Column("strict", "float64", lambda v: xp.asarray(as_kind(v, "float64")), nullcontext, None)]
+def plain_columns(library: str, module: str, *dtypes: str) -> list[Column]:
+    """A library that makes its arrays of numpy's, in some precisions."""
+    xp = import_module(module)
+    return [Column(library, dtype, lambda v, d=dtype: xp.asarray(as_kind(v, d)), nullcontext, None) for dtype in dtypes]
 
 
 def torch_columns() -> list[Column]:
@@ -151,6 +126,42 @@ def cupy_columns() -> list[Column]:
         Column("cupy", dtype, lambda v, d=dtype: cupy.asarray(as_kind(v, d)), nullcontext, None)
         for dtype in ("float64", "float32")
     ]
+
+
+MAKERS: dict[str, Callable[[], list[Column]]] = {
+    "numpy": numpy_columns,
+    "strict": partial(plain_columns, "strict", "array_api_strict", "float64"),
+    "torch": torch_columns,
+    "jax": jax_columns,
+    "cupy": cupy_columns,
+}
+"""What makes the columns of a library, or raises ImportError or RuntimeError where it is not to be had."""
+
+LIBRARIES = tuple(MAKERS)
+
+
+def installed(missing: dict[str, str] | None = None) -> tuple[Column, ...]:
+    """The libraries found here, numpy float64 (the reference) first.
+
+    Parameters
+    ----------
+    missing : dict, optional
+        Collects the name of every other one and the reason.
+
+    Returns
+    -------
+    tuple of Column
+    """
+    missing = {} if missing is None else missing
+    columns: list[Column] = []
+    for library, make in MAKERS.items():
+        try:
+            columns += make()
+        except ImportError as error:
+            missing[library] = f"not installed ({' '.join(str(error).split())})"
+        except RuntimeError as error:
+            missing[library] = " ".join(str(error).split())
+    return tuple(columns)
 
 
 def require_libraries(wanted: Sequence[str], columns: Sequence[Column], missing: dict[str, str]) -> None:
