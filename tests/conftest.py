@@ -49,6 +49,7 @@ ADAPTERS = {
     "figures",
     "graphs",
     "plot",
+    "recipes",
     "sweep",
     "train",
     "train_command",

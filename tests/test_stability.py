@@ -39,7 +39,8 @@ def away_from_kinks(case: Case, variant: str, reach: float = 0.003) -> bool:
     """Whether no rectifier of y changes its side within the reach of the differences."""
     y = case.state.y
     recurrent = y if case.circuit.w_r is None else np.einsum("...ij,...j->...i", case.circuit.w_r, y)
-    kinks = {"main": (), "rectified": (y,), "rectified_recurrence": (y, recurrent)}[variant]
+    flags = oc.VARIANTS[variant]
+    kinks = (*((y,) if flags.source or flags.response else ()), *((recurrent,) if flags.drive else ()))
     return all(np.min(np.abs(kink)) > reach for kink in kinks)
 
 
