@@ -141,9 +141,10 @@ def _operation(circuit: Circuit, dt: Any, variant: str, n: int) -> tuple[Any, li
 
 def _summed(circuit: Circuit, dt: Any, variant: str, n: int, method: str) -> tuple[Any, list]:
     name = f"organics_{next(_names)}"
-    rectify = "" if variant == "main" else "int(y_pre > 0) * "
-    source = "int(y_pre > 0) * y_pre" if variant == "rectified" else "y_pre"
-    recurrent = "int(recurrent > 0) * recurrent" if variant == "rectified_recurrence" else "recurrent"
+    flags = VARIANTS[variant]
+    rectify = "int(y_pre > 0) * " if flags.response else ""
+    source = "int(y_pre > 0) * y_pre" if flags.source else "y_pre"
+    recurrent = "int(recurrent > 0) * recurrent" if flags.drive else "recurrent"
     group = brian2.NeuronGroup(
         n,
         f"""
