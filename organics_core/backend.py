@@ -272,7 +272,7 @@ def _load(library: str) -> None:
 
 # A first use may lie inside torch.compile, which is to run the function, not to trace
 # it; it must come before the first look at _LOADED, whose content is then recorded.
-_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def library_of(xp: Any) -> str:

@@ -137,8 +137,8 @@ def _split(memory: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
 # ---- products ----
 
 try:
-    _linear = torch.ops.mkldnn._linear_pointwise.default
-    _linear_plus = torch.ops.mkldnn._linear_pointwise.binary
+    _linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001 - torch has no public name for it
+    _linear_plus = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
 except (AttributeError, RuntimeError):  # a torch without oneDNN
     _linear = _linear_plus = None
 

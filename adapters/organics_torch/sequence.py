@@ -177,7 +177,8 @@ def choose_implementation(wanted: str, fields: CellParameters, xs: Tensor, check
     if wanted == "reference":
         return wanted
     plain = fields.sigma.requires_grad is False and xs.dtype in (torch.float32, torch.float64)
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+    functorch = torch._C._functorch  # noqa: SLF001 - torch has no public name for it
+    if not torch.compiler.is_compiling() and functorch.peek_interpreter_stack() is not None:
         plain = False
     if not plain:
         if wanted == "auto":

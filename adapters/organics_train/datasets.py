@@ -13,7 +13,6 @@ import os
 import struct
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable

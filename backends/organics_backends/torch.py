@@ -24,7 +24,7 @@ class TorchBackend(GenericBackend):
     def is_concrete(self, array: Array) -> bool:
         if torch.compiler.is_compiling():
             return False
-        return not torch._C._functorch.is_functorch_wrapped_tensor(array)
+        return not torch._C._functorch.is_functorch_wrapped_tensor(array)  # noqa: SLF001 - no public name
 
     def stop_gradient(self, array: Array) -> Array:
         return array.detach()
@@ -110,7 +110,7 @@ class TorchBackend(GenericBackend):
 
 def _plain(*tensors: torch.Tensor) -> bool:
     """Whether no derivative is wanted, so that buffers may be written in place."""
-    if torch.autograd.forward_ad._current_level >= 0:
+    if torch.autograd.forward_ad._current_level >= 0:  # noqa: SLF001 - no public name
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
