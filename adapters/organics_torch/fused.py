@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .road import WEIGHTS, Reserve, Setup
+from .implementation import WEIGHTS, Reserve, Setup
 
 # The order of the arguments in sequence.cpp.
 ARGUMENTS = (

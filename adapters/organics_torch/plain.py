@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .road import Reserve, Setup
+from .implementation import Reserve, Setup
 
 _CHUNK_NUMBERS = 1 << 16  # numbers (steps * batch * n) handled at once: the arrays of a chunk stay in the cache
 _CHUNK_NUMBERS_ELSEWHERE = 1 << 20  # the more at once, the fewer kernels

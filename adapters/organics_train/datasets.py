@@ -266,29 +266,6 @@ def _split(name: str, x: Array, y: Array, sizes: tuple[int, int, int]) -> Datase
     return Dataset(name, *parts, kind="classes", outputs=10)
 
 
-def read_idx(path: Path | str, axes: int | None = None) -> Array:
-    """An array of bytes from a gzipped idx file.
-
-    Parameters
-    ----------
-    path : path
-    axes : int, optional
-        The number of axes expected: 3 for images, 1 for labels.
-
-    Returns
-    -------
-    uint8 array
-
-    Raises
-    ------
-    ValueError
-        Naming the file, where it is no whole idx file of unsigned bytes.
-    OSError
-        Where it cannot be read.
-    """
-    return _parse_idx(_unzipped(Path(path)), str(path), axes)
-
-
 def _mnist_file(path: Path, axes: int) -> Array:
     """A file of MNIST, and of no other data set that has its names and shapes."""
     raw = _unzipped(path)
