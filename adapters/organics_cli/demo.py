@@ -19,7 +19,6 @@ from rich.text import Text
 import organics_agree
 import organics_core as oc
 from organics_agree.printing import as_json, rich_table
-from organics_core.training import EpochRecord
 from organics_plot import (
     ContrastExperiment,
     agreement_figure,
@@ -32,6 +31,7 @@ from organics_plot import (
     training_figure,
 )
 from organics_plot.style import percent
+from organics_train.records import EpochRecord
 
 from .console import console, output_folder, quiet_matplotlib, seconds, versions, write_json
 

@@ -14,7 +14,7 @@ import numpy as np
 import organics_core as oc
 from organics_core import cell, static
 from organics_core.io import checkpoints as checkpoint
-from organics_core.training import batch_indices
+from organics_train.records import batch_indices
 
 Array = np.ndarray[Any, Any]
 

@@ -29,11 +29,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from organics_core import checks
-from organics_core.training import batch_indices
 
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
 from .config import FRAMEWORKS, Config
 from .datasets import Dataset
+from .records import batch_indices
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
