@@ -207,11 +207,11 @@ def trained(screen: Any, frameworks: Sequence[str], out: Path, *, quick: bool) -
     )
     with bar:
         for name in frameworks:
-            line = bar.add_task(name, total=epochs, numbers="compiling" if name == "jax" else "starting")
+            row = bar.add_task(name, total=epochs, numbers="compiling" if name == "jax" else "starting")
 
-            def show(record: EpochRecord, line: Any = line) -> None:
+            def show(record: EpochRecord, row: Any = row) -> None:
                 numbers = f"loss {record.loss:.3f}  test {100 * record.test_accuracy:.1f} %"
-                bar.update(line, advance=1, numbers=numbers)
+                bar.update(row, advance=1, numbers=numbers)
 
             records[name] = _train(name, data, epochs, show)
     table = _table(f"Digits read row by row: {HIDDEN} units, {epochs} epochs, no gradient clipping")

@@ -231,7 +231,7 @@ def _pose_large(
     times = xp.astype(_check_times(xp, times), sample.dtype, copy=False)
     floor = (ready.b0 * ready.sigma) ** 2
     rest = State(0.0 * sample, 0.0 * sample + floor)
-    arguments = (ready.w_r, ready.w, ready.b * sample, floor, ready.tau_y, ready.tau_a)
+    arguments: Any = (ready.w_r, ready.w, ready.b * sample, floor, ready.tau_y, ready.tau_a)
     field: Callable[..., Any] = _ConstantField(variant)
     values = None
     if z.ndim == 2:

@@ -78,8 +78,8 @@ def stability_boundary(n: Numbers) -> Figure:
     titles = ("Input against recurrence", "Pool against recurrence", "$w_r = -2$: input against sigma")
     for ax, name, title in zip(axes.flat, ("input", "pool", "sigma"), titles, strict=True):
         fields = {field: n[f"{name}_{field}"] for field in oc.StabilityBoundary._fields}
-        parameters = tuple(str(parameter) for parameter in fields.pop("parameters"))
-        plot.boundary_map(oc.StabilityBoundary(parameters, tuple(fields.pop("values")), **fields), ax=ax)
+        first, second = (str(parameter) for parameter in fields.pop("parameters"))
+        plot.boundary_map(oc.StabilityBoundary((first, second), tuple(fields.pop("values")), **fields), ax=ax)
         ax.set_title(title)
         ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
     axes[0, 2].set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
@@ -146,7 +146,8 @@ def random_stability(n: Numbers) -> Figure:
     left.set_title(f"Inputs of order one: {(every < 0).sum()} of {len(every)} stable")
     left.legend(loc="upper left")
     strong = n["strong"][np.isfinite(n["strong"])]
-    edges = np.linspace(*np.quantile(strong, (0.0, 0.98)), 41)
+    lowest, highest = np.quantile(strong, (0.0, 0.98))
+    edges = np.linspace(lowest, highest, 41)
     edges -= edges[np.argmin(np.abs(edges))]  # no bar across zero
     groups = {"stable": strong[strong < 0], "unstable": strong[strong >= 0]}
     plot.abscissa_histogram(groups, bins=edges, color=[CYCLE[0], THEORY], ax=right)

@@ -196,7 +196,7 @@ def training(*, seed: int = 0, quick: bool = False) -> Numbers:
 def trajectories(*, seed: int = 0, quick: bool = False, checkpoint: networks.Given | None = None) -> Numbers:
     """Membrane potentials of a trained recurrent classifier for 200 test sequences, in their principal plane."""
     given = networks.train_recurrent(seed, quick, "orthogonal").given if checkpoint is None else checkpoint
-    run = given.network.run(given.x[:200])
+    run = given.recurrent.run(given.x[:200])
     return {
         "task": np.array(given.task),
         "paths": principal_plane(run.y),
@@ -213,7 +213,7 @@ def static_stability(*, seed: int = 0, quick: bool = False, checkpoint: networks
         trained = networks.train_static(seed, quick)
         checkpoint, history = trained.given, trained.history
     x = checkpoint.x.reshape(len(checkpoint.x), -1)
-    layers = {f"layer_{index}": values for index, values in enumerate(checkpoint.network.abscissae(x), start=1)}
+    layers = {f"layer_{index}": values for index, values in enumerate(checkpoint.static.abscissae(x), start=1)}
     return {"task": np.array(checkpoint.task)} | layers | history
 
 

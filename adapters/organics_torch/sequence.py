@@ -234,8 +234,8 @@ def run_sequence(
         with _without_autocast(xs):
             ys, state = reference_sequence(fields, w, rates, state, xs, variant)
         return (ys if outputs else None), state
-    weights = (fields.w_zx, fields.w_r, w, fields.w_bx0, fields.w_by0, fields.w_ba0)
-    weights += (fields.w_bx1, fields.w_by1, fields.w_ba1, *rates)
+    gains = (fields.w_bx0, fields.w_by0, fields.w_ba0, fields.w_bx1, fields.w_by1, fields.w_ba1)
+    weights = (fields.w_zx, fields.w_r, w, *gains, *rates)
     start = torch.stack(list(state))
     gradient = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (xs, start, *weights))
     setup = Setup(variant == "main", outputs, gradient, checkpoint_every or 0, _threads())

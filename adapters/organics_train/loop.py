@@ -56,7 +56,7 @@ class Learner(Protocol):
     hidden: int
 
     def step(
-        self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None
+        self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None = None
     ) -> tuple[float, float, float]:
         """One optimizer step on these training examples, noise added; returns loss, accuracy and gradient norm."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ class NumpyBackend(GenericBackend):
 
     def runge_kutta(
         self, tableau: Tableau, slope: Callable[[Any, Array], Array], t: float, h: float, x: Array, first: Array
-    ) -> tuple[Array, Sequence[Array], Array] | None:
+    ) -> tuple[Array, Array, Array] | None:
         """One step by the tableau, in buffers: the new state, the slopes, the estimate of the error."""
         rows = _rows(tableau, x.dtype)
         stages = np.empty((len(rows), *x.shape), dtype=x.dtype)
