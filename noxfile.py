@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
+import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nox
@@ -30,7 +31,12 @@ nox.options.sessions = [
     "demo",
 ]
 
-TESTING = ("pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
+ROOT = Path(__file__).parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organics-core"]
+TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
+WORKERS = ("-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist", "worksteal")
+"""Tests run on as many processes as there are cores, each on one thread; `-- -n 0` for one process."""
+OTHER_PYTHONS = ("3.12", "3.13")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -41,41 +47,73 @@ def install(session: nox.Session, *extras: str, more: tuple[str, ...] = ()) -> N
 
 
 def run_tests(session: nox.Session, library: str, *extras: str, more: tuple[str, ...] = ()) -> None:
-    """The tests of one array library; they fail, not skip, where it is missing."""
+    """The tests of one array library. What is missing here fails: the session has installed all that they need."""
     install(session, *extras, more=(*TESTING, *more))
-    session.run("pytest", "--library", library, *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "--complete", "--library", library, *WORKERS, *session.posargs, env=ONE_THREAD)
 
 
-@nox.session(name="tests-numpy")
+@nox.session(default=False)
+def fast(session: nox.Session) -> None:
+    """The quick tests of the core alone, in numpy: for while you work on it."""
+    install(session, more=TESTING)
+    session.run("pytest", "--core", "--library", "numpy", *WORKERS, *session.posargs, env=ONE_THREAD)
+
+
 def tests_numpy(session: nox.Session) -> None:
     """numpy, the command line, files and figures; the CUDA kernels of simulations are compiled."""
     nvrtc = ("nvidia-cuda-nvrtc>=13; platform_system == 'Linux'",)
     run_tests(session, "numpy", "cli", "sweep", "dask", more=(*nvrtc, "safetensors>=0.4"))
 
 
-@nox.session(name="tests-strict")
 def tests_strict(session: nox.Session) -> None:
     """array-api-strict: the standard and nothing else, through the generic backend."""
     run_tests(session, "strict", more=("array-api-strict>=2.3",))
 
 
-@nox.session(name="tests-torch")
 def tests_torch(session: nox.Session) -> None:
-    """torch on the CPU, float64 and float32, and its adapter."""
+    """torch on the CPU, float64 and float32, and its adapter; needs a C++ compiler."""
     triton = ("triton>=3.9; platform_system == 'Linux'",)  # its interpreter checks the CUDA kernel
     run_tests(session, "torch", "torch", "cli", more=triton)  # cli: the table of benchmarks/gpu.py
 
 
-@nox.session(name="tests-jax")
 def tests_jax(session: nox.Session) -> None:
     """jax on the CPU, and its adapter."""
     run_tests(session, "jax", "jax", "cli", more=("flax>=0.10",))  # cli: figures of trained networks
 
 
+def interpreter(version: str) -> str:
+    """Python ``version`` for nox: the newest that pyenv keeps, whether it is switched on or not, or what PATH has."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    kept = root.glob(f"versions/{version}.*/bin/python{version}")
+    return max(map(str, kept), key=lambda path: (len(path), path), default=version)
+
+
+def _define_tests(library: str, tests: Callable[[nox.Session], None]) -> None:
+    """``tests-library`` on the Python that runs nox, and ``tests-library-3.12``, ... on others, where they are."""
+    nox.session(name=f"tests-{library}")(tests)
+    for version in OTHER_PYTHONS:
+
+        def other(session: nox.Session) -> None:
+            tests(session)
+
+        other.__doc__ = f"The same on Python {version}."
+        nox.session(name=f"tests-{library}-{version}", python=interpreter(version), default=False)(other)
+
+
+for _library, _tests in (
+    ("numpy", tests_numpy),
+    ("strict", tests_strict),
+    ("torch", tests_torch),
+    ("jax", tests_jax),
+):
+    _define_tests(_library, _tests)
+
+
 @nox.session(name="tests-cupy", default=False)
 def tests_cupy(session: nox.Session) -> None:
-    """cupy; needs an NVIDIA GPU, and fails where there is none."""
-    run_tests(session, "cupy", "cupy")
+    """cupy; needs an NVIDIA GPU, and fails where there is none. One process: there is one GPU."""
+    install(session, "cupy", more=TESTING)
+    session.run("pytest", "--library", "cupy", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(default=False)
@@ -211,38 +249,20 @@ def bench(session: nox.Session) -> None:
 
 # The circuit inside real simulation frameworks, each in an environment of its own.
 
-# name: (packages beside the project's extra, packages without their dependencies)
-FRAMEWORKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "scipy": ((), ()),
-    "diffrax": ((), ()),
-    # norse asks for torchvision, whose wheels do not fit every torch, and needs it for its MNIST example only
-    "torch": (("nir", "nirtorch"), ("norse>=1.1",)),
-    "brainstate": ((), ()),
-    "brainpy": ((), ()),
-    "nengo": ((), ()),
-    # brian2 2.9, the last for Python 3.11, does not work with numpy 2.4
-    "brian2": (("numpy<2.4",) if sys.version_info < (3, 12) else (), ()),
-    "pyrates": ((), ()),
-    "keras": (("torch", "jax"), ()),
-    "tvb": ((), ()),
-}
-EXTRAS = {"torch": "torch,torchdiffeq,torchode,ncps,lightning"}
-MISSING: dict[str, str] = {}
-"""Frameworks without a release for this Python, and why."""
+FRAMEWORKS = sorted(file.stem.removeprefix("test_embed_") for file in ROOT.glob("tests/embed/test_embed_*.py"))
+"""One for every test file; what is special about some stands in pyproject.toml, [tool.organics-core.embed]."""
 
 
 def embed_one(session: nox.Session, name: str) -> None:
     """Install one framework and run its tests."""
-    if name in MISSING:
-        session.skip(f"{name}: {MISSING[name]}")
-    packages, bare = FRAMEWORKS[name]
-    session.install("-c", "constraints.txt", "-e", f".[{EXTRAS.get(name, name)}]", "pytest>=8", *packages)
-    if bare:
-        session.install("--no-deps", *bare)
-    runs = [{}]
-    if name == "keras":
-        runs = [{"KERAS_BACKEND": backend} for backend in ("torch", "jax")]
-    for more in runs:
+    special = SETTINGS["embed"].get(name, {})
+    if "missing" in special:
+        session.skip(f"{name}: {special['missing']}")
+    extras = ",".join(special.get("extras", [name]))
+    session.install("-c", "constraints.txt", "-e", f".[{extras}]", "pytest>=8", *special.get("packages", ()))
+    if "without-dependencies" in special:
+        session.install("--no-deps", *special["without-dependencies"])
+    for more in special.get("environments", [{}]):
         environment = {
             "ORGANICS_EMBED": name,
             "ORGANICS_EMBED_OUT": os.environ.get("ORGANICS_EMBED_OUT", str(Path(session.create_tmp()).resolve())),
@@ -277,4 +297,5 @@ def embed(session: nox.Session) -> None:
     session.run(
         "nox", "-s", *wanted, "--", *session.posargs, env={"ORGANICS_EMBED_OUT": str(out)}, success_codes=[0, 1]
     )
-    session.run("python", "tests/embed/summary.py", str(out), *(name for name in FRAMEWORKS if name not in MISSING))
+    present = [name for name in FRAMEWORKS if "missing" not in SETTINGS["embed"].get(name, {})]
+    session.run("python", "tests/embed/summary.py", str(out), *present)

@@ -379,7 +379,7 @@ def simulation(
     import numpy as np
 
     import organics_cupy as og
-    from organics_core.weights import LargeCircuit, ring_convolution
+    from organics_core import Circuit, ring_convolution
 
     if module is None:
         import cupy as module
@@ -425,7 +425,7 @@ def simulation(
         measure(label, 50, lambda o=options: og.simulate(large, drive, times, **o))
     apart = module.minimum(module.arange(sizes.ring), sizes.ring - module.arange(sizes.ring)).astype(np.float32)
     pool = ring_convolution(module.exp(-((apart / 50) ** 2)) / 90)
-    huge = LargeCircuit(None, pool, 0.5, 0.5, 0.1, 2e-3, 2e-3)
+    huge = Circuit(None, pool, 0.5, 0.5, 0.1, 2e-3, 2e-3)
     drive = module.asarray(rng.standard_normal(sizes.ring).astype(np.float32))
     options = {"method": "rk4", "substeps": 50, "engine": "graph"}
     label = f"one circuit of {sizes.ring} convolutional pools, rk4, graph, float32"
@@ -435,7 +435,7 @@ def simulation(
     places = near[1], (near[0] + near[1]) % sizes.ring
     weights = module.full(21 * sizes.ring, 1 / 21, dtype=np.float32)
     pool = sparse.coo_matrix((weights, places), shape=(sizes.ring, sizes.ring)).tocsr()
-    huge = LargeCircuit(None, pool, 0.5, 0.5, 0.1, 2e-3, 2e-3)
+    huge = Circuit(None, pool, 0.5, 0.5, 0.1, 2e-3, 2e-3)
     label = f"one circuit of {sizes.ring} sparse pools of 21, rk4, graph, float32"
     measure(label, 50, lambda: og.simulate(huge, drive, times, **options))
     return rows

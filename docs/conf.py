@@ -46,12 +46,22 @@ nb_merge_streams = True
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+
+
+def imported(package: str) -> set[str]:
+    """What the modules of an adapter import at the top."""
+    found = set()
+    for file in (ROOT / "adapters" / package).glob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(str(node.module).partition(".")[0])
+    return found
+
+
 # The frameworks that the tutorials do not run need not be there to be documented.
-autodoc_mock_imports = [
-    name
-    for name in ("brainpy", "brainstate", "brainunit", "brian2", "cupy", "keras", "lightning", "pyrates", "tvb")
-    if find_spec(name) is None
-]
+autodoc_mock_imports = sorted(name for name in {"cupy", *imported("organics_simulators")} if find_spec(name) is None)
 autodoc_default_options = {"members": True, "undoc-members": False}
 napoleon_google_docstring = False
 napoleon_use_rtype = False
@@ -82,11 +92,15 @@ def complete(app: Sphinx, env: BuildEnvironment) -> None:
     short = {name.rpartition(".")[2] for name in described if name.startswith("organics_core.")}
     for package in (f"organics_{name}" for name in PACKAGES):
         init = next(file for folder in (ROOT, ROOT / "adapters") if (file := folder / package / "__init__.py").exists())
-        names = next(
-            ast.literal_eval(node.value)
+        listed = next(
+            node.value
             for node in ast.parse(init.read_text()).body
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
         )
+        if isinstance(listed, ast.List):
+            names = ast.literal_eval(listed)
+        else:  # all modules
+            names = [file.stem for file in init.parent.glob("[!_]*.py")]
         for name in names:  # those of the core may be handed on by others
             if f"{package}.{name}" not in described and (package == "organics_core" or name not in short):
                 getLogger(__name__).warning("the API reference lacks %s.%s", package, name)

@@ -84,6 +84,19 @@ def gallery(folder: Path) -> str:
     return "\n".join(parts)
 
 
+def simulators(folder: Path) -> str:
+    """Every module of the adapter for other simulators: a table, and the place of its reference."""
+    rows, parts = [], []
+    for file in sorted(folder.glob("[!_]*.py")):
+        tree = ast.parse(file.read_text())
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        extra = next(call.args[0].value for call in calls if getattr(call.func, "id", "") == "require")
+        what = (ast.get_docstring(tree) or "").splitlines()[0].removeprefix("ORGaNICs for ").replace("``", "`")
+        rows.append([f"`{file.stem}`", what, f"`organics-core[{extra}]`"])
+        parts.append(f"## {file.stem}\n\n```{{eval-rst}}\n.. automodule:: {folder.name}.{file.stem}\n```\n")
+    return "\n".join([table(["module", "for", "extra"], rows), *parts])
+
+
 def commands(names: Iterable[str]) -> str:
     """The help of the command line and of every command, as it prints it."""
     parts = []
@@ -224,6 +237,7 @@ def main() -> int:
     write(
         "gpu.md", newest("gpu-.+?", "md"), Path.read_text, "No GPU has run anything yet: `nox -s gpu` makes a record."
     )
+    (OUT / "simulators.md").write_text(simulators(ROOT / "adapters" / "organics_simulators"))
     names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "sweep")
     (OUT / "commands.md").write_text(commands(names))
     return 0

@@ -22,21 +22,34 @@ from .cell import (
     cell_step,
     init_cell,
 )
-from .circuit import Circuit, State, resting_state
-from .dynamics import vector_field
-from .equilibria import FixedPoint, SteadyState, fixed_points, steady_state
-from .integration import INTEGRATORS, DenseOutput, Tableau, Trajectory, integrate, simulate
-from .models.v1 import (
-    V1Circuit,
-    V1State,
-    V1SteadyState,
-    gamma_peak,
+from .circuit import VARIANTS, Circuit, State, Variant, resting_state, vector_field
+from .deprecated import (
+    LargeCircuit,
+    large_certify,
+    large_steady_state,
+    large_vector_field,
     simulate_v1,
     v1_jacobian,
     v1_power_spectrum,
     v1_steady_state,
     v1_vector_field,
 )
+from .drive import AmbiguousDriveWarning, PulseTrain, pulse_train
+from .equilibria import FixedPoint, SteadyState, fixed_points, steady_state
+from .integration import (
+    DenseOutput,
+    Event,
+    Trajectory,
+    integrate,
+    integrate_sde,
+    simulate,
+    simulate_sde,
+    wiener_increments,
+)
+from .io.trajectories import load_trajectory
+from .methods import INTEGRATORS, METHODS, Method, RosenbrockTableau, Tableau
+from .model import Model, Parameter
+from .models.v1 import V1Circuit, V1State, gamma_peak
 from .noise import (
     coherence,
     linear_coherence,
@@ -51,26 +64,22 @@ from .stability import (
     certify,
     energy,
     jacobian,
+    jacobian_product,
+    leading_eigenvalues,
     oscillator_form,
     spectral_abscissa,
     spectrum,
 )
 from .static import StaticParameters, init_static, static_rates, static_steady_state
-from .stochastic import integrate_sde, simulate_sde, wiener_increments
-from .weights import (
-    LargeCircuit,
-    jacobian_product,
-    large_certify,
-    large_steady_state,
-    large_vector_field,
-    leading_eigenvalues,
-    ring_convolution,
-)
+from .weights import Operator, ring_convolution
 
 __version__ = "0.1.0"
 
 __all__ = [
     "INTEGRATORS",
+    "METHODS",
+    "VARIANTS",
+    "AmbiguousDriveWarning",
     "Backend",
     "CellParameters",
     "CellState",
@@ -78,13 +87,20 @@ __all__ = [
     "Circuit",
     "Classification",
     "DenseOutput",
+    "Event",
     "FirstOrder",
     "FixedPoint",
     "GenericBackend",
     "LargeCircuit",
     "MaxRates",
+    "Method",
+    "Model",
+    "Operator",
     "OscillatorForm",
+    "Parameter",
     "PhaseDiagram",
+    "PulseTrain",
+    "RosenbrockTableau",
     "StabilityBoundary",
     "State",
     "StaticParameters",
@@ -93,7 +109,7 @@ __all__ = [
     "Trajectory",
     "V1Circuit",
     "V1State",
-    "V1SteadyState",
+    "Variant",
     "cell_sequence",
     "cell_step",
     "certify",
@@ -118,11 +134,13 @@ __all__ = [
     "linear_coherence",
     "linear_covariance",
     "linear_power_spectrum",
+    "load_trajectory",
     "noise_covariance",
     "oscillator_form",
     "phase_diagram",
     "phenomena",
     "power_spectrum",
+    "pulse_train",
     "random_recurrence",
     "registered_backends",
     "resting_state",

@@ -50,13 +50,6 @@ def tree_leaves(tree: Tree) -> list[Array]:
 class Backend(Protocol):
     """What an array library must offer beyond the array API standard.
 
-    Where loops run on the host a backend may also have fast steps with buffers
-    written in place: ``runge_kutta(tableau, slope, t, h, x, first) -> (new,
-    stages, error)``, one step of an adaptive method, and
-    ``circuit_slope(variant, arguments, start) -> slope``, the vector field of a
-    circuit under a constant drive on packed states. Both may return None: the
-    general code goes on.
-
     Attributes
     ----------
     name : str
@@ -120,6 +113,10 @@ class Backend(Protocol):
 
     def eigvals(self, matrix: Array) -> Array:
         """Eigenvalues of general square matrices (..., n, n), complex, shape (..., n)."""
+        ...
+
+    def sparse(self, matrix: Any, like: Array) -> Any:
+        """A sparse matrix, of this library or of scipy, as an Operator on vectors of the kind of ``like``."""
         ...
 
 
@@ -208,6 +205,11 @@ class GenericBackend:
         # an object the library itself can read: nested sequences are in the standard
         return xp.asarray(values.tolist(), dtype=dtype, device=device(matrix))
 
+    def sparse(self, matrix: Any, like: Array) -> Any:
+        from .weights import padded_rows
+
+        return padded_rows(matrix, like)
+
 
 def host_eigvals(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """``numpy.linalg.eigvals``, always complex; matrices with NaN or inf give NaN."""
@@ -262,6 +264,7 @@ def _load(library: str) -> None:
             "jacobian",
             "normal",
             "eigvals",
+            "sparse",
         )
         if not callable(getattr(backend, name, None))
     ]
@@ -272,7 +275,7 @@ def _load(library: str) -> None:
 
 # A first use may lie inside torch.compile, which is to run the function, not to trace
 # it; it must come before the first look at _LOADED, whose content is then recorded.
-_load._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def library_of(xp: Any) -> str:
@@ -298,6 +301,50 @@ def get_backend(xp: Any) -> Backend:
     library = library_of(xp)
     _load(library)
     return _LOADED[library]
+
+
+# By library first: torch.compile reads a dictionary whose keys are strings or types.
+_KERNELS: dict[str, dict[type[Any], Callable[..., Any]]] = {}
+
+
+def register_kernel(kind: type[Any], library: str, kernel: Callable[..., Any]) -> None:
+    """Register the fast kernel of a kind of computation for one array library.
+
+    Parameters
+    ----------
+    kind : type
+        What is computed: the class whose instances the kernel serves, such as
+        a class of methods. It says what its kernels take and return; where one
+        returns None the general code goes on.
+    library : str
+        Top-level name of the array library.
+    kernel : callable
+        In the place of one that is registered already.
+    """
+    _KERNELS.setdefault(library, {})[kind] = kernel
+
+
+def kernel_for(kind: type[Any], xp: Any) -> Callable[..., Any] | None:
+    """The kernel registered for a kind of computation and the library of a namespace, or None.
+
+    Parameters
+    ----------
+    kind : type
+    xp : module
+        An array namespace. The backend of its library is loaded first: it
+        registers its kernels as it loads.
+
+    Returns
+    -------
+    callable or None
+    """
+    library = library_of(xp)
+    _load(library)
+    known = _KERNELS.get(library, {})
+    for base in kind.__mro__:
+        if base in known:
+            return known[base]
+    return None
 
 
 def registered_backends() -> tuple[str, ...]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from . import checks
 from .backend import Array, get_backend
-from .dynamics import pooled_response, recurrent_drive, relu, sqrt_relu
-from .linalg import matvec
+from .circuit import pooled_response, recurrent_drive, relu, sqrt_relu
+from .weights import matvec
 
 CELL_VARIANTS = ("rectified_recurrence", "main")
 

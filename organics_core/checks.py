@@ -15,8 +15,6 @@ from array_api_compat import array_namespace, device, is_array_api_obj, is_jax_a
 from .backend import Array, get_backend
 from .linalg import broadcast_shapes
 
-VARIANTS = ("main", "rectified", "rectified_recurrence")
-
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -184,4 +182,14 @@ def positive_integer(name: str, value: object) -> int:
     number = int(value)
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def seed(value: object) -> int:
+    """``value`` as a seed, an integer of at least 0, or an error that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"seed must be an integer, got {describe(value)}")
+    number = int(value)  # type: ignore[call-overload]
+    if number < 0:
+        raise ValueError(f"seed must not be negative, got {number}")
     return number

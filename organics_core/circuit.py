@@ -1,16 +1,53 @@
-"""The circuit and its state: named tuples of arrays, and their validation."""
+"""The circuit: its parameters, its state, and the one place where its equations stand.
+
+The main circuit and its rectified relatives share the form
+
+    tau_y y' = -y + b z + (1 - sqrt(max(a, 0))) rec(y)
+    tau_a a' = -a + (b0 sigma)**2 + W (max(a, 0) resp(y)**2)
+
+A variant is three flags (:class:`Variant`), and everything reads them: the
+dynamics, the Jacobian, the fixed points, the fast kernels, the simulators.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from array_api_compat import device, is_array_api_obj
 
-from . import checks
+from . import checks, weights
 from .backend import Array, get_backend
+from .model import Parameter, block_matrix, check_model, prepare, rows, size, state_fields, validate
+from .model import rest as model_rest
+from .weights import matvec
 
-_NUMBERS = ("b", "b0", "sigma", "tau_y", "tau_a")
-_ALLOWED = {"w_r": "any", "w": ">= 0", "b": "> 0", "b0": "> 0", "sigma": "> 0", "tau_y": "> 0", "tau_a": "> 0"}
+__all__ = ["VARIANTS", "Circuit", "State", "Variant", "prepare", "resting_state", "size", "vector_field"]
+
+
+class Variant(NamedTuple):
+    """What a variant of the circuit rectifies.
+
+    Attributes
+    ----------
+    source : bool
+        The potentials that drive the recurrence: W_r max(y, 0).
+    drive : bool
+        The recurrent drive: max(W_r y, 0).
+    response : bool
+        The responses in the pool: W (max(a, 0) max(y, 0)**2).
+    """
+
+    source: bool
+    drive: bool
+    response: bool
+
+
+VARIANTS: dict[str, Variant] = {
+    "main": Variant(source=False, drive=False, response=False),
+    "rectified": Variant(source=True, drive=False, response=True),
+    "rectified_recurrence": Variant(source=False, drive=True, response=True),
+}
+"""The variants by name; a line here makes one more."""
 
 
 class _CircuitFields(NamedTuple):
@@ -23,6 +60,22 @@ class _CircuitFields(NamedTuple):
     tau_a: Array
 
 
+class State(NamedTuple):
+    """State of a circuit.
+
+    Attributes
+    ----------
+    y : array (..., n)
+        Membrane potentials of the principal neurons. Firing rates are
+        ``max(y, 0)**2``, and ``max(-y, 0)**2`` for the complementary cell.
+    a : array (..., n)
+        Membrane potentials of the modulators; their rates are ``sqrt(max(a, 0))``.
+    """
+
+    y: Array
+    a: Array
+
+
 class Circuit(_CircuitFields):
     """An ORGaNICs circuit of n principal neurons and n modulators.
 
@@ -32,11 +85,14 @@ class Circuit(_CircuitFields):
 
     Parameters
     ----------
-    w_r : array (..., n, n) or None
+    w_r : array (..., n, n), operator or None
         Recurrent weights W_r, any real matrix. ``None`` stands for the
         identity, the case proven stable, and costs no product.
-    w : array (..., n, n)
-        Normalization weights W, non-negative.
+    w : array (..., n, n) or operator
+        Normalization weights W, non-negative. Both may also be anything with a
+        product: a sparse matrix of scipy, torch, cupy or jax (BCOO), a function
+        of a vector (n,), an :class:`Operator` such as :func:`ring_convolution`.
+        Of a function only W 1 >= 0 can be checked.
     b, b0 : array (..., n) or number
         Input gain and normalization gain, positive.
     sigma : array (..., n) or number
@@ -68,6 +124,18 @@ class Circuit(_CircuitFields):
     """
 
     __slots__ = ()
+    spec: ClassVar[dict[str, Parameter]] = {
+        "w_r": Parameter(axes=2, optional=True),
+        "w": Parameter(">= 0", axes=2),
+        "b": Parameter("> 0"),
+        "b0": Parameter("> 0"),
+        "sigma": Parameter("> 0"),
+        "tau_y": Parameter("> 0"),
+        "tau_a": Parameter("> 0"),
+    }
+    state = State
+    variant: ClassVar[str] = "main"
+    autonomous: ClassVar[bool] = True
 
     def __new__(
         cls,
@@ -81,9 +149,30 @@ class Circuit(_CircuitFields):
     ) -> Circuit:
         circuit = _Rebuilt(w_r, w, b, b0, sigma, tau_y, tau_a)
         # A tree of axes, flags or placeholders (vmap's in_axes, say) is no circuit yet.
-        if any(is_array_api_obj(value) or isinstance(value, list) for value in circuit):
+        if any(is_array_api_obj(value) or isinstance(value, list) or weights.is_operator(value) for value in circuit):
             validate_circuit(circuit, values=True)
         return circuit
+
+    def field(self, xp: Any, t: Array, x: State, z: Array) -> State:
+        """The vector field, unchecked: what loops call."""
+        return field(xp, self, x, z, self.variant)
+
+    def rest(self, xp: Any, z: Array) -> State:
+        """y = 0 and a = (b0 sigma)**2."""
+        zero = xp.zeros_like(z)
+        return State(zero, zero + (self.b0 * self.sigma) ** 2)
+
+    def jacobian(self, xp: Any, t: Array, x: State, z: Array) -> Array:
+        """The Jacobian (..., 2n, 2n), unchecked; it does not depend on t and z."""
+        return circuit_jacobian(xp, self, x, self.variant)
+
+    def product(self, xp: Any, t: Array, x: State, z: Array, direction: State) -> State:
+        """The Jacobian times a direction, without the matrix."""
+        return circuit_product(xp, self, x, direction, self.variant)
+
+    def decay(self) -> State:
+        """The time constants."""
+        return State(self.tau_y, self.tau_a)
 
 
 class _Rebuilt(Circuit):
@@ -99,95 +188,47 @@ class _Rebuilt(Circuit):
         return _CircuitFields.__new__(cls, *fields, **named)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Circuit, tuple(self)
+        return _unpickled, (self.variant, *self)
 
 
 _Rebuilt.__name__ = _Rebuilt.__qualname__ = "Circuit"
+_OF_VARIANT: dict[str, type[_Rebuilt]] = {"main": _Rebuilt}
 
 
-class State(NamedTuple):
-    """State of a circuit.
-
-    Attributes
-    ----------
-    y : array (..., n)
-        Membrane potentials of the principal neurons. Firing rates are
-        ``max(y, 0)**2``, and ``max(-y, 0)**2`` for the complementary cell.
-    a : array (..., n)
-        Membrane potentials of the modulators; their rates are ``sqrt(max(a, 0))``.
-    """
-
-    y: Array
-    a: Array
-
-
-def size(circuit: Circuit) -> int:
-    """Number n of principal neurons."""
-    return int(circuit.w.shape[-1])
+def _unpickled(variant: str, *fields: Any) -> Circuit:
+    return of_variant(Circuit(*fields), variant)  # type: ignore[no-any-return]
 
 
 def validate_circuit(circuit: Circuit, *, values: bool = False, **others: Array) -> Any:
-    """Check a circuit, and arrays (..., n) that go with it, and return their namespace.
-
-    Parameters
-    ----------
-    circuit : Circuit
-    values : bool
-        Also check the values, where they can be seen.
-    **others : array (..., n)
-        Arrays that must share the circuit's library, device and n, by name.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the first field that is wrong.
-    """
-    if not isinstance(circuit, tuple) or getattr(circuit, "_fields", None) != _CircuitFields._fields:
-        raise TypeError(f"circuit must be a Circuit, got {checks.describe(circuit)}")
-    fields = circuit._asdict()
-    xp = checks.namespace({**fields, **others}, numbers=_NUMBERS, optional=("w_r",))
-    n = checks.matrix_shape("w", circuit.w, None)
-    if circuit.w_r is not None:
-        checks.matrix_shape("w_r", circuit.w_r, n)
-    for name in _NUMBERS:
-        checks.vector_shape(name, fields[name], n, scalar=True)
-    for name, value in others.items():
-        checks.vector_shape(name, value, n)
-    core = {name: (value, 2 if name in ("w", "w_r") else 1) for name, value in {**fields, **others}.items()}
-    checks.batch_shape(core)
-    if values:
-        for name, allowed in _ALLOWED.items():
-            checks.values(xp, name, fields[name], allowed)
-    return xp
+    """As :func:`organics_core.model.validate`, for a Circuit and nothing else."""
+    return validate(circuit, values=values, name="circuit", kind=Circuit, **others)
 
 
 def validate_state(state: State, name: str = "state") -> dict[str, Array]:
     """The fields of a state by name, for :func:`validate_circuit`; TypeError if it is none."""
-    if not isinstance(state, tuple) or len(state) != 2:
-        raise TypeError(f"{name} must be a State(y, a), got {checks.describe(state)}")
-    return {f"{name}.y": state[0], f"{name}.a": state[1]}
+    return state_fields(Circuit, state, name)
 
 
-def prepare(xp: Any, circuit: Circuit, *others: Array) -> tuple[Array, ...]:
-    """The circuit with every field an array of the common dtype, and ``others`` likewise."""
-    arrays = [value for value in (*circuit, *others) if value is not None and not checks.is_number(value)]
-    dtype = xp.result_type(*arrays)
-    where = device(arrays[0])
-    fields: list[Array] = []
-    for value in circuit:
-        if value is None:
-            fields.append(None)
-        elif checks.is_number(value):
-            fields.append(xp.asarray(float(value), dtype=dtype, device=where))
-        else:
-            fields.append(xp.astype(value, dtype, copy=False))
-    return (Circuit._make(fields), *(xp.astype(value, dtype, copy=False) for value in others))
+def of_variant(model: Any, variant: str) -> Any:
+    """The model as one of its variants; ValueError for an unknown one, or a model that has none."""
+    if not isinstance(model, Circuit):
+        if variant != "main":
+            raise ValueError(f"variant {variant!r} is one of a Circuit's; a {type(model).__name__} has none")
+        return model
+    checks.one_of("variant", variant, VARIANTS)
+    if variant == model.variant:
+        return model
+    if variant not in _OF_VARIANT:
+        _OF_VARIANT[variant] = type("Circuit", (_Rebuilt,), {"variant": variant, "__slots__": ()})
+    return _OF_VARIANT[variant]._make(model)
 
 
 def is_identity(xp: Any, w_r: Array) -> bool | None:
     """Whether W_r is the identity; None where its values cannot be seen."""
     if w_r is None:
         return True
+    if isinstance(w_r, weights.Operator) or weights.is_operator(w_r):
+        return False
     if not get_backend(xp).is_concrete(w_r):
         return None
     return bool(xp.all(w_r == identity(xp, w_r)))
@@ -219,12 +260,202 @@ def resting_state(circuit: Circuit, z: Array) -> State:
     """
     xp = validate_circuit(circuit, z=z)
     circuit, z = prepare(xp, circuit, z)
-    return _resting_state(xp, circuit, z)
+    return State(*model_rest(xp, circuit, z))
 
 
-def _resting_state(xp: Any, circuit: Circuit, z: Array) -> State:
-    zero = xp.zeros_like(circuit.b * z)
-    for field, core in zip(circuit, (2, 2, 1, 1, 1, 1, 1), strict=True):
-        if field is not None and field.ndim > core:  # batch axes of the circuit itself
-            zero = zero + xp.zeros_like(field if core == 1 else field[..., 0])
-    return State(zero, zero + (circuit.b0 * circuit.sigma) ** 2)
+def relu(xp: Any, x: Array) -> Array:
+    """max(x, 0), with derivative 0 at 0 in every library."""
+    return xp.where(x > 0, x, 0.0)
+
+
+def sqrt_relu(xp: Any, a: Array) -> Array:
+    """sqrt(max(a, 0)), with derivative 0 (not NaN) where a <= 0."""
+    positive = a > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, a, 1.0)), 0.0)
+
+
+def pooled_response(xp: Any, y: Array, variant: str) -> Array:
+    """The response whose square the normalization pool sums."""
+    return relu(xp, y) if VARIANTS[variant].response else y
+
+
+def recurrent_drive(xp: Any, w_r: Array, y: Array, variant: str) -> Array:
+    """The recurrent drive before its gate (1 - sqrt(max(a, 0)))."""
+    flags = VARIANTS[variant]
+    source = relu(xp, y) if flags.source else y
+    drive = source if w_r is None else matvec(xp, w_r, source)
+    return relu(xp, drive) if flags.drive else drive
+
+
+def recurrent_slope(xp: Any, w_r: Array, y: Array, variant: str) -> Array:
+    """The matrix R (..., n, n) with rec(y) = R y, constant around y away from the kinks."""
+    flags = VARIANTS[variant]
+    matrix = identity(xp, y) if w_r is None else weights.dense(xp, w_r, y, "w_r")
+    if flags.source:
+        matrix = matrix * _step(xp, y)[..., None, :]
+    if flags.drive:
+        source = relu(xp, y) if flags.source else y
+        matrix = matrix * _step(xp, source if w_r is None else matvec(xp, w_r, source))[..., :, None]
+    return matrix
+
+
+def _step(xp: Any, x: Array) -> Array:
+    return xp.where(x > 0, xp.ones_like(x), xp.zeros_like(x))
+
+
+class Imbalance(NamedTuple):
+    """The right-hand sides tau_y y' and tau_a a' (no time constants)."""
+
+    y: Array
+    a: Array
+
+
+def imbalance(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Imbalance:
+    """tau_y y' and tau_a a': what a fixed point sets to zero."""
+    return balance(xp, circuit.w_r, circuit.w, circuit.b * z, (circuit.b0 * circuit.sigma) ** 2, state, variant)
+
+
+def balance(xp: Any, w_r: Array, w: Array, drive: Array, floor: Array, state: State, variant: str) -> Imbalance:
+    """The two equations themselves, with the gated drive b z and the floor (b0 sigma)**2 already computed."""
+    y, a = state
+    dy = drive - y + (1.0 - sqrt_relu(xp, a)) * recurrent_drive(xp, w_r, y, variant)
+    response = pooled_response(xp, y, variant)
+    da = floor - a + matvec(xp, w, relu(xp, a) * response * response)
+    return Imbalance(dy, da)
+
+
+def field(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> State:
+    """The vector field, unchecked: for loops that have checked their arguments."""
+    dy, da = imbalance(xp, circuit, state, z, variant)
+    return State(dy / circuit.tau_y, da / circuit.tau_a)
+
+
+def has_closed_form(variant: str) -> bool:
+    """Whether W_r = I has a fixed point in closed form.
+
+    Where the recurrence is rectified and the pool is not, units with a negative
+    drive add a y**2 with y = b z, which is linear in a: a system of equations.
+    """
+    flags = VARIANTS[variant]
+    return flags.response or not (flags.source or flags.drive)
+
+
+def identity_fixed_point(xp: Any, circuit: Circuit, z: Array, variant: str) -> State:
+    """The fixed point for W_r = I; where the recurrence is rectified, a negative drive settles at y = b z."""
+    flags = VARIANTS[variant]
+    drive = circuit.b * z
+    pooled = pooled_response(xp, drive, variant)
+    a = (circuit.b0 * circuit.sigma) ** 2 + matvec(xp, circuit.w, pooled * pooled)
+    y = drive / xp.sqrt(a)
+    if flags.source or flags.drive:
+        y = xp.where(drive > 0, y, drive + xp.zeros_like(y))
+    return State(y + xp.zeros_like(a), a + xp.zeros_like(y))
+
+
+def circuit_jacobian(
+    xp: Any, circuit: Circuit, state: State, variant: str, *, pooled: bool = False, shift: Array | None = None
+) -> Array:
+    """The Jacobian, minus ``shift`` (...) on its diagonal; with ``pooled``, that of (y, change common to all a).
+
+    Where all neurons share one pool (:func:`share_pool`), changes common to all a
+    are an invariant subspace, on which the Jacobian has size n + 1; its other
+    n - 1 eigenvalues are -1 / tau_a.
+    """
+    y, a = state
+    y, a = y + xp.zeros_like(a), a + xp.zeros_like(y)
+    eye = xp.eye(y.shape[-1], dtype=y.dtype, device=device(y))
+    positive = a > 0
+    root = sqrt_relu(xp, a)
+    slope = recurrent_slope(xp, circuit.w_r, y, variant)
+    response = pooled_response(xp, y, variant)
+    drive = recurrent_drive(xp, circuit.w_r, y, variant)
+    half = xp.where(positive, 0.5 / xp.where(positive, root, xp.ones_like(root)), xp.zeros_like(root))
+    live = xp.where(positive, response * response, xp.zeros_like(a))
+    tau_y, tau_a = circuit.tau_y, circuit.tau_a
+    w, coupling = weights.dense(xp, circuit.w, y), -drive * half
+    if pooled:
+        w = w[..., :1, :]
+        tau_a = tau_a if tau_a.ndim == 0 else tau_a[..., :1]
+    decay_y, decay_a = (1.0, 1.0) if shift is None else (1.0 + shift[..., None] * tau for tau in (tau_y, tau_a))
+    right = coupling[..., None] if pooled else eye * coupling[..., None]
+    pool = w * live[..., None, :]
+    pool = xp.sum(pool, axis=-1, keepdims=True) - rows(decay_a) if pooled else pool - eye * rows(decay_a)
+    per_y, per_a = rows(tau_y), rows(tau_a)
+    blocks = [
+        [((1.0 - root)[..., None] * slope - eye * rows(decay_y)) / per_y, right / per_y],
+        [w * (2.0 * relu(xp, a) * response)[..., None, :] / per_a, pool / per_a],
+    ]
+    return block_matrix(xp, blocks)
+
+
+def share_pool(xp: Any, circuit: Circuit) -> bool:
+    """Whether all modulators obey one equation but for their floor: equal rows of W, equal tau_a; seen, not traced."""
+    backend = get_backend(xp)
+    w, tau = circuit.w, circuit.tau_a
+    if isinstance(w, weights.Operator) or w.shape[-1] == 1 or not (backend.is_concrete(w) and backend.is_concrete(tau)):
+        return False
+    return bool(xp.all(w == w[..., :1, :])) and (tau.ndim == 0 or bool(xp.all(tau == tau[..., :1])))
+
+
+def circuit_product(xp: Any, circuit: Circuit, state: State, direction: State, variant: str) -> State:
+    """The Jacobian times a direction: the same derivatives as in :func:`circuit_jacobian`, by products only."""
+    flags = VARIANTS[variant]
+    (y, a), (dy, da) = state, direction
+    root = sqrt_relu(xp, a)
+    half = xp.where(a > 0, 0.5 / xp.where(a > 0, root, xp.ones_like(root)), xp.zeros_like(root))
+    moved = dy * _step(xp, y) if flags.source else dy
+    moved = moved if circuit.w_r is None else matvec(xp, circuit.w_r, moved)
+    recurrent = recurrent_drive(xp, circuit.w_r, y, variant)
+    if flags.drive:
+        source = relu(xp, y) if flags.source else y
+        moved = moved * _step(xp, source if circuit.w_r is None else matvec(xp, circuit.w_r, source))
+    response = pooled_response(xp, y, variant)
+    row_y = -dy + (1.0 - root) * moved - recurrent * half * da
+    change = 2.0 * relu(xp, a) * response * dy + response * response * _step(xp, a) * da
+    row_a = -da + matvec(xp, circuit.w, change)
+    return State(row_y / circuit.tau_y, row_a / circuit.tau_a)
+
+
+def vector_field(circuit: Any, state: Any, z: Array, *, variant: str = "main") -> Any:
+    """Time derivative of the state.
+
+    Parameters
+    ----------
+    circuit : Circuit or Model
+    state : State of arrays (..., n)
+    z : array (..., n)
+        Input drive z = W_zx x.
+    variant : {"main", "rectified", "rectified_recurrence"}
+        Which of the circuit's relatives: rectified responses use W_r max(y, 0)
+        and W (max(a, 0) max(y, 0)**2); rectified recurrence max(W_r y, 0).
+
+    Returns
+    -------
+    State of arrays (..., n)
+        y' and a', per second.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong: its library, dtype, device or shape,
+        or an unknown variant. Values are not looked at, so that steps trace.
+
+    Notes
+    -----
+    Rawat, Heeger & Martiniani (NeurIPS 2024), equation of the circuit::
+
+        tau_y y' = -y + b z + (1 - sqrt(max(a, 0))) (W_r y)
+        tau_a a' = -a + (b0 sigma)**2 + W (max(a, 0) y**2)
+    """
+    if not isinstance(circuit, Circuit):
+        of_variant(circuit, variant)
+        check_model(circuit, "circuit")
+        fields = state_fields(circuit, state)
+        xp = validate(circuit, values=True, name="circuit", **fields, z=z)
+        circuit, *parts, z = prepare(xp, circuit, *fields.values(), z)
+        time = xp.zeros((), dtype=z.dtype, device=device(z))
+        return circuit.field(xp, time, circuit.state(*parts), z)
+    checks.one_of("variant", variant, VARIANTS)
+    xp = validate_circuit(circuit, **validate_state(state), z=z)
+    circuit, y, a, z = prepare(xp, circuit, *state, z)
+    return field(xp, circuit, State(y, a), z, variant)

@@ -20,10 +20,28 @@ from array_api_compat import device
 
 from . import checks
 from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
-from .circuit import Circuit, State, identity, is_identity, prepare, validate_circuit, validate_state
-from .dynamics import identity_fixed_point, imbalance, pooled_response, recurrent_slope, relu, sqrt_relu
-from .linalg import diagonal_matrix, matvec, solve, solve_vector
+from .circuit import (
+    VARIANTS,
+    Circuit,
+    State,
+    has_closed_form,
+    identity,
+    identity_fixed_point,
+    imbalance,
+    is_identity,
+    of_variant,
+    pooled_response,
+    prepare,
+    recurrent_slope,
+    relu,
+    sqrt_relu,
+    validate_circuit,
+    validate_state,
+)
+from .linalg import diagonal_matrix, solve, solve_vector
+from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .stability import _spectral_abscissa
+from .weights import Operator, matvec
 
 METHODS = ("auto", "closed_form", "iteration", "newton")
 
@@ -33,7 +51,7 @@ class SteadyState(NamedTuple):
 
     Attributes
     ----------
-    state : State of arrays (..., n)
+    state : State (of a model: its own) of arrays (..., n)
         The best state found; where ``converged`` is false it is not a fixed point.
     converged : boolean array (...)
         Whether the residual is within the tolerance.
@@ -43,7 +61,7 @@ class SteadyState(NamedTuple):
         Largest imbalance of the two equations, relative to their largest term.
     """
 
-    state: State
+    state: Any
     converged: Array
     iterations: Array
     residual: Array
@@ -67,7 +85,7 @@ class FixedPoint(NamedTuple):
 
 
 def steady_state(
-    circuit: Circuit,
+    circuit: Any,
     z: Array,
     *,
     method: str = "auto",
@@ -76,11 +94,11 @@ def steady_state(
     max_iterations: int = 500,
     state0: State | None = None,
 ) -> SteadyState:
-    """Fixed point of the circuit under a constant input drive.
+    """Fixed point of a circuit, or of any other model, under a constant input drive.
 
     Parameters
     ----------
-    circuit : Circuit
+    circuit : Circuit or Model
     z : array (..., n)
         Input drive.
     method : {"auto", "closed_form", "iteration", "newton"}
@@ -95,7 +113,8 @@ def steady_state(
         (1.8e-12 in float64, 6e-6 in float32).
     max_iterations : int
     state0 : State, optional
-        Start of the iterations; by default the fixed point for W_r = I.
+        Start of the iterations; by default the fixed point for W_r = I, and for
+        other models rest.
 
     Returns
     -------
@@ -117,6 +136,13 @@ def steady_state(
 
         a = (b0 sigma)**2 + W (b z)**2,      y = b z / sqrt(a)
 
+    With weights that are operators no matrix is made: the fixed-point iteration
+    in a, y = (I - diag(1 - sqrt(a)) W_r)^-1 b z, a <- (b0 sigma)**2 + W (a y**2),
+    solves its linear systems by BiCGSTAB (van der Vorst 1992). Other models are
+    solved by implicit Euler steps that grow as the field shrinks, until they are
+    Newton's (pseudo-transient continuation, Kelley & Keyes 1998); their residual
+    is the last correction relative to the size of the state.
+
     Examples
     --------
     >>> import numpy as np
@@ -126,8 +152,10 @@ def steady_state(
     array([2., 2.])
     """
     checks.one_of("method", method, METHODS)
-    checks.one_of("variant", variant, checks.VARIANTS)
     max_iterations = checks.positive_integer("max_iterations", max_iterations)
+    made = of_variant(circuit, variant)
+    if not isinstance(made, Circuit):
+        return _of_any_model(made, z, method, tol, max_iterations, state0)
     others = {} if state0 is None else validate_state(state0, "state0")
     xp = validate_circuit(circuit, values=True, z=z, **others)
     checks.values(xp, "z", z, "any")
@@ -141,7 +169,11 @@ def steady_state(
     eps = float(xp.finfo(z.dtype).eps)
     tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
 
-    unit = is_identity(xp, circuit.w_r)
+    if any(isinstance(part, Operator) for part in circuit[:2]):
+        return _by_products(xp, circuit, z, method, variant, tolerance, max_iterations, state0)
+    unit = is_identity(xp, circuit.w_r) if has_closed_form(variant) else False
+    if method == "closed_form" and not has_closed_form(variant):
+        raise ValueError(f"variant {variant!r} has no closed form; use 'newton', 'iteration' or 'auto'")
     if method == "closed_form" and unit is False:
         raise ValueError(
             "method 'closed_form' needs w_r to be the identity (or None); "
@@ -159,6 +191,171 @@ def steady_state(
     solve: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete else _solve
     found = SteadyState(*solve(search, circuit, z, state0))
     return found._replace(state=State(*found.state))
+
+
+def _by_products(
+    xp: Any,
+    circuit: Circuit,
+    z: Array,
+    method: str,
+    variant: str,
+    tolerance: float,
+    max_iterations: int,
+    state0: State | None,
+) -> SteadyState:
+    """The closed form, or the iteration in a whose systems are solved by BiCGSTAB: products only."""
+    backend = get_backend(xp)
+    eps = float(xp.finfo(z.dtype).eps)
+    if circuit.w_r is not None and (method == "closed_form" or variant != "main"):
+        raise ValueError(
+            f"weights that are operators have the method 'iteration' of the variant 'main', got {method!r} of "
+            f"{variant!r}; a dense w and w_r have all"
+        )
+    batch = full(xp, circuit, z)
+    check_products(xp, circuit, batch)
+    state = identity_fixed_point(xp, circuit, batch, variant) if state0 is None else state0
+    residual = relative_residual(xp, circuit, state, z, variant)
+    if circuit.w_r is None:
+        iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
+        return SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+    if not all(backend.is_concrete(leaf) for leaf in (z, residual)):
+        raise ValueError("steady_state with a w_r that is an operator looks at values; call it outside of jit and vmap")
+    if batch.ndim > 1:
+        if any(getattr(part, "ndim", 0) > 1 for part in circuit if not isinstance(part, Operator)):
+            raise ValueError("a circuit with operators takes a batch of drives, but must have no batch axes itself")
+        flat = xp.reshape(batch, (-1, batch.shape[-1]))
+        starts = State(*(xp.reshape(part, flat.shape) for part in state))
+        found = [
+            _by_products(
+                xp, circuit, flat[i, :], method, variant, tolerance, max_iterations,
+                State(starts.y[i, :], starts.a[i, :]),
+            )
+            for i in range(flat.shape[0])
+        ]  # fmt: skip
+        shape = tuple(batch.shape[:-1])
+        made = tree_map(lambda *parts: xp.reshape(xp.stack(list(parts)), (*shape, *parts[0].shape)), *found)
+        return SteadyState(State(*made[0]), *made[1:])
+    count = 0
+    drive, floor = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2
+    while count < max_iterations and float(residual) > tolerance:
+        y = _solve_for_y(xp, circuit.w_r, 1.0 - sqrt_relu(xp, state.a), drive, state.y, 0.1 * tolerance)
+        state = State(y, floor + matvec(xp, circuit.w, state.a * y * y))
+        residual = relative_residual(xp, circuit, state, z, variant)
+        count += 1
+        if not math.isfinite(float(residual)):
+            break
+    iterations = xp.asarray(count, dtype=xp.int32, device=device(z))
+    return SteadyState(state, residual <= tolerance, iterations, residual)
+
+
+def _solve_for_y(xp: Any, w_r: Any, gate: Array, drive: Array, guess: Array, tolerance: float) -> Array:
+    """(I - diag(gate) W_r) y = drive by BiCGSTAB from ``guess``."""
+
+    def apply(y: Array) -> Array:
+        return y - gate * matvec(xp, w_r, y)
+
+    y, r = guess, drive - apply(guess)
+    shadow, p, rho = r, r, float(xp.sum(r * r))
+    goal = tolerance * float(xp.max(xp.abs(drive)))
+    for _ in range(1000):
+        if not float(xp.max(xp.abs(r))) > goal or rho == 0.0:
+            break
+        v = apply(p)
+        alpha = rho / float(xp.sum(shadow * v))
+        s = r - alpha * v
+        t = apply(s)
+        square = float(xp.sum(t * t))
+        omega = float(xp.sum(t * s)) / square if square > 0 else 0.0
+        y = y + alpha * p + omega * s
+        r = s - omega * t
+        rho, before = float(xp.sum(shadow * r)), rho
+        if omega == 0.0:
+            break
+        p = r + (rho / before) * (alpha / omega) * (p - omega * v)
+    return y
+
+
+def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_iterations: int, state0: Any) -> SteadyState:
+    """The model's own solver, or pseudo-transient continuation from rest."""
+    check_model(made, "circuit")
+    own = getattr(made, "equilibrium", None)
+    if own is not None:
+        if state0 is not None:
+            raise ValueError(f"state0 must be None: a {type(made).__name__} has a solver of its own")
+        return own(z, method=method, tol=tol, max_iterations=max_iterations)  # type: ignore[no-any-return]
+    if method not in ("auto", "newton"):
+        raise ValueError(f"method {method!r} is one of a Circuit's; a {type(made).__name__} has 'newton'")
+    others = {} if state0 is None else state_fields(made, state0, "state0")
+    xp = validate(made, values=True, name="circuit", z=z, **others)
+    for name, value in {"z": z, **others}.items():
+        checks.values(xp, name, value, "any")
+    made, z, *parts = prepare(xp, made, z, *others.values())
+    eps = float(xp.finfo(z.dtype).eps)
+    tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
+    wide = full(xp, made, z)
+    start = made.state(*parts) if parts else rest(xp, made, wide)
+    start = tree_map(lambda part: part + xp.zeros_like(wide), start)
+    backend = get_backend(xp)
+    free_model, free_z, free = (tree_map(backend.stop_gradient, part) for part in (made, wide, start))
+    layout = Layout.of(start)
+    n = sum(layout.sizes)
+    eye = xp.eye(n, dtype=z.dtype, device=device(z))
+    time = xp.zeros((), dtype=z.dtype, device=device(z))
+
+    def field(model: Any, x: Array, drive: Array) -> Array:
+        return layout.pack(xp, model.field(xp, time, layout.unpack(x), drive))
+
+    def newton(model: Any, x: Array, drive: Array, shift: Array) -> Array:
+        """-(J - shift I)^-1 f."""
+        jac = backend_jacobian(model, x, drive) - shift[..., None, None] * eye
+        return -solve_vector(xp, jac, field(model, x, drive))
+
+    def backend_jacobian(model: Any, x: Array, drive: Array) -> Array:
+        return field_jacobian(xp, model, time, layout.unpack(x), drive)
+
+    def size(x: Array) -> Array:
+        return xp.max(xp.abs(x), axis=-1)
+
+    def body(c: Any) -> Any:
+        x, slope, shift, residual, count, active = c
+        moved = x + newton(free_model, x, free_z, shift)
+        new = field(free_model, moved, free_z)
+        old_size, new_size = size(slope), size(new)
+        good = active & (new_size <= 1.5 * old_size)  # false for NaN
+        falls = good & (new_size < old_size)
+        ratio = xp.where(falls, new_size / xp.where(old_size > 0, old_size, xp.ones_like(old_size)), 0.5)
+        shrink = xp.where(ratio > 0.2, 0.5 * ratio, ratio * ratio)
+        x = xp.where(good[..., None], moved, x)
+        slope = xp.where(good[..., None], new, slope)
+        shift = xp.where(active, xp.where(good, shift * shrink, 4.0 * shift), shift)
+        scale = size(x)
+        step = size(newton(free_model, x, free_z, xp.zeros_like(shift)))
+        relative = step / xp.where(scale > 0, scale, xp.ones_like(scale))
+        exact = size(slope) == 0
+        residual = xp.where(active, xp.where(exact, xp.zeros_like(relative), relative), residual)
+        count = count + xp.astype(active, count.dtype)
+        return x, slope, shift, residual, count, active & ~(residual <= tolerance)
+
+    x = layout.pack(xp, free)
+    slope = field(free_model, x, free_z)
+    rate = size(slope) / xp.where(size(x) > 0, size(x), xp.ones_like(size(x)))
+    decay = getattr(free_model, "decay", None)
+    if decay is not None:
+        slowest = size(layout.pack(xp, [tau + xp.zeros_like(part) for tau, part in zip(decay(), start, strict=True)]))
+        rate = 2.0 / slowest
+    shift = xp.where(rate > 0, rate, xp.ones_like(rate))
+    residual = xp.full_like(shift, xp.inf)
+    count = xp.zeros(shift.shape, dtype=xp.int32, device=device(z))
+    carry = (x, slope, shift, residual, count, residual > 0)
+    carry = backend.while_loop(lambda c: xp.any(c[5]), body, carry, max_steps=max_iterations)
+    x, _, _, residual, count, _ = carry
+    converged = residual <= tolerance
+    # one step of Newton's method more, whose derivative is exact (implicit function theorem)
+    fixed = backend.stop_gradient(x)
+    jac = backend.stop_gradient(backend_jacobian(free_model, fixed, free_z))
+    polished = fixed - solve_vector(xp, jac, field(made, fixed, wide))
+    x = xp.where((converged & xp.all(xp.isfinite(polished), axis=-1))[..., None], polished, fixed)
+    return SteadyState(layout.unpack(x), converged, count, residual)
 
 
 def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
@@ -373,7 +570,7 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
     point of their sum. No root is missed, and none loses digits where the
     input is tiny. The rectified variants are treated piece by piece.
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("variant", variant, VARIANTS)
     xp = validate_circuit(circuit, values=True, z=z)
     checks.values(xp, "z", z, "any")
     if circuit.w.shape != (1, 1) or z.shape != (1,):
@@ -403,12 +600,14 @@ def _scalar(value: Array) -> float:
 
 def _roots_of_variant(w_r: float, w: float, drive: float, floor: float, variant: str) -> list[tuple[float, float]]:
     """All (y, a) of one neuron: solve on each side of the kink, keep what lies there."""
-    if variant == "main":
+    flags = VARIANTS[variant]
+    if not any(flags):
         return _linear_roots(w_r, w, drive, floor, pooled=True)
     found = []
     for sign in (1, -1):  # the sign of y
-        pooled = sign > 0
-        on = pooled if variant == "rectified" else w_r * sign > 0
+        source = sign > 0 or not flags.source
+        on = source and (w_r * sign > 0 or not flags.drive)
+        pooled = sign > 0 or not flags.response
         for y, a in _linear_roots(w_r if on else 0.0, w, drive, floor, pooled=pooled):
             if y * sign > 0 or (y == 0 and sign > 0):
                 found.append((y, a))

@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from array_api_compat import device
 
-from .backend import Array, get_backend
-
-_SMALL = 32
-
-
-class Operator:
-    """A matrix known by its product with a vector alone.
-
-    Parameters
-    ----------
-    product : callable
-        ``product(v)`` for v (n,), linear.
-    """
-
-    def __init__(self, product: Callable[[Array], Array]) -> None:
-        self.product = product
-
-
-def matvec(xp: Any, matrix: Array, vector: Array) -> Array:
-    """``matrix @ vector`` for (..., n, m) and (..., m), batch axes broadcast.
-
-    A matrix without batch axes multiplies all vectors in one matrix product. An
-    :class:`Operator` takes a single vector.
-    """
-    if isinstance(matrix, Operator):
-        return matrix.product(vector)
-    backend = get_backend(xp)
-    product = getattr(backend, "product", None)  # of a backend that records loops
-    result = None if product is None else product(matrix, vector)
-    if result is not None:
-        return result
-    if matrix.ndim == 2:
-        if vector.ndim == 1 and matrix.shape[0] <= _SMALL and backend.traces_loops:
-            return xp.sum(matrix * vector, axis=-1)  # fuses with its neighbours, where a call of BLAS would not
-        return xp.matmul(vector, matrix.T)
-    return xp.matmul(matrix, vector[..., None])[..., 0]
+from .backend import Array
 
 
 def solve(xp: Any, matrix: Array, right: Array) -> Array:
@@ -56,6 +20,17 @@ def solve(xp: Any, matrix: Array, right: Array) -> Array:
         if matrix.ndim == 2:
             return xp.full(right.shape, xp.nan, dtype=right.dtype, device=device(right))
         return xp.stack([solve(xp, matrix[i, ...], right[i, ...]) for i in range(matrix.shape[0])])
+
+
+def inverse(xp: Any, matrix: Array) -> Array:
+    """The inverse of (..., n, n); singular matrices give NaN."""
+    try:
+        return xp.linalg.inv(matrix)
+    except (ValueError, RuntimeError, ArithmeticError):
+        # Some libraries raise for one singular matrix of a whole batch.
+        if matrix.ndim == 2:
+            return xp.full(matrix.shape, xp.nan, dtype=matrix.dtype, device=device(matrix))
+        return xp.stack([inverse(xp, matrix[i, ...]) for i in range(matrix.shape[0])])
 
 
 def solve_vector(xp: Any, matrix: Array, right: Array) -> Array:

@@ -14,9 +14,8 @@ from array_api_compat import device, is_array_api_obj
 
 from . import checks
 from .backend import Array, get_backend, to_numpy
-from .circuit import Circuit, State, prepare, validate_circuit, validate_state
 from .linalg import broadcast_shapes, diagonal_matrix, solve, transpose
-from .stability import _jacobian
+from .stability import linearized
 
 Noise = Any
 """A number, amplitudes (..., N), a matrix L (..., N, m), or a tuple of amplitudes per population."""
@@ -94,12 +93,12 @@ def _intensity(xp: Any, term: NoiseTerm) -> Array:
     return xp.matmul(term.matrix, transpose(xp, term.matrix))
 
 
-def noise_covariance(circuit: Circuit, state: State, noise: Noise, *, variant: str = "main") -> Array:
+def noise_covariance(circuit: Any, state: Any, noise: Noise, *, variant: str = "main", z: Array | None = None) -> Array:
     """Stationary covariance of the linearized circuit driven by white noise.
 
     Parameters
     ----------
-    circuit : Circuit
+    circuit : Circuit or Model
     state : State of arrays (..., n)
         A stable fixed point, from :func:`steady_state` for instance.
     noise : number, array (..., 2n), array (..., 2n, m) or tuple
@@ -108,6 +107,9 @@ def noise_covariance(circuit: Circuit, state: State, noise: Noise, *, variant: s
         the diagonal of L; L itself (an array whose last axis but one has length
         2n is read as this); or a tuple of amplitudes (of y, of a).
     variant : {"main", "rectified", "rectified_recurrence"}
+        Of a Circuit.
+    z : array (..., n), optional
+        Input drive, for models whose Jacobian depends on it; see :func:`jacobian`.
 
     Returns
     -------
@@ -130,22 +132,25 @@ def noise_covariance(circuit: Circuit, state: State, noise: Noise, *, variant: s
     Examples
     --------
     >>> import numpy as np
+    >>> from organics_core import Circuit, State
     >>> circuit = Circuit(None, np.ones((1, 1)), 1.0, 1.0, 1.0, 0.01, 0.01)
     >>> state = State(np.array([0.0]), np.array([1.0]))  # dy = -100 y dt + dB
     >>> noise_covariance(circuit, state, 1.0).round(6)
     array([[0.005, 0.   ],
            [0.   , 0.005]])
     """
-    xp, jac, term = _linearized(circuit, state, noise, variant)
+    xp, jac, term = _linearized(circuit, state, noise, variant, z)
     return _covariance(xp, jac, _intensity(xp, term), "state")
 
 
-def power_spectrum(circuit: Circuit, state: State, noise: Noise, frequencies: Array, *, variant: str = "main") -> Array:
+def power_spectrum(
+    circuit: Any, state: Any, noise: Noise, frequencies: Array, *, variant: str = "main", z: Array | None = None
+) -> Array:
     """Power spectral density matrix of the linearized circuit driven by white noise.
 
     Parameters
     ----------
-    circuit, state, noise, variant
+    circuit, state, noise, variant, z
         As in :func:`noise_covariance`.
     frequencies : array (F,)
         In Hz; negative ones are allowed.
@@ -168,16 +173,18 @@ def power_spectrum(circuit: Circuit, state: State, noise: Noise, frequencies: Ar
     -----
     S(omega) = (i omega I - J)^-1 L L^T (i omega I - J)^-H.
     """
-    xp, jac, term = _linearized(circuit, state, noise, variant, frequencies=frequencies)
+    xp, jac, term = _linearized(circuit, state, noise, variant, z, frequencies=frequencies)
     return _power_spectrum(xp, jac, term, frequencies, "state")
 
 
-def coherence(circuit: Circuit, state: State, noise: Noise, frequencies: Array, *, variant: str = "main") -> Array:
+def coherence(
+    circuit: Any, state: Any, noise: Noise, frequencies: Array, *, variant: str = "main", z: Array | None = None
+) -> Array:
     """Magnitude-squared coherence between all pairs of components.
 
     Parameters
     ----------
-    circuit, state, noise, frequencies, variant
+    circuit, state, noise, frequencies, variant, z
         As in :func:`power_spectrum`.
 
     Returns
@@ -191,7 +198,7 @@ def coherence(circuit: Circuit, state: State, noise: Noise, frequencies: Array, 
     TypeError, ValueError
         As :func:`noise_covariance`.
     """
-    xp, jac, term = _linearized(circuit, state, noise, variant, frequencies=frequencies)
+    xp, jac, term = _linearized(circuit, state, noise, variant, z, frequencies=frequencies)
     return _coherence(xp, _power_spectrum(xp, jac, term, frequencies, "state"))
 
 
@@ -273,21 +280,17 @@ def _check_frequencies(xp: Any, **frequencies: Array) -> None:
 
 
 def _linearized(
-    circuit: Circuit, state: State, noise: Noise, variant: str, **frequencies: Array
+    circuit: Any, state: Any, noise: Noise, variant: str, z: Array | None, **frequencies: Array
 ) -> tuple[Any, Array, NoiseTerm]:
-    checks.one_of("variant", variant, checks.VARIANTS)
-    fields = validate_state(state)
-    xp = validate_circuit(circuit, values=True, **fields)
-    for name, value in fields.items():
-        checks.values(xp, name, value, "any")
+    linear = linearized(circuit, state, variant, z, values=True)
+    xp, like = linear.xp, linear.state[0]
     extra = noise_arrays(noise)
-    checks.namespace({**fields, **extra, **frequencies})
+    checks.namespace({"state": like, **extra, **frequencies})
     _check_frequencies(xp, **frequencies)
     for name, value in extra.items():
         checks.values(xp, name, value, "any")
-    circuit, y, a = prepare(xp, circuit, *state)
-    n = int(circuit.w.shape[-1])
-    return xp, _jacobian(xp, circuit, State(y, a), variant), noise_term(xp, noise, (n, n), y)
+    sizes = tuple(int(part.shape[-1]) for part in linear.state)
+    return xp, linear.jacobian, noise_term(xp, noise, sizes, like)
 
 
 def _linear(jacobian: Array, noise: Noise, **frequencies: Array) -> tuple[Any, Array, NoiseTerm]:

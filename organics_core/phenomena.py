@@ -15,8 +15,7 @@ from array_api_compat import device
 
 from . import checks
 from .backend import Array
-from .circuit import Circuit, State
-from .dynamics import relu
+from .circuit import Circuit, State, relu
 from .equilibria import steady_state
 from .integration import simulate
 

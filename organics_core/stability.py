@@ -7,29 +7,98 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, get_backend
-from .circuit import Circuit, State, is_identity, prepare, validate_circuit, validate_state
-from .dynamics import identity_fixed_point, pooled_response, recurrent_drive, recurrent_slope, relu, sqrt_relu
-from .linalg import broadcast_shapes, diagonal_matrix, matvec, solve_vector, transpose, widen
+from .backend import Array, get_backend, to_numpy
+from .circuit import (
+    Circuit,
+    State,
+    circuit_jacobian,
+    identity_fixed_point,
+    is_identity,
+    of_variant,
+    prepare,
+    share_pool,
+    validate_circuit,
+    validate_state,
+)
+from .linalg import broadcast_shapes, diagonal_matrix, solve_vector, transpose
+from .model import Layout, block_matrix, check_model, check_products, field_jacobian, state_fields, validate
+from .weights import Operator, dense, matvec
 
 
-def jacobian(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
-    """Jacobian of the vector field, analytically.
+class Linear(NamedTuple):
+    """A model around a state, checked and prepared.
+
+    Attributes
+    ----------
+    xp : module
+    model : Model
+    state : tuple of arrays (..., n)
+    z : array (..., n)
+    """
+
+    xp: Any
+    model: Any
+    state: Any
+    z: Array
+
+    @property
+    def jacobian(self) -> Array:
+        """The Jacobian (..., N, N)."""
+        time = self.xp.zeros((), dtype=self.z.dtype, device=device(self.z))
+        return field_jacobian(self.xp, self.model, time, self.state, self.z)
+
+
+def linearized(
+    circuit: Any, state: Any, variant: str, z: Array | None, *, values: bool = False, **others: Array
+) -> Linear:
+    """Check a model, a state and arrays (..., n) that go with them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong; ValueError where the Jacobian may depend on z and z is not given.
+    """
+    made = of_variant(circuit, variant)
+    check_model(made, "circuit")
+    fields = state_fields(made, state)
+    drive = {} if z is None else {"z": z}
+    xp = validate(made, values=values, name="circuit", **fields, **drive, **others)
+    if z is None and not (hasattr(made, "jacobian") and getattr(made, "autonomous", False)):
+        raise ValueError(f"z must be given: the Jacobian of a {type(made).__name__} may depend on the input drive")
+    if values:
+        for name, value in {**fields, **drive}.items():
+            checks.values(xp, name, value, "any")
+    made, *parts = prepare(xp, made, *fields.values(), *drive.values())
+    parts, drives = parts[: len(fields)], parts[len(fields) :]
+    shape = broadcast_shapes(*(tuple(part.shape) for part in (*parts, *drives)))
+    parts = [part if tuple(part.shape) == shape else xp.broadcast_to(part, shape) for part in parts]
+    return Linear(xp, made, made.state(*parts), drives[0] if drives else xp.zeros_like(parts[0]))
+
+
+def jacobian(circuit: Any, state: Any, *, variant: str = "main", z: Array | None = None) -> Array:
+    """Jacobian of the vector field: analytically where the model has one, else by the library's derivatives.
 
     Parameters
     ----------
-    circuit : Circuit
+    circuit : Circuit or Model
     state : State of arrays (..., n)
     variant : {"main", "rectified", "rectified_recurrence"}
+        Of a Circuit.
+    z : array (..., n), optional
+        Input drive; for models whose Jacobian depends on it, which those of
+        Circuit and V1Circuit do not.
 
     Returns
     -------
-    array (..., 2n, 2n)
-        In the order (y, a), per second. At a kink (y = 0 of a rectified unit,
-        a = 0) it is the derivative of the silent side.
+    array (..., N, N)
+        In the order of the state's parts, (y, a), per second. At a kink (y = 0
+        of a rectified unit, a = 0) it is the derivative of the silent side.
+        Where a library has no derivatives (numpy) that of a model without an
+        analytic one is a central difference of order 8, made for states of order one.
 
     Raises
     ------
@@ -43,80 +112,20 @@ def jacobian(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
         J = [ (-I + diag(1 - s) W_r) / tau_y     -diag(W_r y / (2 s)) / tau_y ]
             [ 2 W diag(a y) / tau_a              (-I + W diag(y**2)) / tau_a  ]
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
-    xp = validate_circuit(circuit, **validate_state(state))
-    circuit, y, a = prepare(xp, circuit, *state)
-    return _jacobian(xp, circuit, State(y, a), variant)
+    return linearized(circuit, state, variant, z).jacobian
 
 
-def _jacobian(
-    xp: Any, circuit: Circuit, state: State, variant: str, *, pooled: bool = False, shift: Array | None = None
-) -> Array:
-    """The Jacobian, minus ``shift`` (...) on its diagonal; with ``pooled``, that of (y, change common to all a).
-
-    Where all neurons share one pool (:func:`_share_pool`), changes common to all a
-    are an invariant subspace, on which the Jacobian has size n + 1; its other
-    n - 1 eigenvalues are -1 / tau_a.
-    """
-    y, a = state
-    y, a = y + xp.zeros_like(a), a + xp.zeros_like(y)
-    eye = xp.eye(y.shape[-1], dtype=y.dtype, device=device(y))
-    positive = a > 0
-    root = sqrt_relu(xp, a)
-    slope = recurrent_slope(xp, circuit.w_r, y, variant)
-    response = pooled_response(xp, y, variant)
-    drive = recurrent_drive(xp, circuit.w_r, y, variant)
-    half = xp.where(positive, 0.5 / xp.where(positive, root, xp.ones_like(root)), xp.zeros_like(root))
-    live = xp.where(positive, response * response, xp.zeros_like(a))
-    tau_y, tau_a = circuit.tau_y, circuit.tau_a
-    w, coupling = circuit.w, -drive * half
-    if pooled:
-        w = w[..., :1, :]
-        tau_a = tau_a if tau_a.ndim == 0 else tau_a[..., :1]
-    decay_y, decay_a = (1.0, 1.0) if shift is None else (1.0 + shift[..., None] * tau for tau in (tau_y, tau_a))
-    right = coupling[..., None] if pooled else eye * coupling[..., None]
-    pool = w * live[..., None, :]
-    pool = xp.sum(pool, axis=-1, keepdims=True) - _rows(decay_a) if pooled else pool - eye * _rows(decay_a)
-    per_y, per_a = _rows(tau_y), _rows(tau_a)
-    blocks = [
-        [((1.0 - root)[..., None] * slope - eye * _rows(decay_y)) / per_y, right / per_y],
-        [w * (2.0 * relu(xp, a) * response)[..., None, :] / per_a, pool / per_a],
-    ]
-    return _block(xp, blocks)
-
-
-def _share_pool(xp: Any, circuit: Circuit) -> bool:
-    """Whether all modulators obey one equation but for their floor: equal rows of W, equal tau_a; seen, not traced."""
-    backend = get_backend(xp)
-    w, tau = circuit.w, circuit.tau_a
-    if w.shape[-1] == 1 or not (backend.is_concrete(w) and backend.is_concrete(tau)):
-        return False
-    return bool(xp.all(w == w[..., :1, :])) and (tau.ndim == 0 or bool(xp.all(tau == tau[..., :1])))
-
-
-def _rows(tau: Array | float) -> Array | float:
-    """Time constants as a column, so that they divide rows."""
-    return tau if isinstance(tau, float) or tau.ndim == 0 else tau[..., None]
-
-
-def _block(xp: Any, blocks: list[list[Array]]) -> Array:
-    """Concatenate blocks (..., k, l), broadcasting their batch axes."""
-    batch = broadcast_shapes(*(tuple(block.shape[:-2]) for row in blocks for block in row))
-    rows = [xp.concat([widen(xp, block, batch) for block in row], axis=-1) for row in blocks]
-    return xp.concat(rows, axis=-2)
-
-
-def spectrum(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
+def spectrum(circuit: Any, state: Any, *, variant: str = "main", z: Array | None = None) -> Array:
     """Eigenvalues of the Jacobian.
 
     Parameters
     ----------
-    circuit, state, variant
+    circuit, state, variant, z
         As in :func:`jacobian`.
 
     Returns
     -------
-    complex array (..., 2n)
+    complex array (..., N)
         Per second, in no particular order.
 
     Raises
@@ -124,18 +133,16 @@ def spectrum(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
-    xp = validate_circuit(circuit, **validate_state(state))
-    circuit, y, a = prepare(xp, circuit, *state)
-    return get_backend(xp).eigvals(_jacobian(xp, circuit, State(y, a), variant))
+    linear = linearized(circuit, state, variant, z)
+    return get_backend(linear.xp).eigvals(linear.jacobian)
 
 
-def spectral_abscissa(circuit: Circuit, state: State, *, variant: str = "main") -> Array:
+def spectral_abscissa(circuit: Any, state: Any, *, variant: str = "main", z: Array | None = None) -> Array:
     """Largest real part of the eigenvalues of the Jacobian; negative means locally stable.
 
     Parameters
     ----------
-    circuit, state, variant
+    circuit, state, variant, z
         As in :func:`jacobian`.
 
     Returns
@@ -152,19 +159,138 @@ def spectral_abscissa(circuit: Circuit, state: State, *, variant: str = "main") 
     -----
     Lyapunov's indirect method: stable where max Re lambda(J) < 0.
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
-    xp = validate_circuit(circuit, **validate_state(state))
-    circuit, y, a = prepare(xp, circuit, *state)
-    return _spectral_abscissa(xp, circuit, State(y, a), variant)
+    linear = linearized(circuit, state, variant, z)
+    return abscissa_of(linear)
+
+
+def abscissa_of(linear: Linear) -> Array:
+    """Spectral abscissa of a model around a state, unchecked."""
+    if isinstance(linear.model, Circuit):
+        return _spectral_abscissa(linear.xp, linear.model, linear.state, linear.model.variant)
+    return linear.xp.max(linear.xp.real(get_backend(linear.xp).eigvals(linear.jacobian)), axis=-1)
 
 
 def _spectral_abscissa(xp: Any, circuit: Circuit, state: State, variant: str) -> Array:
-    pooled = _share_pool(xp, circuit)
-    abscissa = xp.max(xp.real(get_backend(xp).eigvals(_jacobian(xp, circuit, state, variant, pooled=pooled))), axis=-1)
+    pooled = share_pool(xp, circuit)
+    abscissa = xp.max(
+        xp.real(get_backend(xp).eigvals(circuit_jacobian(xp, circuit, state, variant, pooled=pooled))), axis=-1
+    )
     if not pooled:
         return abscissa
     rest = -1.0 / (circuit.tau_a if circuit.tau_a.ndim == 0 else circuit.tau_a[..., 0])
     return xp.where(abscissa < rest, rest + xp.zeros_like(abscissa), abscissa)  # NaN stays
+
+
+def jacobian_product(circuit: Any, state: Any, direction: Any, *, variant: str = "main", z: Array | None = None) -> Any:
+    """The Jacobian times a vector; never the matrix where the model has its own product, as circuits have.
+
+    Parameters
+    ----------
+    circuit, state, variant, z
+        As in :func:`jacobian`; weights may be operators.
+    direction : State of arrays (..., n)
+
+    Returns
+    -------
+    State of arrays (..., n)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    """
+    made = of_variant(circuit, variant)
+    check_model(made, "circuit")
+    fields = state_fields(made, direction, "direction")
+    linear = linearized(circuit, state, variant, z, **fields)
+    parts = [linear.xp.astype(part, linear.z.dtype, copy=False) for part in fields.values()]
+    return _product(linear, linear.model.state(*parts))
+
+
+def _product(linear: Linear, direction: Any) -> Any:
+    xp, made, state, z = linear
+    time = xp.zeros((), dtype=z.dtype, device=device(z))
+    if hasattr(made, "product"):
+        return made.product(xp, time, state, z, direction)
+    layout = Layout.of(state)
+    moved = matvec(xp, linear.jacobian, layout.pack(xp, direction))
+    return layout.unpack(moved)
+
+
+def leading_eigenvalues(
+    circuit: Any,
+    state: Any,
+    *,
+    count: int = 6,
+    tol: float = 1e-8,
+    max_iterations: int = 1000,
+    variant: str = "main",
+    z: Array | None = None,
+) -> np.ndarray[Any, Any]:
+    """Eigenvalues of the Jacobian with the largest real parts, by Arnoldi's method (needs scipy).
+
+    Parameters
+    ----------
+    circuit : Circuit or Model
+        Large, with weights that are operators, for instance.
+    state : State of arrays (n,)
+        A fixed point, from :func:`steady_state`.
+    count : int
+        How many, below N - 1 for the N = 2n components of the state.
+    tol : float
+        Relative accuracy.
+    max_iterations : int
+        Restarts of the method.
+    variant, z
+        As in :func:`jacobian`.
+
+    Returns
+    -------
+    numpy complex array (count,)
+        Per second, in order of falling real part.
+
+    Raises
+    ------
+    ImportError
+        Without scipy.
+    TypeError, ValueError
+        Naming the argument that is wrong.
+    ArithmeticError
+        Where the method did not converge: eigenvalues that lie close together
+        need more restarts or a larger ``tol``.
+    """
+    try:
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+    except ImportError as error:
+        raise ImportError("leading_eigenvalues needs scipy; install it with: pip install scipy") from error
+    count = checks.positive_integer("count", count)
+    linear = linearized(circuit, state, variant, z)
+    xp, layout = linear.xp, Layout.of(linear.state)
+    like, total = linear.state[0], sum(layout.sizes)
+    if like.ndim != 1:
+        raise ValueError(f"state must have no batch axes here, got arrays of shape {tuple(like.shape)}")
+    if count > total - 2:
+        raise ValueError(f"count must be below N - 1 = {total - 1}, got {count}")
+    if not get_backend(xp).is_concrete(like):
+        raise ValueError("leading_eigenvalues cannot be traced; call it outside of jit")
+
+    def product(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        packed = xp.asarray(np.ascontiguousarray(x), dtype=like.dtype, device=device(like))
+        return np.concatenate([to_numpy(v) for v in _product(linear, layout.unpack(packed))])
+
+    operator = LinearOperator((total, total), matvec=lambda x: product(np.reshape(x, -1)), dtype=to_numpy(like).dtype)
+    start = np.random.default_rng(0).standard_normal(total).astype(operator.dtype)
+    size = min(total, max(4 * count, 40))
+    try:
+        values = eigs(
+            operator, k=count, which="LR", ncv=size, tol=tol, maxiter=max_iterations, v0=start,
+            return_eigenvectors=False,
+        )  # fmt: skip
+    except ArpackNoConvergence as error:
+        raise ArithmeticError(
+            f"only {len(error.eigenvalues)} of {count} eigenvalues converged; raise max_iterations or tol"
+        ) from None
+    return values[np.argsort(-values.real)]
 
 
 class OscillatorForm(NamedTuple):
@@ -213,7 +339,9 @@ def oscillator_form(circuit: Circuit, z: Array) -> OscillatorForm:
     y2 = state.y * state.y
     root = xp.sqrt(state.a)
     tau_y = circuit.tau_y + xp.zeros_like(y2)
-    damping = diagonal_matrix(xp, (tau_y + circuit.tau_a * root) / y2) - circuit.w * tau_y[..., None, :]
+    damping = (
+        diagonal_matrix(xp, (tau_y + circuit.tau_a * root) / y2) - dense(xp, circuit.w, tau_y) * tau_y[..., None, :]
+    )
     return OscillatorForm(circuit.tau_a * tau_y / y2, damping, root / y2)
 
 
@@ -232,7 +360,7 @@ class Certificate(NamedTuple):
         The fixed point.
     p, q : arrays (..., 2n, 2n) or None
         Lyapunov pair in the order (y, a): p > 0, and q = -(J^T p + p J) >= 0.
-        None where ``lyapunov=False``.
+        None where ``lyapunov=False``, and for a W that is an operator.
     """
 
     stable: Array
@@ -286,17 +414,17 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
     """
     xp, circuit, z = _identity_circuit(circuit, z)
     state = identity_fixed_point(xp, circuit, z, "main")
-    parts = _energy_parts(xp, circuit, state, solve=lyapunov)
+    parts = _energy_parts(xp, circuit, state, solve=lyapunov and not isinstance(circuit.w, Operator))
     margin = _margin(xp, circuit, state, parts)
     stable = margin > 0
-    if not lyapunov:
+    if not lyapunov or isinstance(circuit.w, Operator):
         return Certificate(stable, margin, state, None, None)
     half = 0.5 / state.a
     kinetic = parts.weight * circuit.tau_a * state.a
     potential = parts.weight * circuit.tau_y * xp.sqrt(state.a)
     per_y = parts.inverse_y
     silent = 1.0 - parts.active
-    p = _block(
+    p = block_matrix(
         xp,
         [
             [
@@ -311,7 +439,7 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
     decay = silent * 2.0 * potential * xp.sqrt(state.a) / circuit.tau_y
     columns_y, columns_a = per_y[..., None, :], half[..., None, :]
     rows_y, rows_a = per_y[..., :, None], half[..., :, None]
-    q = _block(
+    q = block_matrix(
         xp,
         [
             [rows_y * loss * columns_y + diagonal_matrix(xp, decay), rows_y * loss * columns_a],
@@ -387,7 +515,7 @@ def _energy_parts(xp: Any, circuit: Circuit, state: State, *, solve: bool) -> _E
     if not solve:
         return _EnergyParts(active, inverse_y, diagonal, None, None)
     pooled = active * a * y * y
-    scaled = diagonal_matrix(xp, diagonal) - circuit.w * pooled[..., None, :]
+    scaled = diagonal_matrix(xp, diagonal) - dense(xp, circuit.w, y) * pooled[..., None, :]
     weight = solve_vector(xp, transpose(xp, scaled), xp.ones_like(diagonal))
     return _EnergyParts(active, inverse_y, diagonal, scaled, weight)
 
@@ -402,4 +530,5 @@ def _identity_circuit(circuit: Circuit, z: Array) -> tuple[Any, Circuit, Array]:
             "for another w_r use steady_state and spectral_abscissa"
         )
     circuit, z = prepare(xp, circuit, z)
+    check_products(xp, circuit, z)
     return xp, circuit, z

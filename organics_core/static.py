@@ -19,10 +19,9 @@ import numpy as np
 from . import checks
 from .backend import Array
 from .cell import sigmoid
-from .circuit import Circuit
-from .dynamics import identity_fixed_point, relu
+from .circuit import Circuit, identity_fixed_point, relu
 from .equilibria import SteadyState, steady_state
-from .linalg import matvec
+from .weights import matvec
 
 STATIC_RECURRENT = ("identity", "spectral")
 

@@ -6,6 +6,11 @@ take ``xp``, with torch's parameters; the tests marked ``library("torch")``; and
 the files ``test_torch_*.py``. Tests that concern no library run with numpy. A
 library that is asked for and missing is an error, never a skip. By default the
 libraries are numpy, array-api-strict, and torch and jax where installed.
+
+``--complete`` says that whatever the tests can use was installed: then a skip is
+a failure, unless the machine is its reason (``support.elsewhere``). ``--core``
+leaves out the adapters and what is marked ``slow`` or ``size``. With pytest-xdist
+(``-n 2``) every process computes on one thread.
 """
 
 from __future__ import annotations
@@ -13,12 +18,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that starts threads is imported
+    os.environ.update({f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")})
 
 import hypothesis
 import pytest
-from support import LIBRARIES, Library
+from support import ELSEWHERE, LIBRARIES, Library
 
 hypothesis.settings.register_profile(
     "stable",
@@ -37,6 +45,21 @@ PRECISIONS = {
     "jax": ("float64", "float32"),
     "cupy": ("float64", "float32"),
 }
+ADAPTERS = {
+    "baselines",
+    "checkpoint",
+    "cli",
+    "cupy",
+    "datasets",
+    "documentation",
+    "figures",
+    "graphs",
+    "plot",
+    "sweep",
+    "train",
+    "train_command",
+}
+"""Files ``test_*.py`` that need more than the core, beside those of one library (``test_torch_*.py``)."""
 _SELECTED = pytest.StashKey[tuple[str, ...]]()
 
 
@@ -48,6 +71,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="array library to test (repeatable); one that is missing is an error",
     )
+    parser.addoption("--complete", action="store_true", help="all that tests need is installed: a skip is a failure")
+    parser.addoption("--core", action="store_true", help="the quick tests of the core alone")
     parser.addoption(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where torch and jax compute; cupy is always on CUDA"
     )
@@ -58,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "library(*names, together=False): the test concerns these array libraries only (together: needs them all)",
     )
+    config.addinivalue_line("markers", "slow: a test of seconds, which --core leaves out")
     config.addinivalue_line("markers", "size: a test of a large problem, to show that it is feasible")
     asked = config.getoption("--library") or [
         name.strip() for name in os.environ.get("ORGANICS_TEST_LIBRARIES", "").split(",") if name.strip()
@@ -110,6 +136,8 @@ def _file_library(path: Path) -> str | None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files of a library that was not selected are not imported: they may need it at the top."""
     name = _file_library(collection_path)
+    if config.getoption("--core") and (name is not None or collection_path.stem.removeprefix("test_") in ADAPTERS):
+        return True
     return True if name is not None and name not in config.stash[_SELECTED] else None
 
 
@@ -155,10 +183,38 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         else:
             own = _file_library(item.path)
             fits = (own or "numpy") in selected
+        if config.getoption("--core") and any(item.get_closest_marker(name) for name in ("slow", "size")):
+            fits = False
         (kept if fits else left).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = kept
+
+
+def _missing(report: pytest.TestReport | pytest.CollectReport) -> str | None:
+    """Why a test or a file was skipped, unless it is the machine that cannot run it."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return None if ELSEWHERE in reason else f"--complete, and yet this was skipped: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    reason = _missing(report) if item.config.getoption("--complete") else None
+    if reason is not None:
+        report.outcome, report.longrepr = "failed", reason
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    report = yield
+    reason = _missing(report) if collector.config.getoption("--complete") else None
+    if reason is not None:
+        report.outcome, report.longrepr = "failed", reason
+    return report
 
 
 _MADE: dict[tuple[str, str], Library] = {}

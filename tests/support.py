@@ -27,6 +27,12 @@ LIBRARIES = {
 }
 """What a library is called on the command line, and the module that must import for it."""
 
+ELSEWHERE = "only elsewhere: "
+"""Begins the reason of a skip that no installation could avoid: another machine is needed."""
+
+PATIENCE = 900
+"""Seconds after which a process counts as hung, however busy the machine is. No result depends on it."""
+
 VARIANTS = ("main", "rectified", "rectified_recurrence")
 
 
@@ -260,7 +266,7 @@ def run_python(code: str, *path: str) -> subprocess.CompletedProcess[str]:
     if path:
         environment["PYTHONPATH"] = os.pathsep.join((*path, environment.get("PYTHONPATH", ""))).rstrip(os.pathsep)
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False
     )
 
 

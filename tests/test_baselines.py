@@ -1,4 +1,4 @@
-"""The models of the comparison against their published equations, written again in numpy."""
+"""The models of the comparison against their published equations, which each module has in numpy, too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from organics_baselines import MODELS, count_parameters, make_model  # noqa: E402
+from organics_baselines import MODELS, count_parameters, make_model, urnn  # noqa: E402
 
 pytestmark = pytest.mark.library("torch")
 
@@ -25,160 +25,6 @@ def relu(x):
 
 def numbers(model):
     return {name: value.detach().numpy() for name, value in model.state_dict().items()}
-
-
-def lstm(p, x, model):
-    h = c = np.zeros(H)
-    for step in x:
-        gates = p["layer.weight_ih_l0"] @ step + p["layer.weight_hh_l0"] @ h
-        gates = gates + p["layer.bias_ih_l0"] + p["layer.bias_hh_l0"]
-        i, f, g, o = np.split(gates, 4)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
-    return h
-
-
-def gru(p, x, model):
-    h = np.zeros(H)
-    for step in x:
-        r, u, new = np.split(p["layer.weight_ih_l0"] @ step + p["layer.bias_ih_l0"], 3)
-        rh, uh, nh = np.split(p["layer.weight_hh_l0"] @ h + p["layer.bias_hh_l0"], 3)
-        u = sigmoid(u + uh)
-        h = (1 - u) * np.tanh(new + sigmoid(r + rh) * nh) + u * h
-    return h
-
-
-def irnn(p, x, model):
-    h = np.zeros(H)
-    for step in x:
-        h = relu(p["w"] @ h + p["v"] @ step + p["b"])
-    return h
-
-
-def antisymmetric(p, x, model):
-    h = np.zeros(H)
-    m = p["w"] - p["w"].T - 0.01 * np.eye(H)
-    for step in x:
-        inner = m @ h
-        if model.gated:
-            gate = sigmoid(inner + p["v"][H:] @ step + p["b"][H:])
-        else:
-            gate = 1.0
-        h = h + 0.1 * gate * np.tanh(inner + p["v"][:H] @ step + p["b"][:H])
-    return h
-
-
-def cornn(p, x, model):
-    y = z = np.zeros(H)
-    u, w = p["recurrent.weight"][:, :H], p["recurrent.weight"][:, H:]
-    for step in x:
-        force = np.tanh(w @ y + u @ z + p["input.weight"] @ step + p["input.bias"])
-        z = z + 0.042 * force - 0.042 * 2.7 * y - 0.042 * 4.7 * z
-        y = y + 0.042 * z
-    return y
-
-
-def unicornn(p, x, model):
-    ys, zs = np.zeros((3, H)), np.zeros((3, H))
-    for step in x:
-        below = step
-        for layer in range(3):
-            rate = 0.2 * (0.5 + 0.5 * np.tanh(p["c"][layer] / 2))
-            inner = p["w"][layer] * ys[layer] + p[f"inputs.{layer}.weight"] @ below + p[f"inputs.{layer}.bias"]
-            zs[layer] = zs[layer] - rate * (np.tanh(inner) + 1.0 * ys[layer])
-            ys[layer] = ys[layer] + rate * zs[layer]
-            below = ys[layer]
-    return ys[-1]
-
-
-def lipschitz(p, x, model):
-    def made(m):
-        return 0.25 * (m + m.T) + 0.75 * (m - m.T) - 0.001 * np.eye(H)
-
-    a, w = made(p["m_a"]), made(p["m_w"])
-    h = np.zeros(H)
-    for step in x:
-        h = h + 0.03 * (a @ h) + 0.03 * np.tanh(w @ h + p["input.weight"] @ step + p["input.bias"])
-    return h
-
-
-def unitary_matrix(p):
-    """D3 R2 F^-1 D2 P R1 F D1 by dense matrices."""
-    n = len(p["b"])
-    fourier = np.exp(-2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n) / np.sqrt(n)
-    d1, d2, d3 = (np.diag(np.exp(1j * phase)) for phase in p["phases"])
-    r1, r2 = (
-        np.eye(n) - 2 * np.outer(v, v.conj()) / np.vdot(v, v).real
-        for v in p["reflections"][:, 0] + 1j * p["reflections"][:, 1]
-    )
-    permute = np.eye(n)[p["permutation"]]
-    return d3 @ r2 @ fourier.conj().T @ d2 @ permute @ r1 @ fourier @ d1
-
-
-def urnn(p, x, model):
-    w, v = unitary_matrix(p), p["v"][0] + 1j * p["v"][1]
-    h = p["h0"][0] + 1j * p["h0"][1]
-    for step in x:
-        z = w @ h + v @ step
-        h = np.where(np.abs(z) + p["b"] >= 0, (np.abs(z) + p["b"]) * z / np.abs(z), 0)
-    return np.concatenate([h.real, h.imag])
-
-
-def ssn(p, x, model):
-    excitatory = int((p["signs"] > 0).sum())
-    sign = np.r_[np.ones(excitatory), -np.ones(H - excitatory)]
-    rate = np.where(sign > 0, 0.1, 0.2)
-    w = np.abs(p["v"]) * sign[None, :]
-    r = np.zeros(H)
-    for step in x:
-        h = p["input.weight"] @ step + p["input.bias"]
-        for _ in range(model.substeps):
-            r = r + rate * (-r + 1.0 * relu(w @ r + h) ** 2)
-    return r
-
-
-def wilsoncowan(p, x, model):
-    e = 4
-    a, theta = np.array([1.2] * e + [1.0]), np.array([2.8] * e + [4.0])
-
-    def s(x):
-        return 1 / (1 + np.exp(-a * (x - theta))) - 1 / (1 + np.exp(a * theta))
-
-    w = np.abs(p["v"]) * np.array([1, 1, 1, 1, -1.0])
-    k = s(1e3)  # the largest value of S
-    r = np.zeros(H)
-    for step in x:
-        r = r + 0.1 * (-r + (k - r) * s(w @ r + p["w_in"] @ step + p["c"]))
-    return r
-
-
-def mlp(p, x, model):
-    return relu(p["layers.0.weight"] @ x.ravel() + p["layers.0.bias"])
-
-
-def deq(p, x, model):
-    w = p["v"] * 0.9 / max(0.9, np.linalg.norm(p["v"], 2))
-    z = np.zeros(H)
-    for _ in range(1000):
-        z = np.tanh(w @ z + p["input.weight"] @ x.ravel() + p["input.bias"])
-    return z
-
-
-EQUATIONS = {
-    "lstm": lstm,
-    "gru": gru,
-    "irnn": irnn,
-    "antisymmetric": antisymmetric,
-    "cornn": cornn,
-    "unicornn": unicornn,
-    "lipschitz": lipschitz,
-    "urnn": urnn,
-    "ssn": ssn,
-    "ssn5050": ssn,
-    "wilsoncowan": wilsoncowan,
-    "mlp": mlp,
-    "deq": deq,
-}
 
 
 def build(name, **options):
@@ -201,8 +47,9 @@ def test_published_equations(name, options):
     with torch.no_grad():  # away from the special start: zero biases, the identity
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
-    p = numbers(model)
-    expected = [p["readout.weight"] @ EQUATIONS[name](p, row, model) + p["readout.bias"] for row in x.numpy()]
+    p, equations = numbers(model), MODELS[name].equations
+    assert equations is not None, f"{name} has no published equations to be held to"
+    expected = [p["readout.weight"] @ equations(p, row, model) + p["readout.bias"] for row in x.numpy()]
     assert np.allclose(model(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
@@ -279,7 +126,7 @@ def test_gradients(name):
 
 def test_unitary_matrix():
     model, _ = build("urnn")
-    dense = unitary_matrix(numbers(model))
+    dense = urnn.matrix(numbers(model))
     assert np.allclose(dense @ dense.conj().T, np.eye(H), atol=1e-12)
     basis = torch.eye(H, dtype=torch.complex128)
     assert np.allclose(model.rotate(basis, model.constants()).detach().numpy().T, dense, atol=1e-12)

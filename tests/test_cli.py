@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import small_circuit
+from support import PATIENCE, small_circuit
 
 pytest.importorskip("typer", reason="the command line is not installed")
 pytest.importorskip("rich", reason="the command line is not installed")
@@ -73,7 +73,7 @@ def test_help_imports_no_science() -> None:
         "except SystemExit: pass\n"
         "print([m for m in ('numpy', 'organics_core', 'matplotlib', 'jax', 'torch') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.strip().endswith("[]")
 
 

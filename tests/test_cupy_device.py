@@ -14,8 +14,8 @@ import organics_core as oc
 import organics_core.weights
 import organics_cupy as og
 from organics_backends.cupy import GraphRecorder
-from organics_core.stochastic import simulate_sde as core_simulate_sde
-from organics_core.stochastic import wiener_increments
+from organics_core.integration import simulate_sde as core_simulate_sde
+from organics_core.integration import wiener_increments
 
 TIMES = np.asarray([0.0, 0.0004, 0.001, 0.0013])
 
@@ -98,7 +98,7 @@ def test_loops_with_products_become_graphs(n: int, monkeypatch: pytest.MonkeyPat
     numbers = (0.5, 0.6, 0.2, 0.002, 0.003)
     want = oc.simulate(oc.Circuit(None, wide, *numbers), case.z, times, method="rk4")
     for weights in (csr_matrix(cp.asarray(wide)), oc.ring_convolution(cp.asarray(pool)), cp.asarray(wide)):
-        large = oc.LargeCircuit(None, weights, *numbers)
+        large = oc.Circuit(None, weights, *numbers)
         close(og.simulate(large, cp.asarray(case.z), cp.asarray(times), method="rk4"), want)
     increments = wiener_increments(times, 2 * n, seed=1)
     noisy = {"noise": 0.05, "drive": "constant"}

@@ -11,7 +11,7 @@ FOLDERS = (ROOT, ROOT / "backends", ROOT / "adapters")
 PACKAGES = sorted(file.parent for folder in FOLDERS for file in folder.glob("*/py.typed"))
 INHERITED = {"extra_repr", "trained"}  # told by torch, and by the base of the jax modules
 INHERITED |= {"is_concrete", "stop_gradient", "scan", "while_loop", "compile"}  # told by the protocol Backend
-INHERITED |= {"jvp", "jacobian", "normal", "eigvals", "recordable_product"}
+INHERITED |= {"jvp", "jacobian", "normal", "eigvals", "sparse", "recordable_product"}
 CHECKS = re.compile(r"\b(raise|checks\.\w+|validate_\w+)\b")
 
 
@@ -24,7 +24,7 @@ def definitions(package):
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
     }
-    init, names = trees["__init__"], public_names(trees["__init__"])
+    init, names = trees["__init__"], public_names(trees)
     imports = [node for node in init.body if isinstance(node, ast.ImportFrom) and node.level == 1]
     source = {alias.asname or alias.name: node.module for node in imports for alias in node.names}
     wanted = {(source.get(name, "__init__"), name) for name in names}
@@ -39,10 +39,12 @@ def definitions(package):
     }
 
 
-def public_names(tree):
-    for node in tree.body:
+def public_names(trees):
+    """What ``__all__`` lists; where it lists what is there, every public module."""
+    for node in trees["__init__"].body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return ast.literal_eval(node.value)
+            listed = isinstance(node.value, ast.List)
+            return ast.literal_eval(node.value) if listed else [name for name in trees if name[0] != "_"]
     return ()
 
 
@@ -57,7 +59,8 @@ def fields(node):
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
             return arguments(part)
-    return [part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and part.target.id[0] != "_"]
+    named = [part for part in node.body if isinstance(part, ast.AnnAssign) and part.target.id[0] != "_"]
+    return [part.target.id for part in named if "ClassVar" not in ast.unparse(part.annotation)]
 
 
 def described(doc):
@@ -72,6 +75,8 @@ def missing(node):
     doc = ast.get_docstring(node)
     if not doc:
         return ["a docstring"]
+    if doc.startswith("Deprecated: "):
+        return []
     is_class = isinstance(node, ast.ClassDef)
     names = fields(node) if is_class else arguments(node)
     lacks = [f"the argument {name}" for name in names if name not in described(doc)]

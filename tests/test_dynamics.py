@@ -33,15 +33,25 @@ def by_hand(circuit: oc.Circuit, state: oc.State, z: np.ndarray, variant: str) -
     return dy, da
 
 
+def sum_of_terms(circuit: oc.Circuit, state: oc.State, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The terms of both equations added up without their signs."""
+    y, a = np.abs(state.y), np.abs(state.a)
+    recurrent = y if circuit.w_r is None else np.abs(circuit.w_r) @ y
+    size_y = y + np.abs(circuit.b * z) + (1 + np.sqrt(a)) * recurrent
+    return size_y / circuit.tau_y, (a + (circuit.b0 * circuit.sigma) ** 2 + circuit.w @ (a * y * y)) / circuit.tau_a
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @for_cases(decades=3.0, batch=False)
 def test_vector_field_is_the_equations(xp: Library, case: Case, variant: str) -> None:
     """Every variant equals the equations written out in loops, for negative modulators too."""
     state = oc.State(case.state.y, case.state.a - 0.4)  # some a < 0: the rectifiers at work
     want_y, want_a = by_hand(case.circuit, state, case.z, variant)
+    # round-off is that of the terms, which may cancel: 30 units of float32, of 12 terms at most
+    size_y, size_a = (np.max(part) for part in sum_of_terms(case.circuit, state, case.z))
     slope = xp.compiled(oc.vector_field, variant=variant)(xp.tree(case.circuit), xp.tree(state), xp.array(case.z))
-    xp.assert_close(slope.y, want_y, rtol=1e-10, atol=1e-11 * np.max(np.abs(want_y)))
-    xp.assert_close(slope.a, want_a, rtol=1e-10, atol=1e-11 * np.max(np.abs(want_a)))
+    xp.assert_close(slope.y, want_y, rtol=1e-10, atol=3e-11 * size_y)
+    xp.assert_close(slope.a, want_a, rtol=1e-10, atol=3e-11 * size_a)
 
 
 def test_variants_agree_where_nothing_is_rectified(xp: Library) -> None:
@@ -51,8 +61,8 @@ def test_variants_agree_where_nothing_is_rectified(xp: Library) -> None:
     state = xp.tree(oc.State(np.abs(case.state.y) + 0.1, case.state.a))
     main, *others = (oc.vector_field(circuit, state, xp.array(case.z), variant=v) for v in VARIANTS)
     for other in others:
-        xp.assert_close(other.y, numpy_tree(main.y), rtol=1e-14)
-        xp.assert_close(other.a, numpy_tree(main.a), rtol=1e-14)
+        for part, want in zip(other, numpy_tree(main), strict=True):  # compilers may contract differently
+            xp.assert_close(part, want, rtol=1e-12, atol=1e-12 * np.max(np.abs(want)))
 
 
 def test_leading_axes_are_batch_axes(xp: Library) -> None:

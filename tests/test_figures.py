@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 import organics_core as oc
 from organics_cli.app import app
 from organics_core.io.checkpoints import save_checkpoint
-from organics_figures import FIGURES, networks, numbers
+from organics_figures import FIGURES, _networks, _shared, phase_portraits
 from organics_plot.style import style
 
 
 def test_all_random_circuits_of_order_one_are_stable():
     """900 of 900 with a spectral norm of W_r of one and gains up to one half; strong drive destabilizes many."""
-    found = numbers.random_stability()
+    found = FIGURES["random-stability"].numbers()
     abscissa = np.concatenate([found[f"abscissa_{n}"] for n in found["sizes"]])
     converged = np.concatenate([found[f"converged_{n}"] for n in found["sizes"]])
     assert abscissa.shape == (900,)
@@ -35,16 +35,16 @@ def test_all_random_circuits_of_order_one_are_stable():
 
 @pytest.fixture(scope="module")
 def portraits() -> dict[str, np.ndarray]:
-    return numbers.phase_portraits(quick=True)
+    return FIGURES["phase-portraits"].numbers(quick=True)
 
 
 def test_fixed_points_of_the_portraits(portraits):
     """How many, which of them stable, and that they are fixed points."""
-    stable = {title: portraits[f"stable_{i}"].tolist() for i, title in enumerate(numbers.PORTRAITS)}
+    stable = {title: portraits[f"stable_{i}"].tolist() for i, title in enumerate(phase_portraits.PORTRAITS)}
     assert [len(flags) for flags in stable.values()] == [1, 3, 1, 1, 1, 1, 3, 3, 3]
     assert [sum(flags) for flags in stable.values()] == [1, 1, 1, 1, 1, 1, 1, 2, 1]
-    for index, (changes, variant) in enumerate(numbers.PORTRAITS.values()):
-        circuit = numbers.one_neuron(**changes)
+    for index, (changes, variant) in enumerate(phase_portraits.PORTRAITS.values()):
+        circuit = _shared.one_neuron(**changes)
         for y, a in portraits[f"points_{index}"]:
             slope = oc.vector_field(circuit, oc.State(np.array([y]), np.array([a])), np.array([1.0]), variant=variant)
             assert abs(circuit.tau_y * slope.y[0]) < 1e-12
@@ -53,15 +53,15 @@ def test_fixed_points_of_the_portraits(portraits):
 
 def test_basins_of_the_portraits(portraits):
     """All of the plane is one basin, or it has two, or part of it escapes; as simulations from its points say."""
-    titles = list(numbers.PORTRAITS)
-    for index, (title, (changes, variant)) in enumerate(numbers.PORTRAITS.items()):
+    titles = list(phase_portraits.PORTRAITS)
+    for index, (title, (changes, variant)) in enumerate(phase_portraits.PORTRAITS.items()):
         basin, points = portraits[f"basin_{index}"], portraits[f"points_{index}"]
         ends = set(np.unique(basin).tolist())
         if title == "w_r = -2":
             assert ends == {-1, 0}
             continue
         assert ends == set(np.flatnonzero(portraits[f"stable_{index}"]).tolist())
-        circuit = numbers.one_neuron(**changes)
+        circuit = _shared.one_neuron(**changes)
         i, j = np.random.default_rng(index).integers(0, basin.shape[0], (2, 6))
         if len(ends) > 1:
             i, j = np.indices(basin.shape).reshape(2, -1)
@@ -73,7 +73,7 @@ def test_basins_of_the_portraits(portraits):
 
 def test_stable_fixed_points_over_two_parameters():
     """For w_r > 0 there is always a stable one; for w_r < 0 not under strong input, or a strong pool."""
-    found = numbers.stability_boundary(quick=True)
+    found = FIGURES["stability-boundary"].numbers(quick=True)
     for name in ("input", "pool"):
         w_r, other = found[f"{name}_values"]
         stable = found[f"{name}_abscissa"] < 0
@@ -88,7 +88,7 @@ def test_stable_fixed_points_over_two_parameters():
 
 def test_newton_is_much_faster_than_the_iteration():
     """A hundred circuits: Newton needs less than 8 iterations to machine precision in nearly all, and 20 at worst."""
-    found = numbers.convergence()
+    found = FIGURES["convergence"].numbers()
     newton, iteration = np.median(found["newton"], axis=1), np.median(found["iteration"], axis=1)
     assert newton[4] < 1e-14
     assert iteration[4] > 1e-8
@@ -99,20 +99,20 @@ def test_newton_is_much_faster_than_the_iteration():
 
 
 def test_iterates_end_at_newtons_fixed_point():
-    found = numbers.iterates()
+    found = FIGURES["iterates"].numbers()
     np.testing.assert_allclose(found["a"][-1], found["fixed"], rtol=1e-13)
     assert np.abs(found["a"][0] / found["fixed"] - 1).max() > 0.3
     assert np.linalg.norm(found["w_r"], 2) == pytest.approx(1.0)
 
 
 def test_energy_falls():
-    found = numbers.energy()
+    found = FIGURES["energy"].numbers()
     assert (np.diff(found["small"], axis=0) < 1e-12 * found["small"][0]).all()
     assert (found["small"][-1] < 1e-2 * found["small"][0]).all()
 
 
 def test_gamma_peak_rises_with_contrast():
-    found = numbers.noise_spectra()
+    found = FIGURES["noise-spectra"].numbers()
     peak = found["gamma_peak"]
     seen = peak[np.isfinite(peak)]
     assert len(seen) >= 2
@@ -122,7 +122,7 @@ def test_gamma_peak_rises_with_contrast():
 
 def test_what_becomes_of_random_recurrence():
     """Without recurrence the fixed point of normalization; strong recurrence breaks it."""
-    found = numbers.phase_diagram(quick=True)
+    found = FIGURES["phase-diagram"].numbers(quick=True)
     for ensemble in ("goe", "gaussian"):
         kind = found[f"{ensemble}_kind"]
         assert (kind[0] == 0).all()
@@ -159,12 +159,12 @@ def test_command_writes_picture_numbers_and_record(tmp_path):
     record = json.loads((tmp_path / "energy.json").read_text())
     assert record["caption"] == FIGURES["energy"].caption
     with np.load(tmp_path / "energy.npz") as saved:
-        np.testing.assert_array_equal(saved["small"], numbers.energy(quick=True)["small"])
+        np.testing.assert_array_equal(saved["small"], FIGURES["energy"].numbers(quick=True)["small"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["bogus"], "unknown figure 'bogus'; choose one of phase-portraits"), ([], "name a figure, or ask for --all")],
+    [(["bogus"], "unknown figure 'bogus'; choose one of attention"), ([], "name a figure, or ask for --all")],
 )
 def test_bad_requests(arguments, message, tmp_path):
     done = CliRunner().invoke(app, ["figures", *arguments, "--output", str(tmp_path)])
@@ -204,7 +204,7 @@ def test_a_static_checkpoint_is_the_network_that_was_trained(framework, recurren
 
     options = {"recurrent": recurrent, "sigma": 0.3}
     folder = run_of("digits", framework, model="organics-static", options=options)
-    given = networks.read(folder)
+    given = _networks.read(folder)
     assert given.kind == "static"
     x = given.x.reshape(len(given.x), -1)
     circuits = given.network.circuits(x)
@@ -229,7 +229,7 @@ def test_a_recurrent_checkpoint_is_the_network_that_was_trained(framework, recur
     from organics_train.checkpoint import load_checkpoint
 
     folder = run_of("digits", framework, options={"recurrent": recurrent})
-    given = networks.read(folder / "checkpoint.safetensors")  # of a run that goes on, too
+    given = _networks.read(folder / "checkpoint.safetensors")  # of a run that goes on, too
     assert given.kind == "recurrent"
     run = given.network.run(given.x)
     arrays = {name.lstrip("."): value for name, value in load_checkpoint(folder / "model.safetensors")[0].items()}
@@ -249,21 +249,21 @@ def test_a_recurrent_checkpoint_is_the_network_that_was_trained(framework, recur
 def test_saved_layers_are_a_checkpoint_too(framework, tmp_path):
     path = tmp_path / "layers.safetensors"
     save_checkpoint(path, [oc.init_cell(0, 8, 6)])
-    given = networks.read(path)
+    given = _networks.read(path)
     assert given.task == "digits"
     assert given.network.run(given.x[:3]).y.shape == (3, 8, 6)
     save_checkpoint(path, [oc.init_cell(0, 5, 6)])
     with pytest.raises(ValueError, match="holds layers of 5 inputs"):
-        networks.read(path)
+        _networks.read(path)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_networks_trained_for_the_figures_learn(framework, monkeypatch):
     """The readout learns too: well above chance after ten epochs. The static network stays stable meanwhile."""
-    monkeypatch.setattr(networks, "framework", lambda: framework)
-    networks.train_static.cache_clear()
+    monkeypatch.setattr(_networks, "framework", lambda: framework)
+    _networks.train_static.cache_clear()
     try:
-        found = numbers.static_stability(quick=True)
+        found = FIGURES["static-stability"].numbers(quick=True)
         assert found["accuracy"][-1] > max(0.3, found["accuracy"][0] + 0.1)
         assert len(found["layer_1"]) == len(found["layer_2"])
         for index in (1, 2):
@@ -272,7 +272,7 @@ def test_networks_trained_for_the_figures_learn(framework, monkeypatch):
         assert np.isfinite(found["loss"][1:]).all()
         FIGURES["static-stability"].draw(found)
     finally:
-        networks.train_static.cache_clear()
+        _networks.train_static.cache_clear()
 
 
 @pytest.mark.library("torch", "jax")

@@ -98,6 +98,14 @@ def test_a_missing_framework_names_its_extra(package: str, missing: str, extra: 
     assert f'pip install "organics-core[{extra}]"' in last
 
 
+def test_the_names_of_the_baselines_need_no_torch() -> None:
+    """They are those of the files; a model that is asked for says what is missing."""
+    code = BLOCK.format(names=("torch",)) + "from organics_baselines import MODELS; print(*MODELS); MODELS['lstm']"
+    result = run_python(code)
+    assert {"organics", "organics-static", "lstm"} <= set(result.stdout.split())
+    assert result.stderr.strip().endswith('organics_baselines needs torch: pip install "organics-core[torch]"')
+
+
 def test_a_strangers_backend_is_found(tmp_path: Path) -> None:
     """A package that registers an entry point for its array library is used, without a change here."""
     (tmp_path / "stranger.py").write_text(

@@ -143,7 +143,8 @@ def test_half_precision():
     xs = jax.random.normal(jax.random.key(1), (6, 3, 2), jnp.float32)
     output, hn = half(xs)
     assert output.dtype == hn.b1.dtype == jnp.bfloat16
-    np.testing.assert_allclose(output.astype(jnp.float32), wide(xs)[0], atol=0.02)
+    unit = float(jnp.finfo(jnp.bfloat16).eps)  # a rounding in every step, of numbers around 1
+    np.testing.assert_allclose(output.astype(jnp.float32), wide(xs)[0], atol=len(xs) * unit)
 
 
 def test_float64_without_x64_says_so(request):
@@ -259,11 +260,12 @@ def test_training_on_digits():
         abscissa_every=8,
     )
     assert records == seen
-    assert records[-1].test_accuracy > 0.85
+    # rounding alone moves the end of a training as another seed does: 0.86 to 0.90, where chance is 0.1
+    assert records[-1].test_accuracy > 0.75
     assert records[-1].loss < 0.3 * records[0].loss
     assert all(math.isfinite(r.gradient_norm_max) for r in records)
     assert math.isnan(records[0].spectral_abscissa)
-    assert records[-1].spectral_abscissa == pytest.approx(largest_abscissa(trained, images[1500:1508]), abs=0.2)
+    assert records[-1].spectral_abscissa == pytest.approx(largest_abscissa(trained, images[1500:1508]), rel=1e-4)
     for a, b in zip(before, jax.tree.leaves(eqx.filter(model, eqx.is_array)), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(trained.layer.cells[0].start.y, model.layer.cells[0].start.y)

@@ -34,7 +34,8 @@ def test_covariance_solves_the_lyapunov_equation(xp: Library, case: Case) -> Non
     residual = left + np.swapaxes(left, -1, -2) + intensity
     terms = np.abs(jac) @ np.abs(p)
     scale = np.max(terms + np.swapaxes(terms, -1, -2), axis=(-2, -1))
-    assert np.all(np.max(np.abs(residual), axis=(-2, -1)) <= 500 * xp.eps * scale)
+    # the solution of (2n)**2 = 36 equations at most, by elimination: some hundred roundings of its largest terms
+    assert np.all(np.max(np.abs(residual), axis=(-2, -1)) <= 2000 * xp.eps * scale)
     assert np.array_equal(p, np.swapaxes(p, -1, -2))
     values = np.linalg.eigvalsh(p)
     assert np.all(values >= -500 * xp.eps * values[..., -1:])
@@ -44,7 +45,8 @@ def test_covariance_of_one_oscillator(xp: Library) -> None:
     """For x'' + c x' + k x = s xi the textbook says var x = s**2 / (2 c k), var x' = s**2 / (2 c), no covariance."""
     c, k, s = 3.0, 50.0, 0.7
     p = oc.linear_covariance(xp.array([[0.0, 1.0], [-k, -c]]), xp.array([0.0, s]))
-    xp.assert_close(p, [[s**2 / (2 * c * k), 0.0], [0.0, s**2 / (2 * c)]], rtol=1e-12, atol=1e-14)
+    # the covariance that is 0 is a difference of terms as large as var x'
+    xp.assert_close(p, [[s**2 / (2 * c * k), 0.0], [0.0, s**2 / (2 * c)]], rtol=1e-12, atol=1e-11 * s**2 / (2 * c))
 
 
 def test_forms_of_noise_agree(xp: Library) -> None:
@@ -167,11 +169,13 @@ def test_welch_spectra_of_a_long_simulation() -> None:
     covariance = np.einsum("tmi,tmj->ij", x, x) / x[..., 0].size
     want = oc.noise_covariance(circuit, state, noise)
     scale = np.sqrt(np.diag(want))
+    # fixed seed; a standard error of a few thousandths: 64 members of 1.9 s against time constants of milliseconds
     np.testing.assert_allclose(covariance / np.outer(scale, scale), want / np.outer(scale, scale), atol=0.03)
     f, cross = signal.csd(x[..., :, None], x[..., None, :], fs=1 / h, nperseg=2000, detrend=False, axis=0)
     estimate = np.moveaxis(cross.mean(axis=1), -1, -2)[1:41]  # scipy's csd(x, y) conjugates x
     theory = 2 * oc.power_spectrum(circuit, state, noise, f[1:41])
     size = np.sqrt(np.real(np.einsum("fii->fi", theory)))
+    # 64 members of 18 pieces: a standard error of 1 / sqrt(1152) = 0.03, here of 640 numbers and of means over 40
     relative = (estimate - theory) / (size[:, :, None] * size[:, None, :])
-    assert np.max(np.abs(relative)) < 0.2
-    assert np.abs(relative.mean(axis=0)).max() < 0.03
+    assert np.max(np.abs(relative)) < 0.15
+    assert np.abs(relative.mean(axis=0)).max() < 0.025

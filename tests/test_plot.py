@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import small_circuit
+from support import PATIENCE, small_circuit
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
@@ -351,11 +351,11 @@ def test_pictures_change_nothing_global() -> None:
         "plt = sys.modules.get('matplotlib.pyplot')\n"
         "print(dict(matplotlib.rcParams) == before, [] if plt is None else plt.get_fignums())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.split() == ["True", "[]"]
 
 
 def test_import_chooses_no_backend_and_no_pyplot() -> None:
     code = "import sys, organics_plot; print('matplotlib.pyplot' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.strip() == "False"

@@ -22,6 +22,12 @@ def residual(case: Case, state: oc.State, variant: str = "main") -> np.ndarray:
     return np.maximum(relative_y, relative_a)
 
 
+def assert_told(converged: np.ndarray, actual: np.ndarray) -> None:
+    """The tolerance of 1e-12 divides the two kinds, but for what the two measures of a residual differ by."""
+    assert (actual[converged] <= 2e-12).all()
+    assert (actual[~converged] > 0.5e-12).all()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @for_cases(decades=3.0)
 def test_what_is_called_converged_zeroes_the_vector_field(xp64: Library, case: Case, variant: str) -> None:
@@ -31,7 +37,7 @@ def test_what_is_called_converged_zeroes_the_vector_field(xp64: Library, case: C
     converged, claimed = numpy_tree((found.converged, found.residual))
     actual = residual(case, oc.State(*numpy_tree(found.state)), variant)
     np.testing.assert_allclose(claimed, actual, rtol=0.5, atol=1e-13)
-    np.testing.assert_array_equal(converged.astype(bool), actual <= 1.9e-12)
+    assert_told(converged.astype(bool), actual)
 
 
 @pytest.mark.parametrize("method", ["newton", "iteration"])
@@ -119,11 +125,21 @@ def test_failure_to_converge_is_reported(xp64: Library, method: str) -> None:
         assert not converged.all()
     actual = residual(batch, oc.State(*numpy_tree(found.state)))
     assert np.isfinite(actual).all()
-    np.testing.assert_array_equal(converged, actual < 1.9e-12)
+    assert_told(converged, actual)
     np.testing.assert_allclose(numpy_tree(found.residual), actual, rtol=1e-3, atol=1e-13)
     iterations = numpy_tree(found.iterations)
     assert (iterations[~converged] == 60).all()
     assert (iterations[converged] <= 60).all()
+
+
+def test_a_step_taken_back_does_not_slow_down_the_rest() -> None:
+    """Of 60 strongly coupled circuits some need damped steps; all reach Newton's speed again, and arrive soon."""
+    cases = [strong(n, 2.0, seed) for n in (3, 6) for seed in range(60)]
+    reports = [oc.steady_state(case.circuit, case.z, method="newton", max_iterations=200) for case in cases]
+    assert all(bool(report.converged) for report in reports)
+    iterations = [int(report.iterations) for report in reports]
+    assert sum(count > 6 for count in iterations) >= 5
+    assert max(iterations) < 40  # 17; with steps that stay short, 95 and more
 
 
 @pytest.mark.parametrize("method", ["newton", "iteration"])
@@ -132,7 +148,7 @@ def test_states_that_overflow_raise_no_warning(method: str) -> None:
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for seed in range(40):
+        for seed in range(12):
             case = strong(8, 30.0, seed)
             for variant in VARIANTS:
                 z = 5.0 * np.abs(case.z)

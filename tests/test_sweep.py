@@ -12,10 +12,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from support import Library, largest, numpy_tree
+from support import PATIENCE, Library, largest, numpy_tree
 
 import organics_core as oc
-from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, KINDS, LIMIT_CYCLE
+from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, KINDS, LIMIT_CYCLE, UNDECIDED
 
 
 def flat(n: int = 5) -> oc.Circuit:
@@ -81,6 +81,14 @@ def test_a_limit_cycle_is_found() -> None:
     late = run.state.y[1000:, 0]
     assert np.ptp(late) > 0.5
     assert np.sum(np.diff(np.sign(late - late.mean())) != 0) > 10
+
+
+def test_an_oscillation_that_still_changes_is_undecided() -> None:
+    """Close to where the fixed point loses its stability the swings take long: 6 % smaller after 100 tau, then 4 %."""
+    circuit = oc.Circuit(np.array([[1.118, -2.0], [2.0, 1.118]]), np.full((2, 2), 0.5), 1.0, 1.0, 0.1, 0.002, 0.002)
+    z = np.array([0.5, 0.0])
+    assert int(oc.classify(circuit, z, chunks=2).kind) == UNDECIDED
+    assert int(oc.classify(circuit, z, chunks=6).kind) == LIMIT_CYCLE
 
 
 def test_batches_are_classified_member_by_member() -> None:
@@ -221,10 +229,13 @@ def test_a_killed_sweep_resumes_bit_for_bit(tmp_path, how: signal.Signals) -> No
     """Its worker processes end with it, and the store, once completed, is that of a sweep that ran through."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys, organics_sweep as sweep\n"
+        "import sys, time, organics_sweep as sweep\n"
+        "def tell(done, total):\n"
+        "    print(done, flush=True)\n"
+        "    if done == 10: time.sleep(600)\n"  # until killed, however late that is
         "if __name__ == '__main__':\n"
-        "    spec = sweep.Sweep(n=4, deltas=(0.0, 0.4, 1.0), norms=(0.3, 1.0), draws=40, block=1)\n"
-        "    sweep.run(spec, sys.argv[1], workers=2, progress=lambda done, total: print(done, flush=True))\n"
+        "    spec = sweep.Sweep(n=4, deltas=(0.0, 0.4, 1.0), norms=(0.3, 1.0), draws=10, block=1)\n"
+        "    sweep.run(spec, sys.argv[1], workers=2, progress=tell)\n"
     )
     command = [sys.executable, str(script), str(tmp_path / "store")]
     with subprocess.Popen(
@@ -238,13 +249,13 @@ def test_a_killed_sweep_resumes_bit_for_bit(tmp_path, how: signal.Signals) -> No
         while int(job.stdout.readline()) < 10:
             pass
         job.send_signal(how)
-        job.communicate(timeout=60)  # the pipe is closed when the last of the workers has ended
+        job.communicate(timeout=PATIENCE)  # the pipe is closed when the last of the workers has ended
     assert job.returncode == -how
     there = int(np.sum(sweep.load(tmp_path / "store").kind >= 0))
-    assert 10 <= there < 240
-    spec = small(draws=40, block=1)
+    assert 10 <= there < 60
+    spec = small(draws=10, block=1)
     sweep.run(spec, tmp_path / "store", workers=2)
-    sweep.run(spec, tmp_path / "other", workers=2)
+    sweep.run(spec, tmp_path / "other", workers=0)
     for found, want in zip(sweep.load(tmp_path / "store"), sweep.load(tmp_path / "other"), strict=True):
         np.testing.assert_array_equal(found, want)
 

@@ -11,7 +11,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from support import numpy_tree
+from support import ELSEWHERE, PATIENCE, numpy_tree
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -124,7 +124,8 @@ def test_chunks_that_do_not_fill_the_sequence_and_both_kinds_of_product(monkeypa
     monkeypatch.setattr(plain, "_CHUNK_NUMBERS", 4 * N * H)
     monkeypatch.setattr(plain, "_LARGE", 0 if onednn else 1 << 60)
     if onednn and plain._linear is None:
-        pytest.skip("torch was built without oneDNN")
+        assert not torch.backends.mkldnn.is_available()
+        pytest.skip(f"{ELSEWHERE}torch was built without oneDNN")
     dtype = torch.float32 if onednn else torch.float64
     layer = make(implementation="function", checkpoint_every=every, dtype=dtype)
     x, hx = numbers(1, T, N, K, dtype=dtype), start(dtype=dtype)
@@ -364,7 +365,8 @@ def test_half_precision_parameters(recurrent, dtype):
     wanted = layer(x)[0]
     output, _ = copy.deepcopy(layer).to(dtype)(x.to(dtype))
     assert output.dtype == dtype
-    assert float((output.float() - wanted).detach().abs().max()) < 0.05
+    unit = torch.finfo(dtype).eps  # a rounding in every step, of numbers around 1
+    assert float((output.float() - wanted).detach().abs().max()) < T * unit
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -439,7 +441,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
             torch.nn.functional.cross_entropy(wrapped(x[part]), y[part]).backward()
             torch.save([p.grad for p in model.parameters()], f"{where}/unfinished{rank}")
             os.replace(f"{where}/unfinished{rank}", f"{where}/gradients{rank}.pt")
-            for _ in range(6000):
+            for _ in range(60_000):
                 if os.path.exists(f"{where}/gradients{1 - rank}.pt"):
                     break
                 time.sleep(0.01)
@@ -452,7 +454,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     commands = [[sys.executable, str(program), str(rank), str(tmp_path)] for rank in range(2)]
     workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     for worker in workers:
-        _, errors = worker.communicate(timeout=120)
+        _, errors = worker.communicate(timeout=PATIENCE)
         assert worker.returncode == 0, errors
     model = ot.ORGaNICsClassifier(2, 5, 3, seed=0, dtype=torch.float64)
     torch.nn.functional.cross_entropy(model(x), y).backward()

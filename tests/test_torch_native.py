@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+from support import ELSEWHERE, PATIENCE
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -32,7 +33,9 @@ def test_without_a_compiler_the_plain_implementation_is_taken(tmp_path):
     """A fresh process on a machine without compiler trains, and says nothing about it unless asked."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": str(tmp_path)}
     environment |= {"CXX": "", native.VARIABLE: ""}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert "no C++ compiler" in done.stdout
     assert not done.stderr.strip()
@@ -48,7 +51,7 @@ def test_switched_off(monkeypatch):
         layer(torch.ones(5, 3, 2))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a shell script plays the compiler")
+@pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}a shell script plays the compiler")
 def test_a_compiler_that_fails(tmp_path, monkeypatch):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho no such target >&2\nexit 1\n")
@@ -61,7 +64,7 @@ def test_a_compiler_that_fails(tmp_path, monkeypatch):
 
 
 @needs_native
-@pytest.mark.skipif(os.name != "posix", reason="file owners and modes")
+@pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}file owners and modes")
 def test_cache(tmp_path, monkeypatch):
     """Many processes may compile at once; a damaged or foreign file is not loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -122,7 +125,7 @@ def test_threads_may_change_between_the_passes():
 
 
 @needs_native
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason=f"{ELSEWHERE}no fork")
 def test_a_forked_child_computes_too():
     """OpenMP's threads do not survive a fork: the child takes others."""
     program = """
@@ -133,11 +136,11 @@ here = layer(x)[0]
 torch.ones(1 << 20).exp()  # by both threads
 child = os.fork()
 if not child:
-    signal.alarm(20)
+    signal.alarm(300)  # a child that hangs
     os._exit(0 if torch.equal(layer(x)[0], here) else 3)
 print(os.waitpid(child, 0)[1])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.strip() == "0", done.stderr
 
 
@@ -161,7 +164,7 @@ def test_reserve_lends_one_buffer_to_one_tensor_at_a_time():
 
 
 def test_memory_does_not_grow():
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason=f"{ELSEWHERE}no resource usage")
     layer = ot.ORGaNICs(1, 32, seed=0)
     x = torch.ones(100, 64, 1)
 

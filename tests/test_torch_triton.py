@@ -12,29 +12,32 @@ import ahead
 import numpy as np
 import pytest
 import torch
-from support import run_python
+from support import ELSEWHERE, PATIENCE, run_python
 
 from organics_torch import ORGaNICs
 
 CHECKS = Path(__file__).parent / "interpreted" / "check_torch_kernels.py"
+NO_TRITON = "CPU wheels of torch come without Triton: pip install triton"
+if sys.platform != "linux":
+    NO_TRITON = f"{ELSEWHERE}Triton is made for Linux"
 
 
 def test_kernels_agree_with_the_core() -> None:
     """Every check of interpreted/check_torch_kernels.py, in a process where Triton interprets."""
-    triton = pytest.importorskip("triton", reason="CPU wheels of torch come without Triton: pip install triton")
+    triton = pytest.importorskip("triton", reason=NO_TRITON)
     versions = [tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, np)]
     if versions[0] < (3, 9) and versions[1] >= (2, 4):
         pytest.skip(f"the interpreter of Triton {triton.__version__} does not run with numpy {np.__version__}")
     command = [sys.executable, "-m", "pytest", "-q", "--library", "torch", str(CHECKS)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture
 def triton_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing compiled before, nothing left behind."""
-    pytest.importorskip("triton", reason="CPU wheels of torch come without Triton: pip install triton")
+    pytest.importorskip("triton", reason=NO_TRITON)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
@@ -88,7 +91,7 @@ except RuntimeError as error:
     assert "it runs on CUDA, not on cpu" in result.stdout or "Triton is missing" in result.stdout
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=f"{ELSEWHERE}no CUDA device")
 @pytest.mark.parametrize("n", [20, 64, 128])
 @pytest.mark.parametrize(("precision", "bound"), [("highest", 1e-5), ("high", 1e-2), ("medium", 5e-2)])
 def test_kernels_on_the_device(n: int, precision: str, bound: float) -> None:

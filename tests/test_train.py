@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from support import PATIENCE
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
@@ -30,7 +31,7 @@ ENVIRONMENT = {
 SCRIPT = """
 import os, signal, sys, time
 from organics_train import Config, checkpoint, train
-framework, out, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
+framework, out, wait = sys.argv[1], sys.argv[2], sys.argv[3] == "wait"
 config = Config(
     task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=40, epochs=2, seed=3,
     input_noise=0.1,
@@ -47,7 +48,8 @@ if len(sys.argv) > 3 + 2:  # die in the middle of writing a checkpoint
 
 def tell(progress):
     print(progress.epoch, progress.step, flush=True)
-    time.sleep(pause)
+    if wait and (progress.epoch, progress.step) == (2, 8):
+        time.sleep(600)  # until killed, however late that is
 
 train(config, out, resume=True, checkpoint_every=3, on_step=tell)
 if len(sys.argv) == 5:
@@ -174,7 +176,7 @@ def test_noise_is_that_of_seed_epoch_and_step(fake, tmp_path):
     assert whole.shape == (12, 4, 5, 2)
     assert np.array_equal(whole, np.concatenate([first, second]))
     assert len(np.unique(np.concatenate([whole, other]))) == 2 * whole.size
-    assert abs(whole.std() - 0.5) < 0.05
+    assert abs(whole.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * whole.size)  # five standard errors
     train(Config(**SMALL), tmp_path / "none")
     assert learners[-1].noise == [None] * 12
 
@@ -294,21 +296,21 @@ def _run(framework, out, *arguments):
 @EVERY_FRAMEWORK
 def test_killed_and_resumed_is_bit_identical(framework, tmp_path):
     _needs(framework)
-    killed = _run(framework, tmp_path / "killed", 0.02)
+    killed = _run(framework, tmp_path / "killed", "wait")
     for line in killed.stdout:
         if line.split() == ["2", "8"]:  # in the middle of the second epoch, two steps after a checkpoint
             killed.kill()
             break
     assert killed.wait() == -signal.SIGKILL, killed.stderr.read()
     assert not (tmp_path / "killed" / "results.json").exists()
-    again = _run(framework, tmp_path / "killed", 0.0, "-", 2)
-    out, error = again.communicate(timeout=300)
+    again = _run(framework, tmp_path / "killed", "on", "-", 2)
+    out, error = again.communicate(timeout=PATIENCE)
     assert again.returncode == -signal.SIGKILL, error
     first = out.splitlines()[0]
     assert first in ("2 7", "2 4"), first  # the kill may outrun the printing, never the checkpoint
     assert len(list((tmp_path / "killed").glob("*.part"))) == 1
-    resumed = _run(framework, tmp_path / "killed", 0.0, tmp_path / "whole")
-    out, error = resumed.communicate(timeout=300)
+    resumed = _run(framework, tmp_path / "killed", "on", tmp_path / "whole")
+    out, error = resumed.communicate(timeout=PATIENCE)
     assert resumed.returncode == 0, error
     assert not list((tmp_path / "killed").glob("*.part"))
     ours, theirs = (load_checkpoint(tmp_path / name / "checkpoint.safetensors") for name in ("killed", "whole"))
@@ -337,7 +339,7 @@ def test_digits_are_learned_by_torch(tmp_path):
     _needs("torch")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     results = train(Config(task="digits", hidden=24, batch_size=64, epochs=12), tmp_path)
-    assert results["test_accuracy"] > 0.8
+    assert results["test_accuracy"] > 0.6  # other seeds, and rounding: 0.80 to 0.85; chance: 0.1
 
 
 @pytest.mark.parametrize(

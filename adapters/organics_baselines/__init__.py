@@ -1,7 +1,8 @@
 """Other people's models, for comparison with ORGaNICs: short, cited, behind one interface; in torch.
 
 These are no part of the product: they are here so that a table compares like
-with like.
+with like. A public module of this package is a model, found by its file and
+imported, with torch, when it is asked for.
 
 >>> import torch
 >>> model = make_model("lstm", input_size=28, hidden_size=32, classes=10)
@@ -9,11 +10,6 @@ with like.
 torch.Size([4, 10])
 """
 
-try:
-    import torch as _torch  # noqa: F401
-except ImportError as error:  # pragma: no cover - seen only without torch
-    raise ImportError('organics_baselines needs torch: pip install "organics-core[torch]"') from error
-
-from .registry import MODELS, Entry, count_parameters, make_model
+from ._registry import MODELS, Entry, count_parameters, make_model
 
 __all__ = ["MODELS", "Entry", "count_parameters", "make_model"]

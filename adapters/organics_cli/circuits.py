@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 import organics_core as oc
-from organics_core.checks import VARIANTS, one_of
+from organics_core import VARIANTS
+from organics_core.checks import one_of
 from organics_core.circuit import is_identity, size
 from organics_core.io.circuits import CircuitFile, load_circuit, save_circuit
 

@@ -29,7 +29,7 @@ from organics_core import (
     steady_state,
     vector_field,
 )
-from organics_core.stochastic import wiener_increments
+from organics_core.integration import wiener_increments
 
 from .exchange import from_jax, from_torch, to_device, to_host, to_jax, to_torch
 from .simulation import simulate, simulate_sde

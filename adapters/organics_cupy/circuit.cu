@@ -4,11 +4,11 @@
 // stay in registers; what the neurons send to each other goes through shared memory. The method is the
 // Runge-Kutta tableau in STAGES, A, B and C, written in front of this text together with
 //   REAL      float or double            N         neurons
-//   VARIANT   0 main, 1 rectified, 2 rectified recurrence
+//   SOURCE, DRIVE, RESPONSE  1 for what the variant rectifies
 //   RECURRENT 0 where W_r is the identity
 //   NOISE     0 none, 1 drawn here (Philox 4x32-10), 2 given increments
 //   EXPONENTIAL 1 for the exponential Euler method
-// The vector field is organics_core.dynamics.balance.
+// The vector field is organics_core.circuit.balance.
 
 #define PER_LANE ((N + LANES - 1) / LANES)
 #define PADDED (PER_LANE * LANES)
@@ -108,7 +108,7 @@ extern "C" __global__ void organics_run(const REAL *w_r, long long w_r_stride, c
         }
         ys += c_[stage] * kick_y;
         as += c_[stage] * kick_a;
-        const REAL response = VARIANT == 0 ? ys : relu(ys), source = VARIANT == 1 ? relu(ys) : ys;
+        const REAL response = RESPONSE ? relu(ys) : ys, source = SOURCE ? relu(ys) : ys;
         if (lane == 0) {
           sent[buffer][real ? slot : PACK][0][row] = relu(as) * response * response;
           sent[buffer][real ? slot : PACK][1][row] = source;
@@ -130,7 +130,7 @@ extern "C" __global__ void organics_run(const REAL *w_r, long long w_r_stride, c
 #endif
         }
         buffer ^= 1;  // the next stage writes elsewhere: one barrier per stage is enough
-        if (VARIANT == 2) recurrent = relu(recurrent);
+        if (DRIVE) recurrent = relu(recurrent);
         const REAL z = d0 + (REAL(s) + c_[stage]) / REAL(substeps) * (d1 - d0);
         slope_y[stage] = (z - ys + (1 - sqrt(relu(as))) * recurrent) / ty;
         slope_a[stage] = (floor_ - as + pool) / ta;

@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from organics_core.integration import INTEGRATORS, Tableau
+from organics_core.circuit import VARIANTS
+from organics_core.methods import INTEGRATORS, Tableau
 
-VARIANTS = ("main", "rectified", "rectified_recurrence")
 NOISES = ("none", "drawn", "given")
 
 # dx = f dt + L dB: the noise enters a stage with the stage's own node.
@@ -103,7 +103,7 @@ def source(layout: Geometry, tableau: Tableau, variant: str, recurrent: bool, no
         "A": _braces(matrix),
         "B": _braces(tableau.weights),
         "C": _braces(tableau.nodes),
-        "VARIANT": VARIANTS.index(variant),
+        **{name.upper(): int(flag) for name, flag in VARIANTS[variant]._asdict().items()},
         "RECURRENT": int(recurrent),
         "NOISE": NOISES.index(noise),
         "EXPONENTIAL": int(tableau.exponential),

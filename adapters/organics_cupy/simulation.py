@@ -12,25 +12,13 @@ from array_api_compat import device, is_array_api_obj
 import organics_core as oc
 from organics_core import checks
 from organics_core.backend import Array, get_backend, library_of
-from organics_core.circuit import Circuit, State, validate_state
-from organics_core.integration import (
-    INTEGRATORS,
-    Tableau,
-    Trajectory,
-    _add,
-    _CallableField,
-    _check_times,
-    _ConstantField,
-    _finish,
-    _pose,
-    _Problem,
-    _SampledField,
-)
-from organics_core.linalg import Operator, broadcast_shapes, matvec
+from organics_core.circuit import Circuit, State
+from organics_core.integration import Posed, Trajectory, finish, pose
+from organics_core.integration import simulate_sde as core_simulate_sde
+from organics_core.linalg import broadcast_shapes
+from organics_core.methods import INTEGRATORS, Tableau, add_stages
 from organics_core.noise import Noise, noise_arrays, noise_term
-from organics_core.stochastic import SDE_METHODS, _seed
-from organics_core.stochastic import simulate_sde as core_simulate_sde
-from organics_core.weights import LargeCircuit, _prepare
+from organics_core.weights import Operator, matvec
 
 from . import kernel
 
@@ -54,7 +42,7 @@ class _Noise(NamedTuple):
 
 
 def simulate(
-    circuit: Circuit | LargeCircuit,
+    circuit: Circuit,
     z: Array | Callable[[Array], Array],
     times: Array,
     *,
@@ -72,10 +60,8 @@ def simulate(
     Parameters
     ----------
     circuit, z, times, state0, method, variant, drive, substeps
-        As for :func:`organics_core.simulate`, arrays of cupy. The circuit may
-        also be a LargeCircuit (of :mod:`organics_core.weights`), with sparse
-        matrices or functions for weights: then with a method of fixed steps, and
-        a drive (n,) or, one row for each time, (T, n).
+        As for :func:`organics_core.simulate`, arrays of cupy. Weights may be
+        sparse matrices or functions.
     engine : {"auto", "kernel", "core"}
         ``"kernel"`` takes every step of every circuit of the batch in one
         launch, with weights and states in registers: methods of fixed steps,
@@ -105,22 +91,16 @@ def simulate(
     tableau = method if isinstance(method, Tableau) else INTEGRATORS.get(method)
     if engine != "core" and tableau is not None:
         substeps = checks.positive_integer("substeps", substeps)
-        if isinstance(circuit, LargeCircuit):
-            xp, ready, problem = _pose_large(circuit, z, times, state0, variant)
-        else:
-            xp, ready, problem = _pose(circuit, z, times, state0, variant, drive)
-        reason = _obstacle(xp, ready, problem, tableau, engine)
+        problem = pose(circuit, z, times, state0, variant, drive, None)
+        xp = problem.xp
+        reason = _obstacle(problem, tableau, engine)
         if reason is None:
-            return _run(xp, ready, problem, tableau, variant, substeps, None, launch)
+            return _run(problem, tableau, substeps, None, launch)
         _refuse(engine, reason)
         if engine == "graph" and tableau.error is not None:
             raise ValueError(f"engine 'graph' takes methods of fixed steps, not {tableau.name!r}")
-        if tableau.error is None and (
-            engine == "graph" or library_of(xp) == "cupy" or isinstance(circuit, LargeCircuit)
-        ):
-            return _stepwise(xp, ready, problem, tableau, substeps)
-    if isinstance(circuit, LargeCircuit):
-        raise ValueError(f"a large circuit takes engine 'auto' or 'graph' and a method of fixed steps, not {method!r}")
+        if tableau.error is None and (engine == "graph" or library_of(xp) == "cupy"):
+            return _stepwise(_recordable(problem, circuit), tableau, substeps)
     return oc.simulate(
         circuit,
         z,
@@ -150,7 +130,7 @@ def simulate_sde(
     engine: str = "auto",
     launch: Launch = launch_on_device,
 ) -> Trajectory:
-    """Simulate the circuit under additive white noise, as :func:`organics_core.stochastic.simulate_sde` does.
+    """Simulate the circuit under additive white noise, as :func:`organics_core.simulate_sde` does.
 
     Parameters
     ----------
@@ -178,13 +158,13 @@ def simulate_sde(
     use those.
     """
     checks.one_of("engine", engine, ENGINES)
-    checks.one_of("method", method, SDE_METHODS)
+    checks.one_of("method", method, kernel.SDE_TABLEAUS)
     if engine in ("auto", "kernel"):
-        substeps, number = checks.positive_integer("substeps", substeps), _seed(seed)
+        substeps, number = checks.positive_integer("substeps", substeps), checks.seed(seed)
         more = {**noise_arrays(noise), "increments": increments}
-        xp, ready, problem = _pose(circuit, z, times, state0, variant, drive, **more)
-        tableau = kernel.SDE_TABLEAUS[method]
-        reason = _obstacle(xp, ready, problem, tableau, engine)
+        problem = pose(circuit, z, times, state0, variant, drive, None, **more)
+        xp, tableau = problem.xp, kernel.SDE_TABLEAUS[method]
+        reason = _obstacle(problem, tableau, engine)
         n = problem.start.y.shape[-1]
         term = noise_term(xp, noise, (n, n), problem.start.y)
         if term.matrix is not None:
@@ -194,7 +174,7 @@ def simulate_sde(
             reason = f"increments must have shape ({steps}, ..., {2 * n}), got {tuple(increments.shape)}"
         if reason is None:
             given = _Noise(term.amplitude, increments, number)
-            return _run(xp, ready, problem, tableau, variant, substeps, given, launch)
+            return _run(problem, tableau, substeps, given, launch)
         _refuse(engine, reason)
     return core_simulate_sde(
         circuit,
@@ -211,44 +191,23 @@ def simulate_sde(
     )
 
 
-def _pose_large(
-    circuit: LargeCircuit, z: Array, times: Array, state0: State | None, variant: str
-) -> tuple[Any, Circuit, _Problem]:
-    """Check and prepare a circuit whose weights are products: a constant drive (n,) or one for each time (T, n)."""
-    checks.one_of("variant", variant, checks.VARIANTS)
-    if not is_array_api_obj(z) or z.ndim not in (1, 2) or (z.ndim == 2 and z.shape[0] != times.shape[0]):
-        raise ValueError(
-            "z of a large circuit must be an array (n,), or (T, n) with one row for each time, "
-            f"got {checks.describe(z)}"
-        )
-    sample = z if z.ndim == 1 else z[0, ...]
-    others = {} if state0 is None else validate_state(state0, "state0")
-    xp, ready, (sample, *start) = _prepare(circuit, z=sample, **others)
-    ready = ready._replace(
-        w_r=_recordable(xp, circuit.w_r, ready.w_r, sample.dtype), w=_recordable(xp, circuit.w, ready.w, sample.dtype)
-    )
-    checks.values(xp, "z", z, "any")
-    times = xp.astype(_check_times(xp, times), sample.dtype, copy=False)
-    floor = (ready.b0 * ready.sigma) ** 2
-    rest = State(0.0 * sample, 0.0 * sample + floor)
-    arguments: Any = (ready.w_r, ready.w, ready.b * sample, floor, ready.tau_y, ready.tau_a)
-    field: Callable[..., Any] = _ConstantField(variant)
-    values = None
-    if z.ndim == 2:
-        field, arguments, values = _SampledField(variant), ready, xp.astype(z, sample.dtype, copy=False)
-    return xp, ready, _Problem(field, arguments, State(*start) if start else rest, times, values)
+def _recordable(problem: Posed, circuit: Circuit) -> Posed:
+    """The problem with products by kernels of our own: a graph cannot hold cuBLAS's and cuSPARSE's."""
+    xp, dtype = problem.xp, problem.times.dtype
 
+    def product(given: Any, ready: Any) -> Any:
+        if is_array_api_obj(given):
+            return Operator(lambda vector: matvec(xp, ready, vector), batched=True)
+        if not type(given).__module__.startswith("cupyx."):
+            return ready
+        from organics_backends.cupy import launch
+        from organics_backends.products import sparse_operator
 
-def _recordable(xp: Any, given: Any, ready: Any, dtype: Any) -> Any:
-    """The product with a dense or sparse matrix by kernels of our own: a graph cannot hold cuBLAS's and cuSPARSE's."""
-    if is_array_api_obj(given):
-        return Operator(lambda vector: matvec(xp, given, vector))
-    if not type(given).__module__.startswith("cupyx."):
-        return ready
-    from organics_backends.cupy import launch
-    from organics_backends.products import sparse_operator
+        return sparse_operator(given, dtype, launch) or ready
 
-    return sparse_operator(given, dtype, launch) or ready
+    made = problem.model
+    made = made._replace(w_r=product(circuit.w_r, made.w_r), w=product(circuit.w, made.w))
+    return problem._replace(model=made)
 
 
 def _refuse(engine: str, reason: str) -> None:
@@ -256,15 +215,18 @@ def _refuse(engine: str, reason: str) -> None:
         raise ValueError(f"engine 'kernel' cannot run this simulation: {reason}; use 'auto' or 'core'")
 
 
-def _obstacle(xp: Any, circuit: Circuit, problem: _Problem, tableau: Tableau, engine: str) -> str | None:
+def _obstacle(problem: Posed, tableau: Tableau, engine: str) -> str | None:
     """Why the kernel cannot run this, or None. ``engine="kernel"`` lets numpy pass, for tests."""
+    xp, circuit = problem.xp, problem.model
+    if not isinstance(circuit, Circuit):
+        return "it has no kernel for models other than a Circuit"
     if engine == "graph":
         return "another engine was asked for"
     if library_of(xp) not in (("cupy", "numpy") if engine == "kernel" else ("cupy",)):
         return f"its arrays must be cupy's, got {library_of(xp)}'s"
     if tableau.error is not None:
         return f"method {tableau.name!r} chooses its own steps"
-    if isinstance(problem.field, _CallableField):
+    if problem.drive is None or problem.drive.function is not None:
         return "its drive must be an array, not a function of time"
     if not all(matrix is None or is_array_api_obj(matrix) for matrix in circuit[:2]):
         return "its weights must be plain matrices"
@@ -274,13 +236,22 @@ def _obstacle(xp: Any, circuit: Circuit, problem: _Problem, tableau: Tableau, en
     return None
 
 
-def _stepwise(xp: Any, circuit: Circuit, problem: _Problem, tableau: Tableau, substeps: int) -> Trajectory:
+def _stepwise(problem: Posed, tableau: Tableau, substeps: int) -> Trajectory:
     """The core's fixed steps on states that stay two arrays: packing them in one would copy pointers to the device."""
+    xp, circuit = problem.xp, problem.model
     backend = get_backend(xp)
-    start, times, values = problem.start, problem.times, problem.values
+    start, times, values, drive = problem.start, problem.times, problem.values, problem.drive
+    assert drive is not None
     xs: Any = (times[:-1], times[1:])
     if values is not None:
         xs = (*xs, values[:-1, ...], values[1:, ...])
+
+    def z_at(t: Any, x: Any) -> Array:
+        if drive.function is not None:
+            return xp.astype(drive.function(t), times.dtype, copy=False)
+        if values is None:
+            return drive.constant
+        return x[2] + ((t - x[0]) / (x[1] - x[0])) * (x[3] - x[2])
 
     def interval(state: State, x: Any) -> tuple[State, State]:
         t0, h = x[0], (x[1] - x[0]) / substeps
@@ -289,14 +260,14 @@ def _stepwise(xp: Any, circuit: Circuit, problem: _Problem, tableau: Tableau, su
             t = t0 + k * h
             slopes: list[State] = []
             for node, row in zip(tableau.nodes, tableau.stages, strict=True):
-                moved = State(*(_add(x, h, row, [s[i] for s in slopes]) for i, x in enumerate(state)))
-                z = None if values is None else x[2] + ((t + node * h - t0) / (x[1] - t0)) * (x[3] - x[2])
-                slopes.append(problem.field(xp, t + node * h, moved, problem.arguments, z))
+                moved = State(*(add_stages(x, h, row, [s[i] for s in slopes]) for i, x in enumerate(state)))
+                slopes.append(circuit.field(xp, t + node * h, moved, z_at(t + node * h, x)))
             parts = [[s[i] for s in slopes] for i in range(2)]
             if not tableau.exponential:
-                return State(*(_add(x, h, tableau.weights, k) for x, k in zip(state, parts, strict=True))), None
-            means = (_add(xp.zeros_like(x), 1.0, tableau.weights, k) for x, k in zip(state, parts, strict=True))
-            taus = (circuit.tau_y, circuit.tau_a)
+                new = (add_stages(x, h, tableau.weights, k) for x, k in zip(state, parts, strict=True))
+                return State(*new), None
+            means = (add_stages(xp.zeros_like(x), 1.0, tableau.weights, k) for x, k in zip(state, parts, strict=True))
+            taus = circuit.decay()
             return State(
                 *(x - tau * xp.expm1(-h / tau) * m for x, tau, m in zip(state, taus, means, strict=True))
             ), None
@@ -315,23 +286,15 @@ def _trajectory(xp: Any, times: Array, start: State, states: State, substeps: in
     """A finished run, the start in front; members that are no longer finite say so."""
     counts = {"dtype": xp.int32, "device": device(times)}
     packed, first = xp.concat(list(states), axis=-1), xp.concat(list(start), axis=-1)
-    packed, status = _finish(xp, first, packed, xp.zeros(start.y.shape[:-1], **counts))
+    packed, status = finish(xp, first, packed, xp.zeros(start.y.shape[:-1], **counts))
     n = start.y.shape[-1]
     steps = xp.full((), substeps * (times.shape[0] - 1), **counts)
     return Trajectory(times, State(packed[..., :n], packed[..., n:]), status, steps, xp.zeros((), **counts))
 
 
-def _run(
-    xp: Any,
-    circuit: Circuit,
-    problem: _Problem,
-    tableau: Tableau,
-    variant: str,
-    substeps: int,
-    noise: _Noise | None,
-    launch: Launch,
-) -> Trajectory:
-    start, times = problem.start, problem.times
+def _run(problem: Posed, tableau: Tableau, substeps: int, noise: _Noise | None, launch: Launch) -> Trajectory:
+    xp, circuit, start, times = problem.xp, problem.model, problem.start, problem.times
+    assert problem.drive is not None
     n, dtype, where = start.y.shape[-1], start.y.dtype, device(times)
     given = None if noise is None else noise.increments
     shapes = [tuple(start.y.shape[:-1])]
@@ -365,11 +328,11 @@ def _run(
     layout = kernel.geometry(n, str(dtype))
     assert layout is not None
     kind = "none" if noise is None else "drawn" if given is None else "given"
-    text = kernel.source(layout, tableau, variant, circuit.w_r is not None, kind)
+    text = kernel.source(layout, tableau, circuit.variant, circuit.w_r is not None, kind)
     y0, a0 = (full(part, n) for part in start)
     out_y, out_a = (xp.empty((intervals, count, n), dtype=dtype, device=where) for _ in range(2))
     if problem.values is None:
-        drive = full(problem.arguments[2], n)  # b z
+        drive = full(circuit.b * problem.drive.constant, n)
     else:
         drive = over_time(problem.values, n) * full(circuit.b, n)
     arguments = (

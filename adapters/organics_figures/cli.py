@@ -74,11 +74,11 @@ def figures(
 
 def _checkpoints(paths: list[Path], chosen: list[str]) -> dict[str, tuple[Path, Any]]:
     """The networks by their kind; ValueError for one that no chosen figure shows."""
-    from . import FIGURES, networks
+    from . import FIGURES, _networks
 
     found: dict[str, tuple[Path, Any]] = {}
     for path in paths:
-        given = networks.read(path)
+        given = _networks.read(path)
         names = [name for name, entry in FIGURES.items() if entry.takes == given.kind]
         if not set(names) & set(chosen):
             raise ValueError(f"{path} holds a {given.kind} network, which only {', '.join(names)} can show")

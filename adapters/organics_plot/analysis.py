@@ -506,7 +506,9 @@ def power_spectra(
     """
     f = np.geomspace(1.0, 400.0, 300) if frequencies is None else frequencies
     if isinstance(circuit, oc.V1Circuit):
-        spectrum = oc.v1_power_spectrum(circuit, z, (1.0, 0.0, 0.0) if noise is None else noise, f)
+        spectrum = oc.power_spectrum(
+            circuit, oc.steady_state(circuit, z).state, (1.0, 0.0, 0.0) if noise is None else noise, f
+        )
     else:
         state = oc.steady_state(circuit, z).state
         spectrum = oc.power_spectrum(circuit, state, (1.0, 0.0) if noise is None else noise, f)

@@ -1,22 +1,10 @@
 """ORGaNICs circuits as models of other simulation frameworks, one module each, imported when first used.
 
-==================  =====================================  ===========================================
-module              framework                              extra
-==================  =====================================  ===========================================
-``scipy``           ``solve_ivp``, ``odeint``              ``organics-core[scipy]``
-``diffrax``         diffrax, optimistix                    ``organics-core[diffrax]``
-``torch``           torchdiffeq, torchode, norse, ncps     ``organics-core[torchdiffeq]``, and so on
-``lightning``       Lightning                              ``organics-core[lightning]``
-``brainstate``      brainstate                             ``organics-core[brainstate]``
-``brainpy``         BrainPy                                ``organics-core[brainpy]``
-``nengo``           Nengo                                  ``organics-core[nengo]``
-``brian2``          Brian2                                 ``organics-core[brian2]``
-``pyrates``         PyRates                                ``organics-core[pyrates]``
-``keras``           Keras 3 on torch or jax                ``organics-core[keras]``
-``tvb``             The Virtual Brain                      ``organics-core[tvb]``
-==================  =====================================  ===========================================
+``__all__`` names them: every public module of this package is one. The extra to
+install is called like the module; ``torch`` works with torchdiffeq, torchode,
+norse and ncps, of which each has an extra.
 
-The equations stay in :mod:`organics_core.dynamics`; only frameworks that
+The equations stay in :mod:`organics_core.circuit`; only frameworks that
 generate code from text (Brian2, PyRates) are handed them as text.
 
 >>> import numpy as np, organics_core as oc
@@ -28,21 +16,10 @@ generate code from text (Brian2, PyRates) are handed them as text.
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
 
-__all__ = [
-    "brainpy",
-    "brainstate",
-    "brian2",
-    "diffrax",
-    "keras",
-    "lightning",
-    "nengo",
-    "pyrates",
-    "scipy",
-    "torch",
-    "tvb",
-]
+__all__ = sorted(module.name for module in iter_modules(__path__) if module.name[0] != "_")
 
 
 def __getattr__(name: str) -> ModuleType:

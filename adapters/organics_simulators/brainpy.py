@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, checks
-from organics_core.circuit import size
-from organics_core.dynamics import field
+from organics_core import VARIANTS, Circuit, State, checks
+from organics_core.circuit import field, size
 
 from ._common import explicit, host_circuit, host_drive, require, start_state, step
 
@@ -61,7 +60,7 @@ class ORGaNICs(bp.dyn.NeuDyn):
         n = size(host)
         self.tableau = explicit(method)
         super().__init__(n, name=name, mode=mode, method=self.tableau.name)
-        checks.one_of("variant", variant, checks.VARIANTS)
+        checks.one_of("variant", variant, VARIANTS)
         self.variant = variant
         self.substeps = checks.positive_integer("substeps", substeps)
         self.circuit = Circuit._make(None if v is None else jnp.asarray(v) for v in host)

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, checks
-from organics_core.circuit import size
-from organics_core.dynamics import field
+from organics_core import VARIANTS, Circuit, State, checks
+from organics_core.circuit import field, size
 
 from ._common import explicit, host_circuit, require, start_state, step
 
@@ -59,7 +58,7 @@ class ORGaNICs(brainstate.nn.Dynamics):
     ) -> None:
         self.host = host_circuit(circuit, "brainstate")
         super().__init__(size(self.host), name=name)
-        checks.one_of("variant", variant, checks.VARIANTS)
+        checks.one_of("variant", variant, VARIANTS)
         self.substeps = checks.positive_integer("substeps", substeps)
         self.method = explicit(method)
         self.variant = variant

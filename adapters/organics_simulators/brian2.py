@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from organics_core import Circuit, State, checks
-from organics_core.circuit import size
-from organics_core.dynamics import field
+from organics_core import VARIANTS, Circuit, State, checks
+from organics_core.circuit import field, size
 
 from ._common import host_circuit, host_drive, require, start_state, step
 
@@ -99,7 +98,7 @@ def brian_group(
     array([2., 2.])
     """
     checks.one_of("coupling", coupling, COUPLINGS)
-    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("variant", variant, VARIANTS)
     host = host_circuit(circuit, "brian2")
     n = size(host)
     drive = host_drive(z, n)

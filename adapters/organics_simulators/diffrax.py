@@ -12,10 +12,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from organics_core import Circuit, State, checks
-from organics_core.circuit import resting_state
+from organics_core import VARIANTS, Circuit, State, checks
+from organics_core.circuit import field, identity_fixed_point, imbalance, resting_state
 from organics_core.circuit import size as circuit_size
-from organics_core.dynamics import field, identity_fixed_point, imbalance
 
 from ._common import no_batch, require
 
@@ -101,7 +100,7 @@ def ode_term(variant: str = "main") -> diffrax.ODETerm:
     >>> run.ys.a[-1].round(2)
     Array([2., 2.], dtype=float32)
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("variant", variant, VARIANTS)
     return diffrax.ODETerm(partial(vector_field, variant=variant))
 
 
@@ -178,7 +177,7 @@ def steady_state(
     >>> gradient.round(3)
     Array([ 0.354, -0.   ], dtype=float32)
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("variant", variant, VARIANTS)
     z = jnp.asarray(z)
     no_batch(circuit, "optimistix.root_find", z=z)
     checks.vector_shape("z", z, circuit_size(circuit))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, MaxRates, State, checks
+from organics_core import VARIANTS, Circuit, MaxRates, State, checks
 from organics_core.cell import (
     CELL_VARIANTS,
     CellParameters,
@@ -17,8 +17,7 @@ from organics_core.cell import (
     normalization_weights,
 )
 from organics_core.cell import step as cell_step
-from organics_core.circuit import size
-from organics_core.dynamics import field
+from organics_core.circuit import field, size
 
 from ._common import explicit, host_circuit, require, start_state, step
 
@@ -78,7 +77,7 @@ class CircuitCell(keras.layers.Layer):
         _namespace()
         if isinstance(circuit, dict):  # from get_config
             circuit = Circuit(**{k: v if v is None else np.asarray(v) for k, v in circuit.items()})
-        checks.one_of("variant", variant, checks.VARIANTS)
+        checks.one_of("variant", variant, VARIANTS)
         self.host = host_circuit(circuit, "keras")
         self.dt = checks.positive_number("dt", dt)
         self.substeps = checks.positive_integer("substeps", substeps)

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, checks
-from organics_core.circuit import size
-from organics_core.dynamics import field, relu
+from organics_core import VARIANTS, Circuit, State, checks
+from organics_core.circuit import field, relu, size
 
 from ._common import explicit, host_circuit, host_drive, require, start_state, step
 
@@ -85,7 +84,7 @@ class ORGaNICsProcess(nengo.Process):
         **options: Any,
     ) -> None:
         checks.one_of("out", out, OUTPUTS)
-        checks.one_of("variant", variant, checks.VARIANTS)
+        checks.one_of("variant", variant, VARIANTS)
         host = host_circuit(circuit, "nengo")
         n = size(host)
         super().__init__(default_size_in=n, default_size_out=2 * n if out == "state" else n, **options)

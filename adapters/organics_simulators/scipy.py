@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from organics_core import Circuit, State, checks, jacobian
-from organics_core.circuit import size
-from organics_core.dynamics import field
+from organics_core import VARIANTS, Circuit, State, checks, jacobian
+from organics_core.circuit import field, size
 
 from ._common import drive_at, host_circuit, host_drive, require, start_state
 
@@ -113,7 +112,7 @@ def to_ivp(circuit: Circuit, z: Any, *, state0: State | None = None, variant: st
     >>> unpack(run.y).a[-1].round(2)
     array([2., 2.])
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("variant", variant, VARIANTS)
     host = host_circuit(circuit, "scipy")
     n = size(host)
     if callable(z):

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from organics_core import Circuit, State, checks, resting_state
-from organics_core.circuit import prepare, size, validate_circuit
-from organics_core.dynamics import field
+from organics_core import VARIANTS, Circuit, State, checks, resting_state
+from organics_core.circuit import field, prepare, size, validate_circuit
 
 from ._common import drive_at, explicit, require, step
 
@@ -93,7 +92,7 @@ class Dynamics(CircuitModule):
         self, circuit: Circuit, z: Tensor | Callable[[Tensor], Tensor], *, variant: str = "main", learn: Any = ()
     ) -> None:
         super().__init__(circuit, learn)
-        checks.one_of("variant", variant, checks.VARIANTS)
+        checks.one_of("variant", variant, VARIANTS)
         self.variant = variant
         if callable(z) and not isinstance(z, Tensor):
             self.z = z
@@ -144,7 +143,7 @@ def flat_field(*, variant: str = "main") -> Callable[[Tensor, Tensor, Any], Tens
     >>> unpack(run.ys).a[0, -1].round(decimals=2)
     tensor([2., 2.])
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("variant", variant, VARIANTS)
 
     def flat(t: Tensor, x: Tensor, args: tuple[Circuit, Any]) -> Tensor:
         circuit, z = args
@@ -233,7 +232,7 @@ class CircuitCell(CircuitModule):
         learn: Iterable[str] = (),
     ) -> None:
         super().__init__(circuit, learn)
-        checks.one_of("variant", variant, checks.VARIANTS)
+        checks.one_of("variant", variant, VARIANTS)
         self.dt = checks.positive_number("dt", dt)
         self.substeps = checks.positive_integer("substeps", substeps)
         self.method = explicit(method)

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import Circuit, State, checks, resting_state
+from organics_core import VARIANTS, Circuit, State, checks, resting_state
 from organics_core.backend import to_numpy
-from organics_core.circuit import size
-from organics_core.dynamics import field
+from organics_core.circuit import field, size
 
 from ._common import host_circuit, require
 
@@ -65,7 +64,7 @@ class ORGaNICs(Model):
 
     def __init__(self, circuit: Circuit, z: Any, *, variant: str = "main", **options: Any) -> None:
         super().__init__(**options)
-        checks.one_of("variant", variant, checks.VARIANTS)
+        checks.one_of("variant", variant, VARIANTS)
         self.circuit = host_circuit(circuit, "tvb")
         self.z = np.asarray(to_numpy(z), dtype=np.float64)
         self.variant = variant

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import organics_core as oc
-from organics_core import checks
+from organics_core import VARIANTS, checks
 from organics_core.analysis.classification import ENSEMBLES
 
 
@@ -61,7 +61,7 @@ class Sweep:
         for name in ("n", "draws", "block"):
             checks.positive_integer(name, getattr(self, name))
         checks.one_of("ensemble", self.ensemble, ENSEMBLES)
-        checks.one_of("variant", self.variant, checks.VARIANTS)
+        checks.one_of("variant", self.variant, VARIANTS)
         for name in ("deltas", "norms"):
             values = tuple(float(value) for value in getattr(self, name))
             if not values or not all(0 <= value < float("inf") for value in values):

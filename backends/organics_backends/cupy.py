@@ -9,6 +9,7 @@ from typing import Any
 import cupy as cp
 
 from organics_core.backend import Array, host_eigvals
+from organics_core.weights import Operator
 
 from .graphs import RecordingBackend
 from .products import dense_product
@@ -72,6 +73,14 @@ class CupyBackend(RecordingBackend):
         values = host_eigvals(cp.asnumpy(matrix))
         with matrix.device:
             return cp.asarray(values)
+
+    def sparse(self, matrix: Any, like: Array) -> Operator:
+        from cupyx.scipy import sparse
+
+        rows = sparse.csr_matrix(matrix).astype(like.dtype)
+        return Operator(
+            lambda v: (rows @ v.reshape(-1, v.shape[-1]).T).T.reshape(v.shape), shape=rows.shape, batched=True
+        )
 
 
 backend = CupyBackend(GraphRecorder())

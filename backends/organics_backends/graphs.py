@@ -6,6 +6,7 @@ without a GPU; cupy's recorder is in :mod:`organics_backends.cupy`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from array_api_compat import array_namespace, device
 
 from organics_core.backend import Array, GenericBackend, Tree, tree_leaves, tree_map
+from organics_core.linalg import broadcast_shapes
 
 STEPS = 64
 """Basic steps recorded in one graph, about; loops shorter than a quarter of it are not recorded."""
@@ -76,6 +78,16 @@ class RecordingBackend(GenericBackend):
     def recordable_product(self, matrix: Array, vector: Array) -> Array | None:
         """None where the library's own product can be recorded, or nothing takes its place."""
         return None
+
+    def join(self, parts: list[Array]) -> Array:
+        """Arrays side by side along the last axis, by copies: cupy's concatenation sends pointers to the device."""
+        xp = array_namespace(*parts)
+        edges = [0, *itertools.accumulate(int(part.shape[-1]) for part in parts)]
+        batch = broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
+        made = xp.empty((*batch, edges[-1]), dtype=parts[0].dtype, device=device(parts[0]))
+        for part, (low, high) in zip(parts, itertools.pairwise(edges), strict=True):
+            made[..., low:high] = part
+        return made
 
     def scan(self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
         length = int(tree_leaves(xs)[0].shape[0])

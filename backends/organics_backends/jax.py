@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from organics_core.backend import Array, Tree, host_eigvals
+from organics_core.weights import Operator, padded_rows
 
 T = TypeVar("T")
 
@@ -79,5 +80,35 @@ class JaxBackend:
             lambda m: host_eigvals(np.asarray(m)).astype(dtype), shape, matrix, vmap_method="broadcast_all"
         )
 
+    def sparse(self, matrix: Any, like: Array) -> Operator:
+        if hasattr(matrix, "tocsr"):  # of scipy
+            rows = matrix.tocsr()
+            longest = int(np.diff(rows.indptr).max(initial=1))
+            if longest * rows.shape[0] <= _MOST_PADDING * rows.nnz:
+                return padded_rows(rows, like)
+            from jax.experimental.sparse import BCOO
+
+            matrix = BCOO.from_scipy_sparse(rows)
+        matrix = jax.tree_util.tree_map(lambda leaf: leaf if _whole(leaf) else leaf.astype(like.dtype), matrix)
+        return Operator(_sparse_product, (matrix,), shape=tuple(matrix.shape), batched=True)
+
+
+_MOST_PADDING = 4
+
+
+def _whole(leaf: Array) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.integer))
+
+
+def _sparse_product(matrix: Any, vector: Array) -> Array:
+    return (matrix @ vector.reshape(-1, vector.shape[-1]).T).T.reshape(vector.shape)
+
+
+# An Operator's arrays may be traced; its function is a constant of the program.
+jax.tree_util.register_pytree_node(
+    Operator,
+    lambda operator: (operator.arrays, (operator.function, operator.shape, operator.batched)),
+    lambda fixed, arrays: Operator(fixed[0], arrays, shape=fixed[1], batched=fixed[2]),
+)
 
 backend = JaxBackend()

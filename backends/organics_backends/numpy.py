@@ -1,18 +1,19 @@
-"""numpy: Python loops, quiet about overflow (solvers report divergence themselves), steps with buffers."""
+"""numpy: Python loops, quiet about overflow (solvers report divergence themselves), fast kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from organics_core.backend import Array, GenericBackend, Tree, host_eigvals
+from organics_core.backend import Array, GenericBackend, Tree, host_eigvals, register_kernel
+from organics_core.circuit import Circuit
+from organics_core.methods import Rosenbrock, RungeKutta
+from organics_core.weights import Operator
 
-if TYPE_CHECKING:
-    from organics_core.integration import Tableau
+from .kernels import numpy_circuit, numpy_rosenbrock, numpy_runge_kutta
 
 
 class NumpyBackend(GenericBackend):
@@ -46,64 +47,15 @@ class NumpyBackend(GenericBackend):
     def eigvals(self, matrix: Array) -> Any:
         return host_eigvals(matrix)
 
-    def runge_kutta(
-        self, tableau: Tableau, slope: Callable[[Any, Array], Array], t: float, h: float, x: Array, first: Array
-    ) -> tuple[Array, Array, Array] | None:
-        """One step by the tableau, in buffers: the new state, the slopes, the estimate of the error."""
-        rows = _rows(tableau, x.dtype)
-        stages = np.empty((len(rows), *x.shape), dtype=x.dtype)
-        flat = stages.reshape(len(rows), -1)
-        stages[0] = first
-        new = x
-        for k, (node, row) in enumerate(zip((*tableau.nodes[1:], 1.0), rows[:-1], strict=True), 1):
-            change = np.dot(h * row, flat[:k]).reshape(x.shape)
-            new = np.add(x, change, out=change)
-            stages[k] = slope(t + node * h, new)
-        return new, stages, np.dot(h * rows[-1], flat).reshape(x.shape)
-
-    def circuit_slope(
-        self, variant: str, arguments: tuple[Array, ...], start: Array
-    ) -> Callable[[Any, Array], Array] | None:
-        """The circuit's vector field on packed states [y, a], in buffers; None where it does not apply."""
-        w_r, w, drive, floor, tau_y, tau_a = arguments
-        if w.ndim > 2 or (w_r is not None and w_r.ndim > 2):
-            return None
-        n = w.shape[-1]
-        half = (*start.shape[:-1], n)
-
-        def packed(one: Array, two: Array) -> Array:
-            return np.concatenate([np.broadcast_to(one, half), np.broadcast_to(two, half)], axis=-1)
-
-        base, rate = packed(drive, floor), 1.0 / packed(tau_y, tau_a)
-        w, w_r = w.T, None if w_r is None else w_r.T
-
-        def slope(t: Any, x: Array) -> Array:
-            y, a = np.ascontiguousarray(x[..., :n]), np.ascontiguousarray(x[..., n:])  # short rows are slow
-            pooled = np.maximum(a, 0.0)
-            response = y if variant == "main" else np.maximum(y, 0.0)
-            recurrent = response if variant == "rectified" else y
-            if w_r is not None:
-                recurrent = np.matmul(recurrent, w_r)
-            if variant == "rectified_recurrence":
-                recurrent = np.maximum(recurrent, 0.0)
-            gated = np.sqrt(pooled)
-            np.subtract(1.0, gated, out=gated)
-            gated *= recurrent
-            pooled *= response
-            pooled *= response
-            result = np.concatenate([gated, np.matmul(pooled, w)], axis=-1)
-            result += base
-            result -= x
-            result *= rate
-            return result
-
-        return slope
-
-
-@cache
-def _rows(tableau: Tableau, dtype: Any) -> tuple[np.ndarray[Any, Any], ...]:
-    """The rows of the tableau below the first, the weights, and the weights of the error."""
-    return tuple(np.asarray(row, dtype=dtype) for row in (*tableau.stages[1:], tableau.weights, tableau.error or ()))
+    def sparse(self, matrix: Any, like: Array) -> Operator:
+        rows = matrix.tocsr().astype(like.dtype)
+        return Operator(
+            lambda v: (rows @ v.reshape(-1, v.shape[-1]).T).T.reshape(v.shape), shape=matrix.shape, batched=True
+        )
 
 
 backend = NumpyBackend()
+
+register_kernel(Circuit, "numpy", numpy_circuit.slope)
+register_kernel(RungeKutta, "numpy", numpy_runge_kutta.step)
+register_kernel(Rosenbrock, "numpy", numpy_rosenbrock.step)

@@ -17,7 +17,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from organics_core.backend import Array
-from organics_core.linalg import Operator
+from organics_core.weights import Operator
 
 THREADS = 128
 VECTORS = 4

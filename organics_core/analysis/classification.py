@@ -15,12 +15,22 @@ from array_api_compat import device
 
 from .. import checks
 from ..backend import Array, get_backend, to_numpy
-from ..circuit import Circuit, State, _resting_state, prepare, validate_circuit
-from ..dynamics import field, identity_fixed_point
+from ..circuit import (
+    VARIANTS,
+    Circuit,
+    State,
+    circuit_jacobian,
+    field,
+    identity_fixed_point,
+    prepare,
+    share_pool,
+    validate_circuit,
+)
 from ..equilibria import relative_residual
 from ..integration import simulate
 from ..linalg import solve_vector
-from ..stability import _jacobian, _share_pool, _spectral_abscissa
+from ..model import rest as model_rest
+from ..stability import _spectral_abscissa
 
 FIXED_POINT, LIMIT_CYCLE, DIVERGENCE, UNDECIDED = 0, 1, 2, 3
 KINDS = ("fixed point", "limit cycle", "divergence", "undecided")
@@ -101,7 +111,7 @@ def classify(
     back to 3 % of it; divergence, that the state exceeds 1e6 times its scale
     or stops being finite. Anything else, chaos included, stays undecided.
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("variant", variant, VARIANTS)
     chunks = checks.positive_integer("chunks", chunks)
     rtol = checks.positive_number("rtol", rtol)
     max_steps = checks.positive_integer("max_steps", max_steps)
@@ -110,7 +120,7 @@ def classify(
     circuit, z = prepare(xp, circuit, z)
     if not get_backend(xp).is_concrete(z + circuit.b):
         raise ValueError("classify looks at values and cannot be traced; call it outside of jit and vmap")
-    rest = _resting_state(xp, circuit, z)
+    rest = State(*model_rest(xp, circuit, z))
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75
     found, abscissa = rest, xp.full_like(rest.y[..., 0], xp.inf)
     sound = abscissa < 0
@@ -159,14 +169,14 @@ def _settle(xp: Any, circuit: Circuit, start: State, z: Array, variant: str, ste
     tau = xp.concat([circuit.tau_y + 0.0 * start.y, circuit.tau_a + 0.0 * start.y], axis=-1)
     # one pool and one floor for all neurons: the modulators move as one
     floor = circuit.b0 * circuit.sigma
-    pooled = _share_pool(xp, circuit) and bool(xp.all(floor == (floor if floor.ndim == 0 else floor[..., :1])))
+    pooled = share_pool(xp, circuit) and bool(xp.all(floor == (floor if floor.ndim == 0 else floor[..., :1])))
     size_a = 1 if pooled else n
     state = State(start.y, start.a[..., :size_a] + 0.0 * start.a)
     slope = xp.concat(list(field(xp, circuit, state, z, variant)), axis=-1)
     size = xp.max(xp.abs(tau * slope), axis=-1)
     length = 0.5 * slow
     for _ in range(steps):
-        matrix = _jacobian(xp, circuit, state, variant, pooled=pooled, shift=1.0 / length)
+        matrix = circuit_jacobian(xp, circuit, state, variant, pooled=pooled, shift=1.0 / length)
         change = solve_vector(xp, matrix, -slope[..., : n + size_a])
         moved = State(state.y + change[..., :n], state.a + change[..., n:])
         new_slope = xp.concat(list(field(xp, circuit, moved, z, variant)), axis=-1)
@@ -211,7 +221,7 @@ def _simulated_kind(
     xp: Any, circuit: Circuit, z: Array, variant: str, chunks: int, rtol: float, max_steps: int
 ) -> tuple[int, State | None]:
     """What a simulation from rest says of one circuit, and the fixed point it settles on, if it does."""
-    state = _resting_state(xp, circuit, z)
+    state = State(*model_rest(xp, circuit, z))
     # off the fixed point, and off any symmetry
     state = State(state.y + 1e-3 * (xp.abs(z) + xp.arange(1, z.shape[-1] + 1, dtype=z.dtype) / z.shape[-1]), state.a)
     tau = max(float(xp.max(circuit.tau_y)), float(xp.max(circuit.tau_a)))

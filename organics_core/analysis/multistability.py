@@ -11,11 +11,11 @@ from array_api_compat import device, is_array_api_obj
 
 from .. import checks
 from ..backend import Array, to_numpy
-from ..circuit import Circuit, State, prepare, validate_circuit
-from ..dynamics import field, identity_fixed_point
+from ..circuit import VARIANTS, Circuit, State, circuit_jacobian, field, identity_fixed_point, prepare, validate_circuit
 from ..equilibria import FixedPoint, _roots_of_variant, steady_state
-from ..linalg import matvec, solve_vector
-from ..stability import _jacobian, _spectral_abscissa
+from ..linalg import solve_vector
+from ..stability import _spectral_abscissa
+from ..weights import matvec
 
 
 class FirstOrder(NamedTuple):
@@ -176,7 +176,7 @@ def _newton_in_both(xp: Any, circuit: Circuit, start: State, z: Array, variant: 
     state = start
     for _ in range(steps):
         slope = field(xp, circuit, state, z, variant)
-        change = solve_vector(xp, _jacobian(xp, circuit, state, variant), xp.concat(list(slope), axis=-1))
+        change = solve_vector(xp, circuit_jacobian(xp, circuit, state, variant), xp.concat(list(slope), axis=-1))
         moved = State(state.y - change[..., :n], state.a - change[..., n:])
         sound = xp.all(xp.isfinite(moved.y) & xp.isfinite(moved.a) & (moved.a > 0), axis=-1)[..., None]
         # a step out of the domain: stay, at half the modulators
@@ -255,7 +255,7 @@ def stability_boundary(
     :func:`fixed_points`; between two neighbours of different stability the
     boundary is found by bisection, to 1e-12 of their distance.
     """
-    checks.one_of("variant", variant, checks.VARIANTS)
+    checks.one_of("variant", variant, VARIANTS)
     checks.one_of("which", which, ("any", "principal"))
     xp = validate_circuit(circuit, values=True, z=z)
     if circuit.w.shape != (1, 1) or z.shape != (1,):
@@ -310,13 +310,11 @@ def _one_neuron(at: dict[str, float], variant: str) -> list[tuple[float, float, 
     found = []
     w_r, w, tau_y, tau_a = at["w_r"], at["w"], at["tau_y"], at["tau_a"]
     for y, a in _roots_of_variant(w_r, w, at["b"] * at["z"], at["b0"] * at["sigma"], variant):
-        response = y if variant == "main" else max(y, 0.0)
-        if variant == "main":
-            slope = w_r
-        elif variant == "rectified":
-            slope = w_r if y > 0 else 0.0
-        else:
-            slope = w_r if w_r * y > 0 else 0.0
+        flags = VARIANTS[variant]
+        response = max(y, 0.0) if flags.response else y
+        source = y if not flags.source else max(y, 0.0)
+        slope = 0.0 if flags.source and y <= 0 else w_r
+        slope = 0.0 if flags.drive and w_r * source <= 0 else slope
         s = math.sqrt(a)
         a11 = (-1.0 + (1.0 - s) * slope) / tau_y
         a12 = -slope * y / (2.0 * s) / tau_y

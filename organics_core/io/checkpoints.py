@@ -20,7 +20,7 @@ import numpy as np
 from .. import checks
 from ..backend import Array, to_numpy
 from ..cell import CELL_VARIANTS, CellParameters, CellState, MaxRates, check_max_rates, validate_cell
-from ..io.circuits import _write_atomically
+from .atomic import write_atomically
 
 FORMAT = "organics-core layers"
 VERSION = 1
@@ -118,7 +118,7 @@ def save_checkpoint(
     metadata |= {name: json.dumps(value) for name, value in settings._asdict().items()}
     metadata["max_rates"] = json.dumps(settings.max_rates._asdict())
     content = library.numpy.save(tensors, metadata=metadata)
-    _write_atomically(Path(path), lambda file: file.write(content))
+    write_atomically(Path(path), lambda file: file.write(content))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -28,19 +28,18 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import tomllib
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import checks
 from ..backend import Array, to_numpy
-from ..circuit import Circuit, validate_circuit
-from ..integration import INTEGRATORS
+from ..circuit import VARIANTS, Circuit, validate_circuit
+from ..methods import METHODS
+from .atomic import write_atomically
 
 _VECTORS = ("b", "b0", "sigma", "tau_y", "tau_a")
 
@@ -55,7 +54,7 @@ class SimulationSettings(NamedTuple):
     points : int
         Number of output times.
     method : str
-        A name of :data:`organics_core.INTEGRATORS`.
+        A name of :data:`organics_core.METHODS`.
     rtol, atol : float
         Tolerances of the adaptive method.
     variant : str
@@ -167,7 +166,7 @@ def save_circuit(
     drive = np.asarray(to_numpy(z), dtype=np.float64)
     settings = {} if simulation is None else {k: v for k, v in simulation._asdict().items() if v is not None}
     if suffix == ".npz":
-        _write_atomically(path, lambda file: np.savez(file, z=drive, **fields, **settings))
+        write_atomically(path, lambda file: np.savez(file, z=drive, **fields, **settings))
         return
     for name, value in {**fields, "z": drive}.items():
         if value.ndim > (2 if name in ("w", "w_r") else 1):
@@ -182,7 +181,7 @@ def save_circuit(
     if settings:
         lines += ["", "[simulation]", *(f"{name} = {_toml(value)}" for name, value in settings.items())]
     text = "\n".join(lines) + "\n"
-    _write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _suffix(path: Path) -> str:
@@ -190,23 +189,6 @@ def _suffix(path: Path) -> str:
     if suffix not in (".toml", ".npz"):
         raise ValueError(f"{path} must end in .toml or .npz, got {path.suffix or 'no ending'!r}")
     return suffix
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _toml(value: Any) -> str:
@@ -406,6 +388,6 @@ def _settings(table: dict[str, Any]) -> SimulationSettings:
         found[name] = float(value)
     if isinstance(found["points"], bool) or not isinstance(found["points"], int) or found["points"] < 2:
         raise ValueError(f"points must be an integer of at least 2, got {_short(found['points'])}")
-    checks.one_of("method", found["method"], INTEGRATORS)
-    checks.one_of("variant", found["variant"], checks.VARIANTS)
+    checks.one_of("method", found["method"], METHODS)
+    checks.one_of("variant", found["variant"], VARIANTS)
     return SimulationSettings(**found)

@@ -160,12 +160,12 @@ def test_norse_trained_cell_beside_spiking_neurons():
     cell = ORGaNICsCell(6, 5, seed=0)
     model = norse.SequentialState(norse.LIFRecurrentCell(4, 6), TrainedCell(cell), torch.nn.Linear(5, 2))
     state = None
-    for _ in range(4):
-        out, state = model(torch.randn(3, 4), state)
+    for _ in range(8):
+        out, state = model(50 * torch.randn(3, 4).abs(), state)  # enough for spikes, without which no gradient flows
     assert out.shape == (3, 2)
     out.sum().backward()
     assert all(p.grad is not None for p in model[2].parameters())
-    assert float(cell.w_zx.grad.abs().sum()) >= 0
+    assert float(cell.w_zx.grad.abs().sum()) > 0.01
 
 
 def test_ncps_convention():

@@ -1,11 +1,14 @@
-"""What all recurrent models share: the loop over the steps and the linear readout."""
+"""What several models share: the loop over the steps and the linear readout, weights at the start, Dale's law."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ._registry import Array
 
 
 class Recurrent(nn.Module):
@@ -77,3 +80,63 @@ def uniform(low: float, high: float, *shape: int) -> nn.Parameter:
 def zeros(like: Tensor, size: int) -> Tensor:
     """A state of zeros (N, size)."""
     return like.new_zeros(like.shape[0], size)
+
+
+class Gated(nn.Module):
+    """torch's own LSTM or GRU and a linear readout.
+
+    Notes
+    -----
+    LSTM: Hochreiter & Schmidhuber (1997) with the forget gate of Gers,
+    Schmidhuber & Cummins (2000)::
+
+        i, f, o = sigmoid(W x + U h + b),  g = tanh(W_g x + U_g h + b_g)
+        c <- f c + i g,  h <- o tanh(c)
+
+    GRU: Cho et al. (2014), in the form of cuDNN::
+
+        r, u = sigmoid(W x + U h + b),  n = tanh(W_n x + b_n + r (U_n h + c_n))
+        h <- (1 - u) n + u h
+    """
+
+    def __init__(
+        self,
+        kind: type[nn.LSTM] | type[nn.GRU],
+        input_size: int,
+        hidden_size: int,
+        classes: int,
+        *,
+        every_step: bool = False,
+        num_layers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.layer = kind(input_size, hidden_size, num_layers, batch_first=True)
+        self.readout = nn.Linear(hidden_size, classes)
+        self.every_step = every_step
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes), or (N, T, classes), of sequences x (N, T, k)."""
+        output, _ = self.layer(x)
+        return self.readout(output if self.every_step else output[:, -1])
+
+
+def excitatory_count(hidden_size: int, excitatory: float) -> int:
+    """How many of the neurons are excitatory: the first ones; at least one of either kind, where there are two."""
+    if not 0 < excitatory < 1:
+        raise ValueError(f"excitatory must be between 0 and 1, got {excitatory!r}")
+    return min(max(round(excitatory * hidden_size), 1), max(hidden_size - 1, 1))
+
+
+def by_kind(signs: Tensor, excitatory: float, inhibitory: float) -> Tensor:
+    """One value for the neurons of sign +1, another for those of sign -1."""
+    return 0.5 * (excitatory + inhibitory) + 0.5 * (excitatory - inhibitory) * signs
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), in numpy."""
+    return 1 / (1 + np.exp(-x))
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0), in numpy."""
+    return np.maximum(x, 0)

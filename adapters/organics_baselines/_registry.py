@@ -1,14 +1,22 @@
-"""The models by name."""
+"""The models by name: every public module of this package has one, as ``MODEL``."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import nn
+import numpy as np
 
 from organics_core import checks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
 
 
 class Entry(NamedTuple):
@@ -20,43 +28,55 @@ class Entry(NamedTuple):
         As tables print it.
     source : str
         Paper.
-    place : str
-        ``"module:name"`` of what makes the model; imported when it is asked for.
+    make : callable
+        ``make(input_size, hidden_size, classes, **options)`` is the model.
     static : bool
         Whether it sees all steps at once (and takes ``steps``).
     options : dict
         Fixed options.
+    equations : callable, optional
+        The published equations in numpy, to which the tests hold the model:
+        ``equations(p, x, model)`` is what the readout sees after the sequence
+        x (T, k), with the parameters and buffers ``p`` by name.
     """
 
     title: str
     source: str
-    place: str
+    make: Callable[..., nn.Module]
     static: bool = False
     options: dict[str, Any] = {}  # noqa: RUF012 - never written to
-
-    def load(self) -> Callable[..., nn.Module]:
-        """What makes the model, imported now."""
-        module, name = self.place.split(":")
-        return getattr(importlib.import_module(module, __package__), name)
+    equations: Callable[[Arrays, Array, Any], Array] | None = None
 
 
-MODELS: dict[str, Entry] = {
-    "organics": Entry("ORGaNICs", "Rawat et al. 2024", ".product:organics"),
-    "organics-static": Entry("ORGaNICs, static", "Rawat et al. 2024", ".product:StaticClassifier", static=True),
-    "ssn": Entry("SSN (80:20)", "Ahmadian et al. 2013", ".neural:SSN", options={"excitatory": 0.8}),
-    "ssn5050": Entry("SSN (50:50)", "Ahmadian et al. 2013", ".neural:SSN", options={"excitatory": 0.5}),
-    "wilsoncowan": Entry("Wilson-Cowan", "Wilson & Cowan 1972", ".neural:WilsonCowan"),
-    "lstm": Entry("LSTM", "Hochreiter & Schmidhuber 1997", ".machine:lstm"),
-    "gru": Entry("GRU", "Cho et al. 2014", ".machine:gru"),
-    "antisymmetric": Entry("AntisymmetricRNN", "Chang et al. 2019", ".machine:AntisymmetricRNN"),
-    "cornn": Entry("coRNN", "Rusch & Mishra 2021", ".machine:CoRNN"),
-    "unicornn": Entry("UnICORNN", "Rusch & Mishra 2021", ".machine:UnICORNN"),
-    "lipschitz": Entry("Lipschitz RNN", "Erichson et al. 2021", ".machine:LipschitzRNN"),
-    "irnn": Entry("IRNN", "Le et al. 2015", ".machine:IRNN"),
-    "urnn": Entry("Unitary RNN", "Arjovsky et al. 2015", ".machine:UnitaryRNN"),
-    "mlp": Entry("MLP", "Goodfellow et al. 2016", ".static:MLP", static=True),
-    "deq": Entry("DEQ-style fixed point", "Bai et al. 2019", ".static:FixedPoint", static=True),
-}
+class Models(Mapping[str, Entry]):
+    """The models by name. The names are those of the files, so that listing them imports nothing."""
+
+    def __init__(self) -> None:
+        found = sorted(module.name for module in iter_modules([str(Path(__file__).parent)]))
+        self._modules = {name.replace("_", "-"): name for name in found if name[0] != "_"}
+
+    def __getitem__(self, name: str) -> Entry:
+        """The model, whose module is imported now; ImportError naming the extra where torch is missing."""
+        module = self._modules[name]
+        try:
+            return import_module(f".{module}", __package__).MODEL
+        except ImportError as error:
+            if error.name != "torch":
+                raise
+            message = 'organics_baselines needs torch: pip install "organics-core[torch]"'
+            raise ImportError(message, name="torch") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+
+MODELS = Models()
 
 
 def make_model(
@@ -93,6 +113,8 @@ def make_model(
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+    ImportError
+        Where torch is missing.
     """
     checks.one_of("model", name, MODELS)
     entry = MODELS[name]
@@ -107,9 +129,8 @@ def make_model(
         own["steps"] = checks.positive_integer("steps", steps)
     else:
         own["every_step"] = bool(every_step)
-    make = entry.load()
     try:
-        return make(*sizes, **own)
+        return entry.make(*sizes, **own)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise

@@ -1,0 +1,40 @@
+"""Membrane potentials of the trained recurrent classifier, in the plane of their first two principal axes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from organics_plot import analysis as plot
+from organics_plot.analysis import principal_plane
+from organics_plot.style import INK, new_figure
+
+from . import _networks
+from ._shared import TASKS, Figure, Numbers
+
+TRAINS = True
+TAKES = "recurrent"
+
+
+def numbers(*, seed: int = 0, quick: bool = False, checkpoint: _networks.Given | None = None) -> Numbers:
+    """Membrane potentials of a trained recurrent classifier for 200 test sequences, in their principal plane."""
+    given = _networks.train_recurrent(seed, quick, "orthogonal").given if checkpoint is None else checkpoint
+    run = given.recurrent.run(given.x[:200])
+    return {
+        "task": np.array(given.task),
+        "paths": principal_plane(run.y),
+        "labels": given.y[:200],
+        "along": run.along,
+        "settled": run.settled,
+    }
+
+
+def draw(n: Numbers) -> Figure:
+    """Hidden states in their principal plane."""
+    figure, axes = new_figure(1, 1, (6.8, 5.4))
+    ax = axes[0, 0]
+    plot.hidden_trajectories(n["paths"], n["labels"], classes=(0, 1, 4, 7), ax=ax)
+    start = n["paths"][:, 0].mean(axis=0)
+    ax.plot(*start, "o", ms=8, mfc="white", mec=INK, mew=1.6, zorder=5, label="first step")
+    ax.set_title(f"Reading {TASKS.get(str(n['task']), str(n['task']))}, step by step")
+    ax.legend(title="Digit", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

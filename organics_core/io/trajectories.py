@@ -1,0 +1,167 @@
+"""Trajectories in files: .npz for programs, .zarr for stores; axes are named. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from .. import checks
+from ..backend import Array, to_numpy
+from ..circuit import State
+from ..integration import Trajectory
+from ..models.v1 import V1State
+from .atomic import write_atomically
+
+_FORMAT = "organics trajectory 1"
+_KINDS: dict[str, type[Any]] = {"State": State, "V1State": V1State}
+
+
+def _parts(run: Trajectory) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, list[str]], dict[str, Any]]:
+    """Arrays by name, the names of their axes, and what else belongs to the run."""
+    state = run.state
+    names = list(getattr(state, "_fields", [f"x{i}" for i in range(len(state))]))
+    arrays = {"times": to_numpy(run.times)}
+    axes = {"times": ["time"]}
+    for name, value in zip(names, state, strict=True):
+        arrays[f"state.{name}"] = to_numpy(value)
+        axes[f"state.{name}"] = ["time", *(f"batch{i}" for i in range(value.ndim - 2)), "neuron"]
+    arrays |= {name: to_numpy(getattr(run, name)) for name in ("status", "steps", "rejected")}
+    axes |= {"status": [f"batch{i}" for i in range(run.status.ndim)], "steps": [], "rejected": []}
+    for name in ("step", "settled"):
+        if getattr(run, name) is not None:
+            arrays[name], axes[name] = to_numpy(getattr(run, name)), []
+    about = {
+        "format": _FORMAT,
+        "state": type(state).__name__,
+        "parts": names,
+        "units": {"times": "s", "step": "s"},
+        "message": run.message,
+    }
+    return arrays, axes, about
+
+
+def save_trajectory(path: Any, run: Trajectory) -> None:
+    """Write a run: times, states, status, step counts, with the names of all axes; not the interpolant, no events.
+
+    Parameters
+    ----------
+    path : path-like
+        Ending in .npz, or in .zarr (a store; needs zarr).
+    run : Trajectory
+
+    Raises
+    ------
+    ValueError
+        For another ending, or a store that exists.
+    ImportError
+        For .zarr without zarr.
+    """
+    path = Path(os.fspath(path))
+    arrays, axes, about = _parts(run)
+    if path.suffix == ".npz":
+        text = json.dumps({**about, "axes": axes})
+        content: Any = {"about": np.asarray(text), **arrays}
+        write_atomically(path, lambda file: np.savez_compressed(file, **content))
+        return
+    if path.suffix != ".zarr":
+        raise ValueError(f"path must end in .npz or .zarr, got {str(path)!r}")
+    zarr = _zarr()
+    if path.exists():
+        raise ValueError(f"path must be new, but {str(path)!r} exists")
+    root = zarr.create_group(str(path), attributes=about)
+    for name, value in arrays.items():
+        made = root.create_array(name, shape=value.shape, dtype=value.dtype, dimension_names=tuple(axes[name]) or None)
+        made[...] = value
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError(
+            "trajectories in .zarr need zarr; install it with: pip install 'organics-core[sweep]'"
+        ) from error
+    return zarr
+
+
+def load_trajectory(path: Any, *, like: Array | None = None) -> Trajectory:
+    """Read a run that :meth:`Trajectory.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        Ending in .npz or .zarr.
+    like : array, optional
+        Whose library and device the arrays get; numpy's by default.
+
+    Returns
+    -------
+    Trajectory
+        Without interpolant and events; its last state continues the run.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is nothing.
+    ValueError
+        For another ending, or a file that holds no trajectory.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, organics_core as oc
+    >>> circuit = oc.Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> run = oc.simulate(circuit, np.array([1.0, 0.0]), np.linspace(0, 0.01, 3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run.save(f"{folder}/run.npz")
+    ...     again = load_trajectory(f"{folder}/run.npz")
+    >>> bool((again.state.y == run.state.y).all()), again.message
+    (True, 'reached the last time')
+    """
+    path = Path(os.fspath(path))
+    if path.suffix not in (".npz", ".zarr"):
+        raise ValueError(f"path must end in .npz or .zarr, got {str(path)!r}")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {str(path)!r}")
+    try:
+        arrays, about = _read(path)
+        parts = [str(name) for name in about["parts"]]
+        states = [arrays[f"state.{name}"] for name in parts]
+        fields = [arrays[name] for name in ("times", "status", "steps", "rejected")]
+        kind = str(about["state"])
+    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{str(path)!r} holds no trajectory: {error}") from None
+
+    def convert(value: Any) -> Array:
+        if like is None:
+            return np.asarray(value)
+        xp = array_namespace(like)
+        return xp.asarray(np.array(value), device=device(like))
+
+    state_type: Any = _KINDS.get(kind)
+    if state_type is None or list(state_type._fields) != parts:
+        made: Any = namedtuple
+        state_type = made(kind if kind.isidentifier() else "Loaded", parts)
+    times, status, steps, rejected = (convert(value) for value in fields)
+    more = {name: convert(arrays[name]) for name in ("step", "settled") if name in arrays}
+    return Trajectory(times, state_type(*(convert(value) for value in states)), status, steps, rejected, **more)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop("about")))
+    else:
+        root = _zarr().open_group(str(path), mode="r")
+        arrays, about = {name: value[...] for name, value in root.arrays()}, dict(root.attrs)
+    if about.get("format") != _FORMAT:
+        raise ValueError(f"its format is {about.get('format')!r}, not {_FORMAT!r}")
+    checks.one_of("state", "times", arrays)
+    return arrays, about

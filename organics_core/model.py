@@ -1,0 +1,334 @@
+"""What the core asks of a model, and the one validation and preparation of every model.
+
+A model is a named tuple of parameters with a vector field. Everything that
+simulates, linearizes, solves or draws takes any model; :class:`Circuit`,
+:class:`V1Circuit` and the families in :mod:`organics_core.models` are models,
+and so is a class of your own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from array_api_compat import device
+
+from . import checks, weights
+from .backend import Array, Tree, get_backend
+from .linalg import broadcast_shapes, widen
+
+
+class Parameter(NamedTuple):
+    """What one field of a model may be.
+
+    Attributes
+    ----------
+    allowed : {"any", ">= 0", "> 0"}
+        Bounds of its values.
+    axes : {1, 2}
+        1: an array (..., n), one that broadcasts to it, or a number; 2: weights
+        (..., n, n), dense, sparse or an :class:`Operator`.
+    optional : bool
+        Whether None is allowed (for weights: the identity).
+    """
+
+    allowed: str = "any"
+    axes: int = 1
+    optional: bool = False
+
+
+class Model(Protocol):
+    """A model: a named tuple of parameters with a vector field.
+
+    Only what stands here is required. A model may also have these methods,
+    whose ``xp`` is the array namespace and whose arrays are prepared (one
+    dtype, numbers made arrays):
+
+    ``rest(xp, z) -> state``
+        Where simulations start, for the shape of z (..., n); zeros without it.
+    ``jacobian(xp, t, x, z) -> array (..., N, N)``
+        In the order of the state's parts; automatic without it: the library's
+        derivatives, or central differences.
+    ``product(xp, t, x, z, direction) -> state``
+        The Jacobian times a direction, without the matrix.
+    ``decay() -> state``
+        Time constants of the linear decay, for ``"exponential_euler"``.
+    ``equilibrium(z, **options) -> SteadyState``
+        A solver of its own for :func:`steady_state`; without it the general one.
+
+    Attributes
+    ----------
+    spec : mapping of str to Parameter
+        What each parameter may be.
+    state : type
+        A named tuple whose fields are the parts of the state, arrays (..., n).
+
+    Examples
+    --------
+    >>> from typing import Any, NamedTuple
+    >>> import numpy as np
+    >>> class Level(NamedTuple):
+    ...     x: Any
+    >>> class Leak(NamedTuple):
+    ...     tau: Any
+    ...     spec = {"tau": Parameter("> 0")}
+    ...     state = Level
+    ...     def field(self, xp, t, x, z):
+    ...         return Level((z - x.x) / self.tau)
+    >>> import organics_core as oc
+    >>> run = oc.simulate(Leak(0.1), np.ones(1), np.array([0.0, 0.1]))
+    >>> run.state.x[-1].round(4)
+    array([0.6321])
+    """
+
+    @property
+    def spec(self) -> Mapping[str, Parameter]:
+        """What each parameter may be."""
+        ...
+
+    @property
+    def state(self) -> Callable[..., Tree]:
+        """The type of the states."""
+        ...
+
+    def field(self, xp: Any, t: Array, x: Any, z: Array) -> Tree:
+        """Time derivative of the state ``x``, per second, under the input drive ``z`` at the time ``t``."""
+        ...
+
+
+def check_model(model: Any, name: str = "model", kind: type | None = None) -> None:
+    """TypeError unless ``model`` is a model, of the ``kind`` given."""
+    if kind is not None:
+        if not isinstance(model, kind):
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            raise TypeError(f"{name} must be {article} {kind.__name__}, got {checks.describe(model)}")
+        return
+    parts = ("_fields", "spec", "state", "field")
+    if not (isinstance(model, tuple) and all(hasattr(model, part) for part in parts)):
+        raise TypeError(
+            f"{name} must be a Circuit or another model (a named tuple with spec, state and field), "
+            f"got {checks.describe(model)}"
+        )
+    known: Any = model
+    missing = [field for field in known._fields if field not in known.spec]
+    if missing:
+        raise TypeError(f"spec of {type(model).__name__} must describe every parameter, but lacks {missing[0]!r}")
+
+
+def state_fields(model: Any, state: Any, name: str = "state") -> dict[str, Array]:
+    """The parts of a state by name, for :func:`validate`; TypeError if it is no state of the model."""
+    parts = model.state._fields
+    if not isinstance(state, tuple) or len(state) != len(parts):
+        wanted = f"{model.state.__name__}({', '.join(parts)})"
+        raise TypeError(f"{name} must be a {wanted}, got {checks.describe(state)}")
+    return {f"{name}.{part}": value for part, value in zip(parts, state, strict=True)}
+
+
+def validate(
+    model: Any, *, values: bool = False, name: str = "model", kind: type | None = None, **others: Array
+) -> Any:
+    """Check a model, and arrays (..., n) that go with it, and return their namespace.
+
+    Parameters
+    ----------
+    model : Model
+    values : bool
+        Also check the values, where they can be seen.
+    name : str
+        Of the model in messages.
+    kind : type, optional
+        The model must be of this type.
+    **others : array (..., n)
+        Arrays that must share the model's library, device and n, by name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the first field that is wrong.
+    """
+    check_model(model, name, kind)
+    spec = model.spec
+    fields = dict(zip(model._fields, model, strict=True))
+    operators = {field for field, value in fields.items() if spec[field].axes == 2 and weights.is_operator(value)}
+    plain = {field: value for field, value in fields.items() if field not in operators}
+    optional = [field for field in plain if spec[field].optional]
+    numbers = [field for field in plain if spec[field].axes == 1]
+    arrays = {**plain, **others}
+    seen = any(value is not None and not checks.is_number(value) for value in arrays.values())
+    xp = checks.namespace(arrays, numbers=numbers, optional=optional) if seen or not operators else None
+    n = _size(spec, fields, others)
+    for field, value in sorted(fields.items(), key=lambda item: spec[item[0]].optional):  # what must be there tells n
+        if value is None:
+            continue
+        if field in operators:
+            weights.check_operator(field, value, n, values=values and spec[field].allowed != "any")
+        elif spec[field].axes == 2:
+            n = checks.matrix_shape(field, value, n)
+        elif n is not None:
+            checks.vector_shape(field, value, n, scalar=True)
+    if n is not None:
+        for field, value in others.items():
+            checks.vector_shape(field, value, n)
+    checks.batch_shape({field: (value, spec[field].axes if field in plain else 1) for field, value in arrays.items()})
+    if values:
+        for field, value in plain.items():
+            checks.values(xp, field, value, spec[field].allowed)
+    return xp
+
+
+def _size(spec: Mapping[str, Parameter], fields: dict[str, Any], others: dict[str, Array]) -> int | None:
+    """n, where something tells it: weights, a state or drive, the longest parameter."""
+    for field, value in fields.items():
+        if spec[field].axes == 2 and value is not None:
+            shape = getattr(value, "shape", None)
+            if shape is not None and len(shape) >= 2:
+                return None if not weights.is_operator(value) else int(shape[-1])  # dense: its own check says
+    for value in others.values():
+        if getattr(value, "ndim", 0):
+            return int(value.shape[-1])
+    lengths = [int(value.shape[-1]) for value in fields.values() if getattr(value, "ndim", 0)]
+    return max(lengths) if lengths else None
+
+
+def size(model: Any) -> int:
+    """Number n of neurons of a model with weights.
+
+    Parameters
+    ----------
+    model : Model
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        For a model in which nothing tells n.
+    """
+    fields = dict(zip(model._fields, model, strict=True))
+    for field, value in fields.items():
+        shape = getattr(value, "shape", None)
+        if model.spec[field].axes == 2 and shape is not None:
+            return int(shape[-1])
+    n = _size(model.spec, fields, {})
+    if n is None:
+        raise ValueError(f"nothing in this {type(model).__name__} tells its number of neurons; give weights a shape")
+    return n
+
+
+def prepare(xp: Any, model: Any, *others: Array) -> tuple[Any, ...]:
+    """The model with every field an array (or operator) of the common dtype, and ``others`` likewise."""
+    spec = model.spec
+    named = list(zip(model._fields, model, strict=True))
+    arrays = [
+        value
+        for value in (*(v for f, v in named if not (spec[f].axes == 2 and weights.is_operator(v))), *others)
+        if value is not None and not checks.is_number(value)
+    ]
+    dtype = xp.result_type(*arrays)
+    like = arrays[-1] if others else arrays[0]
+    where = device(like)
+
+    def convert(field: str, value: Any) -> Any:
+        if value is None:
+            return None
+        if checks.is_number(value):
+            return xp.asarray(float(value), dtype=dtype, device=where)
+        if spec[field].axes == 2 and weights.is_operator(value):
+            return weights.operator(xp, value, dtype, like)
+        return xp.astype(value, dtype, copy=False)
+
+    made = model._make([convert(field, value) for field, value in named])
+    return (made, *(xp.astype(value, dtype, copy=False) for value in others))
+
+
+def check_products(xp: Any, model: Any, like: Array) -> None:
+    """ValueError where weights that must be non-negative are an operator whose product with ones is not."""
+    for field, value in zip(model._fields, model, strict=True):
+        if isinstance(value, weights.Operator) and model.spec[field].allowed != "any":
+            one = like if like.ndim == 1 else like[(0,) * (like.ndim - 1)]
+            if not weights.is_nonnegative(xp, value, one):
+                raise ValueError(f"{field} must be non-negative, but its product with ones is not")
+
+
+def full(xp: Any, model: Any, value: Array) -> Array:
+    """``value`` (..., n) with all batch axes of the model."""
+    shape = tuple(value.shape)
+    for field, part in zip(model._fields, model, strict=True):
+        ndim = getattr(part, "ndim", 0)
+        if ndim and not isinstance(part, weights.Operator):
+            own = tuple(part.shape)
+            shape = broadcast_shapes(shape, own if model.spec[field].axes == 1 else (*own[:-2], 1))
+    return value if shape == tuple(value.shape) else xp.broadcast_to(value, shape)
+
+
+def rest(xp: Any, model: Any, z: Array) -> Tree:
+    """Where simulations start, in the shape of z and the model's batch: the model's ``rest``, or zeros."""
+    wide = full(xp, model, z)
+    own = getattr(model, "rest", None)
+    if own is not None:
+        return own(xp, wide)
+    return model.state(*(xp.zeros_like(wide) for _ in model.state._fields))
+
+
+class Layout(NamedTuple):
+    """How a tuple of arrays (..., n_i) is packed into one array (..., sum n_i), and back."""
+
+    sizes: tuple[int, ...]
+    kind: type[Any]
+
+    @classmethod
+    def of(cls, state: Tree) -> Layout:
+        return cls(tuple(int(part.shape[-1]) for part in state), type(state))
+
+    def pack(self, xp: Any, state: Tree) -> Array:
+        parts = list(state)
+        if len(parts) == 1:
+            return parts[0]
+        join = getattr(get_backend(xp), "join", None)  # of a backend that records loops
+        return xp.concat(parts, axis=-1) if join is None else join(parts)
+
+    def unpack(self, packed: Array) -> Tree:
+        edges = [0, *itertools.accumulate(self.sizes)]
+        return self.make(packed[..., low:high] for low, high in itertools.pairwise(edges))
+
+    def make(self, parts: Any) -> Tree:
+        """The state of these parts."""
+        return self.kind._make(parts) if hasattr(self.kind, "_make") else tuple(parts)
+
+
+def field_jacobian(xp: Any, model: Any, t: Array, x: Tree, z: Array) -> Array:
+    """The Jacobian (..., N, N) of a prepared model: its own, or the backend's derivative of the field."""
+    own = getattr(model, "jacobian", None)
+    if own is not None:
+        return own(xp, t, x, z)
+    layout = Layout.of(x)
+
+    def packed(at: Array) -> Array:
+        return layout.pack(xp, model.field(xp, t, layout.unpack(at), z))
+
+    return packed_jacobian(xp, packed, layout.pack(xp, x))
+
+
+def packed_jacobian(xp: Any, function: Callable[[Array], Array], x: Array) -> Array:
+    """Derivative (..., N, N) of a function of (..., N), member by member: N directions as one more batch axis."""
+    n = int(x.shape[-1])
+    eye = xp.eye(n, dtype=x.dtype, device=device(x))
+    eye = xp.reshape(eye, (n, *(1,) * (x.ndim - 1), n))
+    tangents = xp.broadcast_to(eye, (n, *x.shape))
+    columns = get_backend(xp).jvp(function, xp.broadcast_to(x, (n, *x.shape)), tangents)
+    return xp.moveaxis(columns, 0, -1)
+
+
+def block_matrix(xp: Any, blocks: list[list[Array]]) -> Array:
+    """One matrix of blocks (..., k, l), their batch axes broadcast."""
+    batch = broadcast_shapes(*(tuple(block.shape[:-2]) for row in blocks for block in row))
+    rows = [xp.concat([widen(xp, block, batch) for block in row], axis=-1) for row in blocks]
+    return xp.concat(rows, axis=-2)
+
+
+def rows(tau: Any) -> Any:
+    """Time constants as a column, so that they divide rows."""
+    return tau if isinstance(tau, float) or tau.ndim == 0 else tau[..., None]

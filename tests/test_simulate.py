@@ -1,0 +1,306 @@
+"""Simulations that are never silently wrong: pulses, clocks, stiffness, settling, events, continued runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+from support import Library, numpy_tree, small_circuit
+
+import organics_core as oc
+from organics_core.integration import STIFF, SUCCESS
+
+
+def one_neuron(tau: float = 0.002) -> oc.Circuit:
+    return oc.Circuit(None, np.full((2, 2), 0.5), 0.5, 0.5, 0.1, tau, tau)
+
+
+def exact(circuit: oc.Circuit, drive: Any, times: np.ndarray, jumps: tuple[float, ...] = ()) -> oc.State:
+    """scipy's eighth-order method, from jump to jump."""
+    n = circuit.w.shape[-1]
+    x = np.concatenate(oc.resting_state(circuit, np.zeros(n)))
+    edges = [times[0], *[t for t in jumps if times[0] < t < times[-1]], times[-1]]
+    out = np.empty((len(times), 2 * n))
+    out[0] = x
+    for low, high in itertools.pairwise(edges):
+
+        def field(t: float, x: np.ndarray, low: float = low, high: float = high) -> np.ndarray:
+            inside = min(max(t, low + 1e-12), high - 1e-12)
+            return np.concatenate(oc.vector_field(circuit, oc.State(x[:n], x[n:]), np.asarray(drive(inside))))
+
+        at = np.array([t for t in times if low < t <= high])
+        run = solve_ivp(field, (low, high), x, "DOP853", sorted({*at, high}), rtol=1e-11, atol=1e-13)
+        for t, column in zip(run.t, run.y.T, strict=True):
+            out[times == t] = column
+        x = run.y[:, -1]
+    return oc.State(out[:, :n], out[:, n:])
+
+
+PULSES = ((0.1, 0.05), (0.4, 0.01))
+
+
+def pulses(t: Any, amplitude: Any) -> Any:
+    return sum(amplitude * ((t >= onset) & (t < onset + length)) for onset, length in PULSES)
+
+
+def test_pulses_are_not_stepped_over(xp64: Library) -> None:
+    """A circuit at rest with two pulses, and outputs every millisecond: steps do not exceed the output spacing."""
+    z = np.array([1.0, 0.5])
+    times = np.linspace(0, 0.6, 601)
+    made = xp64.array(z)
+    one, zero = xp64.array(1.0), xp64.array(0.0)
+    where = xp64.namespace.where
+    run = oc.simulate(
+        xp64.tree(one_neuron()),
+        lambda t: made * sum(where((t >= a) & (t < a + b), one, zero) for a, b in PULSES),
+        xp64.array(times),
+    )
+    assert run.success
+    jumps = tuple(edge for onset, length in PULSES for edge in (onset, onset + length))
+    want = exact(one_neuron(), lambda t: pulses(t, z), times, jumps)
+    # without jumps= an edge lies within a step, which is accepted where its estimate is small; states are of order two
+    xp64.assert_close(run.state.y, want.y, rtol=0.0, atol=5e-3)
+    assert float(xp64.namespace.max(run.state.y)) > 0.5
+
+
+def test_pulse_trains_know_their_jumps(xp64: Library) -> None:
+    """A pulse of 3 ms and one of 30 us with outputs every 10 ms: exact, because steps end where pulses do."""
+    z, times = np.array([1.0, 0.5]), np.linspace(0, 0.1, 11)
+    onsets, durations = [0.0123, 0.0512], [0.003, 3e-5]
+    drive = oc.pulse_train(xp64.array(z), onsets, durations, amplitudes=[1.0, 20.0])
+    run = oc.simulate(xp64.tree(one_neuron()), drive, xp64.array(times), rtol=1e-9, atol=1e-12)
+
+    def numpy_drive(t: float) -> np.ndarray:
+        return z * (1.0 * (0.0123 <= t < 0.0123 + 0.003) + 20.0 * (0.0512 <= t < 0.0512 + 3e-5))
+
+    want = exact(one_neuron(), numpy_drive, times, drive.jumps)
+    xp64.assert_close(run.state.y, want.y, rtol=1e-6, atol=1e-8)
+    xp64.assert_close(run.state.a, want.a, rtol=1e-6, atol=1e-8)
+
+
+def test_jumps_of_a_function(xp64: Library) -> None:
+    """``jumps=`` does for a function of one's own what a pulse train does by itself."""
+    z, times = xp64.array([1.0, 0.5]), xp64.array(np.linspace(0, 0.1, 3))
+    train = oc.pulse_train(z, [0.012], 0.003)
+    options = {"rtol": 1e-9, "atol": 1e-12}
+    known = oc.simulate(xp64.tree(one_neuron()), train, times, **options)
+    told = oc.simulate(
+        xp64.tree(one_neuron()), lambda t: train(t), times, jumps=list(train.jumps), max_step=math.inf, **options
+    )
+    xp64.assert_close(told.state.y, numpy_tree(known.state.y), rtol=1e-7, atol=1e-10)
+    assert int(told.steps) < 400
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rodas5p", "rk4"])
+def test_drives_are_asked_for_times_within_the_run_only(method: str) -> None:
+    """An interpolator that raises outside its interval works; NaN outside is never met."""
+    asked: list[float] = []
+
+    def drive(t: Any) -> np.ndarray:
+        asked.append(float(t))
+        return np.array([1.0, 0.5]) if 0.005 <= t <= 0.01 else np.array([np.nan, np.nan])
+
+    run = oc.simulate(one_neuron(), drive, np.linspace(0.005, 0.01, 6), method=method, substeps=4)
+    assert run.success
+    assert min(asked) >= 0.005
+    assert max(asked) <= 0.01
+
+
+def test_the_clock_may_start_anywhere(xp: Library) -> None:
+    """A run from 100 s is the run from 0 s, in both precisions, with the drive constant or sampled."""
+    case = small_circuit(3)
+    circuit, z = xp.tree(case.circuit), xp.array(case.z)
+    times = np.arange(9) / 512.0  # numbers that float32 holds beside 100 exactly
+    here = oc.simulate(circuit, z, xp.array(times))
+    there = oc.simulate(circuit, z, xp.array(100.0 + times))
+    xp.assert_close(there.state.y, numpy_tree(here.state.y), rtol=1e-9, atol=1e-12)
+    ramp = xp.array(times[:, None] * case.z)
+    here = oc.simulate(circuit, ramp, xp.array(times), drive="sampled")
+    there = oc.simulate(circuit, ramp, xp.array(100.0 + times), drive="sampled")
+    xp.assert_close(there.state.y, numpy_tree(here.state.y), rtol=1e-9, atol=1e-12)
+
+
+def test_long_runs_in_single_precision(xp: Library) -> None:
+    """600 s at time constants of some ms: hundreds of thousands of tau, one output time, no false singularity."""
+    run = oc.simulate(xp.tree(one_neuron(0.5)), xp.array([1.0, 0.5]), xp.array([0.0, 600.0]), rtol=1e-4, atol=1e-6)
+    assert run.message == "reached the last time"
+    want = oc.steady_state(one_neuron(0.5), np.array([1.0, 0.5])).state.y
+    xp.assert_close(run.state.y[-1, ...], want, rtol=1e-3)
+
+
+@pytest.mark.library("jax", "numpy")
+def test_the_clock_in_single_precision_keeps_its_phase() -> None:
+    """An oscillation over 20,000 steps ends in the phase of double precision: the clock does not drift."""
+    xp = pytest.importorskip("jax.numpy")
+
+    def run(dtype: Any) -> Any:
+        def field(t: Any, x: Any) -> Any:
+            return (xp.cos(t) + 0.0 * x[0],)
+
+        return oc.integrate(
+            field,
+            (xp.zeros(1, dtype=dtype),),
+            xp.asarray([0.0, 200.0], dtype=dtype),
+            rtol=1e-3,
+            atol=1e-3,
+            max_step=0.01,
+        )
+
+    single = run(xp.float32)
+    assert int(single.steps) >= 20_000
+    # each of 20,000 additions rounds by up to eps / 2 of a sum of order one
+    assert abs(float(single.state[0][-1, 0]) - math.sin(200.0)) < 20_000 * 6e-8
+
+
+def stiff() -> tuple[oc.Circuit, np.ndarray]:
+    """Ten neurons whose time constants span six decades."""
+    rng = np.random.default_rng(0)
+    w_r = rng.standard_normal((10, 10))
+    tau = np.geomspace(1e-6, 1.0, 10)
+    circuit = oc.Circuit(
+        0.5 * w_r / np.linalg.norm(w_r, 2), rng.random((10, 10)) / 10, 1.0, 1.0, 0.5, tau, tau[::-1].copy()
+    )
+    return circuit, rng.standard_normal(10)
+
+
+def test_stiff_circuits(xp64: Library) -> None:
+    """Time constants 1e6 apart: the stiff method agrees with scipy's Radau; dopri5 stops early and names it."""
+    circuit, z = stiff()
+    times = np.array([0.0, 0.01, 1.0, 5.0])
+    run = oc.simulate(xp64.tree(circuit), xp64.array(z), xp64.array(times), method="rodas5p", rtol=1e-7, atol=1e-10)
+    assert run.success
+    assert int(run.steps) < 1000
+
+    def field(t: float, x: np.ndarray) -> np.ndarray:
+        return np.concatenate(oc.vector_field(circuit, oc.State(x[:10], x[10:]), z))
+
+    def jac(t: float, x: np.ndarray) -> np.ndarray:
+        return oc.jacobian(circuit, oc.State(x[:10], x[10:]))
+
+    start = np.concatenate(oc.resting_state(circuit, z))
+    want = solve_ivp(field, (0, 5), start, "Radau", times, jac=jac, rtol=1e-9, atol=1e-12).y
+    xp64.assert_close(run.state.y, want[:10].T, rtol=1e-5, atol=1e-7)
+    xp64.assert_close(run.state.a, want[10:].T, rtol=1e-5, atol=1e-7)
+    slow = oc.simulate(xp64.tree(circuit), xp64.array(z), xp64.array(times), max_steps=3000)
+    assert int(slow.status) == STIFF
+    assert "rodas5p" in slow.message
+
+
+def test_a_batch_like_a_time_course_is_said_to_be_read_as_one() -> None:
+    """``drive="auto"`` does not silently take a batch of T constant drives for T samples."""
+    z, times = np.ones((3, 2)), np.array([0.0, 0.001, 0.002])
+    with pytest.warns(oc.AmbiguousDriveWarning, match=r"drive='constant' for a batch of 3 constant drives"):
+        oc.simulate(one_neuron(), z, times)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        oc.simulate(one_neuron(), z, times, drive="sampled")
+        oc.simulate(one_neuron(), z, times, drive="constant")
+        oc.simulate(one_neuron(), np.ones((4, 2)), times)
+
+
+def test_until_steady(xp64: Library) -> None:
+    """The run stops where nothing moves any more, says when, and repeats the state."""
+    z, times = np.array([1.0, 0.5]), np.linspace(0, 2.0, 21)
+    run = oc.simulate(xp64.tree(one_neuron()), xp64.array(z), xp64.array(times), until="steady")
+    whole = oc.simulate(xp64.tree(one_neuron()), xp64.array(z), xp64.array(times))
+    want = oc.steady_state(one_neuron(), z).state.y
+    xp64.assert_close(run.state.y[-1, ...], want, rtol=1e-5)
+    assert int(run.steps) < int(whole.steps) / 3
+    assert 0.005 < float(run.settled) < 0.4
+    assert run.success
+    assert run.message.startswith("settled at 0.")
+    with pytest.raises(ValueError, match="until='steady' needs a constant drive"):
+        oc.simulate(xp64.tree(one_neuron()), lambda t: xp64.array(z), xp64.array(times), until="steady")
+
+
+def test_events(xp64: Library) -> None:
+    """Where y of the first neuron passes 0.5, for every member of a batch; none is an empty record."""
+    times = np.linspace(0, 0.05, 3)
+    z = np.array([[1.0, 0.2], [2.0, 0.2], [0.01, 0.0]])
+    run = oc.simulate(
+        xp64.tree(one_neuron()),
+        xp64.array(z),
+        xp64.array(times),
+        drive="constant",
+        rtol=1e-9,
+        atol=1e-11,
+        events=[lambda t, state: state.y[..., 0] - 0.5, lambda t, state: state.y[..., 0] - 99.0],
+    )
+    crossed, never = run.events
+    assert run.interpolant is None
+    assert never.times.shape == (0,)
+    members = numpy_tree(crossed.members)[:, 0].astype(int)
+    assert {0, 1} <= set(members)
+    for k, member in enumerate(members):
+        fine = oc.simulate(one_neuron(), z[member], np.array([0.0, float(crossed.times[k])]), rtol=1e-10, atol=1e-12)
+        assert abs(fine.state.y[-1, 0] - 0.5) < 1e-6
+        assert abs(float(crossed.state.y[k, 0]) - 0.5) < 1e-6
+
+
+def test_continued_runs(xp64: Library) -> None:
+    """A run goes on from its last state with the step it had, and joins to the one run."""
+    case = small_circuit(3)
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    times = np.linspace(0, 0.03, 7)
+    first = oc.simulate(circuit, z, xp64.array(times[:4]))
+    second = oc.simulate(circuit, z, xp64.array(times[3:]), state0=first)
+    joined = first.then(second)
+    whole = oc.simulate(circuit, z, xp64.array(times))
+    assert joined.times.shape == (7,)
+    xp64.assert_close(joined.state.y, numpy_tree(whole.state.y), rtol=1e-5, atol=1e-8)
+    assert abs(int(joined.steps) - int(whole.steps)) <= 4
+    with pytest.raises(ValueError, match="times must begin where the run state0 ends"):
+        oc.simulate(circuit, z, xp64.array(times), state0=first)
+
+
+def test_progress_reaches_the_end(xp64: Library, capsys: pytest.CaptureFixture[str]) -> None:
+    """A callable hears rising fractions up to one; the answer is the same to the tolerance; True shows no junk."""
+    case = small_circuit(3)
+    circuit, z, times = xp64.tree(case.circuit), xp64.array(case.z), xp64.array(np.linspace(0, 0.03, 31))
+    heard: list[float] = []
+    run = oc.simulate(circuit, z, times, progress=heard.append)
+    plain = oc.simulate(circuit, z, times)
+    assert heard == sorted(heard)
+    assert heard[-1] == 1.0
+    xp64.assert_close(run.state.y, numpy_tree(plain.state.y), rtol=1e-5, atol=1e-8)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("ending", ["npz", "zarr"])
+def test_saved_runs(xp: Library, tmp_path: Any, ending: str) -> None:
+    """What was saved comes back, in this library, and continues."""
+    if ending == "zarr":
+        pytest.importorskip("zarr", reason="stores need zarr")
+    case = small_circuit(3)
+    circuit, z = xp.tree(case.circuit), xp.array(case.z)
+    run = oc.simulate(circuit, z, xp.array([0.0, 0.01, 0.02]))
+    path = tmp_path / f"run.{ending}"
+    run.save(path)
+    again = oc.load_trajectory(path, like=run.times)
+    xp.assert_close(again.state.y, numpy_tree(run.state.y), rtol=0.0)
+    assert again.message == run.message
+    assert isinstance(again.state, oc.State)
+    longer = oc.simulate(circuit, z, xp.array([0.02, 0.03]), state0=again)
+    assert int(longer.status) == SUCCESS
+    with pytest.raises(ValueError, match="path must end in"):
+        run.save(tmp_path / "run.txt")
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"no file")
+    with pytest.raises(ValueError, match="holds no trajectory"):
+        oc.load_trajectory(broken)
+
+
+def test_max_step(xp64: Library) -> None:
+    """Steps of the adaptive methods are bounded."""
+    run = oc.simulate(
+        xp64.tree(one_neuron()), xp64.array([1.0, 0.5]), xp64.array([0.0, 0.1]), max_step=1e-3, dense=True
+    )
+    assert float(xp64.namespace.max(run.interpolant.steps)) <= 1e-3 * (1 + 1e-12)
+    assert int(run.steps) >= 100
+    with pytest.raises(ValueError, match="max_step must be positive"):
+        oc.simulate(xp64.tree(one_neuron()), xp64.array([1.0, 0.5]), xp64.array([0.0, 0.1]), max_step=0.0)
