@@ -16,7 +16,7 @@ import pytest
 from support import ELSEWHERE
 
 from organics_train import datasets
-from organics_train.datasets import adding_problem, copy_problem, load_dataset, mnist_folder, read_idx
+from organics_train.datasets import adding_problem, copy_problem, load_dataset, mnist_folder
 
 
 def idx(array):
@@ -63,6 +63,10 @@ def tiny(alone, monkeypatch):
     monkeypatch.setattr(datasets, "CHECKSUMS", sums)
     monkeypatch.setenv("ORGANICS_DATA", str(folder))
     return folder, images, labels
+
+
+def read_idx(path, axes):
+    return datasets._parse_idx(datasets._unzipped(path), str(path), axes)
 
 
 def test_idx_round_trip(tmp_path):

@@ -265,7 +265,7 @@ def test_training_on_digits():
     assert records[-1].loss < 0.3 * records[0].loss
     assert all(math.isfinite(r.gradient_norm_max) for r in records)
     assert math.isnan(records[0].spectral_abscissa)
-    assert records[-1].spectral_abscissa == pytest.approx(largest_abscissa(trained, images[1500:1508]), rel=1e-4)
+    assert records[-1].spectral_abscissa == pytest.approx(largest_abscissa(trained, images[1500:1502]), rel=1e-4)
     for a, b in zip(before, jax.tree.leaves(eqx.filter(model, eqx.is_array)), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(trained.layer.cells[0].start.y, model.layer.cells[0].start.y)

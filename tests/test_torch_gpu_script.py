@@ -79,7 +79,7 @@ def test_training_is_measured(gpu: Any, tiny: Any) -> None:
     assert all(row["fraction of limit"] > 0 for row in rows[1:])
 
 
-def test_a_road_that_fails_is_recorded(gpu: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_implementation_that_fails_is_recorded(gpu: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its error; the other rows keep their times."""
     monkeypatch.setattr(gpu, "largest_difference", lambda *_: 1 / 0)
     rows = gpu.training("cpu", tiny)

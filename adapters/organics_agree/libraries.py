@@ -64,7 +64,11 @@ def numpy_columns() -> list[Column]:
 def plain_columns(library: str, module: str, *dtypes: str) -> list[Column]:
     """A library that makes its arrays of numpy's, in some precisions."""
     xp = import_module(module)
-    return [Column(library, dtype, lambda v, d=dtype: xp.asarray(as_kind(v, d)), nullcontext, None) for dtype in dtypes]
+
+    def column(dtype: str) -> Column:
+        return Column(library, dtype, lambda v: xp.asarray(as_kind(v, dtype)), nullcontext, None)
+
+    return [column(dtype) for dtype in dtypes]
 
 
 def torch_columns() -> list[Column]:
@@ -75,10 +79,10 @@ def torch_columns() -> list[Column]:
         x = x.clone().requires_grad_(True)
         return torch.autograd.grad(f(x), x)[0]
 
-    return [
-        Column("torch", dtype, lambda v, d=dtype: torch.as_tensor(np.array(as_kind(v, d))), nullcontext, gradient)
-        for dtype in ("float64", "float32")
-    ]
+    def column(dtype: str) -> Column:
+        return Column("torch", dtype, lambda v: torch.as_tensor(np.array(as_kind(v, dtype))), nullcontext, gradient)
+
+    return [column("float64"), column("float32")]
 
 
 def jax_columns() -> list[Column]:
@@ -86,9 +90,11 @@ def jax_columns() -> list[Column]:
     import jax
     import jax.numpy as jnp
 
-    enable = getattr(jax, "enable_x64", None)
+    enable: Any = getattr(jax, "enable_x64", None)
     if not callable(enable):
-        from jax.experimental import enable_x64 as enable
+        from jax.experimental import enable_x64
+
+        enable = enable_x64
     cpu = jax.devices("cpu")[0]
 
     def context(wide: bool) -> AbstractContextManager[Any]:
@@ -99,17 +105,17 @@ def jax_columns() -> list[Column]:
         stack.enter_context(jax.default_device(cpu))
         return stack
 
-    return [
-        Column(
+    def column(dtype: str) -> Column:
+        return Column(
             "jax",
             dtype,
-            lambda v, d=dtype: jnp.asarray(as_kind(v, d)),
-            lambda d=dtype: context(d == "float64"),
+            lambda v: jnp.asarray(as_kind(v, dtype)),
+            lambda: context(dtype == "float64"),
             lambda f, x: jax.jit(jax.grad(f))(x),
             jax.jit,
         )
-        for dtype in ("float64", "float32")
-    ]
+
+    return [column("float64"), column("float32")]
 
 
 def cupy_columns() -> list[Column]:
@@ -122,10 +128,11 @@ def cupy_columns() -> list[Column]:
         raise RuntimeError(f"installed, but no GPU in sight ({error})") from None
     if count == 0:
         raise RuntimeError("installed, but no GPU in sight")
-    return [
-        Column("cupy", dtype, lambda v, d=dtype: cupy.asarray(as_kind(v, d)), nullcontext, None)
-        for dtype in ("float64", "float32")
-    ]
+
+    def column(dtype: str) -> Column:
+        return Column("cupy", dtype, lambda v: cupy.asarray(as_kind(v, dtype)), nullcontext, None)
+
+    return [column("float64"), column("float32")]
 
 
 MAKERS: dict[str, Callable[[], list[Column]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from organics_core.methods import RungeKutta, Slope, Step, Tableau
 def step(method: RungeKutta, slope: Slope, t: float, h: float, x: Array, memory: Array, noise: None) -> Step:
     """As ``RungeKutta.plain_step``."""
     tableau, closed = method.tableau, method.ends_with_slope
-    call = getattr(slope, "fast", None) or slope
+    call: Callable[..., Array] = getattr(slope, "fast", None) or slope
     into = getattr(slope, "into", False)  # whether it writes where it is told
     nodes, rows, error = _rows(tableau, x.dtype)
     count, shape = len(nodes), x.shape
@@ -40,7 +41,7 @@ def step(method: RungeKutta, slope: Slope, t: float, h: float, x: Array, memory:
 
 @cache
 def _rows(tableau: Tableau, dtype: Any) -> tuple[tuple[float, ...], np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
-    """The times of the states made, the weights of the stages in each (the first column is the state's), the error's."""
+    """The times of the states made; the weights of the stages in each, the state's own first; those of the error."""
     count = len(tableau.nodes)
     rows = np.zeros((count, count + 1), dtype=dtype)
     for k, row in enumerate((*tableau.stages[1:], tableau.weights)):
