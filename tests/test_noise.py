@@ -156,6 +156,7 @@ def test_traced_unstable_states_give_nan(xp64: Library) -> None:
     assert np.all(np.isnan(found[1]))
 
 
+@pytest.mark.slow
 def test_welch_spectra_of_a_long_simulation() -> None:
     """Welch estimates of a simulation under weak noise agree with the linear theory, and so does the covariance."""
     signal = pytest.importorskip("scipy.signal")
