@@ -44,10 +44,9 @@ def install(session: nox.Session, *extras: str, more: tuple[str, ...] = ()) -> N
     session.install("-c", "constraints.txt", "-e", target, *more)
 
 
-def run_tests(session: nox.Session, library: str, *extras: str, more: tuple[str, ...] = ()) -> None:
-    """The tests of one array library. What is missing here fails: the session has installed all that they need."""
-    install(session, *extras, more=(*TESTING, *more))
-    session.run("pytest", "--complete", "--library", library, *WORKERS, *session.posargs, env=ONE_THREAD)
+def run_tests(session: nox.Session, library: str, *options: str) -> None:
+    """The tests of one array library, on all cores."""
+    session.run("pytest", "--library", library, *options, *WORKERS, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(default=False)
@@ -60,23 +59,27 @@ def fast(session: nox.Session) -> None:
 def tests_numpy(session: nox.Session) -> None:
     """numpy, the command line, files and figures; the CUDA kernels of simulations are compiled."""
     nvrtc = ("nvidia-cuda-nvrtc>=13; platform_system == 'Linux'",)
-    run_tests(session, "numpy", "cli", "sweep", "dask", more=(*nvrtc, "safetensors>=0.4"))
+    install(session, "cli", "sweep", "dask", more=(*TESTING, *nvrtc, "safetensors>=0.4"))
+    run_tests(session, "numpy", "--complete")
 
 
 def tests_strict(session: nox.Session) -> None:
     """array-api-strict: the standard and nothing else, through the generic backend."""
-    run_tests(session, "strict", more=("array-api-strict>=2.3",))
+    install(session, "sweep", more=(*TESTING, "array-api-strict>=2.3"))
+    run_tests(session, "strict")  # the adapters, which it has not installed, do not concern it
 
 
 def tests_torch(session: nox.Session) -> None:
-    """torch on the CPU, float64 and float32, and its adapter; needs a C++ compiler."""
+    """torch on the CPU, float64 and float32, and its adapter; needs a C++ compiler. What is missing fails."""
     triton = ("triton>=3.9; platform_system == 'Linux'",)  # its interpreter checks the CUDA kernel
-    run_tests(session, "torch", "torch", "cli", more=triton)  # cli: the table of benchmarks/gpu.py
+    install(session, "torch", "cli", "sweep", more=(*TESTING, *triton))  # cli: the table of benchmarks/gpu.py
+    run_tests(session, "torch", "--complete")
 
 
 def tests_jax(session: nox.Session) -> None:
     """jax on the CPU, and its adapter."""
-    run_tests(session, "jax", "jax", "cli", more=("flax>=0.10",))  # cli: figures of trained networks
+    install(session, "jax", "cli", "sweep", more=(*TESTING, "flax>=0.10"))  # cli: figures of trained networks
+    run_tests(session, "jax", "--complete")
 
 
 def interpreter(version: str) -> str:
