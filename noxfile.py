@@ -50,7 +50,9 @@ def run_tests(session: nox.Session, library: str) -> None:
     """The tests of one array library. What is missing here fails: the session has installed all that they need."""
     needs = LIBRARIES[library]
     install(session, *needs["extras"], more=(*TESTING, *needs.get("packages", ())))
-    options = () if needs.get("gpu") else ("--complete", *WORKERS)  # one process where there is one GPU
+    options = () if needs.get("gpu") else WORKERS  # one process where there is one GPU
+    if needs.get("complete", True) and not needs.get("gpu"):
+        options = ("--complete", *options)
     session.run("pytest", "--library", library, *options, *session.posargs, env=ONE_THREAD)
 
 
@@ -79,6 +81,26 @@ def _define_tests(library: str) -> None:
 
 for _library in LIBRARIES:
     _define_tests(_library)
+
+
+@nox.session(default=False)
+def mutation(session: nox.Session) -> None:
+    """Faults put into the core one by one, and whether its quick tests see them; prints the score and the survivors.
+
+    ``-- organics_core/noise.py`` for some modules only. What has been tried is kept in mutants/: stop and go on
+    at will; remove the folder after a change of the tests.
+    """
+    install(session, more=(*TESTING, "mutmut>=3.8"))
+    modules = [argument.removesuffix(".py").replace("/", ".") for argument in session.posargs] or ["organics_core"]
+    session.run("mutmut", "run", *(f"{module}.*" for module in modules), env=ONE_THREAD, success_codes=[0, 1])
+    lines = session.run("mutmut", "results", "--all", "true", silent=True).splitlines()
+    results = [tuple(line.strip().rsplit(": ", 1)) for line in lines if ": " in line]
+    tried = [(name, end) for name, end in results if end != "not checked" and name.startswith(tuple(modules))]
+    alive = [(name, end) for name, end in tried if end in ("survived", "no tests", "suspicious")]
+    for name, end in alive:
+        session.log(f"{end}: {name}")
+    share = 1 - len(alive) / max(1, len(tried))
+    session.log(f"{share:.1%} of {len(tried)} mutants were seen; `mutmut show NAME` shows one that was not")
 
 
 @nox.session(default=False)
