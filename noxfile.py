@@ -11,7 +11,6 @@ import os
 import shutil
 import tomllib
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import nox
@@ -20,27 +19,17 @@ nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
-nox.options.sessions = [
-    "lint",
-    "types",
-    "tests-numpy",
-    "tests-strict",
-    "tests-torch",
-    "tests-jax",
-    "agreement",
-    "demo",
-]
 
-<<<<<<< HEAD
 ROOT = Path(__file__).parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organics-core"]
-TESTING = ("pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
-=======
+LIBRARIES = SETTINGS["libraries"]
+ON_CPU = [name for name, needs in LIBRARIES.items() if not needs.get("gpu")]
+nox.options.sessions = ["lint", "types", *(f"tests-{name}" for name in ON_CPU), "agreement", "demo"]
+
 TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
 WORKERS = ("-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist", "worksteal")
 """Tests run on as many processes as there are cores, each on one thread; `-- -n 0` for one process."""
 OTHER_PYTHONS = ("3.12", "3.13")
->>>>>>> tests-any-machine
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -50,12 +39,6 @@ def install(session: nox.Session, *extras: str, more: tuple[str, ...] = ()) -> N
     session.install("-c", "constraints.txt", "-e", target, *more)
 
 
-def run_tests(session: nox.Session, library: str, *extras: str, more: tuple[str, ...] = ()) -> None:
-    """The tests of one array library. What is missing here fails: the session has installed all that they need."""
-    install(session, *extras, more=(*TESTING, *more))
-    session.run("pytest", "--complete", "--library", library, *WORKERS, *session.posargs, env=ONE_THREAD)
-
-
 @nox.session(default=False)
 def fast(session: nox.Session) -> None:
     """The quick tests of the core alone, in numpy: for while you work on it."""
@@ -63,26 +46,14 @@ def fast(session: nox.Session) -> None:
     session.run("pytest", "--core", "--library", "numpy", *WORKERS, *session.posargs, env=ONE_THREAD)
 
 
-def tests_numpy(session: nox.Session) -> None:
-    """numpy, the command line, files and figures; the CUDA kernels of simulations are compiled."""
-    nvrtc = ("nvidia-cuda-nvrtc>=13; platform_system == 'Linux'",)
-    run_tests(session, "numpy", "cli", "sweep", "dask", more=(*nvrtc, "safetensors>=0.4"))
-
-
-def tests_strict(session: nox.Session) -> None:
-    """array-api-strict: the standard and nothing else, through the generic backend."""
-    run_tests(session, "strict", more=("array-api-strict>=2.3",))
-
-
-def tests_torch(session: nox.Session) -> None:
-    """torch on the CPU, float64 and float32, and its adapter; needs a C++ compiler."""
-    triton = ("triton>=3.9; platform_system == 'Linux'",)  # its interpreter checks the CUDA kernel
-    run_tests(session, "torch", "torch", "cli", more=triton)  # cli: the table of benchmarks/gpu.py
-
-
-def tests_jax(session: nox.Session) -> None:
-    """jax on the CPU, and its adapter."""
-    run_tests(session, "jax", "jax", "cli", more=("flax>=0.10",))  # cli: figures of trained networks
+def run_tests(session: nox.Session, library: str) -> None:
+    """The tests of one array library. What is missing here fails: the session has installed all that they need."""
+    needs = LIBRARIES[library]
+    install(session, *needs["extras"], more=(*TESTING, *needs.get("packages", ())))
+    options = () if needs.get("gpu") else WORKERS  # one process where there is one GPU
+    if needs.get("complete", True) and not needs.get("gpu"):
+        options = ("--complete", *options)
+    session.run("pytest", "--library", library, *options, *session.posargs, env=ONE_THREAD)
 
 
 def interpreter(version: str) -> str:
@@ -92,32 +63,44 @@ def interpreter(version: str) -> str:
     return max(map(str, kept), key=lambda path: (len(path), path), default=version)
 
 
-def _define_tests(library: str, tests: Callable[[nox.Session], None]) -> None:
+def _define_tests(library: str) -> None:
     """``tests-library`` on the Python that runs nox, and ``tests-library-3.12``, ... on others, where they are."""
-    nox.session(name=f"tests-{library}")(tests)
-    for version in OTHER_PYTHONS:
 
-        def other(session: nox.Session) -> None:
-            tests(session)
+    def tests(session: nox.Session) -> None:
+        run_tests(session, library)
 
-        other.__doc__ = f"The same on Python {version}."
-        nox.session(name=f"tests-{library}-{version}", python=interpreter(version), default=False)(other)
+    def elsewhere(session: nox.Session) -> None:
+        run_tests(session, library)
 
-
-for _library, _tests in (
-    ("numpy", tests_numpy),
-    ("strict", tests_strict),
-    ("torch", tests_torch),
-    ("jax", tests_jax),
-):
-    _define_tests(_library, _tests)
+    tests.__doc__ = LIBRARIES[library]["about"]
+    nox.session(name=f"tests-{library}", default=library in ON_CPU)(tests)
+    for version in OTHER_PYTHONS if library in ON_CPU else ():
+        elsewhere.__doc__ = f"The same on Python {version}."
+        nox.session(name=f"tests-{library}-{version}", python=interpreter(version), default=False)(elsewhere)
 
 
-@nox.session(name="tests-cupy", default=False)
-def tests_cupy(session: nox.Session) -> None:
-    """cupy; needs an NVIDIA GPU, and fails where there is none. One process: there is one GPU."""
-    install(session, "cupy", more=TESTING)
-    session.run("pytest", "--library", "cupy", *session.posargs, env=ONE_THREAD)
+for _library in LIBRARIES:
+    _define_tests(_library)
+
+
+@nox.session(default=False)
+def mutation(session: nox.Session) -> None:
+    """Faults put into the core one by one, and whether its quick tests see them; prints the score and the survivors.
+
+    ``-- organics_core/noise.py`` for some modules only. What has been tried is kept in mutants/: stop and go on
+    at will; remove the folder after a change of the tests.
+    """
+    install(session, more=(*TESTING, "mutmut>=3.8"))
+    modules = [argument.removesuffix(".py").replace("/", ".") for argument in session.posargs] or ["organics_core"]
+    session.run("mutmut", "run", *(f"{module}.*" for module in modules), env=ONE_THREAD, success_codes=[0, 1])
+    lines = session.run("mutmut", "results", "--all", "true", silent=True).splitlines()
+    results = [tuple(line.strip().rsplit(": ", 1)) for line in lines if ": " in line]
+    tried = [(name, end) for name, end in results if end != "not checked" and name.startswith(tuple(modules))]
+    alive = [(name, end) for name, end in tried if end in ("survived", "no tests", "suspicious")]
+    for name, end in alive:
+        session.log(f"{end}: {name}")
+    share = 1 - len(alive) / max(1, len(tried))
+    session.log(f"{share:.1%} of {len(tried)} mutants were seen; `mutmut show NAME` shows one that was not")
 
 
 @nox.session(default=False)
@@ -155,8 +138,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Type hints, strict on the core."""
-    install(session, more=("mypy>=1.14",))
+    """Type hints of every package; the frameworks are not looked into, and need not be there."""
+    install(session, more=("mypy>=1.14", "typer>=0.16", "rich>=13.7"))
     session.run("mypy")
 
 
@@ -234,7 +217,7 @@ def docs(session: nox.Session) -> None:
     install(session, *extras, more=(*TESTING, "array-api-strict>=2.3", "flax>=0.10", *SPHINX, "ipykernel"))
     made = Path("docs", "_generated")
     if "--again" not in session.posargs:  # with it, keep the test report and the figures of the last build
-        libraries = [f"--library={name}" for name in ("numpy", "strict", "torch", "jax")]
+        libraries = [f"--library={name}" for name in ON_CPU]
         environment = {**ONE_THREAD, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # nengo's own plugin does not load
         session.run("pytest", "-q", *libraries, f"--junitxml={made / 'tests.xml'}", env=environment)
         session.run("organics", "figures", "--all", "--output", str(made / "figures"))

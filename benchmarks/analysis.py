@@ -48,7 +48,7 @@ def simulate_until_settled(one: oc.Circuit, z: np.ndarray, chunks: int = 40) -> 
 
 
 def classification(n: int = 100, draws: int = 3) -> dict[str, object]:
-    """Per circuit at n = 100, seconds by either road, and whether they agree: one pool for all, and random pools."""
+    """Per circuit at n = 100, seconds by either path, and whether they agree: one pool for all, and random pools."""
     return {"n": n, "target": 50.0, **{pool: _classified(n, draws, pool) for pool in ("shared_pool", "random_pools")}}
 
 

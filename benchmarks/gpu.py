@@ -246,7 +246,7 @@ def ceilings(device: str, size: int = 8192, repeats: int = 10) -> dict[str, floa
 
 
 def training(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, Any]]:
-    """Forward and backward of one layer over a sequence: nn.LSTM, the core's step under autograd, and our roads."""
+    """Forward and backward of one layer over a sequence: nn.LSTM, the core's step under autograd, and ours."""
     import torch
 
     from organics_torch import ORGaNICs
@@ -277,10 +277,10 @@ def training(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, A
             rows[-1]["seconds"] = seconds(torch.nn.LSTM(1, n, device=device), sizes.repeats)
             torch.backends.cudnn.allow_tf32 = True
         exact = gradients(ORGaNICs(1, n, seed=0, dtype=torch.float64, device=device, implementation="function"), xs)
-        roads = [(f"kernel, {p}", "triton", p, sizes.repeats) for p in ("highest", "high", "medium") if kernels]
-        roads += [("core's step, eager", "reference", "highest", 1)]
-        roads += [("plain torch, derivative by hand", "function", "highest", 3)]
-        for name, how, precision, repeats in roads:
+        ways = [(f"kernel, {p}", "triton", p, sizes.repeats) for p in ("highest", "high", "medium") if kernels]
+        ways += [("core's step, eager", "reference", "highest", 1)]
+        ways += [("plain torch, derivative by hand", "function", "highest", 3)]
+        for name, how, precision, repeats in ways:
             torch.set_float32_matmul_precision(precision)
             layer = ORGaNICs(1, n, seed=0, device=device, implementation=how)
             row: dict[str, Any] = {"layer": f"ORGaNICs, {name}", "hidden": n}
@@ -289,7 +289,7 @@ def training(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, A
                 row["times LSTM"] = row["seconds"] / peer
                 row["relative error"] = largest_difference(gradients(layer, xs), exact)
                 row |= work(n, sizes.batch, sizes.steps)
-            except Exception as error:  # one road that fails must not cost the others their record
+            except Exception as error:  # one implementation that fails must not cost the others their record
                 row["error"] = f"{type(error).__name__}: {error}"[:500]
             rows.append(row)
             keep(rows)

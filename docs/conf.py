@@ -83,13 +83,13 @@ class Domain(PythonDomain):
         return super().find_obj(env, modname, classname, name, type, searchmode)
 
 
-PACKAGES = ("core", "torch", "jax", "cupy", "plot", "figures", "train", "baselines", "sweep", "simulators")
+PACKAGES = ("core", "torch", "jax", "cupy", "plot", "figures", "train", "baselines", "sweep", "agree", "simulators")
 
 
 def complete(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of every public name that the API reference lacks."""
     described = {entry[0] for entry in env.domains["py"].get_objects()}
-    short = {name.rpartition(".")[2] for name in described if name.startswith("organics_core.")}
+    short = {name.rpartition(".")[2] for name in described if name.startswith(("organics_core.", "organics_train."))}
     for package in (f"organics_{name}" for name in PACKAGES):
         init = next(file for folder in (ROOT, ROOT / "adapters") if (file := folder / package / "__init__.py").exists())
         listed = next(
@@ -101,7 +101,7 @@ def complete(app: Sphinx, env: BuildEnvironment) -> None:
             names = ast.literal_eval(listed)
         else:  # all modules
             names = [file.stem for file in init.parent.glob("[!_]*.py")]
-        for name in names:  # those of the core may be handed on by others
+        for name in names:  # those of core and training may be handed on by others
             if f"{package}.{name}" not in described and (package == "organics_core" or name not in short):
                 getLogger(__name__).warning("the API reference lacks %s.%s", package, name)
 

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OUT = ROOT / "docs" / "_generated"
-COLUMNS = ("numpy", "strict", "torch", "jax", "cupy")
+COLUMNS = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organics-core"]["libraries"])
 PAPER = "paper's cell"
 HEADINGS = {"strict": "array-api-strict"}
 

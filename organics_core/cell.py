@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import device
 
 from . import checks
 from .backend import Array, get_backend
@@ -381,11 +380,3 @@ def cell_jacobian_abscissa(
     w = normalization_weights(xp, parameters.log_w)
     circuit = Circuit(parameters.w_r, w, state[3], state[2], parameters.sigma, 1.0 / rates.y, 1.0 / rates.a)
     return spectral_abscissa(circuit, State(state[0], state[1]), variant=variant)
-
-
-def to_library(xp: Any, tree: Any, *, dtype: Any = None, like: Array = None) -> Any:
-    """Numpy parameters or states as arrays of another library (dtype and device of ``like``, if given)."""
-    if like is not None:
-        dtype = like.dtype if dtype is None else dtype
-        return type(tree)._make(None if v is None else xp.asarray(v, dtype=dtype, device=device(like)) for v in tree)
-    return type(tree)._make(None if v is None else xp.asarray(v, dtype=dtype) for v in tree)

@@ -25,7 +25,7 @@ from .backend import Array, Backend, Tree, get_backend, kernel_for, to_numpy, tr
 from .circuit import Circuit, of_variant
 from .drive import Drive, is_concrete, read_drive
 from .linalg import broadcast_shapes
-from .methods import METHODS, Method, Tableau, get_method
+from .methods import METHODS, Method, Step, Tableau, get_method
 from .model import Layout
 from .noise import Noise, NoiseTerm, noise_arrays, noise_term
 from .progress import Progress, progress_of
@@ -878,6 +878,7 @@ class _Slope:
         samples: tuple[Any, ...] | None = None,
         segment: tuple[Any, Any] | None = None,
         fast: Callable[[Any, Array], Array] | None = None,
+        into: bool = False,
     ) -> None:
         self.xp = xp
         self._settings = settings
@@ -885,14 +886,21 @@ class _Slope:
         self._model = None if settings.field is not None else arguments.model
         self._samples = samples  # begin, end, and the values of the drive there
         self._segment = segment  # where a drive that is a function may be asked
-        self._fast = fast
+        self.fast = fast
         own = getattr(self._model, "autonomous", False)
         self.autonomous = bool(own) and samples is None and settings.function is None
+        self.into = into
 
     def at(self, *, samples: tuple[Any, ...] | None = None, segment: tuple[Any, Any] | None = None) -> _Slope:
         """The same in another interval between samples, or on another side of a jump."""
         return _Slope(
-            self.xp, self._settings, self._arguments, samples or self._samples, segment or self._segment, self._fast
+            self.xp,
+            self._settings,
+            self._arguments,
+            samples or self._samples,
+            segment or self._segment,
+            self.fast,
+            self.into,
         )
 
     @property
@@ -941,8 +949,8 @@ class _Slope:
         return slope
 
     def __call__(self, t: Any, x: Array) -> Array:
-        if self._fast is not None:
-            return self._fast(t, x)
+        if self.fast is not None:
+            return self.fast(t, x)
         layout = self._settings.layout
         return layout.pack(self.xp, self._state(t, layout.unpack(x), self.drive(t)))
 
@@ -957,7 +965,8 @@ class _Slope:
 
 def _fixed_steps(backend: Backend, xp: Any, settings: _Settings, arguments: _Arguments) -> tuple[Array, int]:
     method, substeps, times, values = settings.method, settings.substeps, arguments.times, arguments.values
-    every = _Slope(xp, settings, arguments)
+    kernel = None if backend.traces_loops else _kernel(xp, settings, arguments)
+    every = _Slope(xp, settings, arguments, fast=kernel)
     term = None if arguments.noise is None else NoiseTerm(*arguments.noise)
     xs: Tree = (times[:-1], times[1:])
     if term is not None:
@@ -967,6 +976,8 @@ def _fixed_steps(backend: Backend, xp: Any, settings: _Settings, arguments: _Arg
 
     def interval(x: Array, inputs: Tree) -> tuple[Array, Array]:
         t0, t1, *rest = inputs
+        if kernel is not None:  # on the host clocks are numbers
+            t0, t1 = float(t0), float(t1)
         h = (t1 - t0) / substeps
         slope = every.at(segment=(t0, t1))
         if settings.sampled:
@@ -974,7 +985,7 @@ def _fixed_steps(backend: Backend, xp: Any, settings: _Settings, arguments: _Arg
 
         def one(x: Array, inputs: Any) -> tuple[Array, None]:
             k, db = inputs
-            t = t0 + k * h
+            t = t0 + (k if kernel is None else float(k)) * h
             kick = None if term is None else _kick(xp, term, db)
             return method.step(slope, t, h, x, method.init(slope, t, x), kick).x, None
 
@@ -987,6 +998,19 @@ def _fixed_steps(backend: Backend, xp: Any, settings: _Settings, arguments: _Arg
 
     _, states = backend.scan(interval, arguments.start, xs)
     return states, substeps * (int(times.shape[0]) - 1)
+
+
+def _kernel(
+    xp: Any, settings: _Settings, arguments: _Arguments, columns: bool = False
+) -> Callable[[Any, Array], Array] | None:
+    """The fast vector field of the model under a constant drive, where one is registered and applies.
+
+    With ``columns`` for states (N, B), neurons before the members of the batch.
+    """
+    if arguments.z is None or settings.field is not None:
+        return None
+    make = kernel_for(type(arguments.model), xp)
+    return None if make is None else make(arguments.model, arguments.z, arguments.start, columns)
 
 
 def _kick(xp: Any, term: NoiseTerm, db: Array) -> Array:
@@ -1025,6 +1049,9 @@ class _Loop:
         self.backend, self.xp, self.settings, self.arguments, self.pieces = backend, xp, settings, arguments, pieces
         self.method = settings.method
         self.exact = settings.sampled or not self.method.interpolates
+        self.exponent = -1.0 / self.method.order
+        self.axis = -1  # of the neurons
+        self.batch = tuple(arguments.start.shape[:-1])
         self.eps = float(xp.finfo(arguments.start.dtype).eps)
 
     # What the two kinds define.
@@ -1037,6 +1064,7 @@ class _Loop:
     upper: Any
     invert: Any  # of a flag
     possible: Any  # whether a flag may be set
+    step: Any  # (slope, time, step, state, memory)
     worst: Any  # (norm, status): the largest of the living members
     time: Any  # of the clock
     left: Any  # (end, clock)
@@ -1053,8 +1081,12 @@ class _Loop:
         """Root mean square over the neurons, relative to the tolerance; infinite where not finite."""
         xp, settings = self.xp, self.settings
         scaled = error / (settings.atol + settings.rtol * xp.maximum(xp.abs(old), xp.abs(new)))
-        norm = xp.sqrt(xp.vecdot(scaled, scaled) / scaled.shape[-1])
+        norm = xp.sqrt(xp.vecdot(scaled, scaled, axis=self.axis) / scaled.shape[self.axis])
         return xp.where(xp.isfinite(norm), norm, xp.inf)
+
+    def measure(self, error: Array, old: Array, new: Array) -> Any:
+        """The norm of the error of a step; a number where there is one member, on the host."""
+        return self.norm(error, old, new)
 
     def first_step(self, slope: _Slope, x: Array, room: Any) -> Array:
         """Length of the first step (Hairer, Norsett & Wanner, Solving ODEs I, II.4), for the worst of the batch."""
@@ -1076,7 +1108,7 @@ class _Loop:
 
     def factor(self, worst: Any, accept: Any) -> Any:
         """By how much the next step is longer; no growth right after a rejection."""
-        factor = 0.9 * self.upper(worst, 1e-10) ** (-1.0 / self.method.order)
+        factor = 0.9 * self.upper(worst, 1e-10) ** self.exponent
         return self.lower(self.upper(factor, 0.2), self.where(accept, 10.0, 0.9))
 
     def attempt(self, c: _Carry, slope: _Slope, end: Any, limit: Any) -> _Carry:
@@ -1088,8 +1120,8 @@ class _Loop:
         h = self.where(clipped, room, wish)
         if self.jumps:
             slope = slope.at(segment=self.segment(c.t))
-        made = self.method.step(slope, self.time(c.t), h, c.x, c.memory)
-        norm = self.norm(made.error, free(c.x), free(made.x))
+        made = self.step(slope, self.time(c.t), h, c.x, c.memory)
+        norm = self.measure(made.error, free(c.x), free(made.x))
         worst = self.worst(norm, c.status)
         accept = worst <= 1.0
         h_next = h * self.factor(worst, accept)
@@ -1117,12 +1149,12 @@ class _Loop:
         """Members that no step of any length advances."""
         xp = self.xp
         if status is None:
-            status = xp.zeros(x.shape[:-1], dtype=xp.int32, device=device(x))
-        failed = (norm > 1.0) & (status == SUCCESS)
+            status = xp.zeros(self.batch, dtype=xp.int32, device=device(x))
+        failed = (status == SUCCESS) & (norm > 1.0)
         if self.traced:
             failed = failed & stuck
         status = xp.where(failed, xp.asarray(STEP_TOO_SMALL, dtype=status.dtype, device=device(x)), status)
-        ghost = failed[..., None]
+        ghost = xp.expand_dims(failed, axis=self.axis)
         x = xp.where(ghost, xp.nan, x)
         memory = tree_map(lambda leaf: xp.where(ghost, xp.nan, leaf) if leaf.shape == x.shape else leaf, memory)
         return x, memory, status
@@ -1141,7 +1173,9 @@ class _Loop:
             return c.x
         theta = self.fraction(c, goal)
         here = self.method.interpolate(c.dense, theta, c.h_old)
-        return xp.where((c.status == SUCCESS)[..., None], here, xp.nan) if c.status is not None else here
+        if c.status is None:
+            return here
+        return xp.where(xp.expand_dims(c.status == SUCCESS, axis=self.axis), here, xp.nan)
 
     def late(self, status: Array, shape: tuple[int, ...], code: int) -> Array:
         xp, like = self.xp, self.arguments.times
@@ -1150,9 +1184,10 @@ class _Loop:
 
     def is_stiff(self, c: _Carry) -> Array:
         """Whether h |lambda| of the last attempt stands at the bound of explicit methods, (...)."""
-        size, reach = self.method.stiffness(c.dense, c.h_old), self.method.reach
+        dense = c.dense if self.axis == -1 else tree_map(self.xp.matrix_transpose, c.dense)
+        size, reach = self.method.stiffness(dense, c.h_old), self.method.reach
         if size is None or reach is None:
-            return self.xp.zeros(c.x.shape[:-1], dtype=self.xp.bool, device=device(c.x))
+            return self.xp.zeros(self.batch, dtype=self.xp.bool, device=device(c.x))
         return size > _STIFF_ABOVE * reach
 
 
@@ -1172,6 +1207,7 @@ class _HostLoop(_Loop):
         self.clock_eps = 2.220446049250313e-16
         self.floor = self.span * self.clock_eps
         self.origin = abs(float(self.arguments.origin))
+        self.kernel = kernel_for(type(self.method), self.xp)
 
     where = staticmethod(lambda condition, one, other: one if condition else other)
     lower, upper = staticmethod(min), staticmethod(max)
@@ -1185,7 +1221,21 @@ class _HostLoop(_Loop):
     def begin(self) -> float:
         return self.clock[0]
 
-    def worst(self, norm: Array, status: Array) -> float:
+    def step(self, slope: _Slope, t: float, h: float, x: Array, memory: Any) -> Step:
+        made: Step | None = None if self.kernel is None else self.kernel(self.method, slope, t, h, x, memory, None)
+        return self.method.plain_step(slope, t, h, x, memory) if made is None else made
+
+    def measure(self, error: Array, old: Array, new: Array) -> Any:
+        if error.ndim > 1:
+            return self.norm(error, old, new)
+        xp, settings = self.xp, self.settings
+        scaled = error / (settings.atol + settings.rtol * xp.maximum(xp.abs(old), xp.abs(new)))
+        square = float(xp.vecdot(scaled, scaled))
+        return math.sqrt(square / scaled.shape[-1]) if math.isfinite(square) else math.inf
+
+    def worst(self, norm: Any, status: Array) -> float:
+        if isinstance(norm, float):
+            return norm if status is None or int(status) == SUCCESS else 0.0
         norm = norm if status is None else self.xp.where(status == SUCCESS, norm, 0.0)
         return float(norm if norm.ndim == 0 else self.xp.max(norm))
 
@@ -1211,6 +1261,14 @@ class _HostLoop(_Loop):
     def fraction(self, c: _Carry, goal: float) -> float:
         return (goal - c.t_old) / c.h_old
 
+    def outputs(self, c: _Carry, goals: list[float]) -> Array:
+        """The states at several output times within the last step, (K, ..., N)."""
+        xp, x = self.xp, c.x
+        theta = xp.asarray([self.fraction(c, goal) for goal in goals], dtype=x.dtype, device=device(x))
+        theta = xp.reshape(theta, (-1, *(1,) * x.ndim))
+        here = self.method.interpolate(c.dense, theta, c.h_old)
+        return here if c.status is None else xp.where(xp.expand_dims(c.status == SUCCESS, axis=self.axis), here, xp.nan)
+
     def end(self, k: int, t: float) -> float:
         end = self.clock[k] if self.exact else self.span
         if self.jumps:
@@ -1222,14 +1280,20 @@ class _HostLoop(_Loop):
         xp, settings, arguments = self.xp, self.settings, self.arguments
         values, x, clock = arguments.values, arguments.start, self.clock
         kernel = None
-        if arguments.z is not None and settings.field is None:
-            make = kernel_for(type(arguments.model), xp)
-            kernel = None if make is None else make(arguments.model, arguments.z, x)
-        every = _Slope(xp, settings, arguments, segment=(clock[0], self.span), fast=kernel)
+        if x.ndim == 2 and self.pieces is None and not settings.steady and not self.method.stiff:
+            kernel = _kernel(xp, settings, arguments, columns=True)
+        if kernel is not None:
+            self.axis, x = 0, xp.asarray(xp.matrix_transpose(x), copy=True)
+        else:
+            kernel = _kernel(xp, settings, arguments)
+        every = _Slope(xp, settings, arguments, None, (clock[0], self.span), kernel, into=self.axis == 0)
         c: _Carry | None = None
         outputs = []
         finished = False  # every member failed
+        passed = 0  # outputs that the last step has passed, and that have been interpolated with an earlier one
         for k in range(1, len(clock)):
+            if k <= passed:
+                continue
             goal = clock[k]
             slope = every
             if settings.sampled:
@@ -1247,7 +1311,7 @@ class _HostLoop(_Loop):
             while c.t < goal and not finished and c.settled != c.settled:
                 if tried >= settings.max_steps or (tried and tried % 1000 == 0 and self.hopeless(c, goal)):
                     stiff = self.is_stiff(c)
-                    status = self.late(c.status, x.shape[:-1], TOO_MANY_STEPS)
+                    status = self.late(c.status, self.batch, TOO_MANY_STEPS)
                     status = xp.where((status == TOO_MANY_STEPS) & stiff, STIFF, status)
                     c = c._replace(status=xp.astype(status, xp.int32))
                     finished = True
@@ -1263,14 +1327,19 @@ class _HostLoop(_Loop):
             elif c.t < goal or c.dense is None:
                 here = c.x  # settled before
             else:
+                passed = k if self.exact else bisect.bisect_right(clock, c.t) - 1
+                if passed > k:
+                    outputs.append(self.outputs(c, clock[k : passed + 1]))
+                    continue
                 here = self.output(c, goal)
-            outputs.append(here)
+            outputs.append(here[None, ...])
         c = cast(_Carry, c)
         like = {"dtype": arguments.times.dtype, "device": device(arguments.times)}
         counts = {"dtype": xp.int32, "device": device(arguments.times)}
-        status = xp.zeros(x.shape[:-1], **counts) if c.status is None else c.status
+        status = xp.zeros(self.batch, **counts) if c.status is None else c.status
+        states = xp.concat(outputs, axis=0)
         return _Found(
-            xp.stack(outputs),
+            states if self.axis == -1 else xp.matrix_transpose(states),
             status,
             xp.asarray(c.steps, **counts),
             xp.asarray(c.rejected, **counts),
@@ -1317,6 +1386,9 @@ class _TracedLoop(_Loop):
     invert = staticmethod(lambda flag: ~flag)
     possible = staticmethod(lambda flag: True)
     number = staticmethod(lambda value: value)
+
+    def step(self, slope: _Slope, t: Array, h: Array, x: Array, memory: Any) -> Step:
+        return self.method.plain_step(slope, t, h, x, memory)
 
     def begin(self) -> Any:
         t = self.arguments.times[0]

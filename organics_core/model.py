@@ -261,7 +261,7 @@ def check_products(xp: Any, model: Any, like: Array) -> None:
     """ValueError where weights that must be non-negative are an operator whose product with ones is not."""
     for field, value in zip(model._fields, model, strict=True):
         if isinstance(value, weights.Operator) and model.spec[field].allowed != "any":
-            one = like if like.ndim == 1 else like[(0,) * (like.ndim - 1)]
+            one = like if like.ndim == 1 else like[(*(0,) * (like.ndim - 1), ...)]
             if not weights.is_nonnegative(xp, value, one):
                 raise ValueError(f"{field} must be non-negative, but its product with ones is not")
 

@@ -5,7 +5,8 @@
 take ``xp``, with torch's parameters; the tests marked ``library("torch")``; and
 the files ``test_torch_*.py``. Tests that concern no library run with numpy. A
 library that is asked for and missing is an error, never a skip. By default the
-libraries are numpy, array-api-strict, and torch and jax where installed.
+libraries are numpy, array-api-strict, and those of the others that are
+installed and need no GPU. pyproject.toml describes them.
 
 ``--complete`` says that whatever the tests can use was installed: then a skip is
 a failure, unless the machine is its reason (``support.elsewhere``). ``--core``
@@ -26,7 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that starts threads i
 
 import hypothesis
 import pytest
-from support import ELSEWHERE, LIBRARIES, Library
+from support import DESCRIBED, ELSEWHERE, LIBRARIES, PRECISIONS, Library
 
 hypothesis.settings.register_profile(
     "stable",
@@ -38,13 +39,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("stable")
 
-PRECISIONS = {
-    "numpy": ("float64", "float32"),
-    "strict": ("float64",),
-    "torch": ("float64", "float32"),
-    "jax": ("float64", "float32"),
-    "cupy": ("float64", "float32"),
-}
 ADAPTERS = {
     "baselines",
     "checkpoint",
@@ -55,6 +49,7 @@ ADAPTERS = {
     "figures",
     "graphs",
     "plot",
+    "recipes",
     "sweep",
     "train",
     "train_command",
@@ -94,8 +89,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if asked:
         selected = tuple(dict.fromkeys(asked))
     else:
-        optional = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is not None]
-        selected = ("numpy", "strict", *optional)
+        here = [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module.partition(".")[0])]
+        selected = ("numpy", "strict", *(name for name in here if not DESCRIBED[name].get("gpu")))
+        selected = tuple(dict.fromkeys(selected))
     for name in selected:
         try:
             importlib.import_module(LIBRARIES[name])
@@ -130,6 +126,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _file_library(path: Path) -> str | None:
     """The library a file ``test_<library>_*.py`` belongs to."""
     parts = path.name.split("_")
+    if path.name == "test_baselines.py":  # all of them are torch's
+        return "torch"
     return parts[1] if len(parts) > 2 and parts[0] == "test" and parts[1] in LIBRARIES else None
 
 

@@ -6,7 +6,9 @@ import functools
 import inspect
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import array_api_extra.testing as xpt
@@ -18,14 +20,16 @@ from hypothesis import strategies as st
 import organics_core as oc
 from organics_core.backend import to_numpy, tree_leaves, tree_map
 
-LIBRARIES = {
-    "numpy": "numpy",
-    "strict": "array_api_strict",
-    "torch": "torch",
-    "jax": "jax.numpy",
-    "cupy": "cupy",
-}
+ROOT = Path(__file__).parents[1]
+DESCRIBED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organics-core"]["libraries"]
+"""The array libraries, as pyproject.toml describes them."""
+
+LIBRARIES: dict[str, str] = {name: about.get("module", name) for name, about in DESCRIBED.items()}
 """What a library is called on the command line, and the module that must import for it."""
+
+PRECISIONS: dict[str, list[str]] = {
+    name: about.get("precisions", ["float64", "float32"]) for name, about in DESCRIBED.items()
+}
 
 ELSEWHERE = "only elsewhere: "
 """Begins the reason of a skip that no installation could avoid: another machine is needed."""
@@ -33,7 +37,7 @@ ELSEWHERE = "only elsewhere: "
 PATIENCE = 900
 """Seconds after which a process counts as hung, however busy the machine is. No result depends on it."""
 
-VARIANTS = ("main", "rectified", "rectified_recurrence")
+VARIANTS = tuple(oc.VARIANTS)
 
 
 class Library:

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import organics_agree as agree
 import organics_core as oc
-from organics_agree.libraries import numpy_columns
+from organics_agree.libraries import MAKERS, numpy_columns
 from organics_cli import circuits, demo, lazy
 from organics_cli.app import app
 from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
@@ -182,7 +182,7 @@ def test_bad_options(organics, tmp_path: Path) -> None:
 
 
 def test_a_missing_library_is_told(organics, monkeypatch) -> None:
-    monkeypatch.setattr("organics_agree.libraries.jax_columns", lambda: __import__("no_such_library"))
+    monkeypatch.setitem(MAKERS, "jax", lambda: __import__("no_such_library"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert_refused(organics("agree", "--require", "jax"), "jax is required but not installed")
     assert_refused(organics("demo", "--framework", "jax"), "jax is not installed; install it with: pip install")

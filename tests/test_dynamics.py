@@ -17,16 +17,17 @@ def by_hand(circuit: oc.Circuit, state: oc.State, z: np.ndarray, variant: str) -
     w_r = np.eye(n) if circuit.w_r is None else circuit.w_r
     b, b0, sigma, tau_y, tau_a = (np.broadcast_to(np.asarray(value), (n,)) for value in circuit[2:])
     y, a = state
+    flags = oc.VARIANTS[variant]
     dy, da = np.zeros(n), np.zeros(n)
     for i in range(n):
         recurrent = 0.0
         pool = 0.0
         for j in range(n):
-            source = max(y[j], 0.0) if variant == "rectified" else y[j]
-            response = y[j] if variant == "main" else max(y[j], 0.0)
+            source = max(y[j], 0.0) if flags.source else y[j]
+            response = max(y[j], 0.0) if flags.response else y[j]
             recurrent += w_r[i, j] * source
             pool += circuit.w[i, j] * max(a[j], 0.0) * response**2
-        if variant == "rectified_recurrence":
+        if flags.drive:
             recurrent = max(recurrent, 0.0)
         dy[i] = (-y[i] + b[i] * z[i] + (1.0 - math.sqrt(max(a[i], 0.0))) * recurrent) / tau_y[i]
         da[i] = (-a[i] + (b0[i] * sigma[i]) ** 2 + pool) / tau_a[i]
@@ -52,6 +53,12 @@ def test_vector_field_is_the_equations(xp: Library, case: Case, variant: str) ->
     slope = xp.compiled(oc.vector_field, variant=variant)(xp.tree(case.circuit), xp.tree(state), xp.array(case.z))
     xp.assert_close(slope.y, want_y, rtol=1e-10, atol=3e-11 * size_y)
     xp.assert_close(slope.a, want_a, rtol=1e-10, atol=3e-11 * size_a)
+
+
+def test_what_the_variants_rectify() -> None:
+    """By SPEC, as (source, drive, response)."""
+    flags = {"main": (0, 0, 0), "rectified": (1, 0, 1), "rectified_recurrence": (0, 1, 1)}
+    assert {name: tuple(map(int, oc.VARIANTS[name])) for name in flags} == flags
 
 
 def test_variants_agree_where_nothing_is_rectified(xp: Library) -> None:

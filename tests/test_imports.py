@@ -50,6 +50,27 @@ print([name for name in {FRAMEWORKS!r} if name in sys.modules])
     assert result.stdout.strip() == "[]"
 
 
+def test_the_old_home_of_the_training_records_still_answers() -> None:
+    """With a warning that names the new one."""
+    import organics_train
+    from organics_core import training
+
+    for name in ("EpochRecord", "batch_indices"):
+        with pytest.warns(DeprecationWarning, match="import it from organics_train"):
+            assert getattr(training, name) is getattr(organics_train, name)
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        training.fit  # noqa: B018
+
+
+def test_the_layers_bring_a_light_part_of_the_training_package() -> None:
+    """Records and order of the batches: no framework, no command line."""
+    heavy = (*FRAMEWORKS, "sklearn", "rich", "organics_torch", "organics_jax", "organics_cli", "organics_baselines")
+    code = f"import sys, organics_train; print([name for name in {heavy!r} if name in sys.modules])"
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
 def test_the_core_works_where_no_framework_is_installed() -> None:
     """Nothing optional is needed."""
     code = BLOCK.format(names=FRAMEWORKS) + "import organics_core as oc; print(oc.__version__)"

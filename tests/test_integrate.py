@@ -339,10 +339,16 @@ def test_fast_slopes_are_the_equations(xp: Library, variant: str) -> None:
         made = of_variant(xp.tree(circuit), variant)
         made = made._make([xp.array(part) if isinstance(part, float) else part for part in made])
         packed, before = (xp.array(np.concatenate(state, axis=-1)) for _ in range(2))
-        kernel = kernel_for(type(made), xp.namespace)(made, xp.array(z), packed)
+        kernel = kernel_for(type(made), xp.namespace)(made, xp.array(z), packed, False)
         # every component sums some ten terms of up to the largest, divided by the time constants
         xp.assert_close(kernel(0.0, packed), want, rtol=1e-12, atol=1e-13 * np.abs(want).max())
         xp.assert_close(packed, np.asarray(before), rtol=0.0)
+        columns = kernel_for(type(made), xp.namespace)(made, xp.array(z), packed, True)
+        assert (columns is not None) == (xp.name == "numpy" and len(batch) == 1)
+        if columns is not None:  # neurons before the members of the batch, and a buffer to write to
+            out = np.empty_like(packed.T)
+            assert columns(0.0, np.ascontiguousarray(packed.T), out) is out
+            xp.assert_close(out.T, want, rtol=1e-12, atol=1e-13 * np.abs(want).max())
 
 
 @pytest.mark.library("torch")

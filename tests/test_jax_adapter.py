@@ -265,7 +265,7 @@ def test_training_on_digits():
     assert records[-1].loss < 0.3 * records[0].loss
     assert all(math.isfinite(r.gradient_norm_max) for r in records)
     assert math.isnan(records[0].spectral_abscissa)
-    assert records[-1].spectral_abscissa == pytest.approx(largest_abscissa(trained, images[1500:1508]), rel=1e-4)
+    assert records[-1].spectral_abscissa == pytest.approx(largest_abscissa(trained, images[1500:1502]), rel=1e-4)
     for a, b in zip(before, jax.tree.leaves(eqx.filter(model, eqx.is_array)), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(trained.layer.cells[0].start.y, model.layer.cells[0].start.y)
@@ -368,9 +368,9 @@ def test_unrolled_as_on_a_gpu_the_numbers_are_the_same(monkeypatch):
     for steps in (1, 8):
         monkeypatch.setattr("organics_jax.sequence._unrolled", lambda steps=steps: steps)
         jax.clear_caches()
-        program = jax.make_jaxpr(jax.grad(loss, argnums=1))(cell, xs)
-        assert f"unroll={steps}" in str(program)
-        found.append(jax.value_and_grad(loss, argnums=(0, 1), allow_int=True)(cell, xs))
+        program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), allow_int=True)).trace(cell, xs)
+        assert f"unroll={steps}" in str(program.jaxpr)
+        found.append(program.lower().compile()(cell, xs))
     assert_trees_close(found[1], found[0])
 
 

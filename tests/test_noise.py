@@ -156,6 +156,7 @@ def test_traced_unstable_states_give_nan(xp64: Library) -> None:
     assert np.all(np.isnan(found[1]))
 
 
+@pytest.mark.slow
 def test_welch_spectra_of_a_long_simulation() -> None:
     """Welch estimates of a simulation under weak noise agree with the linear theory, and so does the covariance."""
     signal = pytest.importorskip("scipy.signal")
@@ -179,3 +180,33 @@ def test_welch_spectra_of_a_long_simulation() -> None:
     relative = (estimate - theory) / (size[:, :, None] * size[:, None, :])
     assert np.max(np.abs(relative)) < 0.15
     assert np.abs(relative.mean(axis=0)).max() < 0.025
+
+
+def test_any_linear_system_as_that_of_a_circuit(xp64: Library) -> None:
+    """From its Jacobian: covariance, spectrum and coherence, the same."""
+    circuit, state = (xp64.tree(part) for part in stable_case(2))
+    jac, frequencies = oc.jacobian(circuit, state), xp64.array([0.0, 20.0])
+    noise = xp64.array([0.1, 0.2, 0.0, 0.3])
+    pairs = (
+        (oc.linear_covariance(jac, noise), oc.noise_covariance(circuit, state, noise)),
+        (oc.linear_power_spectrum(jac, noise, frequencies), oc.power_spectrum(circuit, state, noise, frequencies)),
+        (oc.linear_coherence(jac, noise, frequencies), oc.coherence(circuit, state, noise, frequencies)),
+    )
+    for found, want in pairs:
+        want = np.asarray(oc.backend.to_numpy(want))
+        xp64.assert_close(found, want, rtol=1e-10, atol=1e-12 * np.max(np.abs(want)))
+
+
+@pytest.mark.parametrize("function", [oc.linear_power_spectrum, oc.linear_coherence])
+def test_bad_linear_systems_are_named(function: object) -> None:
+    """The Jacobian's shape, values and stability, and the frequencies."""
+    good, noise, frequencies = np.diag([-1.0, -2.0]), np.ones(2), np.array([1.0])
+    for jac, f, word in (
+        (np.ones((2, 3)), frequencies, "jacobian"),
+        (np.diag([-1.0, np.nan]), frequencies, "jacobian"),
+        (np.diag([-1.0, 2.0]), frequencies, "jacobian"),
+        (good, np.ones((1, 1)), "frequencies"),
+        (good, np.array([np.nan]), "frequencies"),
+    ):
+        with pytest.raises(ValueError, match=rf"\b{word}\b"):
+            function(jac, noise, f)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 import organics_core as oc  # noqa: E402
 import organics_plot as op  # noqa: E402
-from organics_core.training import EpochRecord  # noqa: E402
+from organics_train.records import EpochRecord  # noqa: E402
 
 
 @pytest.fixture

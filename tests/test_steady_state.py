@@ -54,7 +54,7 @@ def test_norm_one_recurrence_converges_to_a_stable_point(xp64: Library, case: Ca
 @pytest.mark.parametrize("variant", VARIANTS)
 @for_cases(decades=3.0, identity=True)
 def test_closed_form_newton_and_iteration_agree(xp64: Library, case: Case, variant: str) -> None:
-    """W_r = I, started far from the solution: one fixed point, by any road, and the normalization equation."""
+    """W_r = I, started far from the solution: one fixed point, by any method, and the normalization equation."""
     circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
     closed = xp64.compiled(oc.steady_state, method="closed_form", variant=variant)(circuit, z)
     assert numpy_tree(closed.converged).all()

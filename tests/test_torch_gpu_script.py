@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def test_training_is_measured(gpu: Any, tiny: Any) -> None:
     assert all(row["fraction of limit"] > 0 for row in rows[1:])
 
 
-def test_a_road_that_fails_is_recorded(gpu: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_implementation_that_fails_is_recorded(gpu: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its error; the other rows keep their times."""
     monkeypatch.setattr(gpu, "largest_difference", lambda *_: 1 / 0)
     rows = gpu.training("cpu", tiny)
@@ -123,12 +124,15 @@ def test_a_piece_that_hangs_or_dies_costs_itself_alone(
         "import sys, time, pathlib, os\n"
         "piece, into = sys.argv[2], pathlib.Path(sys.argv[4])\n"
         'into.write_text(\'[{"simulation": "\' + piece + \'", "seconds": 1.5}]\')\n'
-        "if piece == 'hangs': time.sleep(60)\n"
+        "if piece == 'hangs': time.sleep(600)\n"
         "if piece == 'dies': os.abort()\n"
     )
     monkeypatch.setattr(gpu, "__file__", str(script))
-    options = argparse.Namespace(out=tmp_path, seconds=100.0, paper=None)
-    for budgets in ({"simulation": 50.0}, {"hangs": 3.0, "dies": 50.0}):
+    options = argparse.Namespace(out=tmp_path, seconds=2000.0, paper=None)
+    began = time.perf_counter()
+    for budgets in ({"simulation": 600.0}, {"hangs": 3.0, "dies": 600.0}):
+        if "hangs" in budgets:  # on a busy machine it takes long to get there
+            budgets["hangs"] += round(5 * (time.perf_counter() - began))
         monkeypatch.setattr(gpu, "BUDGETS", budgets)
         code = gpu.run_pieces("A GPU", options, {"tests"}, dict(os.environ), tmp_path)
         assert code == int("dies" in budgets)
@@ -138,7 +142,7 @@ def test_a_piece_that_hangs_or_dies_costs_itself_alone(
         "hangs",
         "dies",
     ]
-    assert record["errors"]["hangs"].startswith("stopped after 3 s")
+    assert record["errors"]["hangs"].startswith("stopped after ")
     assert record["errors"]["dies"].startswith("exit code -6")
     assert "| simulation | 1.5 |" in capsys.readouterr().out
 
@@ -148,10 +152,14 @@ def test_an_interrupted_test_run_says_how_far_it_came(
 ) -> None:
     """Counts of what had finished when its time was up."""
     test = tmp_path / "test_slow.py"
-    test.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n")
+    test.write_text("def test_a(): pass\n")
     monkeypatch.setitem(gpu.TEST_RUNS, "slow", ("--noconftest", "-c", os.devnull, str(test)))
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: 1)
-    result = gpu.run_tests("slow", dict(os.environ), 10.0)
+    began = time.perf_counter()
+    assert gpu.run_tests("slow", dict(os.environ), 600.0)["ok"]
+    budget = 3.0 + 5 * (time.perf_counter() - began)  # on a busy machine it takes long to get to the first test
+    test.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(3600)\n")
+    result = gpu.run_tests("slow", dict(os.environ), budget)
     assert result["ok"] is result["finished"] is False
     assert result["passed"] == 1
 

@@ -1,4 +1,4 @@
-"""The recurrent layers: every road gives the core's numbers, and what nn.LSTM's users expect works."""
+"""The recurrent layers: every implementation gives the core's numbers, and what nn.LSTM's users expect works."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from organics_torch.sequence import choose_implementation  # noqa: E402
 
 T, N, K, H = 11, 5, 3, 6
 RATES = (0.6, 0.4, 0.5)  # large, so that a wrong term shows
-ROADS = ("function", "fused", "reference")
+IMPLEMENTATIONS = ("function", "fused", "reference")
 
 
-def skip_without(road):
-    if road == "fused" and native.load() is None:
+def skip_without(implementation):
+    if implementation == "fused" and native.load() is None:
         pytest.skip(f"the native library is {native.status()}")
 
 
@@ -90,27 +90,27 @@ def assert_same(found, wanted, rtol):
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("recurrent", ["orthogonal", "identity", "spectral"])
 @pytest.mark.parametrize("variant", ["rectified_recurrence", "main"])
-@pytest.mark.parametrize("road", ROADS)
-def test_values_and_gradients_are_the_cores(road, variant, recurrent, precision):
-    skip_without(road)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_values_and_gradients_are_the_cores(implementation, variant, recurrent, precision):
+    skip_without(implementation)
     dtype = getattr(torch, precision)
     rtol = 1e-12 if precision == "float64" else 2e-5
     x, hx = numbers(1, T, N, K, dtype=dtype), start(2, dtype=dtype)
     settings = [(True, None, True), (False, 4, False), (True, 1, True), (False, 50, True), (False, None, False)]
-    for learn, every, outputs in settings[: 1 if road == "reference" else None]:
+    for learn, every, outputs in settings[: 1 if implementation == "reference" else None]:
         layer = make(
-            num_layers=2, implementation=road, variant=variant, recurrent=recurrent, learn_rates=learn, dtype=dtype,
-            checkpoint_every=every,
+            num_layers=2, implementation=implementation, variant=variant, recurrent=recurrent, learn_rates=learn,
+            dtype=dtype, checkpoint_every=every,
         )  # fmt: skip
         assert_same(run(layer, x, hx, outputs=outputs), core(layer, x, hx, outputs), rtol)
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("steps", "batch", "inputs", "hidden"), [(1, 1, 1, 1), (40, 67, 20, 33), (3, 130, 2, 17)])
-def test_odd_sizes(road, steps, batch, inputs, hidden):
+def test_odd_sizes(implementation, steps, batch, inputs, hidden):
     """Sizes that fill neither a vector register nor a block of sequences."""
-    skip_without(road)
-    layer = ot.ORGaNICs(inputs, hidden, implementation=road, dtype=torch.float64, seed=0, max_rates=RATES)
+    skip_without(implementation)
+    layer = ot.ORGaNICs(inputs, hidden, implementation=implementation, dtype=torch.float64, seed=0, max_rates=RATES)
     reference = copy.deepcopy(layer)
     reference.implementation = "reference"
     x = numbers(2, steps, batch, inputs)
@@ -120,7 +120,7 @@ def test_odd_sizes(road, steps, batch, inputs, hidden):
 @pytest.mark.parametrize("every", [None, 7])
 @pytest.mark.parametrize("onednn", [False, True])
 def test_chunks_that_do_not_fill_the_sequence_and_both_kinds_of_product(monkeypatch, onednn, every):
-    """The plain road takes some steps at once, and large products from oneDNN where that is."""
+    """The plain implementation takes some steps at once, and large products from oneDNN where that is."""
     monkeypatch.setattr(plain, "_CHUNK_NUMBERS", 4 * N * H)
     monkeypatch.setattr(plain, "_LARGE", 0 if onednn else 1 << 60)
     if onednn and plain._linear is None:
@@ -132,30 +132,30 @@ def test_chunks_that_do_not_fill_the_sequence_and_both_kinds_of_product(monkeypa
     assert_same(run(layer, x, hx), core(layer, x, hx), 2e-5 if onednn else 1e-12)
 
 
-@pytest.mark.parametrize("road", ["function", "fused"])
+@pytest.mark.parametrize("implementation", ["function", "fused"])
 @pytest.mark.parametrize("shape", [(), (H,)])
-def test_sigma_of_every_neuron(road, shape):
-    skip_without(road)
-    layer = make(implementation=road)
+def test_sigma_of_every_neuron(implementation, shape):
+    skip_without(implementation)
+    layer = make(implementation=implementation)
     layer.cells[0].sigma = numbers(7, *shape).abs() + 0.5
     x, hx = numbers(1, T, N, K), start()
     assert_same(run(layer, x, hx), core(layer, x, hx), 1e-12)
 
 
-@pytest.mark.parametrize("road", ["function", "fused"])
-def test_modulators_at_zero_and_silent_inputs(road):
+@pytest.mark.parametrize("implementation", ["function", "fused"])
+def test_modulators_at_zero_and_silent_inputs(implementation):
     """Where a <= 0 its root has no derivative, and nothing may become NaN."""
-    skip_without(road)
-    layer = make(implementation=road)
+    skip_without(implementation)
+    layer = make(implementation=implementation)
     x, hx = torch.zeros(T, N, K, dtype=torch.float64), start()
     hx = hx._replace(a=torch.zeros_like(hx.a) - 0.1 * (torch.arange(H) % 2))
     assert_same(run(layer, x, hx), core(layer, x, hx), 1e-12)
 
 
-@pytest.mark.parametrize("road", ["function", "fused"])
-def test_gradcheck(road):
-    skip_without(road)
-    layer = make(implementation=road)
+@pytest.mark.parametrize("implementation", ["function", "fused"])
+def test_gradcheck(implementation):
+    skip_without(implementation)
+    layer = make(implementation=implementation)
     with torch.no_grad():  # away from the kink of min(exp(V), 1), where training starts
         layer.cells[0].log_w -= 0.1
     names = [name for name, _ in layer.named_parameters()]
@@ -270,10 +270,10 @@ def test_a_sequence_in_two_parts():
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(end, hn, strict=True))
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_packed_sequences(road):
-    skip_without(road)
-    layer = make(num_layers=2, implementation=road)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_packed_sequences(implementation):
+    skip_without(implementation)
+    layer = make(num_layers=2, implementation=implementation)
     lengths = [4, T, 1, 7, 7]
     x = numbers(1, T, N, K).requires_grad_()
     hx = start(2)
@@ -341,10 +341,10 @@ def test_spectral_norm_stays_within_one():
     assert torch.linalg.matrix_norm(layer.cells[0].w_r, 2) <= 1 + 1e-12
 
 
-@pytest.mark.parametrize("road", ["auto", *ROADS])
-def test_autocast_computes_in_the_parameters_dtype(road):
-    skip_without(road)
-    layer = make(implementation=road, dtype=torch.float32)
+@pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
+def test_autocast_computes_in_the_parameters_dtype(implementation):
+    skip_without(implementation)
+    layer = make(implementation=implementation, dtype=torch.float32)
     below = torch.nn.Linear(K, K)
     x = numbers(1, T, N, K, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -369,10 +369,10 @@ def test_half_precision_parameters(recurrent, dtype):
     assert float((output.float() - wanted).detach().abs().max()) < T * unit
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_an_empty_batch_and_frozen_parameters(road):
-    skip_without(road)
-    layer = make(implementation=road)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_empty_batch_and_frozen_parameters(implementation):
+    skip_without(implementation)
+    layer = make(implementation=implementation)
     output, hn = layer(torch.zeros(T, 0, K, dtype=torch.float64))
     output.sum().backward()
     assert output.shape == (T, 0, H)
@@ -415,8 +415,8 @@ def test_the_operation_obeys_torchs_rules():
     weights = [fields.w_zx, fields.w_r, *w, fields.w_bx0, fields.w_by0, fields.w_ba0, fields.w_bx1]
     weights += [fields.w_by1, fields.w_ba1, *(rate.detach() for rate in rates)]
     begin = torch.stack(list(cell.start_state(N)))
-    for road, every in (("function", 0), ("function", 4), ("auto", 0)):
-        arguments = (road, False, True, True, every, 1, numbers(1, T, N, K), begin, fields.sigma, *weights)
+    for implementation, every in (("function", 0), ("function", 4), ("auto", 0)):
+        arguments = (implementation, False, True, True, every, 1, numbers(1, T, N, K), begin, fields.sigma, *weights)
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
         torch.library.opcheck(torch.ops.organics_torch.sequence.default, arguments, test_utils=tests)
 
@@ -518,7 +518,7 @@ def test_bad_states():
         layer.cells[0](x)
 
 
-def test_a_road_asked_for_by_name_is_taken_or_refused():
+def test_an_implementation_asked_for_by_name_is_taken_or_refused():
     layer = make()
     fields, x = layer.cells[0].fields(), numbers(1, T, N, K)
     assert choose_implementation("reference", fields, x) == "reference"

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import organics_torch as ot  # noqa: E402
 from organics_torch import native  # noqa: E402
-from organics_torch.road import Reserve  # noqa: E402
+from organics_torch.implementation import Reserve  # noqa: E402
 
 needs_native = pytest.mark.skipif(native.load() is None, reason=f"the native library is {native.status()}")
 
@@ -29,7 +29,7 @@ print(native.status())
 """
 
 
-def test_without_a_compiler_the_plain_road_is_taken(tmp_path):
+def test_without_a_compiler_the_plain_implementation_is_taken(tmp_path):
     """A fresh process on a machine without compiler trains, and says nothing about it unless asked."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": str(tmp_path)}
     environment |= {"CXX": "", native.VARIABLE: ""}

@@ -15,10 +15,10 @@ from support import PATIENCE
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
-from organics_core.training import batch_indices
 from organics_train import Config, loop, train
 from organics_train.checkpoint import load_checkpoint, save_checkpoint
 from organics_train.config import closest_size, default_max_rates
+from organics_train.records import batch_indices
 
 ENVIRONMENT = {
     **os.environ,

@@ -155,6 +155,7 @@ def test_gamma_peak_is_the_resonance_of_the_jacobian() -> None:
     assert float(frequency) == pytest.approx(slowest.imag / (2 * math.pi), rel=0.01)
 
 
+@pytest.mark.slow
 def test_noisy_simulation_has_the_spectrum_of_theory() -> None:
     """Welch's estimate for y in a long simulation under weak noise: the gamma bump, where theory puts it."""
     signal = pytest.importorskip("scipy.signal")

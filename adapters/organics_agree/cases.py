@@ -308,8 +308,8 @@ def _after_step(problem: Problem, column: Column) -> Numbers | None:
 
 
 QUANTITIES: tuple[Quantity, ...] = (
-    Quantity("vector field, 3 variants", _pure(_field), 1e-5, "sums of n terms", True),
-    Quantity("Jacobian, 3 variants", _pure(_jacobian), 1e-5, "sums of n terms", True),
+    Quantity(f"vector field, {len(VARIANTS)} variants", _pure(_field), 1e-5, "sums of n terms", True),
+    Quantity(f"Jacobian, {len(VARIANTS)} variants", _pure(_jacobian), 1e-5, "sums of n terms", True),
     Quantity("steady state, closed form", _pure(_closed_form), 1e-5, "sums of n terms"),
     Quantity("steady state, iteration", _pure(_steady("iteration", "main")), 1e-4, "stops at a residual of 6e-6"),
     Quantity(
@@ -324,7 +324,9 @@ QUANTITIES: tuple[Quantity, ...] = (
     Quantity("trajectory, dopri5", _pure(_trajectory("dopri5")), 1e-4, "integrated at rtol 1e-6 against 1e-12", True),
     Quantity("trajectory, rk4", _pure(_trajectory("rk4")), 1e-4, "round-off of 128 steps"),
     Quantity("certificate: p, q, margin", _pure(_certificate), 1e-4, "a linear solve", True),
-    Quantity("largest Re λ, 3 variants", _pure(_abscissa), 1e-4, "eigenvalues of a non-normal matrix", True),
+    Quantity(
+        f"largest Re λ, {len(VARIANTS)} variants", _pure(_abscissa), 1e-4, "eigenvalues of a non-normal matrix", True
+    ),
     Quantity("cell: loss", _loss, 1e-5, "sums over 6 steps", True),
     Quantity("cell: loss slope, 4 directions", directional, 1e-4, "reverse mode over 6 steps, sums of 300 terms", True),
     Quantity("cell: every gradient entry", every_gradient, 1e-4, "reverse mode over 6 steps"),

@@ -68,7 +68,7 @@ def simulate(
         Path, typer.Option("--output", "--out", "-o", help="Folder for the picture and the numbers.")
     ] = Path("organics-output/simulate"),
     method: Annotated[
-        str | None, typer.Option("--method", help="dopri5, rk4, heun, euler or exponential_euler; default: the file's.")
+        str | None, typer.Option("--method", help="As dopri5, rk4 or rodas5p; default: the file's.")
     ] = None,
     duration: Annotated[float | None, typer.Option("--duration", help="Seconds; default: the file's.")] = None,
     variant: Annotated[

@@ -19,7 +19,6 @@ from rich.text import Text
 import organics_agree
 import organics_core as oc
 from organics_agree.printing import as_json, rich_table
-from organics_core.training import EpochRecord
 from organics_plot import (
     ContrastExperiment,
     agreement_figure,
@@ -32,6 +31,7 @@ from organics_plot import (
     training_figure,
 )
 from organics_plot.style import percent
+from organics_train.records import EpochRecord
 
 from .console import console, output_folder, quiet_matplotlib, seconds, versions, write_json
 
@@ -207,11 +207,11 @@ def trained(screen: Any, frameworks: Sequence[str], out: Path, *, quick: bool) -
     )
     with bar:
         for name in frameworks:
-            line = bar.add_task(name, total=epochs, numbers="compiling" if name == "jax" else "starting")
+            row = bar.add_task(name, total=epochs, numbers="compiling" if name == "jax" else "starting")
 
-            def show(record: EpochRecord, line: Any = line) -> None:
+            def show(record: EpochRecord, row: Any = row) -> None:
                 numbers = f"loss {record.loss:.3f}  test {100 * record.test_accuracy:.1f} %"
-                bar.update(line, advance=1, numbers=numbers)
+                bar.update(row, advance=1, numbers=numbers)
 
             records[name] = _train(name, data, epochs, show)
     table = _table(f"Digits read row by row: {HIDDEN} units, {epochs} epochs, no gradient clipping")

@@ -14,7 +14,7 @@ import numpy as np
 import organics_core as oc
 from organics_core import cell, static
 from organics_core.io import checkpoints as checkpoint
-from organics_core.training import batch_indices
+from organics_train.records import batch_indices
 
 Array = np.ndarray[Any, Any]
 
@@ -34,7 +34,7 @@ class StaticNetwork(NamedTuple):
     layers: tuple[oc.StaticParameters, ...]
     sigma: float
 
-    def circuits(self, x: Array) -> list[tuple[oc.Circuit, Array]]:
+    def circuits(self, x: Array) -> list[tuple[oc.Circuit, oc.State]]:
         """Circuit (time constants 1) and fixed point of every layer under images x (N, pixels), as (circuit, state)."""
         found = []
         x = x @ self.encoder[0].T + self.encoder[1]
@@ -136,8 +136,9 @@ def _network(arrays: dict[str, Array], config: Any, steps: int) -> StaticNetwork
         return np.asarray(static.spectral_ball(np, value))
 
     if config.resolved_model == "organics-static":
+        names = ("w_zx", "w_bx", "log_w", "beta")
         layers = tuple(
-            oc.StaticParameters(*(plain[f"{part}.{name}"] for name in ("w_zx", "w_bx", "log_w", "beta")), w_r(part))
+            oc.StaticParameters(**{name: plain[f"{part}.{name}"] for name in names}, w_r=w_r(part))
             for part in ("first", "second")
         )
         sigma = float(config.options.get("sigma", 1.0))
@@ -145,7 +146,7 @@ def _network(arrays: dict[str, Array], config: Any, steps: int) -> StaticNetwork
     if config.resolved_model != "organics":
         raise ValueError(f"the figures draw networks of ORGaNICs, not {config.resolved_model!r}")
     options = config.model_options(steps)
-    cells = []
+    cells: list[tuple[oc.CellParameters, oc.CellState]] = []
     while f"layer.cells.{len(cells)}.w_zx" in plain:
         prefix = f"layer.cells.{len(cells)}"
         fields = {name: plain.get(f"{prefix}.{name}") for name in oc.CellParameters._fields} | {"w_r": w_r(prefix)}
@@ -175,6 +176,20 @@ class Given(NamedTuple):
     def kind(self) -> str:
         """``"static"`` or ``"recurrent"``."""
         return "static" if isinstance(self.network, StaticNetwork) else "recurrent"
+
+    @property
+    def static(self) -> StaticNetwork:
+        """The network where it is a static one, else a ValueError."""
+        if not isinstance(self.network, StaticNetwork):
+            raise ValueError("this figure shows a static network, the checkpoint holds a recurrent one")
+        return self.network
+
+    @property
+    def recurrent(self) -> RecurrentNetwork:
+        """The network where it is a recurrent one, else a ValueError."""
+        if not isinstance(self.network, RecurrentNetwork):
+            raise ValueError("this figure shows a recurrent network, the checkpoint holds a static one")
+        return self.network
 
 
 def read(path: Path) -> Given:
@@ -254,7 +269,7 @@ def train_recurrent(seed: int, quick: bool, recurrent: str) -> Trained:
         options |= {"epochs": 10, "limit": 6000}
 
     def measure(given: Given) -> dict[str, float]:
-        run = given.network.run(given.x[:10])
+        run = given.recurrent.run(given.x[:10])
         return {"along": run.along, "settled": run.settled}
 
     return _train(task, options, measure)
@@ -273,7 +288,7 @@ def train_static(seed: int, quick: bool) -> Trained:
         options |= {"epochs": 8, "hidden": 40}
 
     def measure(given: Given) -> dict[str, float]:
-        found = given.network.abscissae(given.x[:400].reshape(len(given.x[:400]), -1))
+        found = given.static.abscissae(given.x[:400].reshape(len(given.x[:400]), -1))
         return {
             f"{name}_{index}": float(reduce(values))
             for index, values in enumerate(found, start=1)

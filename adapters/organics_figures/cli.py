@@ -97,7 +97,8 @@ def _write(out: Path, name: str, entry: Any, found: dict[str, Any], settings: di
             figure = entry.draw(found)
             for suffix in ("png", "svg"):
                 figure.savefig(Path(part, f"{name}.{suffix}"), bbox_inches=None)
-        np.savez_compressed(Path(part, f"{name}.npz"), **{key: np.asarray(value) for key, value in found.items()})
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in found.items()}
+        np.savez_compressed(Path(part, f"{name}.npz"), **arrays)
         write_json(
             Path(part, f"{name}.json"),
             {

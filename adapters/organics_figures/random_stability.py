@@ -46,7 +46,8 @@ def draw(n: Numbers) -> Figure:
     left.set_title(f"Inputs of order one: {(every < 0).sum()} of {len(every)} stable")
     left.legend(loc="upper left")
     strong = n["strong"][np.isfinite(n["strong"])]
-    edges = np.linspace(*np.quantile(strong, (0.0, 0.98)), 41)
+    lowest, highest = np.quantile(strong, (0.0, 0.98))
+    edges = np.linspace(lowest, highest, 41)
     edges -= edges[np.argmin(np.abs(edges))]  # no bar across zero
     groups = {"stable": strong[strong < 0], "unstable": strong[strong >= 0]}
     plot.abscissa_histogram(groups, bins=edges, color=[CYCLE[0], THEORY], ax=right)

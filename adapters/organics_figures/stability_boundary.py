@@ -37,8 +37,8 @@ def draw(n: Numbers) -> Figure:
     titles = ("Input against recurrence", "Pool against recurrence", "$w_r = -2$: input against sigma")
     for ax, name, title in zip(axes.flat, ("input", "pool", "sigma"), titles, strict=True):
         fields = {field: n[f"{name}_{field}"] for field in oc.StabilityBoundary._fields}
-        parameters = tuple(str(parameter) for parameter in fields.pop("parameters"))
-        plot.boundary_map(oc.StabilityBoundary(parameters, tuple(fields.pop("values")), **fields), ax=ax)
+        first, second = (str(parameter) for parameter in fields.pop("parameters"))
+        plot.boundary_map(oc.StabilityBoundary((first, second), tuple(fields.pop("values")), **fields), ax=ax)
         ax.set_title(title)
         ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
     axes[0, 2].set_xticks([0.1, 1, 10], ["0.1", "1", "10"])

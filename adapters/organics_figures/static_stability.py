@@ -21,7 +21,7 @@ def numbers(*, seed: int = 0, quick: bool = False, checkpoint: _networks.Given |
         trained = _networks.train_static(seed, quick)
         checkpoint, history = trained.given, trained.history
     x = checkpoint.x.reshape(len(checkpoint.x), -1)
-    layers = {f"layer_{index}": values for index, values in enumerate(checkpoint.network.abscissae(x), start=1)}
+    layers = {f"layer_{index}": values for index, values in enumerate(checkpoint.static.abscissae(x), start=1)}
     return {"task": np.array(checkpoint.task)} | layers | history
 
 

@@ -18,7 +18,7 @@ TAKES = "recurrent"
 def numbers(*, seed: int = 0, quick: bool = False, checkpoint: _networks.Given | None = None) -> Numbers:
     """Membrane potentials of a trained recurrent classifier for 200 test sequences, in their principal plane."""
     given = _networks.train_recurrent(seed, quick, "orthogonal").given if checkpoint is None else checkpoint
-    run = given.network.run(given.x[:200])
+    run = given.recurrent.run(given.x[:200])
     return {
         "task": np.array(given.task),
         "paths": principal_plane(run.y),

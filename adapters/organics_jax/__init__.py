@@ -16,7 +16,7 @@ if _missing:
     )
 
 from organics_core.cell import CellParameters, CellState, MaxRates  # noqa: E402
-from organics_core.training import EpochRecord  # noqa: E402
+from organics_train.records import EpochRecord  # noqa: E402
 
 from .checkpoint import load, save  # noqa: E402
 from .modules import trainable  # noqa: E402

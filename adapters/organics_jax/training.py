@@ -15,7 +15,7 @@ import numpy as np
 
 from organics_core import checks
 from organics_core.cell import CellState
-from organics_core.training import EpochRecord, batch_indices
+from organics_train.records import EpochRecord, batch_indices
 
 from .modules import trainable
 from .recurrent import ORGaNICs

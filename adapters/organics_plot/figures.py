@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import organics_core as oc
-from organics_core.training import EpochRecord
+from organics_train.records import EpochRecord
 
 from .circuits import contrast_response, eigenvalues, responses, trajectory, tuning_curves
 from .population import ContrastExperiment

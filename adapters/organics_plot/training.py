@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from organics_core import checks
-from organics_core.training import EpochRecord
+from organics_train.records import EpochRecord
 
 from .style import CYCLE, INK, LIBRARY_COLORS, MARKERS, MUTED, SHADE, axes_or_current
 

@@ -41,7 +41,7 @@ class BrianCircuit(NamedTuple):
     """
 
     group: Any
-    objects: list
+    objects: list[Any]
 
 
 def brian_group(
@@ -124,7 +124,7 @@ def _no_standalone() -> None:
         )
 
 
-def _operation(circuit: Circuit, dt: Any, variant: str, n: int) -> tuple[Any, list]:
+def _operation(circuit: Circuit, dt: Any, variant: str, n: int) -> tuple[Any, list[Any]]:
     name = f"organics_{next(_names)}"
     group = brian2.NeuronGroup(n, "y : 1\na : 1\nz : 1", dt=dt, name=name)
     h = float(dt / brian2.second)
@@ -139,11 +139,12 @@ def _operation(circuit: Circuit, dt: Any, variant: str, n: int) -> tuple[Any, li
     return group, [brian2.NetworkOperation(advance, dt=dt, when="groups", name=f"{name}_step")]
 
 
-def _summed(circuit: Circuit, dt: Any, variant: str, n: int, method: str) -> tuple[Any, list]:
+def _summed(circuit: Circuit, dt: Any, variant: str, n: int, method: str) -> tuple[Any, list[Any]]:
     name = f"organics_{next(_names)}"
-    rectify = "" if variant == "main" else "int(y_pre > 0) * "
-    source = "int(y_pre > 0) * y_pre" if variant == "rectified" else "y_pre"
-    recurrent = "int(recurrent > 0) * recurrent" if variant == "rectified_recurrence" else "recurrent"
+    flags = VARIANTS[variant]
+    rectify = "int(y_pre > 0) * " if flags.response else ""
+    source = "int(y_pre > 0) * y_pre" if flags.source else "y_pre"
+    recurrent = "int(recurrent > 0) * recurrent" if flags.drive else "recurrent"
     group = brian2.NeuronGroup(
         n,
         f"""

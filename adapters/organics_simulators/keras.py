@@ -94,7 +94,7 @@ class CircuitCell(keras.layers.Layer):
             raise ValueError(f"inputs must have {self.output_size} features, one drive per unit, got {shape[-1]}")
         super().build(shape)
 
-    def get_initial_state(self, batch_size: Any = None) -> list:
+    def get_initial_state(self, batch_size: Any = None) -> list[Any]:
         """The state at rest for a batch."""
         shape = (batch_size, self.output_size)
         return [keras.ops.broadcast_to(self._constant(part), shape) for part in self.rest]
@@ -102,7 +102,7 @@ class CircuitCell(keras.layers.Layer):
     def _constant(self, value: np.ndarray) -> Any:
         return keras.ops.convert_to_tensor(value, dtype=self.compute_dtype)
 
-    def call(self, inputs: Any, states: Any) -> tuple[Any, list]:
+    def call(self, inputs: Any, states: Any) -> tuple[Any, list[Any]]:
         """One step of the sequence."""
         xp = _namespace()
         circuit = Circuit._make(None if value is None else self._constant(value) for value in self.host)
@@ -111,7 +111,7 @@ class CircuitCell(keras.layers.Layer):
             state = step(lambda t, s: field(xp, circuit, s, inputs, self.variant), 0.0, state, h, self.method)
         return state.y, list(state)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """For saving and loading."""
         fields = {k: None if v is None else v.tolist() for k, v in self.host._asdict().items()}
         own = {"dt": self.dt, "substeps": self.substeps, "method": self.method, "variant": self.variant}
@@ -181,12 +181,12 @@ class ORGaNICsCell(keras.layers.Layer):
         weight = self.own[name]
         return None if weight is None else keras.ops.convert_to_tensor(weight)
 
-    def get_initial_state(self, batch_size: Any = None) -> list:
+    def get_initial_state(self, batch_size: Any = None) -> list[Any]:
         """The start state for a batch."""
         shape = (batch_size, self.units)
         return [keras.ops.broadcast_to(self._value(f"start_{name}"), shape) for name in CellState._fields]
 
-    def call(self, inputs: Any, states: Any) -> tuple[Any, list]:
+    def call(self, inputs: Any, states: Any) -> tuple[Any, list[Any]]:
         """One step of the sequence."""
         xp = _namespace()
         parameters = CellParameters(*(self._value(name) for name in CellParameters._fields))
@@ -194,7 +194,7 @@ class ORGaNICsCell(keras.layers.Layer):
         state = cell_step(xp, parameters, w, rates, CellState(*states), inputs, self.variant)
         return state.y, list(state)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """For saving and loading."""
         own = {"units": self.units, "recurrent": self.recurrent, "variant": self.variant}
         return {**super().get_config(), **own, "max_rates": list(self.max_rates), "seed": self.seed}

@@ -324,7 +324,7 @@ class FlatRNN(nn.Module):
         if input.ndim not in (2, 3) or input.shape[-1] != self.input_size:
             raise ValueError(f"input must have shape (B, T, {self.input_size}), got shape {tuple(input.shape)}")
         axis = 1 if self.batch_first and input.ndim == 3 else 0
-        state = None
+        state: Any = None
         if hx is not None:
             if hx.shape[-1] != self.state_size:
                 raise ValueError(f"hx must have shape (B, {self.state_size}), got shape {tuple(hx.shape)}")

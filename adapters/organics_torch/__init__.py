@@ -15,7 +15,7 @@ except ImportError as error:  # pragma: no cover - seen only without torch
     raise ImportError('organics_torch needs torch: run pip install "organics-core[torch]"') from error
 
 from organics_core.cell import CellState, MaxRates
-from organics_core.training import EpochRecord
+from organics_train.records import EpochRecord
 
 from .cell import ORGaNICsCell
 from .checkpoint import load, save

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .road import WEIGHTS, Reserve, Setup
+from .implementation import WEIGHTS, Reserve, Setup
 
 # The order of the arguments in sequence.cpp.
 ARGUMENTS = (
@@ -115,6 +115,7 @@ def backward(
     wants_x: bool,
 ) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
     """Gradients of xs (where wanted), of the start state (4, N, n), and of the weights."""
+    assert weights[2] is not None  # W; only W_r may be missing
     batch, n = xs.shape[1], weights[2].shape[0]
     xs = _with_unit_stride(xs)
     arguments = _common(setup, xs, sigma, weights, kept, n)

@@ -170,7 +170,7 @@ class Monitor:
 
 
 def _states(
-    layer: ORGaNICs, points: int, x: Tensor | PackedSequence, hx: CellState | None = None, **_: Any
+    layer: ORGaNICs, points: int, x: Tensor | PackedSequence, hx: CellState | None = None, **rest: Any
 ) -> Iterator[CellState]:
     """The states of a layer (num_layers, ..., n) at some steps of a sequence."""
     if isinstance(x, PackedSequence):

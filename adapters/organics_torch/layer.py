@@ -235,6 +235,7 @@ class ORGaNICs(nn.Module):
                 state = CellState(*(part[:size] for part in state))
             xs = data[offset : offset + count * size].reshape(count, size, -1)
             ys, state = self._run(cell, xs, state)
+            assert ys is not None
             outputs.append(ys.reshape(count * size, -1))
             step, offset = step + count, offset + count * size
         parts = [state, *reversed(ended)]

@@ -1,7 +1,7 @@
 """The native sequence: compiled on first use with the system's C++ compiler, kept in the user's cache.
 
 Nothing here is needed: without a compiler, :func:`load` returns None and the
-plain torch road is taken.
+plain torch implementation is taken.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _load() -> tuple[Any, str]:
         except (OSError, AttributeError):  # damaged, by a full disk say
             path.unlink()
             return _open(_build()), "in use"
-    except Exception as error:  # whatever goes wrong, the plain road is there
+    except Exception as error:  # whatever goes wrong, the plain implementation is there
         return None, f"not available: {error}"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .road import Reserve, Setup
+from .implementation import Reserve, Setup
 
 _CHUNK_NUMBERS = 1 << 16  # numbers (steps * batch * n) handled at once: the arrays of a chunk stay in the cache
 _CHUNK_NUMBERS_ELSEWHERE = 1 << 20  # the more at once, the fewer kernels
@@ -137,8 +137,8 @@ def _split(memory: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
 # ---- products ----
 
 try:
-    _linear = torch.ops.mkldnn._linear_pointwise.default
-    _linear_plus = torch.ops.mkldnn._linear_pointwise.binary
+    _linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001 - torch has no public name for it
+    _linear_plus = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
 except (AttributeError, RuntimeError):  # a torch without oneDNN
     _linear = _linear_plus = None
 

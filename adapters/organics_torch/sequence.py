@@ -1,4 +1,4 @@
-"""A whole sequence through the cell: the reference loop and the faster roads to the same numbers.
+"""A whole sequence through the cell: the reference loop and the faster implementations to the same numbers.
 
 ``reference``
     The core's step in a loop, differentiated by autograd.
@@ -9,7 +9,7 @@
 ``triton``
     One kernel per direction for float32 on CUDA, where Triton is (triton_kernel.py).
 
-A road is a module with ``kept_shapes``, ``forward`` and ``backward``.
+An implementation is a module with ``kept_shapes``, ``forward`` and ``backward``.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from torch import Tensor
 from organics_core.cell import CellParameters, CellState, Rates, step
 
 from . import fused, native, plain
-from .road import WEIGHTS, Setup
+from .implementation import WEIGHTS, Setup
 
 IMPLEMENTATIONS = ("auto", "fused", "triton", "function", "reference")
-_ROADS: dict[str, Any] = {"fused": fused, "function": plain}
+_MODULES: dict[str, Any] = {"fused": fused, "function": plain}
 
 
-def _road(name: str) -> Any:
+def _module(name: str) -> Any:
     if name == "triton":
         from . import triton_kernel
 
         return triton_kernel
-    return _ROADS[name]
+    return _MODULES[name]
 
 
 def _triton_obstacle(xs: Tensor, units: int, checkpoint_every: int | None) -> str | None:
     """Why the Triton kernels cannot run, or None."""
     try:
-        return _road("triton").obstacle(xs, units, checkpoint_every)
+        return _module("triton").obstacle(xs, units, checkpoint_every)
     except ImportError as error:
         return f"Triton is missing ({error})"
 
@@ -57,22 +57,22 @@ def reference_sequence(
 
 
 def _without_autocast(xs: Tensor) -> Any:
-    """The roads compute in the dtype of their tensors; the backward pass, too, may run inside of autocast."""
+    """The implementations compute in the dtype of their tensors; the backward pass, too, may run inside of autocast."""
     return torch.autocast(xs.device.type, enabled=False)
 
 
 class SequenceFunction(torch.autograd.Function):
-    """ys (T, N, n) or None, and the last state (4, N, n), by one of the roads."""
+    """ys (T, N, n) or None, and the last state (4, N, n), by one of the implementations."""
 
     @staticmethod
     def forward(
-        ctx: Any, road: str, setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, *weights: Tensor | None
+        ctx: Any, implementation: str, setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, *weights: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
         with _without_autocast(xs):
-            ys, last, kept = _road(road).forward(setup, xs, start, sigma, weights)
+            ys, last, kept = _module(implementation).forward(setup, xs, start, sigma, weights)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(xs, sigma, *weights, *kept)
-        ctx.road, ctx.setup = road, setup
+        ctx.implementation, ctx.setup = implementation, setup
         return ys, last
 
     @staticmethod
@@ -82,17 +82,17 @@ class SequenceFunction(torch.autograd.Function):
         weights, kept = rest[: len(WEIGHTS)], rest[len(WEIGHTS) :]
         wants_x = ctx.needs_input_grad[2]
         with _without_autocast(xs):
-            found = _road(ctx.road).backward(ctx.setup, xs, sigma, weights, kept, g_ys, g_last, wants_x)
+            found = _module(ctx.implementation).backward(ctx.setup, xs, sigma, weights, kept, g_ys, g_last, wants_x)
         g_x, g_start, gradients = found
         return None, None, g_x, g_start, None, *gradients
 
 
 _TENSORS = ", ".join(f"Tensor{'?' if name == 'w_r' else ''} {name}" for name in WEIGHTS)
-_SETUP = "str road, bool main, bool outputs, bool gradient, int checkpoint_every, int threads"
+_SETUP = "str implementation, bool main, bool outputs, bool gradient, int checkpoint_every, int threads"
 
 
-def _road_of_op(wanted: str, setup: Setup, xs: Tensor, units: int) -> Any:
-    return _road(_choose_road(wanted, xs, units, setup.checkpoint_every or None))
+def _module_of_op(wanted: str, setup: Setup, xs: Tensor, units: int) -> Any:
+    return _module(_choose(wanted, xs, units, setup.checkpoint_every or None))
 
 
 @torch.library.custom_op(
@@ -104,7 +104,9 @@ def sequence_op(*arguments: Any) -> list[Tensor]:
     """:class:`SequenceFunction` as one operation that torch.compile need not look into: [ys, last, *kept]."""
     setup, (xs, start, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:]
     with _without_autocast(xs):
-        ys, last, kept = _road_of_op(arguments[0], setup, xs, start.shape[-1]).forward(setup, xs, start, sigma, weights)
+        ys, last, kept = _module_of_op(arguments[0], setup, xs, start.shape[-1]).forward(
+            setup, xs, start, sigma, weights
+        )
     return [xs.new_empty(0) if ys is None else ys, last, *kept]
 
 
@@ -112,7 +114,7 @@ def sequence_op(*arguments: Any) -> list[Tensor]:
 def _(*arguments: Any) -> list[Tensor]:
     setup, (xs, start, _, _, w_r, *_) = Setup(*arguments[1:6]), arguments[6:]
     n = start.shape[-1]
-    kept = _road_of_op(arguments[0], setup, xs, start.shape[-1]).kept_shapes(setup, xs, n, w_r is None)
+    kept = _module_of_op(arguments[0], setup, xs, start.shape[-1]).kept_shapes(setup, xs, n, w_r is None)
     ys = (*xs.shape[:2], n) if setup.outputs else (0,)
     return [xs.new_empty(shape) for shape in (ys, start.shape, *kept)]
 
@@ -129,7 +131,7 @@ def sequence_backward_op(*arguments: Any) -> list[Tensor]:
     """Its derivative: [g_xs or nothing, g_start, *g_weights without g_w_r for the identity]."""
     setup, (xs, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:-4]
     with _without_autocast(xs):
-        g_x, g_start, gradients = _road_of_op(arguments[0], setup, xs, weights[0].shape[0]).backward(
+        g_x, g_start, gradients = _module_of_op(arguments[0], setup, xs, weights[0].shape[0]).backward(
             setup, xs, sigma, weights, *arguments[-4:]
         )
     found = [xs.new_empty(0) if g_x is None else g_x, g_start, *(g for g in gradients if g is not None)]
@@ -177,7 +179,8 @@ def choose_implementation(wanted: str, fields: CellParameters, xs: Tensor, check
     if wanted == "reference":
         return wanted
     plain = fields.sigma.requires_grad is False and xs.dtype in (torch.float32, torch.float64)
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+    functorch = torch._C._functorch  # noqa: SLF001 - torch has no public name for it
+    if not torch.compiler.is_compiling() and functorch.peek_interpreter_stack() is not None:
         plain = False
     if not plain:
         if wanted == "auto":
@@ -188,10 +191,10 @@ def choose_implementation(wanted: str, fields: CellParameters, xs: Tensor, check
         )
     if torch.compiler.is_compiling():
         return wanted  # the operation chooses when it runs
-    return _choose_road(wanted, xs, fields.log_w.shape[-1], checkpoint_every)
+    return _choose(wanted, xs, fields.log_w.shape[-1], checkpoint_every)
 
 
-def _choose_road(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -> str:
+def _choose(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -> str:
     if wanted in ("auto", "fused"):
         if fused.available(xs.dtype, xs.device):
             return "fused"
@@ -231,8 +234,8 @@ def run_sequence(
         with _without_autocast(xs):
             ys, state = reference_sequence(fields, w, rates, state, xs, variant)
         return (ys if outputs else None), state
-    weights = (fields.w_zx, fields.w_r, w, fields.w_bx0, fields.w_by0, fields.w_ba0)
-    weights += (fields.w_bx1, fields.w_by1, fields.w_ba1, *rates)
+    gains = (fields.w_bx0, fields.w_by0, fields.w_ba0, fields.w_bx1, fields.w_by1, fields.w_ba1)
+    weights = (fields.w_zx, fields.w_r, w, *gains, *rates)
     start = torch.stack(list(state))
     gradient = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (xs, start, *weights))
     setup = Setup(variant == "main", outputs, gradient, checkpoint_every or 0, _threads())

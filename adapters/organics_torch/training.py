@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from organics_core import checks
-from organics_core.training import EpochRecord, batch_indices
+from organics_train.records import EpochRecord, batch_indices
 
 from .introspection import measure_abscissa
 
@@ -54,7 +54,7 @@ def fit(
     x_test, y_test : arrays, optional
         Test set, measured after every epoch.
     on_epoch : callable, optional
-        Called with every :class:`organics_core.training.EpochRecord`.
+        Called with every :class:`organics_train.EpochRecord`.
     abscissa_every : int
         Measure the largest real eigenvalue part every so many epochs, on a few
         test (else training) sequences; 0 for never.

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .road import Setup
+from .implementation import Setup
 
 ROWS = 16  # the least that a product of the tensor cores takes
 WARPS = 8

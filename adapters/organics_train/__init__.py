@@ -7,5 +7,16 @@
 from .config import Config
 from .datasets import TASKS, Dataset, load_dataset
 from .loop import FRAMEWORKS, Learner, train
+from .records import EpochRecord, batch_indices
 
-__all__ = ["FRAMEWORKS", "TASKS", "Config", "Dataset", "Learner", "load_dataset", "train"]
+__all__ = [
+    "FRAMEWORKS",
+    "TASKS",
+    "Config",
+    "Dataset",
+    "EpochRecord",
+    "Learner",
+    "batch_indices",
+    "load_dataset",
+    "train",
+]

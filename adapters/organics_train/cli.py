@@ -17,8 +17,8 @@ from organics_cli.console import EXIT_INTERRUPTED, Debug, command, complain, con
 from .config import FRAMEWORKS, Config
 from .datasets import TASKS
 
-Task = StrEnum("Task", {name: name for name in TASKS})
-Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})
+Task = StrEnum("Task", {name: name for name in TASKS})  # type: ignore[misc]  # mypy wants the names spelled out
+Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})  # type: ignore[misc]
 OUTPUT = Path("organics-output") / "train"
 
 

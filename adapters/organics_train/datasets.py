@@ -9,11 +9,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import itertools
 import os
 import struct
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable
@@ -221,10 +221,10 @@ def _synthetic(
     seed: int,
 ) -> Dataset:
     rng = np.random.default_rng(seed)
-    parts = [part for count in (samples, 1_000, 1_000) for part in make(rng, count, length)]
+    train, validation, test = (make(rng, count, length) for count in (samples, 1_000, 1_000))
     if task == "adding":
-        return Dataset(task, *parts, kind="number", outputs=1)
-    return Dataset(task, *parts, kind="steps", outputs=10, scored_steps=10)
+        return Dataset(task, *train, *validation, *test, kind="number", outputs=1)
+    return Dataset(task, *train, *validation, *test, kind="steps", outputs=10, scored_steps=10)
 
 
 def _digits() -> Dataset:
@@ -259,35 +259,9 @@ def _mnist(task: str, downsample: int) -> Dataset:
 
 
 def _split(name: str, x: Array, y: Array, sizes: tuple[int, int, int]) -> Dataset:
-    parts: list[Array] = []
-    start = 0
-    for size in sizes:
-        parts += [x[start : start + size], y[start : start + size]]
-        start += size
-    return Dataset(name, *parts, kind="classes", outputs=10)
-
-
-def read_idx(path: Path | str, axes: int | None = None) -> Array:
-    """An array of bytes from a gzipped idx file.
-
-    Parameters
-    ----------
-    path : path
-    axes : int, optional
-        The number of axes expected: 3 for images, 1 for labels.
-
-    Returns
-    -------
-    uint8 array
-
-    Raises
-    ------
-    ValueError
-        Naming the file, where it is no whole idx file of unsigned bytes.
-    OSError
-        Where it cannot be read.
-    """
-    return _parse_idx(_unzipped(Path(path)), str(path), axes)
+    first, second, end = itertools.accumulate(sizes)
+    train, validation, test = ((x[a:b], y[a:b]) for a, b in ((0, first), (first, second), (second, end)))
+    return Dataset(name, *train, *validation, *test, kind="classes", outputs=10)
 
 
 def _mnist_file(path: Path, axes: int) -> Array:
@@ -390,8 +364,9 @@ def _download(name: str, folder: Path) -> None:
                 raw = response.read()
             digest = hashlib.sha256(gzip.decompress(raw)).hexdigest()
         except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
-            cut = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile)
-            problem = OSError(f"{mirror}{name} came cut short or is no gzip file") if cut else error
+            problem = OSError(f"{mirror}{name} came cut short or is no gzip file")
+            if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+                problem = error
             continue
         if digest != CHECKSUMS[name]:
             problem = OSError(f"{mirror}{name} has the sha256 {digest}, expected {CHECKSUMS[name]}")

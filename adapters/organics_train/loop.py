@@ -29,11 +29,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from organics_core import checks
-from organics_core.training import batch_indices
 
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
 from .config import FRAMEWORKS, Config
 from .datasets import Dataset
+from .records import batch_indices
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
@@ -56,7 +56,7 @@ class Learner(Protocol):
     hidden: int
 
     def step(
-        self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None
+        self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None = None
     ) -> tuple[float, float, float]:
         """One optimizer step on these training examples, noise added; returns loss, accuracy and gradient norm."""
 

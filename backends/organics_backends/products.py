@@ -72,8 +72,8 @@ def dense_product(matrix: Array, vector: Array, launch: Launch) -> Array | None:
     lanes = _lanes(columns)
     out = xp.empty((*batch, rows), dtype=vector.dtype, device=device(vector))
     sizes = (0 if shared else rows * columns, rows, columns, count)
-    stride, *sizes = map(np.int64, sizes)
-    arguments = (xp.ascontiguousarray(matrix), stride, xp.ascontiguousarray(vector), out, *sizes)
+    stride, *rest = map(np.int64, sizes)
+    arguments = (xp.ascontiguousarray(matrix), stride, xp.ascontiguousarray(vector), out, *rest)
     groups = rows * -(-count // vectors)
     launch(source(dtype, lanes, vectors), "organics_dense", _blocks(groups, lanes), THREADS, arguments)
     return out

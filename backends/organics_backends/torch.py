@@ -25,7 +25,7 @@ class TorchBackend(GenericBackend):
     def is_concrete(self, array: Array) -> bool:
         if torch.compiler.is_compiling():
             return False
-        return not torch._C._functorch.is_functorch_wrapped_tensor(array)
+        return not torch._C._functorch.is_functorch_wrapped_tensor(array)  # noqa: SLF001 - no public name
 
     def stop_gradient(self, array: Array) -> Array:
         return array.detach()

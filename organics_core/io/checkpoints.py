@@ -164,7 +164,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _safetensors() -> Any:
     try:
         import safetensors
-        import safetensors.numpy
+        import safetensors.numpy  # noqa: F401 - not loaded by the line above
     except ImportError:
         raise ImportError(
             'checkpoints need safetensors: pip install safetensors (or "organics-core[torch]", "organics-core[jax]")'

@@ -7,6 +7,6 @@ import torch
 
 def plain(*tensors: torch.Tensor) -> bool:
     """Whether no derivative is wanted, so that buffers may be written in place."""
-    if torch.autograd.forward_ad._current_level >= 0:
+    if torch.autograd.forward_ad._current_level >= 0:  # noqa: SLF001 - no public name
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))

@@ -13,8 +13,12 @@ from organics_core.weights import Operator
 from .torch_buffers import plain
 
 
-def slope(circuit: Circuit, z: torch.Tensor, start: torch.Tensor) -> Callable[[Any, torch.Tensor], torch.Tensor] | None:
+def slope(
+    circuit: Circuit, z: torch.Tensor, start: torch.Tensor, columns: bool
+) -> Callable[[Any, torch.Tensor], torch.Tensor] | None:
     """x' under the constant drive ``z`` for states shaped like ``start``; None where it does not apply."""
+    if columns:
+        return None
     flags = VARIANTS[circuit.variant]
     dense = [part for part in circuit if isinstance(part, torch.Tensor)]
     if any(part is not None and not isinstance(part, Operator) and part.ndim > 2 for part in circuit[:2]):

@@ -1,4 +1,4 @@
-"""What the ways of computing a sequence have in common."""
+"""What the implementations of a sequence have in common."""
 
 from __future__ import annotations
 
