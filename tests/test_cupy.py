@@ -129,7 +129,8 @@ def test_graph_engine_is_the_core(og: Any, method: str) -> None:
     circuit, z = batch_of_circuits(2, 3)
     for drive in (z, np.stack([z * factor for factor in (1.0, 0.5, 0.2, -1.0)]), lambda t: z * np.cos(300 * t)):
         for substeps in (1, 3):
-            options = {"method": method, "substeps": substeps, "variant": "rectified"}
+            how = "sampled" if getattr(drive, "ndim", 0) == 3 else "auto"
+            options = {"method": method, "substeps": substeps, "variant": "rectified", "drive": how}
             run = og.simulate(circuit, drive, TIMES, engine="graph", **options)
             close(run, oc.simulate(circuit, drive, TIMES, **options), 1e-12)
     with pytest.raises(ValueError, match="engine 'graph' takes methods of fixed steps, not 'dopri5'"):
@@ -152,6 +153,7 @@ def test_large_circuits_are_the_core(og: Any) -> None:
     start = oc.State(rng.standard_normal(n), rng.random(n))
     for drive in (z, np.stack([z, -z, 0.5 * z, z])):
         for options in ({"method": "rk4", "substeps": 3}, {"method": "euler", "state0": start, "variant": "rectified"}):
+            options = {**options, "drive": "sampled" if drive.ndim == 2 else "constant"}
             close(og.simulate(large, drive, TIMES, **options), oc.simulate(dense, drive, TIMES, **options))
     with pytest.raises(ValueError, match="engine 'kernel' cannot run this simulation: its weights must be plain"):
         og.simulate(large, z, TIMES, method="rk4", engine="kernel")
@@ -235,7 +237,7 @@ def test_sampled_drive_shared_weights_and_a_start(og: Any, on_cpu: Any) -> None:
     circuit = case.circuit._replace(b=rng.uniform(0.3, 1.0, (2, 3, 4)))
     z = rng.standard_normal((len(TIMES), 4))
     for w_r in (circuit.w_r, None):
-        options = {"method": "rk4", "substeps": 2, "state0": case.state}
+        options = {"method": "rk4", "substeps": 2, "state0": case.state, "drive": "sampled"}
         run = og.simulate(circuit._replace(w_r=w_r), z, TIMES, engine="kernel", launch=on_cpu, **options)
         want = oc.simulate(circuit._replace(w_r=w_r), z, TIMES, **options)
         assert want.state.y.shape == (len(TIMES), 2, 3, 4)

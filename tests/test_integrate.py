@@ -151,7 +151,7 @@ def test_sampled_callable_and_exact_ramp_agree(xp64: Library, method: str) -> No
     slopes = np.array([10.0, -4.0])
     options = {"method": method, "rtol": 1e-9, "atol": 1e-12}
     circuit, grid = xp64.tree(leaky()), xp64.array(times)
-    sampled = oc.simulate(circuit, xp64.array(times[:, None] * slopes), grid, **options)
+    sampled = oc.simulate(circuit, xp64.array(times[:, None] * slopes), grid, drive="sampled", **options)
     rates = xp64.array(slopes)
     called = oc.simulate(circuit, lambda t: t * rates, grid, **options)
     exact = np.stack([ramp_response(times, slope) for slope in slopes], axis=-1)
@@ -165,7 +165,8 @@ def test_how_an_array_of_the_length_of_the_times_is_read(xp64: Library) -> None:
     times = xp64.array([0.0, 0.01, 0.02])
     z = xp64.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     circuit = xp64.tree(leaky())
-    sampled = oc.simulate(circuit, z, times)
+    with pytest.warns(oc.AmbiguousDriveWarning):
+        sampled = oc.simulate(circuit, z, times)
     batch = oc.simulate(circuit, z, times, drive="constant")
     constant = oc.simulate(circuit, z[0, ...], times)
     xp64.assert_kind(sampled.state.y, (3, 2))
@@ -196,7 +197,13 @@ def test_dense_output_of_a_circuit_is_a_state(xp64: Library) -> None:
     times = np.linspace(0, 0.02, 5)
     slopes = np.array([10.0, -4.0])
     run = oc.simulate(
-        xp64.tree(leaky()), xp64.array(times[:, None] * slopes), xp64.array(times), rtol=1e-8, atol=1e-10, dense=True
+        xp64.tree(leaky()),
+        xp64.array(times[:, None] * slopes),
+        xp64.array(times),
+        drive="sampled",
+        rtol=1e-8,
+        atol=1e-10,
+        dense=True,
     )
     between = np.array([0.0171, 0.0013, 0.009])
     state = run.interpolant(xp64.array(between))
