@@ -148,6 +148,80 @@ def fixed_steps(n: int = 10, steps: int = 10_000) -> dict[str, float]:
     return {"n": n, "steps": steps, "microseconds_per_step": 1e6 * seconds / steps, "target": 2.0}
 
 
+def stiff(repeats: int, n: int = 10, end: float = 5.0) -> list[dict[str, Any]]:
+    """Time constants 1e6 apart: rodas5p against Radau (numpy) and Kvaerno5 (jax) at equal error.
+
+    Every solver runs at four tolerances; the error of our run is interpolated between
+    its runs to the peer's errors, in logarithms.
+    """
+    rng = np.random.default_rng(0)
+    tau_y, tau_a = (rng.permutation(np.geomspace(1e-6, 1.0, n)) for _ in range(2))
+    circuit = oc.Circuit(None, rng.random((n, n)) / n, 1.0, 1.0, SIGMA, tau_y, tau_a)
+    z = rng.standard_normal(n)
+    times = np.array([0.0, end])
+    arrays = oc.Circuit(*(jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in circuit))
+    exact = oc.simulate(circuit, z, times, method="rodas5p", rtol=1e-12, atol=1e-14).state.y[-1]
+    start = oc.resting_state(circuit, z)
+
+    def packed(t: float, x: np.ndarray) -> np.ndarray:
+        return np.concatenate(oc.vector_field(circuit, oc.State(x[:n], x[n:]), z))
+
+    def jacobian(t: float, x: np.ndarray) -> np.ndarray:
+        return oc.jacobian(circuit, oc.State(x[:n], x[n:]))
+
+    def radau(rtol: float) -> np.ndarray:
+        x0 = np.concatenate(start)
+        return solve_ivp(packed, times, x0, "Radau", jac=jacobian, rtol=rtol, atol=1e-3 * rtol).y[:n, -1]
+
+    def field(t: Any, x: Any, arguments: Any) -> Any:
+        return tuple(oc.vector_field(arguments[0], oc.State(*x), arguments[1]))
+
+    @jax.jit
+    def kvaerno(circuit: oc.Circuit, z: Any, rtol: Any) -> Any:
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(field), diffrax.Kvaerno5(), 0.0, end, None, tuple(map(jnp.asarray, start)),
+            args=(circuit, z), stepsize_controller=diffrax.PIDController(rtol=rtol, atol=1e-3 * rtol),
+            saveat=diffrax.SaveAt(t1=True), max_steps=None,
+        ).ys[0][-1]  # fmt: skip
+
+    def compiled(rtol: float) -> Callable[[], Any]:
+        run = jax.jit(lambda c, z, t: oc.simulate(c, z, t, method="rodas5p", rtol=rtol, atol=1e-3 * rtol).state.y[-1])
+        return lambda: jax.block_until_ready(run(arrays, jnp.asarray(z), jnp.asarray(times)))
+
+    def plain(rtol: float) -> Callable[[], Any]:
+        return lambda: oc.simulate(circuit, z, times, method="rodas5p", rtol=rtol, atol=1e-3 * rtol).state.y[-1]
+
+    rows = []
+    levels = (1e-4, 1e-5, 1e-6, 1e-7)
+    for library, peer, mine, theirs in (
+        ("numpy", "scipy Radau", plain, lambda r: lambda: radau(r)),
+        (
+            "jax",
+            "diffrax Kvaerno5",
+            compiled,
+            lambda r: lambda: jax.block_until_ready(kvaerno(arrays, jnp.asarray(z), r)),
+        ),
+    ):
+        measured: dict[str, list[tuple[float, float]]] = {"mine": [], "theirs": []}
+        for level in levels:
+            calls = {"mine": mine(level), "theirs": theirs(level)}
+            errors = {name: float(np.abs(np.asarray(call()) - exact).max()) for name, call in calls.items()}
+            seconds = in_turn(calls, repeats)
+            for name in calls:
+                measured[name].append((errors[name], seconds[name]))
+        at, took = (np.log([row[i] for row in sorted(measured["mine"])]) for i in range(2))
+        for error, seconds_of_peer in measured["theirs"]:
+            ours_then = float(np.exp(np.interp(np.log(error), at, took)))
+            rows.append(
+                {
+                    "library": library, "peer": peer, "n": n, "error": error, "seconds": ours_then,
+                    "peer_seconds": seconds_of_peer, "ratio": ours_then / seconds_of_peer,
+                }
+            )  # fmt: skip
+            print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
@@ -156,7 +230,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {"rk4": fixed_steps()}
     print(results["rk4"], flush=True)
-    results |= {"target": 1.2, "adaptive": []}
+    results |= {"stiff": stiff(options.repeats), "target": 1.2, "adaptive": []}
     packages = ("numpy", "scipy", "torch", "torchdiffeq", "jax", "diffrax", "organics-core")
     for n, batch in SIZES:
         if n * batch <= options.largest:
