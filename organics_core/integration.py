@@ -2,9 +2,10 @@
 
 A state is a (named) tuple of arrays (..., n); leading axes are batch axes. The
 loops see it packed into one array (..., N). Time is counted from the start of
-the run, so that the answer does not depend on where the clock starts. The whole
-batch takes the same steps; every member keeps its own error norm, the worst
-decides, and a member that diverges is set aside while the others go on.
+the run, so that the answer does not depend on where the clock starts. Every
+member of a batch keeps its own error norm; members whose time constants are
+alike take the same steps, of which the worst decides, and one that diverges is
+set aside while the others go on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .methods import METHODS, Method, Step, Tableau, get_method
 from .model import Layout
 from .noise import Noise, NoiseTerm, noise_arrays, noise_term
 from .progress import Progress, progress_of
-from .weights import is_operator, matvec
+from .weights import Operator, is_operator, matvec
 
 SUCCESS, STEP_TOO_SMALL, TOO_MANY_STEPS, NOT_FINITE, STIFF = 0, 1, 2, 3, 4
 MESSAGES = {
@@ -43,6 +44,8 @@ MESSAGES = {
 
 _STIFF_ABOVE = 0.75
 """Steps whose h |lambda| comes so close to the bound of the method are limited by stability, not by accuracy."""
+_MANY = 8192
+"""Below so many numbers a step costs the same for a part of them: members of a batch go together."""
 _CHUNK = 2**22
 """At most about this many random numbers are held at once."""
 
@@ -784,8 +787,9 @@ def _run_pieces(
 
     def part(some: _Arguments) -> _Found:
         if settings.method.adaptive and (pieces is not None or not backend.traces_loops):
+            groups = None if pieces is not None else _groups(settings, some)
             with cast(Any, getattr(backend, "quiet", nullcontext))():
-                return _run(settings, some, pieces)
+                return _run(settings, some, pieces) if groups is None else _run_groups(settings, some, groups)
         run: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete and _hashable(settings) else _run
         return _Found(*run(settings, some))
 
@@ -819,6 +823,62 @@ def _run_pieces(
             found = made
             tell(last / count)
     return cast(_Found, found)
+
+
+def _groups(settings: _Settings, arguments: _Arguments) -> list[list[int]] | None:
+    """Members of a batch that take steps of their own: those whose shortest time constants are within a factor 4.
+
+    None where all go together: their time constants are alike, or unknown.
+    """
+    if arguments.start.ndim != 2:
+        return None
+    count = int(arguments.start.shape[0])
+    decay = None if settings.field is not None else getattr(arguments.model, "decay", None)
+    if settings.steady or settings.method.stiff or decay is None or math.prod(arguments.start.shape) < _MANY:
+        return None
+    taus = [to_numpy(tau) for tau in decay()]
+    if all(tau.ndim < 2 for tau in taus):
+        return None
+    shortest = np.min([np.broadcast_to(tau.min(axis=-1) if tau.ndim else tau, (count,)) for tau in taus], axis=0)
+    rank = np.floor(np.log2(shortest / shortest.min()) / 2.0).astype(int)
+    groups = [np.flatnonzero(rank == k).tolist() for k in np.unique(rank)]
+    return groups if len(groups) > 1 else None
+
+
+def _run_groups(settings: _Settings, arguments: _Arguments, groups: list[list[int]]) -> _Found:
+    """Every group of members by itself; the report counts the steps of the group that took most."""
+    xp = checks.namespace({"times": arguments.times})
+    count, spec = int(arguments.start.shape[0]), arguments.model.spec
+    found = []
+    for members in groups:
+        index = xp.asarray(members, dtype=xp.int64, device=device(arguments.start))
+
+        def pick(value: Any, axis: int, index: Array = index) -> Any:
+            own = getattr(value, "ndim", 0) >= -axis and value.shape[axis] == count
+            return xp.take(value, index, axis=axis) if own else value
+
+        fields = [
+            value if isinstance(value, Operator) else pick(value, -1 - spec[name].axes)
+            for name, value in zip(arguments.model._fields, arguments.model, strict=True)
+        ]
+        values = arguments.values
+        some = arguments._replace(
+            model=arguments.model._make(fields),
+            z=pick(arguments.z, -2),
+            values=values if values is None or values.ndim < 3 else pick(values, -2),
+            start=pick(arguments.start, -2),
+        )
+        found.append(_run(settings, some))
+    order = np.argsort([member for members in groups for member in members], kind="stable").tolist()
+    back = xp.asarray(order, dtype=xp.int64, device=device(arguments.start))
+    return _Found(
+        xp.take(xp.concat([one.states for one in found], axis=1), back, axis=1),
+        xp.take(xp.concat([one.status for one in found]), back, axis=0),
+        xp.max(xp.stack([one.steps for one in found])),
+        xp.max(xp.stack([one.rejected for one in found])),
+        xp.min(xp.stack([one.step for one in found])),
+        found[0].settled,
+    )
 
 
 def _hashable(settings: _Settings) -> bool:

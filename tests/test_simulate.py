@@ -304,3 +304,27 @@ def test_max_step(xp64: Library) -> None:
     assert int(run.steps) >= 100
     with pytest.raises(ValueError, match="max_step must be positive"):
         oc.simulate(xp64.tree(one_neuron()), xp64.array([1.0, 0.5]), xp64.array([0.0, 0.1]), max_step=0.0)
+
+
+@pytest.mark.library("numpy", "torch")
+def test_members_with_other_time_constants_take_their_own_steps(xp64: Library) -> None:
+    """A large batch whose time constants span three decades: every member is what it is alone."""
+    rng = np.random.default_rng(0)
+    count, n = 130, 40
+    tau = np.geomspace(1e-3, 1.0, count)[rng.permutation(count), None] * np.ones(n)
+    numbers = (rng.uniform(0.5, 1.0, (count, n)), 1.0, 0.5, tau, 2.0 * tau)
+    w_r = rng.standard_normal((n, n))
+    circuit = oc.Circuit(0.5 * w_r / np.linalg.norm(w_r, 2), rng.random((n, n)) / n, *numbers)
+    z = rng.standard_normal((count, n)) / np.sqrt(n)
+    times = np.array([0.0, 0.1, 0.5])
+    for drive in (z, np.stack([z, 0.5 * z, z])):
+        how = "constant" if drive.ndim == 2 else "sampled"
+        options = {"drive": how, "rtol": 1e-8, "atol": 1e-11}
+        run = oc.simulate(xp64.tree(circuit), xp64.array(drive), xp64.array(times), **options)
+        assert run.success
+        xp64.assert_kind(run.state.y, (3, count, n))
+        for k in (0, 17, 129):
+            one = circuit._replace(b=circuit.b[k], tau_y=tau[k], tau_a=2.0 * tau[k])
+            want = oc.simulate(one, drive[..., k, :], times, **options)
+            xp64.assert_close(run.state.y[:, k, :], want.state.y, rtol=1e-5, atol=1e-7)
+            xp64.assert_close(run.state.a[:, k, :], want.state.a, rtol=1e-5, atol=1e-7)
