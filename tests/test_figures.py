@@ -17,7 +17,7 @@ import organics_core as oc
 from organics_cli.app import app
 from organics_core.io.checkpoints import save_checkpoint
 from organics_figures import FIGURES, _networks, _shared, phase_portraits
-from organics_plot.style import style
+from organics_plot.styles import style
 
 
 def test_all_random_circuits_of_order_one_are_stable():

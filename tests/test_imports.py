@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import pkgutil
+import types
 from pathlib import Path
 
 import pytest
@@ -154,3 +157,12 @@ def test_packages_are_typed(package: str) -> None:
     assert spec is not None
     assert spec.origin is not None
     assert (Path(spec.origin).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("package", ["organics_core", "organics_plot", "organics_sweep", "organics_train"])
+def test_no_module_is_shadowed_by_what_its_package_exports(package: str) -> None:
+    """``package.name`` is the module of that name, or there is none."""
+    module = importlib.import_module(package)
+    names = [info.name for info in pkgutil.iter_modules(module.__path__)]
+    shadowed = [name for name in names if not isinstance(vars(module).get(name, module), types.ModuleType)]
+    assert shadowed == []

@@ -30,7 +30,7 @@ from organics_plot import (
     spectrum_figure,
     training_figure,
 )
-from organics_plot.style import percent
+from organics_plot.styles import percent
 from organics_train.records import EpochRecord
 
 from .console import console, output_folder, quiet_matplotlib, seconds, versions, write_json

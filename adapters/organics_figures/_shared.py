@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import organics_core as oc
-from organics_plot.style import INK, shades
+from organics_plot.styles import INK, shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import numpy as np
 
 from organics_core import phenomena
 from organics_plot import analysis as plot
-from organics_plot.style import COLORS, CYCLE, new_figure
+from organics_plot.styles import COLORS, CYCLE, new_figure
 
 from ._shared import RATE, Figure, Numbers
 

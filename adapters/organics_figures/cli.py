@@ -90,7 +90,7 @@ def _checkpoints(paths: list[Path], chosen: list[str]) -> dict[str, tuple[Path, 
 
 def _write(out: Path, name: str, entry: Any, found: dict[str, Any], settings: dict[str, Any]) -> None:
     """PNG, SVG, numbers and record, each moved into place when it is whole."""
-    from organics_plot.style import style
+    from organics_plot.styles import style
 
     with tempfile.TemporaryDirectory(dir=out, prefix=".part-") as part:
         with style():

@@ -6,7 +6,7 @@ import numpy as np
 
 from organics_plot import analysis as plot
 from organics_plot.analysis import residuals
-from organics_plot.style import COLORS, CYCLE, INK, MUTED, new_figure
+from organics_plot.styles import COLORS, CYCLE, INK, MUTED, new_figure
 
 from ._shared import Figure, Numbers, line, patch, random_circuits
 

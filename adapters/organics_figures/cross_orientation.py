@@ -6,7 +6,7 @@ import numpy as np
 
 from organics_core import phenomena
 from organics_plot import analysis as plot
-from organics_plot.style import new_figure, percent
+from organics_plot.styles import new_figure, percent
 
 from ._shared import Figure, Numbers, curves
 

@@ -6,7 +6,7 @@ import numpy as np
 
 import organics_core as oc
 from organics_plot import analysis as plot
-from organics_plot.style import new_figure
+from organics_plot.styles import new_figure
 
 from ._shared import Figure, Numbers, one_neuron, random_circuits
 

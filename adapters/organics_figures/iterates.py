@@ -8,7 +8,7 @@ import organics_core as oc
 from organics_plot import analysis as plot
 from organics_plot import matrix
 from organics_plot.analysis import iterate_path
-from organics_plot.style import new_figure, shades
+from organics_plot.styles import new_figure, shades
 
 from ._shared import Figure, Numbers, random_circuits
 

@@ -8,7 +8,7 @@ import numpy as np
 
 import organics_core as oc
 from organics_plot import analysis as plot
-from organics_plot.style import CYCLE, MUTED, SHADE, new_figure, percent, shades
+from organics_plot.styles import CYCLE, MUTED, SHADE, new_figure, percent, shades
 
 from ._shared import Figure, Numbers
 

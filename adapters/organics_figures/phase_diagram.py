@@ -9,7 +9,7 @@ import numpy as np
 import organics_core as oc
 from organics_core.analysis.classification import KINDS
 from organics_plot import analysis as plot
-from organics_plot.style import new_figure
+from organics_plot.styles import new_figure
 
 from ._shared import Figure, Numbers
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from organics_plot import analysis as plot
 from organics_plot.analysis import portrait
-from organics_plot.style import COLORS, INK, new_figure
+from organics_plot.styles import COLORS, INK, new_figure
 
 from ._shared import Figure, Numbers, dot, line, one_neuron, patch
 

@@ -6,7 +6,7 @@ import numpy as np
 
 import organics_core as oc
 from organics_plot import analysis as plot
-from organics_plot.style import CYCLE, THEORY, new_figure, percent
+from organics_plot.styles import CYCLE, THEORY, new_figure, percent
 
 from ._shared import Figure, Numbers, random_circuits
 

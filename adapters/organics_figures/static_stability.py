@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from organics_plot import analysis as plot
-from organics_plot.style import CYCLE, new_figure, percent
+from organics_plot.styles import CYCLE, new_figure, percent
 
 from . import _networks
 from ._shared import TASKS, Figure, Numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from organics_core import phenomena
-from organics_plot.style import CYCLE, MUTED, new_figure, shades
+from organics_plot.styles import CYCLE, MUTED, new_figure, shades
 
 from ._shared import Figure, Numbers
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from organics_plot import analysis as plot
-from organics_plot.style import COLORS, CYCLE, INK, new_figure, percent
+from organics_plot.styles import COLORS, CYCLE, INK, new_figure, percent
 from organics_plot.training import few_log_ticks
 
 from . import _networks

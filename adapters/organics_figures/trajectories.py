@@ -6,7 +6,7 @@ import numpy as np
 
 from organics_plot import analysis as plot
 from organics_plot.analysis import principal_plane
-from organics_plot.style import INK, new_figure
+from organics_plot.styles import INK, new_figure
 
 from . import _networks
 from ._shared import TASKS, Figure, Numbers

@@ -37,7 +37,7 @@ from .figures import (
     training_figure,
 )
 from .population import ContrastExperiment, Population, contrast_experiment, tuned_population
-from .style import save, style
+from .styles import save, style
 from .training import training_curve
 
 __all__ = [

@@ -19,7 +19,7 @@ from organics_core.analysis.classification import KINDS
 from organics_core.backend import to_numpy
 
 from .circuits import part_index
-from .style import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, percent, ramp, shades
+from .styles import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, percent, ramp, shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

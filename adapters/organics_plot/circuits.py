@@ -15,7 +15,7 @@ import organics_core as oc
 from organics_core.backend import to_numpy
 
 from .population import ContrastExperiment
-from .style import CYCLE, GRID, INK, MARKERS, MUTED, SHADE, THEORY, axes_or_current, percent, shades
+from .styles import CYCLE, GRID, INK, MARKERS, MUTED, SHADE, THEORY, axes_or_current, percent, shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

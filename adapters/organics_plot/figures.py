@@ -12,7 +12,7 @@ from organics_train.records import EpochRecord
 
 from .circuits import contrast_response, eigenvalues, responses, trajectory, tuning_curves
 from .population import ContrastExperiment
-from .style import new_figure, percent, style
+from .styles import new_figure, percent, style
 from .training import training_curve
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def agreement_figure(table: Any) -> Figure:
     -------
     matplotlib Figure
     """
-    from .style import GRID, LIBRARY_COLORS, MARKERS, MUTED
+    from .styles import GRID, LIBRARY_COLORS, MARKERS, MUTED
 
     rows = table.quantities
     with style():

@@ -10,7 +10,7 @@ import numpy as np
 from organics_core import checks
 from organics_train.records import EpochRecord
 
-from .style import CYCLE, INK, LIBRARY_COLORS, MARKERS, MUTED, SHADE, axes_or_current
+from .styles import CYCLE, INK, LIBRARY_COLORS, MARKERS, MUTED, SHADE, axes_or_current
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

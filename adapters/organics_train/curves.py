@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from organics_plot.style import COLORS, MUTED, new_figure, style
+from organics_plot.styles import COLORS, MUTED, new_figure, style
 from organics_plot.training import few_log_ticks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -56,7 +57,9 @@ class TorchBackend(GenericBackend):
         if not isinstance(matrix, torch.Tensor):
             rows = matrix.tocsr()
             parts = (torch.as_tensor(part, device=like.device) for part in (rows.indptr, rows.indices, rows.data))
-            matrix = torch.sparse_csr_tensor(*parts, size=rows.shape)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+                matrix = torch.sparse_csr_tensor(*parts, size=rows.shape, check_invariants=True)
         matrix = matrix.to(like.dtype)
 
         def product(v: torch.Tensor) -> torch.Tensor:
