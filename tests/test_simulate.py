@@ -133,7 +133,7 @@ def test_long_runs_in_single_precision(xp: Library) -> None:
     xp.assert_close(run.state.y[-1, ...], want, rtol=1e-3)
 
 
-@pytest.mark.library("jax", "numpy")
+@pytest.mark.library("jax")
 def test_the_clock_in_single_precision_keeps_its_phase() -> None:
     """An oscillation over 20,000 steps ends in the phase of double precision: the clock does not drift."""
     xp = pytest.importorskip("jax.numpy")

@@ -28,7 +28,8 @@ def simulated(method: str, ramp: bool = False) -> Callable[..., Any]:
     def run(circuit: oc.Circuit, z: Any) -> tuple:
         times = like(TIMES, z)
         drive = (times[:, None] * 100.0) * z if ramp else z
-        return tuple(oc.simulate(circuit, drive, times, method=method, substeps=8, rtol=1e-9, atol=1e-11).state)
+        options = {"method": method, "substeps": 8, "rtol": 1e-9, "atol": 1e-11}
+        return tuple(oc.simulate(circuit, drive, times, drive="sampled" if ramp else "constant", **options).state)
 
     return run
 
