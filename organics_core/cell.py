@@ -182,7 +182,7 @@ def init_cell(
     while it turns by r (1 - sqrt(a)) w. The explicit Euler step lets it decay
     where w < sqrt(2 sqrt(a) / r - a) / (1 - sqrt(a)), close to 2 / sqrt(r) at
     sqrt(a) = 1/2, which is sigma b0 with the target of b0 in its middle; w is
-    drawn from 0 to 1.8 / sqrt(r). Slow pairs keep long stretches of the input, in
+    drawn from 0 to 1.4 / sqrt(r). Slow pairs keep long stretches of the input, in
     phases of their own, as the states of orthogonal polynomials and of complex
     diagonal state-space models do. Their input weights are not negative, so that
     inputs that are not negative, such as pixels, reach every unit through the
@@ -236,7 +236,7 @@ def init_cell(
         parameters = parameters._replace(theta_y=np.log(share / (1.0 - share)))
         if paired:
             turn = np.zeros(n - 1)
-            turn[::2] = 1.8 * rng.random(n // 2) / np.sqrt(max_rates.y * shares[: n // 2])
+            turn[::2] = 1.4 * rng.random(n // 2) / np.sqrt(max_rates.y * shares[: n // 2])
             w_r = np.eye(n) - np.diag(turn, 1) + np.diag(turn, -1)
             parameters = parameters._replace(w_r=w_r, w_zx=np.abs(w_zx))
     cast = [None if value is None else np.asarray(value, dtype=dtype) for value in parameters]
