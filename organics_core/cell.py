@@ -186,7 +186,9 @@ def init_cell(
     phases of their own, as the states of orthogonal polynomials and of complex
     diagonal state-space models do. Their input weights are not negative, so that
     inputs that are not negative, such as pixels, reach every unit through the
-    rectification.
+    rectification; and their normalization weights are divided by n / 2, so that
+    those of a pool come to about 1 and not to n / 2, with which potentials of the
+    size of 1 already make the steps of a too large.
     """
     k = checks.positive_integer("input_size", input_size)
     n = checks.positive_integer("hidden_size", hidden_size)
@@ -238,7 +240,7 @@ def init_cell(
             turn = np.zeros(n - 1)
             turn[::2] = 1.4 * rng.random(n // 2) / np.sqrt(max_rates.y * shares[: n // 2])
             w_r = np.eye(n) - np.diag(turn, 1) + np.diag(turn, -1)
-            parameters = parameters._replace(w_r=w_r, w_zx=np.abs(w_zx))
+            parameters = parameters._replace(w_r=w_r, w_zx=np.abs(w_zx), log_w=log_w - np.log(max(n / 2, 1.0)))
     cast = [None if value is None else np.asarray(value, dtype=dtype) for value in parameters]
     return CellParameters._make(cast), CellState._make(np.asarray(value, dtype=dtype) for value in start)
 

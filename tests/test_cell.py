@@ -177,7 +177,8 @@ def test_oscillators_remember_and_decay(n: int) -> None:
         assert np.abs(np.angle(modes)).max() > 0.1
     usual, usual_start = oc.init_cell(0, 1, n)
     np.testing.assert_array_equal(p.w_zx, np.abs(usual.w_zx))
-    for name in set(p._fields) - {"w_zx", "w_r", "theta_y"}:
+    np.testing.assert_allclose(np.exp(p.log_w), np.exp(usual.log_w) / max(n / 2, 1), rtol=1e-12)
+    for name in set(p._fields) - {"w_zx", "w_r", "log_w", "theta_y"}:
         np.testing.assert_array_equal(getattr(p, name), getattr(usual, name))
     for one, other in zip(start, usual_start, strict=True):
         np.testing.assert_array_equal(one, other)

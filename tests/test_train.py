@@ -261,6 +261,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         ({"framework": "tensorflow"}, "unknown framework 'tensorflow'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"warm_up": 1.0}, "warm_up must be a part of the run"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"input_noise": -0.1}, "input_noise must be a number of at least 0"),

@@ -53,6 +53,7 @@ def train(
     schedule: Annotated[
         Schedule, typer.Option(help="How the learning rate falls; cosine and onecycle end at nothing.")
     ] = Schedule.step,  # type: ignore[attr-defined]
+    warm_up: Annotated[float, typer.Option(help="Part of the run in which it rises, of onecycle.")] = 0.1,
     input_noise: Annotated[
         float, typer.Option(help="Standard deviation of Gaussian noise on the training inputs.")
     ] = 0.0,
@@ -89,6 +90,7 @@ def train(
         lr_step=lr_step,
         lr_gamma=lr_gamma,
         schedule=str(schedule),
+        warm_up=warm_up,
         input_noise=input_noise,
         seed=seed,
         downsample=downsample,

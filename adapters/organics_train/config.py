@@ -13,7 +13,6 @@ from .datasets import TASKS, Dataset, load_dataset
 
 FRAMEWORKS = ("torch", "jax")
 SCHEDULES = ("step", "cosine", "onecycle")
-WARM_UP = 0.1  # of the run, that "onecycle" takes to come to the learning rate
 
 DEFAULT_HIDDEN = 64
 # What a task wants other than the defaults of Config.
@@ -50,7 +49,9 @@ class Config:
     schedule : {"step", "cosine", "onecycle"}
         How the learning rate falls: in steps; or step by step of the optimizer
         along half a cosine, to nothing at the end of the run; or so after it has
-        risen along a straight line, from nothing, in the first tenth of the run.
+        risen along a straight line, from nothing.
+    warm_up : float
+        Of the schedule "onecycle": the part of the run in which the rate rises.
     input_noise : float
         Standard deviation of the Gaussian noise added to the training inputs; an
         autoencoder is still to give the clean ones.
@@ -76,6 +77,7 @@ class Config:
     lr_step: int = 30
     lr_gamma: float = 0.8
     schedule: str = "step"
+    warm_up: float = 0.1
     input_noise: float = 0.0
     seed: int = 0
     downsample: int = 1
@@ -98,6 +100,8 @@ class Config:
             raise ValueError("give hidden or parameters, not both")
         for name in ("learning_rate", "lr_gamma"):
             checks.positive_number(name, getattr(self, name))
+        if not (checks.is_number(self.warm_up) and 0 <= self.warm_up < 1):
+            raise ValueError(f"warm_up must be a part of the run, at least 0 and below 1, got {self.warm_up!r}")
         for name in ("weight_decay", "input_noise"):
             if not (checks.is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
@@ -143,7 +147,7 @@ class Config:
         if self.schedule == "step":
             return self.learning_rate * self.lr_gamma ** ((epoch - 1) // self.lr_step)
         done = (epoch - 1 + (step - 0.5) / steps) / self.epochs
-        rise = WARM_UP if self.schedule == "onecycle" else 0.0
+        rise = self.warm_up if self.schedule == "onecycle" else 0.0
         if done < rise:
             return self.learning_rate * done / rise
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
