@@ -16,6 +16,7 @@ from .circuit import pooled_response, recurrent_drive, relu, sqrt_relu
 from .weights import matvec
 
 CELL_VARIANTS = ("rectified_recurrence", "main")
+INITIALIZATIONS = ("paper", "oscillators")
 
 
 class CellParameters(NamedTuple):
@@ -131,6 +132,9 @@ def init_cell(
     hidden_size: int,
     *,
     recurrent: str = "orthogonal",
+    initialization: str = "paper",
+    rate_spread: float = 1.0,
+    max_rates: MaxRates | tuple[float, float, float] = MaxRates(),
     dtype: Any = np.float64,
 ) -> tuple[CellParameters, CellState]:
     """Fresh parameters and the start state, as numpy arrays.
@@ -142,6 +146,13 @@ def init_cell(
         k and n.
     recurrent : {"orthogonal", "identity"}
         W_r a random orthogonal matrix, or the fixed identity (``w_r=None``).
+    initialization : {"paper", "oscillators"}
+        The paper's, or W_r = I + K with a K that turns pairs of units, see the
+        notes.
+    rate_spread : float
+        The fastest dt/tau_y over the slowest; 1 is all alike.
+    max_rates : MaxRates
+        (dt/tau)_max, on which the frequencies of the oscillators depend.
     dtype : numpy dtype
         float32 or float64.
 
@@ -151,18 +162,43 @@ def init_cell(
         W_zx of spectral norm 1; W_r orthogonal; V with zero diagonal and
         off-diagonal log U(0, 1); the gain matrices Kaiming-uniform (a = sqrt 5),
         that is U(-1/sqrt(fan_in), 1/sqrt(fan_in)); rates in the middle of their
-        range (theta = 0); sigma = 1.
+        range (theta = 0), those of y from there to a ``rate_spread``-th of it, evenly
+        in the logarithm, in random order; sigma = 1.
     start : CellState of arrays (n,)
         y uniform of unit norm, a and b1 uniform(0, 1), b0 = 1.
 
     Raises
     ------
     TypeError, ValueError
-        For sizes below 1 or an unknown ``recurrent``.
+        For sizes below 1, an unknown ``recurrent`` or ``initialization``, a
+        ``rate_spread`` below 1, or oscillators where W_r is the identity.
+
+    Notes
+    -----
+    Without rectification (the variant "main") and with a and the gains at rest,
+    the oscillators' y is a linear memory: K has blocks [[0, -w], [w, 0]], so that
+    a pair with the rate r = dt/tau_y decays by the factor 1 - r sqrt(a) per step
+    while it turns by r (1 - sqrt(a)) w. The explicit Euler step lets it decay
+    where w < sqrt(2 sqrt(a) / r - a) / (1 - sqrt(a)), close to 2 / sqrt(r) at
+    sqrt(a) = 1/2, which is sigma b0 with the target of b0 in its middle; w is
+    drawn from 0 to 1.4 / sqrt(r). Slow pairs keep long stretches of the input, in
+    phases of their own, as the states of orthogonal polynomials and of complex
+    diagonal state-space models do. Their input weights are not negative, so that
+    inputs that are not negative, such as pixels, reach every unit through the
+    rectification; and their normalization weights are divided by n / 2, so that
+    those of a pool come to about 1 and not to n / 2, with which potentials of the
+    size of 1 already make the steps of a too large.
     """
     k = checks.positive_integer("input_size", input_size)
     n = checks.positive_integer("hidden_size", hidden_size)
     checks.one_of("recurrent", recurrent, ("orthogonal", "identity"))
+    checks.one_of("initialization", initialization, INITIALIZATIONS)
+    rate_spread = checks.positive_number("rate_spread", rate_spread)
+    if rate_spread < 1:
+        raise ValueError(f"rate_spread must be at least 1, got {rate_spread}")
+    max_rates = check_max_rates(max_rates)
+    if initialization == "oscillators" and recurrent == "identity":
+        raise ValueError("oscillators need recurrent weights, and recurrent is 'identity'")
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
 
     def kaiming(fan_in: int) -> np.ndarray[Any, Any]:
@@ -193,6 +229,17 @@ def init_cell(
     )
     y = rng.random(n)
     start = CellState(y / np.linalg.norm(y), rng.random(n), np.ones(n), rng.random(n))
+    paired = initialization == "oscillators"
+    if paired or rate_spread != 1:  # no further random numbers for the paper's
+        alike = 2 if paired else 1  # units with one rate
+        shares = rng.permutation(0.5 * rate_spread ** -np.linspace(0.0, 1.0, -(-n // alike)))  # of the largest rate
+        share = np.repeat(shares, alike)[:n]
+        parameters = parameters._replace(theta_y=np.log(share / (1.0 - share)))
+        if paired:
+            turn = np.zeros(n - 1)
+            turn[::2] = 1.4 * rng.random(n // 2) / np.sqrt(max_rates.y * shares[: n // 2])
+            w_r = np.eye(n) - np.diag(turn, 1) + np.diag(turn, -1)
+            parameters = parameters._replace(w_r=w_r, w_zx=np.abs(w_zx), log_w=log_w - np.log(max(n / 2, 1.0)))
     cast = [None if value is None else np.asarray(value, dtype=dtype) for value in parameters]
     return CellParameters._make(cast), CellState._make(np.asarray(value, dtype=dtype) for value in start)
 

@@ -170,6 +170,14 @@ CHOICES: list[Case] = [
         }.items()
     ),
     ("recurrence of a new cell", ValueError, "recurrent", lambda g: oc.init_cell(0, 2, 3, recurrent="random")),
+    ("start of a new cell", ValueError, "initialization", lambda g: oc.init_cell(0, 2, 3, initialization="zeros")),
+    ("spread below 1", ValueError, "rate_spread", lambda g: oc.init_cell(0, 2, 3, rate_spread=0.5)),
+    (
+        "identical oscillators",
+        ValueError,
+        "oscillators need recurrent weights",
+        lambda g: oc.init_cell(0, 2, 3, recurrent="identity", initialization="oscillators"),
+    ),
     ("rtol = 0", ValueError, "rtol", lambda g: g.run(rtol=0.0)),
     ("atol < 0", ValueError, "atol", lambda g: g.run(atol=-1e-9)),
     ("tol NaN", ValueError, "tol", lambda g: g.solve(method="newton", tol=float("nan"))),

@@ -155,6 +155,46 @@ def test_initialization_is_reproducible_and_of_any_dtype() -> None:
     assert {value.dtype for value in (*parameters, *start) if value is not None} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_oscillators_remember_and_decay(n: int) -> None:
+    """Pairs that turn, one rate a pair, evenly spread in the logarithm; every mode of the step within the circle."""
+    rates = oc.MaxRates(y=0.8, a=0.2, b=0.5)
+    p, start = oc.init_cell(0, 1, n, initialization="oscillators", rate_spread=160, max_rates=rates)
+    rate = oc.cell.cell_rates(np, p, rates).y
+    np.testing.assert_allclose(rate.max(), 0.4, rtol=1e-12)
+    if n > 2:
+        np.testing.assert_allclose(rate.min(), 0.4 / 160, rtol=1e-12)
+    pairs = rate[: n // 2 * 2].reshape(-1, 2)
+    np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])
+    steps = np.diff(np.log(np.sort(np.concatenate([pairs[:, 0], rate[n // 2 * 2 :]]))))
+    np.testing.assert_allclose(steps, steps.mean() if len(steps) else 0.0, rtol=1e-9)
+    skew = p.w_r - np.eye(n)
+    np.testing.assert_array_equal(skew, -skew.T)
+    assert (np.count_nonzero(skew, axis=1)[: n // 2 * 2] == 1).all()
+    root_a = 0.5  # a at rest
+    modes = np.linalg.eigvals(np.eye(n) + rate[:, None] * ((1 - root_a) * p.w_r - np.eye(n)))
+    assert (np.abs(modes) < 1).all()
+    if n == 64:
+        assert np.abs(np.angle(modes)).max() > 0.1
+    usual, usual_start = oc.init_cell(0, 1, n)
+    np.testing.assert_array_equal(p.w_zx, np.abs(usual.w_zx))
+    np.testing.assert_allclose(np.exp(p.log_w), np.exp(usual.log_w) / max(n / 2, 1), rtol=1e-12)
+    for name in set(p._fields) - {"w_zx", "w_r", "log_w", "theta_y"}:
+        np.testing.assert_array_equal(getattr(p, name), getattr(usual, name))
+    for one, other in zip(start, usual_start, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_spread_of_rates() -> None:
+    """Rates of y from half of the largest downwards, in random order, and everything else as without."""
+    p, _ = oc.init_cell(3, 2, 5, rate_spread=16.0)
+    usual, _ = oc.init_cell(3, 2, 5)
+    rate = np.sort(oc.cell.cell_rates(np, p, oc.MaxRates(y=1.0)).y)
+    np.testing.assert_allclose(rate, 0.5 / np.array([16.0, 8.0, 4.0, 2.0, 1.0]), rtol=1e-12)
+    for name in set(p._fields) - {"theta_y"}:
+        np.testing.assert_array_equal(getattr(p, name), getattr(usual, name))
+
+
 # Extremes.
 
 

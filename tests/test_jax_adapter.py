@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import organics_core as oc
-from organics_core.cell import CellState, MaxRates
+from organics_core.cell import CellState, MaxRates, cell_rates
 from organics_jax import ORGaNICs, ORGaNICsCell, ORGaNICsClassifier, fit, trainable
 from organics_jax.sequence import sequence
 from organics_jax.training import largest_abscissa
@@ -279,6 +279,17 @@ def test_training_stops_at_a_loss_that_is_not_finite():
         fit(model, x, np.zeros(8, int), epochs=1, batch_size=4)
 
 
+def test_layers_of_oscillators_start_as_the_core_has_it():
+    options = {"initialization": "oscillators", "rate_spread": 9.0, "max_rates": MaxRates(0.4, 0.2, 0.3)}
+    for layer in (ORGaNICs(2, 6, key=KEY, **options), ORGaNICsClassifier(2, 6, 3, key=KEY, **options).layer):
+        p = layer.cells[0].parameters
+        skew = np.asarray(p.w_r) - np.eye(6)
+        np.testing.assert_array_equal(skew, -skew.T)
+        assert np.count_nonzero(skew) == 6
+        rates = np.sort(np.asarray(cell_rates(jnp, p, options["max_rates"]).y))
+        np.testing.assert_allclose(rates, 0.2 / np.array([9, 9, 3, 3, 1, 1]), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -287,6 +298,8 @@ def test_training_stops_at_a_loss_that_is_not_finite():
         ({"recurrent": "random"}, ValueError, "recurrent 'random'.*'orthogonal'"),
         ({"variant": "rectified"}, ValueError, "variant"),
         ({"max_rates": MaxRates(y=-1.0)}, ValueError, "max_rates"),
+        ({"initialization": "zeros"}, ValueError, "initialization"),
+        ({"initialization": "oscillators", "recurrent": "spectral"}, ValueError, "oscillators are outside of the ball"),
         ({"num_layers": 0}, ValueError, "num_layers"),
         ({"implementation": "fast"}, ValueError, "implementation"),
         ({"dtype": jnp.int32}, TypeError, "dtype"),

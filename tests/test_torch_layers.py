@@ -16,7 +16,7 @@ from support import ELSEWHERE, PATIENCE, numpy_tree
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import organics_torch as ot  # noqa: E402
-from organics_core.cell import CellParameters, CellState, cell_sequence, cell_step  # noqa: E402
+from organics_core.cell import CellParameters, CellState, cell_sequence, cell_step, init_cell  # noqa: E402
 from organics_torch import native, plain  # noqa: E402
 from organics_torch.sequence import choose_implementation  # noqa: E402
 
@@ -464,6 +464,18 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-14)
 
 
+def test_layers_of_oscillators_start_as_the_core_has_it():
+    options = {"initialization": "oscillators", "rate_spread": 9.0, "max_rates": (0.4, 0.2, 0.3)}
+    layer = ot.ORGaNICs(K, H, 2, variant="main", dtype=torch.float64, seed=3, **options)
+    rng = np.random.default_rng(3)
+    for cell, size in zip(layer.cells, (K, H), strict=True):
+        for name, value in init_cell(rng, size, H, **options)[0]._asdict().items():
+            np.testing.assert_array_equal(getattr(cell, name).detach().numpy(), value)
+    same = ot.ORGaNICsClassifier(K, H, 4, variant="main", dtype=torch.float64, seed=3, **options).layer.cells[0]
+    assert torch.equal(same.w_r, layer.cells[0].w_r)
+    assert torch.equal(same.theta_y, layer.cells[0].theta_y)
+
+
 # ---- bad input
 
 
@@ -474,6 +486,8 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
         ({"variant": "rectified"}, ValueError, "variant"),
         ({"max_rates": (0.1, 0.1)}, TypeError, "max_rates"),
         ({"max_rates": (0.1, -0.1, 0.1)}, ValueError, "max_rates.a"),
+        ({"initialization": "zeros"}, ValueError, "initialization"),
+        ({"initialization": "oscillators", "recurrent": "spectral"}, ValueError, "oscillators are outside of the ball"),
         ({"num_layers": 0}, ValueError, "num_layers"),
         ({"dropout": 1.5}, ValueError, "dropout"),
         ({"implementation": "fast"}, ValueError, "implementation"),

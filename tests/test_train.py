@@ -35,6 +35,7 @@ framework, out, wait = sys.argv[1], sys.argv[2], sys.argv[3] == "wait"
 config = Config(
     task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=40, epochs=2, seed=3,
     input_noise=0.1,
+    schedule="onecycle",
 )
 if len(sys.argv) > 3 + 2:  # die in the middle of writing a checkpoint
     written = []
@@ -189,6 +190,35 @@ def test_a_finished_run_takes_more_epochs(fake, tmp_path):
     assert len(learners[1].seen) == 72
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_the_learning_rate_falls_to_nothing_step_by_step(fake, tmp_path, schedule):
+    learners = fake()
+    config = Config(**{**SMALL, "epochs": 10}, schedule=schedule)
+    results = train(config, tmp_path)
+    rates = np.array(learners[0].rates)
+    top = 0 if schedule == "cosine" else 6  # it rises in the first tenth of 60 steps
+    assert rates.argmax() == top
+    assert rates[top] == pytest.approx(0.01, rel=0.1)
+    assert np.all(np.diff(rates[: top + 1]) > 0)
+    assert np.all(np.diff(rates[top:]) < 0)
+    assert 0 < rates[-1] < 1e-5
+    assert rates[0] == pytest.approx(0.01 if schedule == "cosine" else 0.01 / 12, rel=0.01)
+    assert [record["learning_rate"] for record in results["epochs"]] == [config.rate(epoch) for epoch in range(1, 11)]
+    with pytest.raises(ValueError, match="is of a run with epochs 10, not 11"):
+        train(Config(**{**SMALL, "epochs": 11}, schedule=schedule), tmp_path, resume=True)
+
+
+def test_a_run_recorded_before_there_were_schedules_goes_on(fake, tmp_path):
+    fake()
+    train(Config(**SMALL), tmp_path)
+    arrays, record = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    del record["config"]["schedule"]
+    save_checkpoint(tmp_path / "checkpoint.safetensors", arrays, record)
+    assert len(train(Config(**{**SMALL, "epochs": 3}), tmp_path, resume=True)["epochs"]) == 3
+    with pytest.raises(ValueError, match="is of a run with schedule 'step', not 'cosine'"):
+        train(Config(**{**SMALL, "epochs": 3}, schedule="cosine"), tmp_path, resume=True)
+
+
 def test_another_run_in_the_folder(fake, tmp_path):
     fake()
     train(Config(**SMALL), tmp_path)
@@ -232,6 +262,8 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         ({"task": "imagenet"}, "unknown task 'imagenet'"),
         ({"framework": "tensorflow"}, "unknown framework 'tensorflow'"),
         ({"epochs": 0}, "epochs must be at least 1"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"warm_up": 1.0}, "warm_up must be a part of the run"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"input_noise": -0.1}, "input_noise must be a number of at least 0"),

@@ -78,6 +78,10 @@ def test_table_trains_what_is_missing(invoke, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise FloatingPointError("the loss is nan at epoch 1, step 3")
 
+    earlier = tmp_path / "digits-gru-torch-seed0" / "results.json"
+    record = json.loads(earlier.read_text())
+    del record["config"]["schedule"]  # as before there were any
+    earlier.write_text(json.dumps(record))
     monkeypatch.setattr("organics_train.loop.train", fail)
     again = invoke(*arguments)
     assert again.exit_code == 0, again.output

@@ -44,6 +44,11 @@ class ORGaNICsCell(Part):
         learned within the ball of spectral norm 1, from an orthogonal matrix.
     variant : {"rectified_recurrence", "main"}
         Of the dynamics, see :func:`organics_core.cell_step`.
+    initialization : {"paper", "oscillators"}
+        The paper's, or W_r = I + K with a K that turns pairs of units, a long
+        memory for the variant "main"; see :func:`organics_core.init_cell`.
+    rate_spread : float
+        The fastest dt/tau_y over the slowest at the start.
     max_rates : MaxRates
         (dt/tau)_max of y, a and of both gains.
     learn_rates : bool
@@ -93,6 +98,8 @@ class ORGaNICsCell(Part):
         key: Array,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
+        initialization: str = "paper",
+        rate_spread: float = 1.0,
         max_rates: MaxRates = MaxRates(),
         learn_rates: bool = True,
         dtype: Any = None,
@@ -101,6 +108,8 @@ class ORGaNICsCell(Part):
         self.hidden_size = checks.positive_integer("hidden_size", hidden_size)
         checks.one_of("recurrent", recurrent, RECURRENT)
         checks.one_of("variant", variant, CELL_VARIANTS)
+        if initialization == "oscillators" and recurrent == "spectral":
+            raise ValueError("oscillators are outside of the ball of spectral norm 1, and recurrent is 'spectral'")
         self.recurrent = recurrent
         self.variant = variant
         self.max_rates = check_max_rates(max_rates)
@@ -108,7 +117,15 @@ class ORGaNICsCell(Part):
 
         def make(generator: Any) -> tuple[CellParameters, CellState]:
             kind = "identity" if recurrent == "identity" else "orthogonal"
-            return init_cell(generator, self.input_size, self.hidden_size, recurrent=kind)
+            return init_cell(
+                generator,
+                self.input_size,
+                self.hidden_size,
+                recurrent=kind,
+                initialization=initialization,
+                rate_spread=rate_spread,
+                max_rates=self.max_rates,
+            )
 
         self.parameters, self.start = from_host(key, make, float_dtype(dtype))
 
@@ -186,7 +203,7 @@ class ORGaNICs(Part):
         keeps only the state of every 28th step or so and has a reverse
         derivative written by hand; ``"reference"`` is the core's scan, for
         derivatives of other kinds (``jvp``, Hessians). ``"auto"`` is ``"chunked"``.
-    recurrent, variant, max_rates, learn_rates, dtype
+    recurrent, variant, initialization, rate_spread, max_rates, learn_rates, dtype
         As for :class:`ORGaNICsCell`.
 
     Attributes
@@ -220,6 +237,8 @@ class ORGaNICs(Part):
         batch_first: bool = False,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
+        initialization: str = "paper",
+        rate_spread: float = 1.0,
         max_rates: MaxRates = MaxRates(),
         learn_rates: bool = True,
         implementation: str = "auto",
@@ -234,6 +253,8 @@ class ORGaNICs(Part):
                 key=part,
                 recurrent=recurrent,
                 variant=variant,
+                initialization=initialization,
+                rate_spread=rate_spread,
                 max_rates=max_rates,
                 learn_rates=learn_rates,
                 dtype=dtype,
@@ -350,7 +371,7 @@ class ORGaNICsClassifier(Part):
     input_size, hidden_size, classes : int
     num_layers : int
     key : jax random key
-    recurrent, variant, max_rates, learn_rates, implementation, dtype
+    recurrent, variant, initialization, rate_spread, max_rates, learn_rates, implementation, dtype
         As for :class:`ORGaNICs`.
 
     Attributes
@@ -383,6 +404,8 @@ class ORGaNICsClassifier(Part):
         num_layers: int = 1,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
+        initialization: str = "paper",
+        rate_spread: float = 1.0,
         max_rates: MaxRates = MaxRates(),
         learn_rates: bool = True,
         implementation: str = "auto",
@@ -398,6 +421,8 @@ class ORGaNICsClassifier(Part):
             batch_first=True,
             recurrent=recurrent,
             variant=variant,
+            initialization=initialization,
+            rate_spread=rate_spread,
             max_rates=max_rates,
             learn_rates=learn_rates,
             implementation=implementation,

@@ -75,12 +75,17 @@ class ORGaNICsCell(nn.Module):
     variant : {"rectified_recurrence", "main"}
         Recurrent drive max(W_r y, 0) and pool of max(y, 0)**2, as trained in
         the paper, or W_r y and y**2.
+    initialization : {"paper", "oscillators"}
+        The paper's, or W_r = I + K with a K that turns pairs of units, a long
+        memory for the variant "main"; see :func:`organics_core.init_cell`.
+    rate_spread : float
+        The fastest dt/tau_y over the slowest at the start.
     max_rates : MaxRates
         (dt/tau)_max of y, of a, and of both gains. The default suits sequences
         of several hundred steps; short sequences want larger rates.
     learn_rates : bool
         Whether dt/tau is learned, per neuron; otherwise it stays at half of
-        ``max_rates``.
+        ``max_rates``, or as ``rate_spread`` has it.
     seed : int or numpy.random.Generator, optional
         Fixes the initialization; otherwise torch's random numbers do.
     generator : torch.Generator, optional
@@ -113,6 +118,8 @@ class ORGaNICsCell(nn.Module):
         *,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
+        initialization: str = "paper",
+        rate_spread: float = 1.0,
         max_rates: MaxRates | tuple[float, float, float] = MaxRates(),
         learn_rates: bool = True,
         seed: int | np.random.Generator | None = None,
@@ -123,6 +130,8 @@ class ORGaNICsCell(nn.Module):
         super().__init__()
         checks.one_of("recurrent", recurrent, RECURRENT)
         checks.one_of("variant", variant, CELL_VARIANTS)
+        if initialization == "oscillators" and recurrent == "spectral":
+            raise ValueError("oscillators are outside of the ball of spectral norm 1, and recurrent is 'spectral'")
         self.input_size = checks.positive_integer("input_size", input_size)
         self.hidden_size = checks.positive_integer("hidden_size", hidden_size)
         self.recurrent = recurrent
@@ -135,6 +144,9 @@ class ORGaNICsCell(nn.Module):
             self.input_size,
             self.hidden_size,
             recurrent="identity" if recurrent == "identity" else "orthogonal",
+            initialization=initialization,
+            rate_spread=rate_spread,
+            max_rates=self.max_rates,
         )
         for name, value in values._asdict().items():
             tensor = None if value is None else torch.as_tensor(value).to(device=device, dtype=dtype)

@@ -39,7 +39,7 @@ class ORGaNICs(nn.Module):
         Keep the states of every so many steps only, and compute the others
         again in the backward pass: little memory for about a third more
         arithmetic. ``"reference"`` does not use it.
-    recurrent, variant, max_rates, learn_rates, seed, generator, device, dtype
+    recurrent, variant, initialization, rate_spread, max_rates, learn_rates, seed, generator, device, dtype
         As for :class:`ORGaNICsCell`.
 
     Notes
@@ -70,6 +70,8 @@ class ORGaNICs(nn.Module):
         checkpoint_every: int | None = None,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
+        initialization: str = "paper",
+        rate_spread: float = 1.0,
         max_rates: MaxRates | tuple[float, float, float] = MaxRates(),
         learn_rates: bool = True,
         seed: int | np.random.Generator | None = None,
@@ -91,6 +93,8 @@ class ORGaNICs(nn.Module):
                 hidden_size,
                 recurrent=recurrent,
                 variant=variant,
+                initialization=initialization,
+                rate_spread=rate_spread,
                 max_rates=max_rates,
                 learn_rates=learn_rates,
                 seed=rng,
@@ -251,7 +255,9 @@ class ORGaNICsClassifier(nn.Module):
     Parameters
     ----------
     input_size, hidden_size, classes : int
-    num_layers, implementation, checkpoint_every, recurrent, variant, max_rates, learn_rates
+    num_layers, implementation, checkpoint_every, recurrent, variant
+        As for :class:`ORGaNICs`.
+    initialization, rate_spread, max_rates, learn_rates
         As for :class:`ORGaNICs`.
     seed, generator, device, dtype
         As for :class:`ORGaNICs`.

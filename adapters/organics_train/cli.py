@@ -14,11 +14,12 @@ import typer
 
 from organics_cli.console import EXIT_INTERRUPTED, Debug, command, complain, console, write_text
 
-from .config import FRAMEWORKS, Config
+from .config import FRAMEWORKS, SCHEDULES, Config, completed
 from .datasets import TASKS
 
 Task = StrEnum("Task", {name: name for name in TASKS})  # type: ignore[misc]  # mypy wants the names spelled out
 Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})  # type: ignore[misc]
+Schedule = StrEnum("Schedule", {name: name for name in SCHEDULES})  # type: ignore[misc]
 OUTPUT = Path("organics-output") / "train"
 
 
@@ -49,6 +50,10 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="Of Adam.")] = 1e-5,
     lr_step: Annotated[int, typer.Option(help="Epochs after which the learning rate falls.")] = 30,
     lr_gamma: Annotated[float, typer.Option(help="By which factor.")] = 0.8,
+    schedule: Annotated[
+        Schedule, typer.Option(help="How the learning rate falls; cosine and onecycle end at nothing.")
+    ] = Schedule.step,  # type: ignore[attr-defined]
+    warm_up: Annotated[float, typer.Option(help="Part of the run in which it rises, of onecycle.")] = 0.1,
     input_noise: Annotated[
         float, typer.Option(help="Standard deviation of Gaussian noise on the training inputs.")
     ] = 0.0,
@@ -84,6 +89,8 @@ def train(
         weight_decay=weight_decay,
         lr_step=lr_step,
         lr_gamma=lr_gamma,
+        schedule=str(schedule),
+        warm_up=warm_up,
         input_noise=input_noise,
         seed=seed,
         downsample=downsample,
@@ -187,7 +194,10 @@ def _train(config: Config, folder: Path, *, resume: bool, checkpoint_every: int 
 
 def _is_finished(path: Path, config: Config) -> bool:
     """Whether there are results of just this run."""
-    return path.is_file() and json.loads(path.read_text()).get("config") == json.loads(json.dumps(config.asdict()))
+    if not path.is_file():
+        return False
+    before = json.loads(path.read_text()).get("config")
+    return isinstance(before, dict) and completed(before) == json.loads(json.dumps(config.asdict()))
 
 
 def parse_option(text: str) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ from organics_core import checks
 from .datasets import TASKS, Dataset, load_dataset
 
 FRAMEWORKS = ("torch", "jax")
+SCHEDULES = ("step", "cosine", "onecycle")
 
 DEFAULT_HIDDEN = 64
 # What a task wants other than the defaults of Config.
@@ -43,7 +44,14 @@ class Config:
         Of Adam, weight decay added to the gradient. The gradient is never
         clipped.
     lr_step, lr_gamma : int, float
-        Every ``lr_step`` epochs the learning rate is multiplied by ``lr_gamma``.
+        Of the schedule "step": every ``lr_step`` epochs the learning rate is
+        multiplied by ``lr_gamma``.
+    schedule : {"step", "cosine", "onecycle"}
+        How the learning rate falls: in steps; or step by step of the optimizer
+        along half a cosine, to nothing at the end of the run; or so after it has
+        risen along a straight line, from nothing.
+    warm_up : float
+        Of the schedule "onecycle": the part of the run in which the rate rises.
     input_noise : float
         Standard deviation of the Gaussian noise added to the training inputs; an
         autoencoder is still to give the clean ones.
@@ -68,6 +76,8 @@ class Config:
     weight_decay: float = 1e-5
     lr_step: int = 30
     lr_gamma: float = 0.8
+    schedule: str = "step"
+    warm_up: float = 0.1
     input_noise: float = 0.0
     seed: int = 0
     downsample: int = 1
@@ -80,6 +90,7 @@ class Config:
     def __post_init__(self) -> None:
         checks.one_of("task", self.task, TASKS)
         checks.one_of("framework", self.framework, FRAMEWORKS)
+        checks.one_of("schedule", self.schedule, SCHEDULES)
         for name in ("epochs", "batch_size", "lr_step", "downsample", "length", "samples"):
             checks.positive_integer(name, getattr(self, name))
         for name in ("hidden", "parameters", "limit"):
@@ -89,6 +100,8 @@ class Config:
             raise ValueError("give hidden or parameters, not both")
         for name in ("learning_rate", "lr_gamma"):
             checks.positive_number(name, getattr(self, name))
+        if not (checks.is_number(self.warm_up) and 0 <= self.warm_up < 1):
+            raise ValueError(f"warm_up must be a part of the run, at least 0 and below 1, got {self.warm_up!r}")
         for name in ("weight_decay", "input_noise"):
             if not (checks.is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
@@ -129,9 +142,15 @@ class Config:
             return closest_size(count, self.parameters)
         return DEFAULT_HIDDEN if self.hidden is None else self.hidden
 
-    def rate(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 1."""
-        return self.learning_rate * self.lr_gamma ** ((epoch - 1) // self.lr_step)
+    def rate(self, epoch: int, step: int = 1, steps: int = 1) -> float:
+        """Learning rate of a step of an epoch of ``steps``, both counted from 1; by default that in its middle."""
+        if self.schedule == "step":
+            return self.learning_rate * self.lr_gamma ** ((epoch - 1) // self.lr_step)
+        done = (epoch - 1 + (step - 0.5) / steps) / self.epochs
+        rise = self.warm_up if self.schedule == "onecycle" else 0.0
+        if done < rise:
+            return self.learning_rate * done / rise
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
 
     def asdict(self) -> dict[str, Any]:
         """All fields, as JSON holds them."""
@@ -150,6 +169,11 @@ class Config:
         if "max_rates" in options:
             options["max_rates"] = tuple(options["max_rates"])
         return options
+
+
+def completed(record: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recorded run, with the defaults of those that there were not yet when it was recorded."""
+    return asdict(Config()) | record
 
 
 def default_max_rates(steps: int) -> tuple[float, float, float]:

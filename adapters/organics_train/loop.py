@@ -31,7 +31,7 @@ import numpy as np
 from organics_core import checks
 
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
-from .config import FRAMEWORKS, Config
+from .config import FRAMEWORKS, Config, completed
 from .datasets import Dataset
 from .records import batch_indices
 
@@ -174,10 +174,10 @@ def train(
 
     with _interruptible() as stop:
         while epoch <= config.epochs:
-            rate = config.rate(epoch)
             for index in islice(batch_indices(config.seed, epoch, count, config.batch_size), done, None):
                 began = time.perf_counter()
                 noise = input_noise(config, epoch, done + 1, (len(index), *data.x_train.shape[1:]))
+                rate = config.rate(epoch, done + 1, steps)
                 loss, accuracy, norm = learner.step(index, rate, noise)
                 _finite({"loss": loss, "gradient norm": norm}, f"at epoch {epoch}, step {done + 1}")
                 done += 1
@@ -198,7 +198,7 @@ def train(
             records.append(
                 {
                     "epoch": epoch,
-                    "learning_rate": rate,
+                    "learning_rate": config.rate(epoch),
                     "loss": sums["loss"] / done,
                     "train_accuracy": sums["accuracy"] / done,
                     "validation_loss": validation_loss,
@@ -283,10 +283,10 @@ def environment(framework: str) -> dict[str, Any]:
 
 
 def _same_run(path: Path, before: dict[str, Any], config: Config) -> None:
-    """ValueError naming the first field that differs; more epochs are welcome."""
-    now = json.loads(json.dumps(asdict(config)))
+    """ValueError naming the first field that differs; more epochs are welcome where the learning rate allows."""
+    now, before = json.loads(json.dumps(asdict(config))), completed(before)
     for name, value in now.items():
-        if name != "epochs" and before.get(name) != value:
+        if before[name] != value and (name != "epochs" or config.schedule != "step"):
             raise ValueError(f"{path} is of a run with {name} {before.get(name)!r}, not {value!r}")
 
 
