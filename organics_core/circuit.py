@@ -364,6 +364,7 @@ def circuit_jacobian(
     """
     y, a = state
     y, a = y + xp.zeros_like(a), a + xp.zeros_like(y)
+    w = weights.dense(xp, circuit.w, y)
     eye = xp.eye(y.shape[-1], dtype=y.dtype, device=device(y))
     positive = a > 0
     root = sqrt_relu(xp, a)
@@ -373,7 +374,7 @@ def circuit_jacobian(
     half = xp.where(positive, 0.5 / xp.where(positive, root, xp.ones_like(root)), xp.zeros_like(root))
     live = xp.where(positive, response * response, xp.zeros_like(a))
     tau_y, tau_a = circuit.tau_y, circuit.tau_a
-    w, coupling = weights.dense(xp, circuit.w, y), -drive * half
+    coupling = -drive * half
     if pooled:
         w = w[..., :1, :]
         tau_a = tau_a if tau_a.ndim == 0 else tau_a[..., :1]

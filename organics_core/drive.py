@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 from array_api_compat import is_array_api_obj
@@ -47,8 +48,13 @@ class Drive(NamedTuple):
         return {"z" if self.function is None else "z(t)": self.sample}
 
 
-def read_drive(xp: Any, z: Any, times: Array, how: str, jumps: Iterable[float] | None = None) -> Drive:
-    """What kind of drive ``z`` is; TypeError or ValueError, by name, for what is none."""
+def read_drive(
+    xp: Any, z: Any, times: Array, how: str, jumps: Iterable[float] | None = None, *, timed: bool = False
+) -> Drive:
+    """What kind of drive ``z`` is; TypeError or ValueError, by name, for what is none.
+
+    ``timed`` says that the model itself may depend on the time, and jump.
+    """
     checks.one_of("drive", how, DRIVES)
     given = None if jumps is None else read_jumps(jumps)
     if is_array_api_obj(z):
@@ -56,7 +62,7 @@ def read_drive(xp: Any, z: Any, times: Array, how: str, jumps: Iterable[float] |
         fits = z.ndim >= 2 and z.shape[0] == count
         if how == "sampled" and not fits:
             raise ValueError(f"a sampled z must have shape ({count}, ..., n), one value per time, got {tuple(z.shape)}")
-        if given is not None:
+        if given is not None and not timed:
             raise ValueError("jumps are for a z that is a function of time; an array z has its breaks at the times")
         checks.namespace({"times": times, "z": z})
         checks.values(xp, "z", z, "any")
@@ -68,8 +74,8 @@ def read_drive(xp: Any, z: Any, times: Array, how: str, jumps: Iterable[float] |
                     AmbiguousDriveWarning,
                     stacklevel=4,
                 )
-            return Drive(None, z, None, z[0, ...], ())
-        return Drive(z, None, None, z, ())
+            return Drive(None, z, None, z[0, ...], given or ())
+        return Drive(z, None, None, z, given or ())
     if not callable(z):
         raise TypeError(f"z must be an array or a function of time, got {checks.describe(z)}")
     sample = z(times[0])
@@ -83,6 +89,10 @@ def read_drive(xp: Any, z: Any, times: Array, how: str, jumps: Iterable[float] |
 
 def read_jumps(jumps: Iterable[float]) -> tuple[float, ...]:
     """Times where a drive breaks, as sorted numbers."""
+    if not is_array_api_obj(jumps) and not isinstance(jumps, Iterable):
+        raise TypeError(f"jumps must be times in seconds, a list of numbers, got {checks.describe(jumps)}")
+    if is_array_api_obj(jumps) and not is_concrete(jumps):
+        raise ValueError("jumps must be numbers, known before tracing")
     values = to_numpy(jumps).reshape(-1).tolist() if is_array_api_obj(jumps) else list(jumps)
     for value in values:
         if not checks.is_number(value) or not math.isfinite(value):
@@ -177,13 +187,18 @@ def pulse_train(
     if z.ndim == 0:
         raise ValueError("z must have shape (..., n), got shape ()")
     checks.values(xp, "z", z, "any")
+    if baseline is not None:
+        checks.vector_shape("baseline", baseline, int(z.shape[-1]))
+        checks.values(xp, "baseline", baseline, "any")
 
     def numbers(name: str, value: Any, count: int | None) -> tuple[float, ...]:
-        values = [value] * (count or 1) if checks.is_number(value) else list(value)
+        if is_array_api_obj(value):
+            value = to_numpy(value).tolist()
+        values = [value] * (count or 1) if isinstance(value, Real) else list(value)
         if count is not None and len(values) != count:
             raise ValueError(f"{name} must be a number or {count} numbers, one per onset, got {len(values)}")
         for one in values:
-            if not isinstance(one, float | int) or isinstance(one, bool) or not math.isfinite(one):
+            if not isinstance(one, Real) or isinstance(one, bool) or not math.isfinite(one):
                 raise ValueError(f"{name} must be finite numbers, got {one!r}")
         return tuple(float(one) for one in values)
 

@@ -44,6 +44,8 @@ MESSAGES = {
 
 _STIFF_ABOVE = 0.75
 """Steps whose h |lambda| comes so close to the bound of the method are limited by stability, not by accuracy."""
+_STILL = 10.0
+"""Steps at the bound of stability leave the state in motion by about the tolerance in a time constant."""
 _MANY = 8192
 """Below so many numbers a step costs the same for a part of them: members of a batch go together."""
 _CHUNK = 2**22
@@ -164,7 +166,8 @@ class Trajectory(NamedTuple):
         else:
             sentence = "; ".join(f"{count} of {codes.size} {MESSAGES[code]}" for code, count in kinds if count)
         if self.settled is not None and not math.isnan(float(self.settled)):
-            sentence = f"settled at {float(self.settled):.6g} s; later states repeat that one"
+            settled = f"settled at {float(self.settled):.6g} s; later states repeat that one"
+            return settled if self.success else f"{settled}; {sentence}"
         return sentence
 
     @property
@@ -195,8 +198,17 @@ class Trajectory(NamedTuple):
         ValueError
             Where ``later`` does not begin where this one ends.
         """
+        if not isinstance(later, Trajectory):
+            raise TypeError(f"later must be a Trajectory, got {checks.describe(later)}")
         xp = checks.namespace({"times": self.times, "later.times": later.times})
-        if float(self.times[-1]) != float(later.times[0]):
+        shapes = [[tuple(part.shape[1:]) for part in run.state] for run in (self, later)]
+        if shapes[0] != shapes[1] or len(self.events) != len(later.events):
+            raise ValueError(
+                f"later must have states of shapes {shapes[0]} and {len(self.events)} kinds of events, "
+                f"got {shapes[1]} and {len(later.events)}"
+            )
+        seen = is_concrete(self.times) and is_concrete(later.times)
+        if seen and float(self.times[-1]) != float(later.times[0]):
             raise ValueError(
                 f"later must begin at the last time of this run, {float(self.times[-1]):g}, "
                 f"got {float(later.times[0]):g}"
@@ -252,6 +264,7 @@ class _Arguments(NamedTuple):
     values: Array  # (T, ..., n) of a sampled drive, or None
     start: Array  # packed
     origin: Array  # the first time
+    last: Array  # the last
     times: Array  # (T,), from the first
     limits: Array  # (T-1,), longest step allowed in each interval, or None
     jumps: Array  # (J,), from the first time, or None
@@ -304,8 +317,10 @@ def simulate(
         Tolerances of the adaptive methods.
     max_step : float, optional
         Longest step of the adaptive methods, in seconds. By default steps under
-        a function of time do not exceed the distance of the output times around
-        them, and others are not bounded; ``math.inf`` lifts the bound.
+        a function of time, and of a model whose field may depend on the time
+        (one without ``autonomous = True``), do not exceed the distance of the
+        output times around them, and others are not bounded; ``math.inf`` lifts
+        the bound.
     variant : {"main", "rectified", "rectified_recurrence"}
         Of a Circuit.
     drive : {"auto", "constant", "sampled"}
@@ -323,7 +338,7 @@ def simulate(
         Also return an interpolant for any time between (adaptive methods, not
         while tracing).
     until : {None, "steady"}
-        ``"steady"`` stops when the state moves by less than the tolerance in the
+        ``"steady"`` stops when the state moves by less than ten tolerances in the
         longest time constant (of a model without time constants: in the time
         since the start), and repeats it for the later times; needs a constant
         drive and an adaptive method. A slow departure from an unstable fixed
@@ -333,7 +348,9 @@ def simulate(
         step is found on the interpolant. Two changes within one step are not
         seen: bound the steps by ``max_step``.
     progress : bool or callable, optional
-        True shows a bar on the terminal; a callable gets the fraction done.
+        True shows a bar on the terminal; a callable gets the fraction done, from
+        output time to output time; with ``dense``, ``events`` or ``until`` the
+        end alone.
 
     Returns
     -------
@@ -357,6 +374,10 @@ def simulate(
     than the distance of the output times (or ``max_step``) meets a stage of some
     step and is then resolved by the step-size control; a shorter one may be
     stepped over unless ``jumps`` names its edges.
+
+    Where loops are compiled (jax) a function of time is read when it is first
+    used, and what it refers to counts as constant: for other values pass another
+    function.
 
     Differentiable in the circuit, the drive and the start state wherever the
     library is; step sizes count as constants.
@@ -571,7 +592,7 @@ def pose(
     if not is_operator(first):
         checks.namespace({"circuit": first, "times": times, **more}, optional=("increments",))
     times = check_times(xp, times)
-    given = read_drive(xp, z, times, drive, jumps)
+    given = read_drive(xp, z, times, drive, jumps, timed=not getattr(made, "autonomous", False))
     model.validate(made, name="circuit", **given.named, **others)
     for name, value in {**others, **more}.items():
         checks.values(xp, name, value, "any")
@@ -581,6 +602,7 @@ def pose(
     parts = start or list(model.rest(xp, made, wide))
     shape = broadcast_shapes(tuple(wide.shape), *(tuple(part.shape) for part in parts))
     initial = made.state._make([xp.broadcast_to(part, shape) for part in parts])
+    model.check_field(xp, made, initial, wide)
     given = given._replace(constant=None if given.constant is None else sample, sample=sample)
     values = None if given.sampled is None else xp.astype(given.sampled, times.dtype, copy=False)
     decay = getattr(made, "decay", None)
@@ -666,8 +688,13 @@ def _integrate(
         )
     if until is not None:
         checks.one_of("until", until, ("steady",))
-        if not chosen.adaptive or posed.drive is None or posed.drive.constant is None:
-            raise ValueError("until='steady' needs a constant drive and an adaptive method, such as 'dopri5'")
+        if not chosen.adaptive or posed.drive is None or posed.drive.constant is None or _hangs_on_time(posed):
+            raise ValueError(
+                "until='steady' needs a constant drive, an adaptive method such as 'dopri5', and a model whose field "
+                "does not hang on the time (which says so by autonomous = True)"
+            )
+    if callable(events):
+        raise TypeError("events must be a sequence of functions of time and state, got one function; put it in a list")
     for k, event in enumerate(events):
         if not callable(event):
             raise TypeError(f"events[{k}] must be a function of time and state, got {checks.describe(event)}")
@@ -709,6 +736,11 @@ def _integrate(
     return made if dense else made._replace(interpolant=None)
 
 
+def _hangs_on_time(posed: Posed) -> bool:
+    """Whether the field of the model may depend on the time itself."""
+    return posed.model is not None and not getattr(posed.model, "autonomous", False)
+
+
 def _leaves(tree: Any) -> list[Array]:
     """The arrays of nested tuples; functions, numbers and names are none."""
     return [leaf for leaf in tree_leaves(tree) if hasattr(leaf, "dtype")]
@@ -733,7 +765,7 @@ def _problem(
         spacing = local[1:] - local[:-1]
         if max_step is not None and max_step != math.inf:
             limits = xp.full_like(spacing, max_step)
-        elif max_step is None and function is not None:
+        elif max_step is None and posed.field is None and (function is not None or _hangs_on_time(posed)):
             later = xp.concat([spacing[1:], spacing[-1:]])
             limits = xp.where(later < spacing, later, spacing)
         if given is not None and given.jumps:
@@ -750,6 +782,7 @@ def _problem(
         posed.values,
         layout.pack(xp, posed.start),
         times[0],
+        times[-1],
         local,
         limits,
         jumps,
@@ -794,8 +827,13 @@ def _run_pieces(
         return _Found(*run(settings, some))
 
     count = int(arguments.times.shape[0]) - 1
-    if show is None or count < 2 or pieces is not None or settings.steady:
+    if show is None:
         return part(arguments)
+    if count < 2 or pieces is not None or settings.steady:
+        with show as tell:
+            whole = part(arguments)
+            tell(1.0)
+        return whole
     xp = checks.namespace({"times": arguments.times})
     edges = sorted({round(k * count / min(_PIECES, count)) for k in range(min(_PIECES, count) + 1)})
     found: _Found | None = None
@@ -834,7 +872,13 @@ def _groups(settings: _Settings, arguments: _Arguments) -> list[list[int]] | Non
         return None
     count = int(arguments.start.shape[0])
     decay = None if settings.field is not None else getattr(arguments.model, "decay", None)
-    if settings.steady or settings.method.stiff or decay is None or math.prod(arguments.start.shape) < _MANY:
+    if (
+        settings.steady
+        or settings.function is not None
+        or settings.method.stiff
+        or decay is None
+        or math.prod(arguments.start.shape) < _MANY
+    ):
         return None
     taus = [to_numpy(tau) for tau in decay()]
     if all(tau.ndim < 2 for tau in taus):
@@ -982,6 +1026,7 @@ class _Slope:
         if self._settings.function is None:
             return self._arguments.z
         clock = self._arguments.origin + (t if self._segment is None else self._clip(t))
+        clock = self.xp.where(clock < self._arguments.last, clock, self._arguments.last)
         return xp.astype(self._settings.function(self._time(clock)), self._arguments.start.dtype, copy=False)
 
     def _clip(self, t: Any) -> Any:
@@ -1164,6 +1209,7 @@ class _Loop:
         usable = (largest > 1e-15) & xp.isfinite(largest)
         guess = xp.min(xp.where(usable, (0.01 / xp.where(usable, largest, 1.0)) ** power, 1e-3 * step))
         guess = xp.where(guess < 100.0 * step, guess, 100.0 * step)
+        guess = xp.where(guess > 0, guess, 1e-6 * room)  # where nothing is finite the loop is to say so
         return xp.where(guess < room, guess, room)
 
     def factor(self, worst: Any, accept: Any) -> Any:
@@ -1220,11 +1266,11 @@ class _Loop:
         return x, memory, status
 
     def steady(self, slope: _Slope, t: Any, x: Array, status: Array) -> Any:
-        """Whether no living member moves by more than the tolerance in the longest time constant."""
+        """Whether no living member moves by more than ten tolerances in the longest time constant."""
         xp = self.xp
         own = slope._model is not None and hasattr(slope._model, "decay")
         scale = xp.max(slope.tau, axis=-1)[..., None] if own else self.time(t)
-        return self.worst(self.norm(scale * slope(self.time(t), x), x, x), status) <= 1.0
+        return self.worst(self.norm(scale * slope(self.time(t), x), x, x), status) <= _STILL
 
     def output(self, c: _Carry, goal: Any) -> Array:
         """The state at an output time that has been passed."""
@@ -1262,7 +1308,7 @@ class _HostLoop(_Loop):
         self.clock = clock
         self.span = clock[-1]
         own = self.arguments.jumps
-        self.jumps = [] if own is None else [t for t in map(float, own) if clock[0] < t < clock[-1]]
+        self.jumps = [] if own is None else [t for t in map(float, own) if clock[0] <= t <= clock[-1]]
         self.limits = None if self.arguments.limits is None else [float(h) for h in self.arguments.limits]
         self.clock_eps = 2.220446049250313e-16
         self.floor = self.span * self.clock_eps
@@ -1369,7 +1415,8 @@ class _HostLoop(_Loop):
                 c = _Carry(clock[0], h, x, memory, clock[0], 1.0, None, None, 0, 0, math.nan)
             tried = 0
             while c.t < goal and not finished and c.settled != c.settled:
-                if tried >= settings.max_steps or (tried and tried % 1000 == 0 and self.hopeless(c, goal)):
+                late = tried >= settings.max_steps // 4 and tried % 1000 == 0
+                if tried >= settings.max_steps or (late and self.hopeless(c, goal)):
                     stiff = self.is_stiff(c)
                     status = self.late(c.status, self.batch, TOO_MANY_STEPS)
                     status = xp.where((status == TOO_MANY_STEPS) & stiff, STIFF, status)
@@ -1480,8 +1527,8 @@ class _TracedLoop(_Loop):
     def segment(self, t: Any) -> tuple[Array, Array]:
         xp, jumps = self.xp, self.arguments.jumps
         now, begin = self.time(t), self.arguments.times[0]
-        passed = (jumps <= now) & (jumps > begin)
-        ahead = (jumps > now) & (jumps < self.span)
+        passed = (jumps <= now) & (jumps >= begin)
+        ahead = (jumps > now) & (jumps <= self.span)
         low = xp.max(xp.where(passed, jumps, begin))
         high = xp.min(xp.where(ahead, jumps, self.span))
         nudge = 4.0 * self.eps * (xp.abs(self.arguments.origin) + self.span)
@@ -1700,6 +1747,13 @@ def _find_event(xp: Any, run: DenseOutput, event: Callable[..., Array]) -> Event
             ]
         )
 
+    first = values(ends[:1])
+    batch = tuple(tree_leaves(run.dense)[0].shape[1:-1])
+    if tuple(first.shape) != (1, *batch) or not xp.isdtype(first.dtype, "real floating"):
+        raise ValueError(
+            f"an event must return a real array of the batch's shape {batch}, one number per member, whose sign "
+            f"changes; got {first.dtype} of shape {tuple(first.shape[1:])}"
+        )
     found = to_numpy(values(ends))
     at = np.argwhere((found[:-1] * found[1:] < 0) | ((found[1:] == 0) & (found[:-1] != 0)))
     moments, states = [], []
@@ -1729,7 +1783,8 @@ def _find_event(xp: Any, run: DenseOutput, event: Callable[..., Array]) -> Event
         for i in range(len(sizes))
     ]
     members = np.asarray([at[i][1:] for i in order], dtype=np.int64).reshape(len(moments), found.ndim - 1)
-    return Event(clock, xp.asarray(members.tolist(), dtype=xp.int64, device=device(ends)), run.layout.make(parts))
+    kept = xp.reshape(xp.asarray(members.reshape(-1).tolist(), dtype=xp.int64, device=device(ends)), members.shape)
+    return Event(clock, kept, run.layout.make(parts))
 
 
 def _joined(xp: Any, one: Event, two: Event) -> Event:

@@ -277,12 +277,33 @@ def full(xp: Any, model: Any, value: Array) -> Array:
     return value if shape == tuple(value.shape) else xp.broadcast_to(value, shape)
 
 
+def check_parts(model: Any, name: str, parts: Any, like: Tree) -> None:
+    """ValueError unless ``parts``, made by the model's method ``name``, are shaped like the state ``like``."""
+    kind = type(model).__name__
+    wanted = [tuple(part.shape) for part in like]
+    if not isinstance(parts, tuple) or not all(hasattr(part, "shape") for part in parts):
+        raise ValueError(f"{name} of {kind} must return a tuple of {len(wanted)} arrays, got {checks.describe(parts)}")
+    got = [tuple(part.shape) for part in parts]
+    if got != wanted:
+        names = ", ".join(model.state._fields)
+        raise ValueError(f"{name} of {kind} must return arrays ({names}) of shapes {wanted}, got {got}")
+
+
+def check_field(xp: Any, model: Any, x: Tree, z: Array) -> None:
+    """ValueError where the field of a model of one's own returns other shapes than those of the state."""
+    if hasattr(model, "additive"):  # of the families here
+        return
+    check_parts(model, "field", model.field(xp, xp.zeros((), dtype=z.dtype, device=device(z)), x, z), x)
+
+
 def rest(xp: Any, model: Any, z: Array) -> Tree:
     """Where simulations start, in the shape of z and the model's batch: the model's ``rest``, or zeros."""
     wide = full(xp, model, z)
     own = getattr(model, "rest", None)
     if own is not None:
-        return own(xp, wide)
+        made = own(xp, wide)
+        check_parts(model, "rest", made, (wide,) * len(model.state._fields))
+        return made
     return model.state(*(xp.zeros_like(wide) for _ in model.state._fields))
 
 

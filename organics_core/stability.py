@@ -222,7 +222,7 @@ def leading_eigenvalues(
     circuit: Any,
     state: Any,
     *,
-    count: int = 6,
+    count: int | None = None,
     tol: float = 1e-8,
     max_iterations: int = 1000,
     variant: str = "main",
@@ -237,7 +237,8 @@ def leading_eigenvalues(
     state : State of arrays (n,)
         A fixed point, from :func:`steady_state`.
     count : int
-        How many, below N - 1 for the N = 2n components of the state.
+        How many, below N - 1 for the N = 2n components of the state; 6 by
+        default, or as many as there can be.
     tol : float
         Relative accuracy.
     max_iterations : int
@@ -264,13 +265,13 @@ def leading_eigenvalues(
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
     except ImportError as error:
         raise ImportError("leading_eigenvalues needs scipy; install it with: pip install scipy") from error
-    count = checks.positive_integer("count", count)
     linear = linearized(circuit, state, variant, z)
     xp, layout = linear.xp, Layout.of(linear.state)
     like, total = linear.state[0], sum(layout.sizes)
     if like.ndim != 1:
         raise ValueError(f"state must have no batch axes here, got arrays of shape {tuple(like.shape)}")
-    if count > total - 2:
+    count = min(6, total - 2) if count is None else checks.positive_integer("count", count)
+    if count > total - 2 or count < 1:
         raise ValueError(f"count must be below N - 1 = {total - 1}, got {count}")
     if not get_backend(xp).is_concrete(like):
         raise ValueError("leading_eigenvalues cannot be traced; call it outside of jit")

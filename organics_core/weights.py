@@ -103,7 +103,12 @@ def is_operator(value: Any) -> bool:
     if is_array_api_obj(value):
         layout = getattr(value, "layout", None)  # of torch: its sparse tensors are tensors
         return layout is not None and "sparse" in str(layout)
-    return callable(value) or (hasattr(value, "shape") and hasattr(value, "__matmul__") and hasattr(value, "nnz"))
+    return callable(value) or _is_sparse(value)
+
+
+def _is_sparse(value: Any) -> bool:
+    """Whether ``value`` is a sparse matrix of scipy, cupy (nnz) or jax (nse)."""
+    return hasattr(value, "shape") and hasattr(value, "__matmul__") and (hasattr(value, "nnz") or hasattr(value, "nse"))
 
 
 def _stored(matrix: Any) -> Array | None:
@@ -137,7 +142,7 @@ def operator(xp: Any, matrix: Any, dtype: Any, like: Array) -> Operator:
     """Anything with a product as an Operator for vectors of this library, dtype and device."""
     if isinstance(matrix, Operator):
         return matrix
-    if hasattr(matrix, "nnz") or is_array_api_obj(matrix):
+    if _is_sparse(matrix) or is_array_api_obj(matrix):
         return get_backend(xp).sparse(matrix, like if like.dtype == dtype else xp.astype(like, dtype))
     return Operator(matrix)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -328,3 +328,150 @@ def test_members_with_other_time_constants_take_their_own_steps(xp64: Library) -
             want = oc.simulate(one, drive[..., k, :], times, **options)
             xp64.assert_close(run.state.y[:, k, :], want.state.y, rtol=1e-5, atol=1e-7)
             xp64.assert_close(run.state.a[:, k, :], want.state.a, rtol=1e-5, atol=1e-7)
+
+
+# Models of one's own, and what they may do wrong.
+
+
+class Pair(NamedTuple):
+    v: Any
+    w: Any
+
+
+def model_of(field: Any, **more: Any) -> Any:
+    """A model with the state Pair, one parameter, and this field."""
+
+    class Own(NamedTuple):
+        k: Any
+
+    body = {"spec": {"k": oc.Parameter()}, "state": Pair, "field": field, **more}
+    return type("Own", (Own,), body)(1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (lambda self, xp, t, x, z: (z - x.v,), r"field of Own must return arrays \(v, w\) of shapes"),
+        (lambda self, xp, t, x, z: Pair(z - x.v, x.w[..., :1]), r"field of Own must return arrays \(v, w\) of shapes"),
+        (lambda self, xp, t, x, z: z - x.v, "field of Own must return a tuple of 2 arrays"),
+        (lambda self, xp, t, x, z: Pair(0.0, 1.0), "field of Own must return a tuple of 2 arrays"),
+    ],
+)
+@pytest.mark.parametrize("method", ["dopri5", "rodas5p", "rk4"])
+def test_a_field_of_other_shapes_is_named(field: Any, message: str, method: str) -> None:
+    """Not broadcast without a word."""
+    with pytest.raises(ValueError, match=message):
+        oc.simulate(model_of(field), np.ones(2), np.array([0.0, 1.0]), method=method)
+
+
+def test_a_rest_of_other_shapes_is_named() -> None:
+    """It would make other neurons than the drive has."""
+    made = model_of(lambda self, xp, t, x, z: Pair(-x.v, -x.w), rest=lambda self, xp, z: Pair(xp.ones(3), xp.ones(3)))
+    with pytest.raises(ValueError, match=r"rest of Own must return arrays \(v, w\) of shapes"):
+        oc.simulate(made, np.ones(2), np.array([0.0, 1.0]))
+
+
+def test_a_field_that_hangs_on_the_time_is_not_stepped_over(xp64: Library) -> None:
+    """A pulse inside the field of a model: bounded steps, jumps that are taken, and no end for want of motion."""
+
+    def field(self: Any, xp: Any, t: Any, x: Any, z: Any) -> Pair:
+        on = xp.where((t > 0.5) & (t < 0.52), xp.ones_like(z), xp.zeros_like(z))
+        return Pair((z * on - x.v) / 0.01, -x.w)
+
+    made, z = model_of(field), xp64.array([1.0])
+    times = np.linspace(0, 1, 101)
+    run = oc.simulate(made, z, xp64.array(times), jumps=[0.5, 0.52], rtol=1e-9, atol=1e-12)
+    rising = 1 - np.exp(-(times - 0.5) / 0.01)
+    falling = (1 - np.exp(-2.0)) * np.exp(-(times - 0.52) / 0.01)
+    want = np.where(times <= 0.5, 0.0, np.where(times <= 0.52, rising, falling))
+    xp64.assert_close(run.state.v[:, 0], want, rtol=0.0, atol=1e-6)
+    plain = oc.simulate(made, z, xp64.array(times))
+    assert float(xp64.namespace.max(plain.state.v)) > 0.8
+    with pytest.raises(ValueError, match="until='steady' needs"):
+        oc.simulate(made, z, xp64.array(times), until="steady")
+
+
+def test_what_settled_does_not_hide_what_failed() -> None:
+    """The message names both."""
+    circuit = oc.Circuit(np.array([[-40.0, 0.0], [0.0, 1.0]]), np.eye(2), 0.5, 2.0, 1.0, 0.01, 0.02)
+    z = np.array([[1.0, 0.2], [0.0, 0.1]])
+    run = oc.simulate(circuit, z, np.linspace(0, 3, 4), until="steady", drive="constant")
+    assert run.status.tolist() == [1, 0]
+    assert "settled at" in run.message
+    assert "1 of 2 stopped" in run.message
+
+
+def test_events_are_numbers_one_per_member() -> None:
+    """A flag, or one number per neuron, is no event; and runs without a crossing join."""
+    options: dict[str, Any] = {"drive": "constant", "rtol": 1e-8}
+    z, times = np.array([1.0, 0.5]), np.linspace(0, 0.02, 5)
+    for event in (lambda t, s: s.y[..., 0] > 0.3, lambda t, s: s.y - 0.3):
+        with pytest.raises(ValueError, match="an event must return a real array of the batch's shape"):
+            oc.simulate(one_neuron(), z, times, events=[event], **options)
+    with pytest.raises(TypeError, match="events must be a sequence"):
+        oc.simulate(one_neuron(), z, times, events=lambda t, s: s.y[..., 0], **options)
+    crossing = [lambda t, s: s.y[..., 0] - 0.5]
+    first = oc.simulate(one_neuron(), z, times, events=crossing, **options)
+    second = oc.simulate(one_neuron(), z, times + times[-1], state0=first, events=crossing, **options)
+    joined = first.then(second)
+    assert joined.events[0].times.shape[0] == first.events[0].times.shape[0] + second.events[0].times.shape[0]
+    with pytest.raises(ValueError, match="later must have states of shapes"):
+        first.then(second._replace(events=()))
+    with pytest.raises(TypeError, match="later must be a Trajectory"):
+        first.then(3)  # type: ignore[arg-type]
+
+
+def test_progress_takes_the_same_jumps() -> None:
+    """A pulse that begins or ends where a part of the run does is no other pulse."""
+    z = np.array([1.0, 0.5])
+    drive, times = oc.pulse_train(z, [0.1, 0.4], 0.1), np.linspace(0, 0.6, 61)
+    options: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
+    plain = oc.simulate(one_neuron(), drive, times, **options)
+    shown = oc.simulate(one_neuron(), drive, times, progress=lambda fraction: None, **options)
+    np.testing.assert_allclose(shown.state.y, plain.state.y, rtol=0, atol=1e-7)
+
+
+def test_a_stiff_beginning_is_no_reason_to_stop() -> None:
+    """1e4 per second for a second, then 1e-3: the steps of the beginning say nothing about the rest."""
+
+    def field(t: Any, x: Any) -> Any:
+        return (-(1e4 if t < 1 else 1e-3) * (x[0] - 1.0),)
+
+    run = oc.integrate(field, (np.zeros(1),), np.array([0.0, 1e4]))
+    assert run.message == "reached the last time"
+    np.testing.assert_allclose(run.state[0][-1], 1.0, rtol=1e-4)
+
+
+def test_groups_of_members_with_a_drive_in_time() -> None:
+    """Time constants that differ, a function of time with the batch's axis, and a group of one."""
+    count = n = 64
+    tau = np.where(np.arange(count) == 5, 0.1, 0.001)[:, None] * np.ones(n)
+    circuit = oc.Circuit(None, np.eye(n), 0.5, 0.5, 0.1, tau, tau)
+    z = np.random.default_rng(0).standard_normal((count, n))
+    times = np.linspace(0, 0.02, 3)
+    called = oc.simulate(circuit, lambda t: z, times, rtol=1e-9, atol=1e-12)
+    constant = oc.simulate(circuit, z, times, drive="constant", rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(called.state.y, constant.state.y, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rodas5p"])
+def test_a_start_beyond_the_numbers_is_reported(method: str) -> None:
+    """A slope that is not finite at the start: a status, not an exception."""
+    start = oc.State(np.full(2, 1e200), np.full(2, 0.1))
+    run = oc.simulate(one_neuron(), np.ones(2), np.array([0.0, 0.1]), state0=start, method=method)
+    assert not run.success
+
+
+def test_drives_in_single_precision_stay_within_the_times() -> None:
+    """Also where the first time and the length of the run round up together."""
+    times = np.array([-0.5424756, -0.06929292], dtype="float32")
+    asked = []
+
+    def drive(t: Any) -> np.ndarray:
+        asked.append(t)
+        return np.ones(2, dtype="float32")
+
+    circuit = oc.Circuit(None, np.full((2, 2), 0.5, dtype="float32"), 0.5, 0.5, 0.1, 0.002, 0.002)
+    oc.simulate(circuit, drive, times)
+    assert times[0] <= min(asked)
+    assert max(asked) <= times[-1]
