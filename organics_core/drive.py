@@ -179,6 +179,8 @@ def pulse_train(
     checks.values(xp, "z", z, "any")
 
     def numbers(name: str, value: Any, count: int | None) -> tuple[float, ...]:
+        if not checks.is_number(value) and not isinstance(value, Iterable):
+            raise TypeError(f"{name} must be a number or numbers, got {value!r}")
         values = [value] * (count or 1) if checks.is_number(value) else list(value)
         if count is not None and len(values) != count:
             raise ValueError(f"{name} must be a number or {count} numbers, one per onset, got {len(values)}")
@@ -195,6 +197,7 @@ def pulse_train(
         raise ValueError(f"durations must be positive, got {min(lengths):g}")
     if baseline is None:
         baseline = xp.zeros_like(z)
+    checks.values(xp, "baseline", baseline, "any")
     return PulseTrain(z, starts, lengths, numbers("amplitudes", amplitudes, len(starts)), baseline)
 
 

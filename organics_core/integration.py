@@ -1673,8 +1673,8 @@ def _find_event(xp: Any, run: DenseOutput, event: Callable[..., Array]) -> Event
         else xp.zeros((0, sizes[i]), dtype=ends.dtype, device=device(ends))
         for i in range(len(sizes))
     ]
-    members = np.asarray([at[i][1:] for i in order], dtype=np.int64).reshape(len(moments), found.ndim - 1)
-    return Event(clock, xp.asarray(members.tolist(), dtype=xp.int64, device=device(ends)), run.layout.make(parts))
+    members = xp.asarray([int(k) for i in order for k in at[i][1:]], dtype=xp.int64, device=device(ends))
+    return Event(clock, xp.reshape(members, (len(moments), found.ndim - 1)), run.layout.make(parts))
 
 
 def _joined(xp: Any, one: Event, two: Event) -> Event:

@@ -158,7 +158,12 @@ def validate(
     seen = any(value is not None and not checks.is_number(value) for value in arrays.values())
     xp = checks.namespace(arrays, numbers=numbers, optional=optional) if seen or not operators else None
     n = _size(spec, fields, others)
-    for field, value in sorted(fields.items(), key=lambda item: spec[item[0]].optional):  # what must be there tells n
+
+    def rank(field: str) -> tuple[bool, bool]:
+        """What tells n comes first: matrices, those that must be there before others."""
+        return field in operators or spec[field].axes == 1, spec[field].optional
+
+    for field, value in sorted(fields.items(), key=lambda item: rank(item[0])):
         if value is None:
             continue
         if field in operators:
