@@ -140,13 +140,14 @@ def test_tolerances_add_up() -> None:
     """Of a state of one, rtol and atol of the same size are a tolerance of twice that size."""
     start = (np.array([1.0]),)
     runs = [
-        oc.integrate(growth, start, np.array([0.0, 1.0]), rtol=r, atol=a, max_step=0.06, dense=True)
+        oc.integrate(growth, start, np.array([0.0, 1.0]), rtol=r, atol=a, dense=True)
         for r, a in ((1e-9, TINY), (TINY, 1e-9), (1e-9, 1e-9), (2e-9, TINY))
     ]
-    first = [float(run.interpolant.steps[0]) for run in runs]
-    np.testing.assert_allclose(first[1], first[0], rtol=0.03)
-    np.testing.assert_allclose(first[2], first[3], rtol=0.03)
-    np.testing.assert_allclose(first[2] / first[0], 2**0.2, rtol=0.05)
+    for k in (0, 2):  # the first is chosen before any error is known
+        steps = [float(run.interpolant.steps[k]) for run in runs]
+        np.testing.assert_allclose(steps[2], steps[3], rtol=0.05)
+        np.testing.assert_allclose(steps[2] / steps[0], 2**0.2, rtol=0.05)
+        np.testing.assert_allclose(steps[2] / steps[1], 2**0.2, rtol=0.05)
 
 
 def test_one_step_corrects_the_length(loop: str) -> None:
