@@ -15,6 +15,7 @@ from support import small_circuit
 
 import organics_core as oc
 from organics_core.integration import SUCCESS, TOO_MANY_STEPS
+from organics_core.weights import padded_rows
 
 
 def turning(t: Any, state: tuple) -> tuple:
@@ -287,3 +288,18 @@ def test_a_pulse_train_is_the_sum_of_its_pulses() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert oc.pulse_train(z.astype(np.float32), [0.0], 1.0)(np.asarray(0.5)).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_padded_rows_are_the_sparse_matrix(dtype: str) -> None:
+    """Rows of no, one and many values, for a vector and for batches, in the dtype of the vectors."""
+    rng = np.random.default_rng(0)
+    matrix = rng.random((5, 5)) * (rng.random((5, 5)) < 0.5)
+    matrix[1], matrix[3] = 0.0, [0.0, 0.0, 2.0, 0.0, 0.0]
+    vectors = rng.random((2, 3, 5)).astype(dtype)
+    made = padded_rows(sparse.coo_array(matrix), vectors)
+    assert (made.shape, made.batched) == ((5, 5), True)
+    assert made.product(vectors).dtype == vectors.dtype
+    np.testing.assert_allclose(made.product(vectors), vectors @ matrix.T, rtol=1e-5)
+    np.testing.assert_allclose(made.product(vectors[0, 1]), matrix @ vectors[0, 1], rtol=1e-5)
+    assert (padded_rows(sparse.csr_array((3, 3)), vectors[0, 0, :3]).product(vectors[0, :, :3]) == 0).all()
