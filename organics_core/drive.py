@@ -188,12 +188,14 @@ def pulse_train(
         raise ValueError("z must have shape (..., n), got shape ()")
     checks.values(xp, "z", z, "any")
     if baseline is not None:
-        checks.vector_shape("baseline", baseline, int(z.shape[-1]))
+        checks.vector_shape("baseline", baseline, int(z.shape[-1]), scalar=True)
         checks.values(xp, "baseline", baseline, "any")
 
     def numbers(name: str, value: Any, count: int | None) -> tuple[float, ...]:
         if is_array_api_obj(value):
             value = to_numpy(value).tolist()
+        if isinstance(value, bool) or not isinstance(value, Real | Iterable):
+            raise TypeError(f"{name} must be a number or numbers, got {value!r}")
         values = [value] * (count or 1) if isinstance(value, Real) else list(value)
         if count is not None and len(values) != count:
             raise ValueError(f"{name} must be a number or {count} numbers, one per onset, got {len(values)}")
@@ -210,6 +212,7 @@ def pulse_train(
         raise ValueError(f"durations must be positive, got {min(lengths):g}")
     if baseline is None:
         baseline = xp.zeros_like(z)
+    checks.values(xp, "baseline", baseline, "any")
     return PulseTrain(z, starts, lengths, numbers("amplitudes", amplitudes, len(starts)), baseline)
 
 

@@ -1138,6 +1138,7 @@ class _Carry(NamedTuple):
     steps: Any
     rejected: Any
     settled: Any
+    grows: Any  # whether the next step may be longer: not where the last attempt was rejected
 
 
 class _Loop:
@@ -1200,7 +1201,7 @@ class _Loop:
         first = free(slope(begin, x))
         power = 1.0 / self.method.order
         d0, d1 = self.norm(x, x, x), self.norm(first, x, x)
-        small = (d0 < 1e-5) | (d1 < 1e-5)
+        small = (d0 < 1e-5) | (d1 < 1e-5) | ~xp.isfinite(d1)
         step = xp.min(xp.where(small, 1e-3 * room, 0.01 * d0 / xp.where(small, 1.0, d1)))
         step = xp.where(step < room, step, room)
         second = free(slope(begin + self.number(step), x + step * first))
@@ -1212,10 +1213,10 @@ class _Loop:
         guess = xp.where(guess > 0, guess, 1e-6 * room)  # where nothing is finite the loop is to say so
         return xp.where(guess < room, guess, room)
 
-    def factor(self, worst: Any, accept: Any) -> Any:
-        """By how much the next step is longer; no growth right after a rejection."""
+    def factor(self, worst: Any, grows: Any) -> Any:
+        """By how much the next step is longer; no growth after a step that was found by rejections."""
         factor = 0.9 * self.upper(worst, 1e-10) ** self.exponent
-        return self.lower(self.upper(factor, 0.2), self.where(accept, 10.0, 0.9))
+        return self.lower(self.upper(factor, 0.2), self.where(grows, 10.0, 1.0))
 
     def attempt(self, c: _Carry, slope: _Slope, end: Any, limit: Any) -> _Carry:
         """One step, accepted or not."""
@@ -1230,7 +1231,7 @@ class _Loop:
         norm = self.measure(made.error, free(c.x), free(made.x))
         worst = self.worst(norm, c.status)
         accept = worst <= 1.0
-        h_next = h * self.factor(worst, accept)
+        h_next = h * self.factor(worst, c.grows)
         # a step cut short by the end of its interval, or by its bound, says little about the next one
         h_next = self.where(accept & (clipped | (wish < c.h)), self.upper(c.h, h_next), h_next)
         t = self.where(accept, self.move(c.t, h, end, clipped), c.t)
@@ -1248,7 +1249,7 @@ class _Loop:
         self.keep(accept, c.t, h, made.dense)
         return _Carry(
             t, free(h_next) if self.traced else h_next, x, memory, c.t, h, made.dense, status,
-            c.steps + count, c.rejected + 1 - count, settled,
+            c.steps + count, c.rejected + 1 - count, settled, accept,
         )  # fmt: skip
 
     def set_aside(self, stuck: Any, norm: Array, x: Array, memory: Any, status: Array) -> tuple[Array, Any, Array]:
@@ -1290,10 +1291,13 @@ class _Loop:
 
     def is_stiff(self, c: _Carry) -> Array:
         """Whether h |lambda| of the last attempt stands at the bound of explicit methods, (...)."""
+        nothing = self.xp.zeros(self.batch, dtype=self.xp.bool, device=device(c.x))
+        if c.dense is None:  # no step was accepted
+            return nothing
         dense = c.dense if self.axis == -1 else tree_map(self.xp.matrix_transpose, c.dense)
         size, reach = self.method.stiffness(dense, c.h_old), self.method.reach
         if size is None or reach is None:
-            return self.xp.zeros(self.batch, dtype=self.xp.bool, device=device(c.x))
+            return nothing
         return size > _STIFF_ABOVE * reach
 
 
@@ -1412,7 +1416,7 @@ class _HostLoop(_Loop):
                     room = xp.asarray(self.span - clock[0], dtype=x.dtype, device=device(x))
                     h = float(self.backend.stop_gradient(self.first_step(begun, x, room)))
                 memory = self.method.init(begun, clock[0], x)
-                c = _Carry(clock[0], h, x, memory, clock[0], 1.0, None, None, 0, 0, math.nan)
+                c = _Carry(clock[0], h, x, memory, clock[0], 1.0, None, None, 0, 0, math.nan, True)
             tried = 0
             while c.t < goal and not finished and c.settled != c.settled:
                 late = tried >= settings.max_steps // 4 and tried % 1000 == 0
@@ -1574,6 +1578,7 @@ class _TracedLoop(_Loop):
         carry = _Carry(
             begin, backend.stop_gradient(h), x, memory, begin, one, tree_map(xp.zeros_like, shape),
             xp.zeros(x.shape[:-1], **counts), zero, zero, xp.full_like(times[0], xp.nan),
+            xp.ones((), dtype=xp.bool, device=device(times)),
         )  # fmt: skip
 
         def interval(c: _Carry, inputs: Tree) -> tuple[_Carry, Array]:
@@ -1782,9 +1787,8 @@ def _find_event(xp: Any, run: DenseOutput, event: Callable[..., Array]) -> Event
         else xp.zeros((0, sizes[i]), dtype=ends.dtype, device=device(ends))
         for i in range(len(sizes))
     ]
-    members = np.asarray([at[i][1:] for i in order], dtype=np.int64).reshape(len(moments), found.ndim - 1)
-    kept = xp.reshape(xp.asarray(members.reshape(-1).tolist(), dtype=xp.int64, device=device(ends)), members.shape)
-    return Event(clock, kept, run.layout.make(parts))
+    members = xp.asarray([int(k) for i in order for k in at[i][1:]], dtype=xp.int64, device=device(ends))
+    return Event(clock, xp.reshape(members, (len(moments), found.ndim - 1)), run.layout.make(parts))
 
 
 def _joined(xp: Any, one: Event, two: Event) -> Event:

@@ -169,7 +169,12 @@ def validate(
     )
     xp = None if bare else checks.namespace(arrays, numbers=numbers, optional=optional)
     n = _size(spec, fields, others)
-    for field, value in sorted(fields.items(), key=lambda item: spec[item[0]].optional):  # what must be there tells n
+
+    def rank(field: str) -> tuple[bool, bool]:
+        """What tells n comes first: matrices, those that must be there before others."""
+        return field in operators or spec[field].axes == 1, spec[field].optional
+
+    for field, value in sorted(fields.items(), key=lambda item: rank(item[0])):
         if value is None:
             continue
         if field in operators:

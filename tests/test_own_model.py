@@ -1,0 +1,132 @@
+"""A model of one's own, with a vector field and nothing else: what the core adds, against what can be written down."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+import organics_core as oc
+from organics_core.model import Parameter, size
+
+
+class Excitable(NamedTuple):
+    """Voltage and recovery of each neuron."""
+
+    v: Any
+    r: Any
+
+
+SPEC = {"w": Parameter(axes=2), "tau": Parameter("> 0"), "rate": Parameter(">= 0")}
+FEWER = {name: SPEC[name] for name in ("w", "tau")}
+LEAKS = {"tau": Parameter("> 0"), "gain": Parameter()}
+
+
+class FitzHughNagumo(NamedTuple):
+    """v' = (v - v**3 / 3 - r + z + W v) / tau, r' = rate (v - r) + sin t."""
+
+    w: Any
+    tau: Any
+    rate: Any
+
+    spec = SPEC
+    state = Excitable
+
+    def field(self, xp: Any, t: Any, x: Any, z: Any) -> Excitable:
+        v, r = x
+        return Excitable(
+            (v - v**3 / 3 - r + z + xp.matmul(v, self.w.T)) / self.tau, self.rate * (v - r) + xp.sin(t) + 0.0 * v
+        )
+
+
+W = np.array([[0.1, -0.3, 0.0], [0.2, 0.0, 0.4], [-0.5, 0.1, 0.2]])
+TAU = np.array([0.5, 1.0, 2.0])
+MODEL = FitzHughNagumo(W, TAU, 0.3)
+Z = np.array([0.5, -0.2, 1.0])
+
+
+def slope(t: float, x: np.ndarray) -> np.ndarray:
+    v, r = x[:3], x[3:]
+    return np.concatenate([(v - v**3 / 3 - r + Z + W @ v) / TAU, 0.3 * (v - r) + math.sin(t)])
+
+
+def matrix(x: np.ndarray) -> np.ndarray:
+    v = x[:3]
+    top = np.concatenate([(np.diag(1 - v**2) + W) / TAU[:, None], -np.diag(1 / TAU)], axis=1)
+    return np.concatenate([top, np.concatenate([0.3 * np.eye(3), -0.3 * np.eye(3)], axis=1)])
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rodas5p"])
+def test_its_time_is_that_of_the_clock(method: str) -> None:
+    """From rest at zero, as scipy has it, from a clock that starts at 2 s; with a Jacobian by differences."""
+    times = 2.0 + np.linspace(0.0, 6.0, 5)
+    run = oc.simulate(MODEL, Z, times, method=method, rtol=1e-8, atol=1e-10)
+    want = solve_ivp(slope, (2, 8), np.zeros(6), "DOP853", times, rtol=1e-11, atol=1e-12).y
+    assert isinstance(run.state, Excitable)
+    np.testing.assert_allclose(run.state.v, want[:3].T, atol=1e-6)
+    np.testing.assert_allclose(run.state.r, want[3:].T, atol=1e-6)
+    assert int(run.rejected) < 0.3 * int(run.steps) + 5
+    batch = oc.simulate(MODEL, np.stack([Z, Z]), times, method=method, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(batch.state.v[:, 1], run.state.v, atol=1e-6)
+
+
+def test_its_slope_and_jacobian() -> None:
+    """At the time zero; of one state, and of batches of any shape."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 6))
+    state = Excitable(x[..., :3], x[..., 3:])
+    found = oc.vector_field(MODEL, state, Z)
+    made = oc.jacobian(MODEL, state, z=Z)
+    assert isinstance(found, Excitable)
+    assert made.shape == (2, 4, 6, 6)
+    for i in np.ndindex(2, 4):
+        np.testing.assert_allclose(np.concatenate([part[i] for part in found]), slope(0.0, x[i]), rtol=1e-12)
+        np.testing.assert_allclose(made[i], matrix(x[i]), atol=1e-8)
+    np.testing.assert_allclose(oc.jacobian(MODEL, Excitable(x[0, 0, :3], x[0, 0, 3:]), z=Z), matrix(x[0, 0]), atol=1e-8)
+
+
+def test_what_is_wrong_with_it_is_named() -> None:
+    """Parameters by their bounds, states by their parts, a specification that lacks one."""
+    state = Excitable(np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match=r"^tau must be positive"):
+        oc.vector_field(MODEL._replace(tau=0.0), state, Z)
+    with pytest.raises(ValueError, match=r"^rate must be non-negative"):
+        oc.vector_field(MODEL._replace(rate=-1.0), state, Z)
+    with pytest.raises(ValueError, match=r"^w must "):
+        oc.vector_field(MODEL._replace(w=np.ones((3, 2))), state, Z)
+    with pytest.raises(TypeError, match=r"^state must be a Excitable\(v, r\), got"):
+        oc.vector_field(MODEL, (np.zeros(3),), Z)
+    with pytest.raises(TypeError, match=r"^circuit must be a Circuit or another model \(a named tuple with spec"):
+        oc.vector_field((1.0, 2.0), state, Z)
+
+    class Forgetful(FitzHughNagumo):
+        spec = FEWER
+
+    with pytest.raises(TypeError, match=r"^spec of Forgetful must describe every parameter, but lacks 'rate'$"):
+        oc.vector_field(Forgetful(W, TAU, 0.3), state, Z)
+    with pytest.raises(ValueError, match="needs tau, the time constants of the linear decay"):
+        oc.simulate(MODEL, Z, np.array([0.0, 1.0]), method="exponential_euler")
+
+
+def test_its_size() -> None:
+    """Of weights, else of the longest parameter; nothing tells it where all are numbers."""
+
+    class Leak(NamedTuple):
+        tau: Any
+        gain: Any
+        spec = LEAKS
+        state = Excitable
+
+        def field(self, xp: Any, t: Any, x: Any, z: Any) -> Excitable:
+            return Excitable((self.gain * z - x.v) / self.tau, 0.0 * x.r)
+
+    assert size(MODEL) == 3
+    assert size(Leak(np.ones(1), np.ones((2, 5)))) == 5
+    with pytest.raises(ValueError, match=r"^nothing in this Leak tells its number of neurons; give weights a shape$"):
+        size(Leak(1.0, 2.0))
+    gains = np.array([[1.0], [2.0]])  # a batch in the model alone
+    run = oc.simulate(Leak(1.0, gains), np.ones(4), np.array([0.0, 1.0]), rtol=1e-8)
+    assert run.state.v.shape == (2, 2, 4)
+    np.testing.assert_allclose(run.state.v[-1], gains * (1 - math.exp(-1)) * np.ones(4), rtol=1e-6)
