@@ -234,7 +234,8 @@ def test_sparse_matrices_of_scipy_serve_every_library(xp: Library) -> None:
 
 
 LONG = """
-import json, resource, time
+import json, re, resource, time
+from pathlib import Path
 import numpy as np, organics_core as oc, scipy.sparse as sparse
 import {module} as xp
 
@@ -248,10 +249,13 @@ begun = time.perf_counter()
 run = oc.simulate(circuit, z, xp.asarray(np.array([0.0, 0.2], "float32")))
 seconds = time.perf_counter() - begun
 want = oc.steady_state(circuit, z).state
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if Path("/proc/self/status").exists():  # Linux hands the process that starts another one's peak on to it
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 print(json.dumps({{
     "success": run.success, "seconds": seconds,
     "error": float(abs(run.state.y[-1] - want.y).max()),
-    "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    "gigabytes": peak / 2**20,
 }}))
 """
 
