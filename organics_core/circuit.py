@@ -11,6 +11,7 @@ dynamics, the Jacobian, the fixed points, the fast kernels, the simulators.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from array_api_compat import device, is_array_api_obj
@@ -157,6 +158,16 @@ class Circuit(_CircuitFields):
     def field(self, xp: Any, t: Array, x: State, z: Array) -> State:
         """The vector field, unchecked: what loops call."""
         return field(xp, self, x, z, self.variant)
+
+    def held(self, xp: Any, z: Array) -> Callable[[State], State]:
+        """The vector field under a constant drive, of the state alone: what does not change is computed once."""
+        drive, floor = self.b * z, (self.b0 * self.sigma) ** 2
+
+        def field(x: State) -> State:
+            dy, da = balance(xp, self.w_r, self.w, drive, floor, x, self.variant)
+            return State(dy / self.tau_y, da / self.tau_a)
+
+        return field
 
     def rest(self, xp: Any, z: Array) -> State:
         """y = 0 and a = (b0 sigma)**2."""

@@ -983,6 +983,7 @@ class _Slope:
         segment: tuple[Any, Any] | None = None,
         fast: Callable[[Any, Array], Array] | None = None,
         into: bool = False,
+        held: Callable[[Tree], Tree] | None = None,
     ) -> None:
         self.xp = xp
         self._settings = settings
@@ -994,6 +995,10 @@ class _Slope:
         own = getattr(self._model, "autonomous", False)
         self.autonomous = bool(own) and samples is None and settings.function is None
         self.into = into
+        make = getattr(self._model, "held", None)
+        if held is None and fast is None and make is not None and arguments.z is not None and samples is None:
+            held = make(xp, arguments.z)
+        self._held = held
 
     def at(self, *, samples: tuple[Any, ...] | None = None, segment: tuple[Any, Any] | None = None) -> _Slope:
         """The same in another interval between samples, or on another side of a jump."""
@@ -1005,6 +1010,7 @@ class _Slope:
             segment or self._segment,
             self.fast,
             self.into,
+            self._held,
         )
 
     @property
@@ -1057,6 +1063,8 @@ class _Slope:
         if self.fast is not None:
             return self.fast(t, x)
         layout = self._settings.layout
+        if self._held is not None:
+            return layout.pack(self.xp, self._held(layout.unpack(x)))
         return layout.pack(self.xp, self._state(t, layout.unpack(x), self.drive(t)))
 
     def jacobian(self, t: Any, x: Array) -> Array:

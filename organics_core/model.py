@@ -52,6 +52,9 @@ class Model(Protocol):
         derivatives, or central differences.
     ``product(xp, t, x, z, direction) -> state``
         The Jacobian times a direction, without the matrix.
+    ``held(xp, z) -> function``
+        The field under a constant drive as a function of the state alone, where
+        it does not depend on the time, with what does not change computed once.
     ``decay() -> state``
         Time constants of the linear decay, for ``"exponential_euler"``.
     ``equilibrium(z, **options) -> SteadyState``
