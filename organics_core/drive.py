@@ -149,7 +149,7 @@ def pulse_train(
     amplitudes: float | Sequence[float] = 1.0,
     baseline: Array | None = None,
 ) -> PulseTrain:
-    """A drive of rectangular pulses, for :func:`simulate`, whose steps end exactly where a pulse does.
+    """A drive of rectangular pulses, for :func:`simulate`: steps of the adaptive methods end where a pulse does.
 
     Parameters
     ----------

@@ -165,6 +165,18 @@ class _Tabulated(Method):
         return int(self.tableau.order)
 
 
+class _Embedded(_Tabulated):
+    """A method whose tableau says whether steps come with an error estimate and with states in between."""
+
+    @property
+    def adaptive(self) -> bool:
+        return self.tableau.error is not None
+
+    @property
+    def interpolates(self) -> bool:
+        return self.tableau.dense is not None
+
+
 # Explicit Runge-Kutta methods.
 
 
@@ -242,7 +254,7 @@ INTEGRATORS: dict[str, Tableau] = {
 
 
 @dataclass(frozen=True)
-class RungeKutta(_Tabulated):
+class RungeKutta(_Embedded):
     """An explicit Runge-Kutta method.
 
     Attributes
@@ -251,14 +263,6 @@ class RungeKutta(_Tabulated):
     """
 
     tableau: Tableau
-
-    @property
-    def adaptive(self) -> bool:
-        return self.tableau.error is not None
-
-    @property
-    def interpolates(self) -> bool:
-        return self.tableau.dense is not None
 
     @property
     def ends_with_slope(self) -> bool:
@@ -491,7 +495,7 @@ RODAS5P = RosenbrockTableau(
 
 
 @dataclass(frozen=True)
-class Rosenbrock(_Tabulated):
+class Rosenbrock(_Embedded):
     """A Rosenbrock method: linear systems in place of nonlinear ones, all of a step with the same matrix.
 
     A step computes one Jacobian and one inverse. The time derivative of a slope
@@ -503,14 +507,6 @@ class Rosenbrock(_Tabulated):
     """
 
     tableau: RosenbrockTableau
-
-    @property
-    def adaptive(self) -> bool:
-        return self.tableau.error is not None
-
-    @property
-    def interpolates(self) -> bool:
-        return self.tableau.dense is not None
 
     @property
     def stiff(self) -> bool:
