@@ -433,7 +433,7 @@ def simulation(
     for dtype in ("float32", "float64"):
         there, drive = og.to_device((circuit, z), dtype=dtype, module=module)
         for engine in engines:
-            steps = sizes.simulated if engine == "kernel" else max(20, sizes.simulated // 10)
+            steps = max(20, sizes.simulated // 10) if engine == "core" else sizes.simulated
             times = module.asarray(np.asarray([0.0, 1e-4 * steps], dtype=dtype))
             options = {"method": "rk4", "substeps": steps, "drive": "constant", "engine": engine}
             label = f"{count} x {n} neurons, rk4, {engine}, {dtype}"
@@ -448,18 +448,19 @@ def simulation(
     w = module.tile(w, (1, -(-wide // 64)))[:, :wide] / wide  # made on the device: the host never holds it
     large = og.Circuit(None, w, 0.5, 0.5, 0.1, 2e-3, 2e-3)
     drive = module.asarray(rng.standard_normal(wide).astype(np.float32))
-    times = module.asarray(np.asarray([0.0, 5e-3], dtype=np.float32))
+    times = module.asarray(np.asarray([0.0, 5e-2], dtype=np.float32))
     for engine in [engine for engine in engines if engine != "kernel"]:
-        options = {"method": "rk4", "substeps": 50, "engine": engine}
+        steps = max(20, sizes.simulated // 20) if engine == "core" else sizes.simulated // 2
+        options = {"method": "rk4", "substeps": steps, "engine": engine}
         label = f"one circuit of {wide} neurons, rk4, {engine}, float32"
-        measure(label, 50, lambda o=options: og.simulate(large, drive, times, **o))
+        measure(label, steps, lambda o=options: og.simulate(large, drive, times, **o), 1)
     apart = module.minimum(module.arange(sizes.ring), sizes.ring - module.arange(sizes.ring)).astype(np.float32)
     pool = ring_convolution(module.exp(-((apart / 50) ** 2)) / 90)
     huge = Circuit(None, pool, 0.5, 0.5, 0.1, 2e-3, 2e-3)
     drive = module.asarray(rng.standard_normal(sizes.ring).astype(np.float32))
-    options = {"method": "rk4", "substeps": 50, "engine": "graph"}
+    options = {"method": "rk4", "substeps": sizes.simulated // 2, "engine": "graph"}
     label = f"one circuit of {sizes.ring} convolutional pools, rk4, graph, float32"
-    measure(label, 50, lambda: og.simulate(huge, drive, times, **options))
+    measure(label, sizes.simulated // 2, lambda: og.simulate(huge, drive, times, **options), 1)
     sparse = importlib.import_module("scipy.sparse" if module is np else "cupyx.scipy.sparse")
     near = module.arange(-10, 11).repeat(sizes.ring), module.tile(module.arange(sizes.ring), 21)
     places = near[1], (near[0] + near[1]) % sizes.ring
@@ -467,7 +468,7 @@ def simulation(
     pool = sparse.coo_matrix((weights, places), shape=(sizes.ring, sizes.ring)).tocsr()
     huge = Circuit(None, pool, 0.5, 0.5, 0.1, 2e-3, 2e-3)
     label = f"one circuit of {sizes.ring} sparse pools of 21, rk4, graph, float32"
-    measure(label, 50, lambda: og.simulate(huge, drive, times, **options))
+    measure(label, sizes.simulated // 2, lambda: og.simulate(huge, drive, times, **options), 1)
     return rows
 
 

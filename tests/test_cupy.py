@@ -324,7 +324,7 @@ def test_recorded_loops_need_no_product_of_the_library(on_cpu: Any, monkeypatch:
         return found
 
     recorded = runs()
-    assert (recorder.recordings, recorder.replays) == (5, 10)
+    assert (recorder.recordings, recorder.replays) == (5, 5 * 39)  # the first of 40 steps is not replayed
     monkeypatch.setitem(organics_core.backend._LOADED, "numpy", organics_core.backend.GenericBackend())
     for got, want in zip(recorded, runs(), strict=True):
         for part, expected in zip(got, want, strict=True):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from organics_backends.graphs import LONG, STEPS, RecordingBackend
+from organics_backends.graphs import COST, LONG, STEPS, RecordingBackend
 from organics_core.backend import GenericBackend
 from organics_core.circuit import State
 
@@ -52,7 +53,7 @@ def same(found: Any, want: Any) -> None:
             np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("length", [1, 2, STEPS // 4, STEPS + 1, 3 * STEPS + 5])
+@pytest.mark.parametrize("length", [1, 2, STEPS // 4, STEPS + 1, 3 * STEPS + 5, COST * STEPS**2 + 70])
 @pytest.mark.parametrize("refuses", [False, True])
 def test_recorded_loop_is_the_plain_loop(length: int, refuses: bool) -> None:
     """Bit for bit, for lengths below, at and beyond the chunks, and where nothing can be recorded."""
@@ -66,7 +67,8 @@ def test_recorded_loop_is_the_plain_loop(length: int, refuses: bool) -> None:
     same(start, before)  # buffers are copies
     assert recorder.recordings == int(length >= STEPS // 4)
     if recorder.recordings and not refuses:
-        assert length - 1 - recorder.replays * min(STEPS, (length - 1) // 2) < min(STEPS, (length - 1) // 2)
+        chunk = max(1, min(STEPS, math.isqrt(length // COST)))
+        assert recorder.replays == (length - 1) // chunk
 
 
 @pytest.mark.parametrize("inner", [3, 20, LONG])

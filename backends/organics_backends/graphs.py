@@ -17,7 +17,9 @@ from organics_core.backend import Array, GenericBackend, Tree, tree_leaves, tree
 from organics_core.linalg import broadcast_shapes
 
 STEPS = 64
-"""Basic steps recorded in one graph, about; loops shorter than a quarter of it are not recorded."""
+"""Basic steps recorded in one graph, at most; loops shorter than a quarter of it are not recorded."""
+COST = 16
+"""A step costs so many times as much to record as a graph to launch, about; on an H200 it was 30."""
 LONG = 8 * STEPS
 """An inner loop at least this long is recorded itself, instead of the loop around it."""
 NUMBERS = 2**26
@@ -103,7 +105,10 @@ class RecordingBackend(GenericBackend):
             if self._recorded > recorded:  # an inner loop is recorded itself
                 return self._loop(step, carry, xs, first, None, 1)
             size = sum(math.prod(leaf.shape) for leaf in tree_leaves((first, tree_map(lambda leaf: leaf[0, ...], xs))))
-            chunk = max(1, min(STEPS // max(1, inner), (length - 1) // 2, NUMBERS // max(1, size)))
+            inner = max(1, inner)
+            # c recorded and L / c launched: the sum of their times is least at c = sqrt(L / COST)
+            steps = min(STEPS, math.isqrt(length * inner // COST))
+            chunk = max(1, min(steps // inner, (length - 1) // 2, NUMBERS // max(1, size)))
             self._recorded += 1
             return self._loop(step, carry, xs, first, self.recorder, chunk)
         finally:
