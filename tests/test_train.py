@@ -79,7 +79,7 @@ class Fake:
         return (self.loss if late else 1.0), 0.5, (self.norm if late else 2.0)
 
     def evaluate(self, part, batch_size):
-        return 1.0, 0.25
+        return loop.Score(1.0, 0.25, 0)
 
     def parameters(self):
         return {"seen": self.seen}
@@ -296,9 +296,49 @@ def test_recommended_settings_give_way():
     assert Config.recommended("rowmnist").resolved_model == "organics"
 
 
+@pytest.mark.parametrize("options", [{"loss": float("nan")}, {"norm": float("inf")}])
+def test_steps_that_are_not_finite_may_be_skipped(fake, tmp_path, options):
+    """So many an epoch, counted; the means are over the others. One more ends the run, and a resumption allows it."""
+    fake(**options)
+    with pytest.raises(FloatingPointError, match="at epoch 1, step 6"):
+        loop.train(Config(**SMALL, skip_steps=1), tmp_path / "few")
+    results = loop.train(Config(**SMALL, skip_steps=6), tmp_path / "enough")
+    assert [record["skipped_steps"] for record in results["epochs"]] == [2, 6]
+    assert results["epochs"][0]["loss"] == 1.0
+    assert results["epochs"][0]["gradient_norm"] == 2.0
+    assert np.isnan(results["epochs"][1]["loss"])
+
+
+@EVERY_FRAMEWORK
+def test_an_example_that_diverges_is_wrong_and_counted(framework):
+    """And a step with it changes nothing. The loss is the mean over the others."""
+    config = Config(task="digits", framework=framework, hidden=4, limit=64, batch_size=32)
+    data = config.data()
+    learner = loop.make_learner(config, data)
+    whole = learner.evaluate("validation", 32)
+    assert whole.diverged == 0
+    x = data.x_validation.copy()
+    x[1] = np.nan
+    mended = data._replace(x_validation=x, x_train=np.full_like(data.x_train, np.nan))
+    learner = loop.make_learner(config, mended)
+    score = learner.evaluate("validation", 32)
+    kept = np.delete(np.arange(len(x)), 1)
+    rest = loop.make_learner(
+        config, data._replace(x_validation=data.x_validation[kept], y_validation=data.y_validation[kept])
+    ).evaluate("validation", 32)
+    assert score.diverged == 1
+    np.testing.assert_allclose(score.loss, rest.loss, rtol=1e-5)
+    np.testing.assert_allclose(score.accuracy * len(x), rest.accuracy * len(kept), rtol=1e-6)
+    before = {name: value.copy() for name, value in learner.state().items()}
+    loss, _, norm = learner.step(np.arange(8), 0.01)
+    assert not (np.isfinite(loss) and np.isfinite(norm))
+    for name, value in learner.state().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
 def test_a_validation_loss_that_is_not_finite_stops(fake, tmp_path, monkeypatch):
     fake()
-    monkeypatch.setattr(Fake, "evaluate", lambda self, part, batch_size: (float("nan"), 0.5))
+    monkeypatch.setattr(Fake, "evaluate", lambda self, part, batch_size: loop.Score(float("nan"), 0.5, 3))
     with pytest.raises(FloatingPointError, match="the validation loss is nan after epoch 1, step 6"):
         train(Config(**SMALL), tmp_path)
 

@@ -54,6 +54,9 @@ def train(
         Schedule, typer.Option(help="How the learning rate falls; cosine and onecycle end at nothing.")
     ] = Schedule.step,  # type: ignore[attr-defined]
     warm_up: Annotated[float, typer.Option(help="Part of the run in which it rises, of onecycle.")] = 0.1,
+    skip_steps: Annotated[
+        int, typer.Option(help="Steps of an epoch left out where loss or gradient is not finite; one more is an error.")
+    ] = 0,
     input_noise: Annotated[
         float, typer.Option(help="Standard deviation of Gaussian noise on the training inputs.")
     ] = 0.0,
@@ -91,6 +94,7 @@ def train(
         lr_gamma=lr_gamma,
         schedule=str(schedule),
         warm_up=warm_up,
+        skip_steps=skip_steps,
         input_noise=input_noise,
         seed=seed,
         downsample=downsample,
@@ -265,7 +269,9 @@ class Display:
         self.console.print(
             f"epoch {r['epoch']}: loss {r['loss']:.3f}, train {100 * r['train_accuracy']:.2f} %, "
             f"val {100 * r['validation_accuracy']:.2f} %, |grad| {r['gradient_norm']:.3g} "
-            f"max {r['gradient_norm_max']:.3g}, {r['seconds']:.0f} s",
+            f"max {r['gradient_norm_max']:.3g}, {r['seconds']:.0f} s"
+            + (f", {r['validation_diverged']} val examples diverge" if r["validation_diverged"] else "")
+            + (f", {r['skipped_steps']} steps skipped" if r["skipped_steps"] else ""),
             highlight=False,
             soft_wrap=True,
         )

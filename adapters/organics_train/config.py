@@ -52,6 +52,9 @@ class Config:
         risen along a straight line, from nothing.
     warm_up : float
         Of the schedule "onecycle": the part of the run in which the rate rises.
+    skip_steps : int
+        Steps of an epoch that are left out, and counted, where their loss or
+        gradient is not finite; one more ends the run. By default the first does.
     input_noise : float
         Standard deviation of the Gaussian noise added to the training inputs; an
         autoencoder is still to give the clean ones.
@@ -78,6 +81,7 @@ class Config:
     lr_gamma: float = 0.8
     schedule: str = "step"
     warm_up: float = 0.1
+    skip_steps: int = 0
     input_noise: float = 0.0
     seed: int = 0
     downsample: int = 1
@@ -93,6 +97,8 @@ class Config:
         checks.one_of("schedule", self.schedule, SCHEDULES)
         for name in ("epochs", "batch_size", "lr_step", "downsample", "length", "samples"):
             checks.positive_integer(name, getattr(self, name))
+        if isinstance(self.skip_steps, bool) or not isinstance(self.skip_steps, int) or self.skip_steps < 0:
+            raise ValueError(f"skip_steps must be an integer of at least 0, got {self.skip_steps!r}")
         for name in ("hidden", "parameters", "limit"):
             if getattr(self, name) is not None:
                 checks.positive_integer(name, getattr(self, name))

@@ -16,7 +16,7 @@ from .checkpoint import Arrays
 from .config import Config
 from .datasets import Dataset
 from .jax_models import make_model
-from .loop import ADDING_TOLERANCE
+from .loop import ADDING_TOLERANCE, Score
 
 
 class JaxLearner:
@@ -52,12 +52,14 @@ class JaxLearner:
 
             gradient, (loss, accuracy) = jax.grad(loss_of, has_aux=True)(params)
             norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
-            updates, optimizer = transform.update(gradient, optimizer, params)
-            params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
+            updates, new = transform.update(gradient, optimizer, params)
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            params = jax.tree.map(lambda p, u: jnp.where(finite, p - rate.astype(p.dtype) * u, p), params, updates)
+            optimizer = jax.tree.map(lambda before, after: jnp.where(finite, after, before), optimizer, new)
             return eqx.combine(params, fixed), optimizer, (loss, accuracy, norm)
 
         self._step = step
-        self._measure = eqx.filter_jit(lambda model, x, y: self.loss(model(x), y))
+        self._outputs = eqx.filter_jit(lambda model, x: model(x))
 
     def loss(self, outputs: Any, y: Any) -> tuple[Any, Any]:
         """Loss and accuracy, means over the examples."""
@@ -82,15 +84,16 @@ class JaxLearner:
         loss, accuracy, norm = (float(number) for number in numbers)
         return loss, accuracy, norm
 
-    def evaluate(self, part: str, batch_size: int) -> tuple[float, float]:
-        count = len(getattr(self.data, f"x_{part}"))
-        sums = [0.0, 0.0]
+    def evaluate(self, part: str, batch_size: int) -> Score:
+        count, parts = len(getattr(self.data, f"x_{part}")), []
         for begin in range(0, count, batch_size):
             size = min(batch_size, count - begin)
-            numbers = self._measure(self.model, *self._batch(part, np.arange(begin, begin + size)))
-            for place, mean in enumerate(numbers):
-                sums[place] += float(mean) * size
-        return sums[0] / count, sums[1] / count
+            x, y = self._batch(part, np.arange(begin, begin + size))
+            outputs = self._outputs(self.model, x)
+            finite = np.isfinite(np.asarray(outputs)).reshape(size, -1).all(axis=1)
+            loss, accuracy = self.loss(outputs[finite], y[finite])
+            parts.append((float(loss), float(accuracy), int(finite.sum()), size))
+        return Score.of(parts)
 
     def parameters(self) -> Arrays:
         return _named(self.model)

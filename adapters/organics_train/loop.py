@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -41,7 +41,7 @@ RESULTS = "results.json"
 CURVE = "curve.png"
 ADDING_TOLERANCE = 0.04
 
-__all__ = ["FRAMEWORKS", "Learner", "Progress", "train"]
+__all__ = ["FRAMEWORKS", "Learner", "Progress", "Score", "train"]
 
 
 class Learner(Protocol):
@@ -58,10 +58,13 @@ class Learner(Protocol):
     def step(
         self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None = None
     ) -> tuple[float, float, float]:
-        """One optimizer step on these training examples, noise added; returns loss, accuracy and gradient norm."""
+        """One optimizer step on these training examples, noise added; returns loss, accuracy and gradient norm.
 
-    def evaluate(self, part: str, batch_size: int) -> tuple[float, float]:
-        """Mean loss and accuracy on ``"validation"`` or ``"test"``."""
+        Where loss or norm is not finite nothing is changed.
+        """
+
+    def evaluate(self, part: str, batch_size: int) -> Score:
+        """Score on ``"validation"`` or ``"test"``."""
 
     def parameters(self) -> Arrays:
         """Parameters by name."""
@@ -71,6 +74,35 @@ class Learner(Protocol):
 
     def load_state(self, arrays: Arrays) -> None:
         """Put :meth:`state` back."""
+
+
+class Score(NamedTuple):
+    """Of a model on a part of the data.
+
+    Attributes
+    ----------
+    loss : float
+        Mean over the examples whose outputs are finite.
+    accuracy : float
+        Over all: one whose outputs are not finite counts as wrong.
+    diverged : int
+        How many outputs are not finite.
+    """
+
+    loss: float
+    accuracy: float
+    diverged: int
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[float, float, int, int]]) -> Score:
+        """From batches: loss and accuracy of the finite examples, their number, and that of all."""
+        loss = right = 0.0
+        finite = count = 0
+        for mean, accuracy, fine, size in parts:
+            if fine:
+                loss, right = loss + mean * fine, right + accuracy * fine
+            finite, count = finite + fine, count + size
+        return cls(loss / finite if finite else math.nan, right / count, count - finite)
 
 
 class Progress(NamedTuple):
@@ -91,14 +123,18 @@ class _Epoch:
 
     def __init__(self, values: dict[str, float] | None = None) -> None:
         self.values = values or {"loss": 0.0, "accuracy": 0.0, "norm": 0.0, "norm_max": 0.0, "seconds": 0.0}
+        self.values.setdefault("skipped", 0)
 
     def add(self, loss: float, accuracy: float, norm: float, seconds: float) -> None:
         v = self.values
+        v["seconds"] += seconds
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            v["skipped"] += 1
+            return
         v["loss"] += loss
         v["accuracy"] += accuracy
         v["norm"] += norm
         v["norm_max"] = max(v["norm_max"], norm)
-        v["seconds"] += seconds
 
 
 def train(
@@ -142,7 +178,8 @@ def train(
     ValueError
         For a checkpoint of another run.
     FloatingPointError
-        At the first loss or gradient that is not finite, naming epoch and step.
+        At a loss or gradient that is not finite, naming epoch and step: at the
+        first, or where there have been ``skip_steps`` in the epoch.
     KeyboardInterrupt
         After Ctrl-C, or a polite request to end, once a checkpoint is written.
     """
@@ -179,7 +216,8 @@ def train(
                 noise = input_noise(config, epoch, done + 1, (len(index), *data.x_train.shape[1:]))
                 rate = config.rate(epoch, done + 1, steps)
                 loss, accuracy, norm = learner.step(index, rate, noise)
-                _finite({"loss": loss, "gradient norm": norm}, f"at epoch {epoch}, step {done + 1}")
+                if current.values["skipped"] >= config.skip_steps:
+                    _finite({"loss": loss, "gradient norm": norm}, f"at epoch {epoch}, step {done + 1}")
                 done += 1
                 seconds = time.perf_counter() - began
                 current.add(loss, accuracy, norm, seconds)
@@ -192,18 +230,21 @@ def train(
                     raise KeyboardInterrupt
                 if done % checkpoint_every == 0 and done < steps:
                     save()
-            validation_loss, validation_accuracy = learner.evaluate("validation", config.batch_size)
-            _finite({"validation loss": validation_loss}, f"after epoch {epoch}, step {done}")
+            validation = learner.evaluate("validation", config.batch_size)
+            _finite({"validation loss": validation.loss}, f"after epoch {epoch}, step {done}")
             sums = current.values
+            kept = done - sums["skipped"]
             records.append(
                 {
                     "epoch": epoch,
                     "learning_rate": config.rate(epoch),
-                    "loss": sums["loss"] / done,
-                    "train_accuracy": sums["accuracy"] / done,
-                    "validation_loss": validation_loss,
-                    "validation_accuracy": validation_accuracy,
-                    "gradient_norm": sums["norm"] / done,
+                    "loss": sums["loss"] / kept if kept else math.nan,
+                    "train_accuracy": sums["accuracy"] / kept if kept else math.nan,
+                    "validation_loss": validation.loss,
+                    "validation_accuracy": validation.accuracy,
+                    "validation_diverged": validation.diverged,
+                    "skipped_steps": sums["skipped"],
+                    "gradient_norm": sums["norm"] / kept if kept else math.nan,
                     "gradient_norm_max": sums["norm_max"],
                     "seconds": sums["seconds"],
                 }
@@ -214,8 +255,8 @@ def train(
                 on_epoch(records[-1])
             if stop():
                 raise KeyboardInterrupt
-    test_loss, test_accuracy = learner.evaluate("test", config.batch_size)
-    _finite({"test loss": test_loss}, f"after epoch {config.epochs}")
+    test = learner.evaluate("test", config.batch_size)
+    _finite({"test loss": test.loss}, f"after epoch {config.epochs}")
     results = {
         "kind": "organics train",
         "command": command,
@@ -227,8 +268,9 @@ def train(
         "examples": {"train": count, "validation": len(data.x_validation), "test": len(data.x_test)},
         "steps_per_epoch": steps,
         "epochs": records,
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "test_diverged": test.diverged,
         "measured_at": "the parameters after the last epoch; the test set was looked at once",
         "gradient_clipping": "none",
         "seconds": sum(record["seconds"] for record in records),
@@ -283,9 +325,11 @@ def environment(framework: str) -> dict[str, Any]:
 
 
 def _same_run(path: Path, before: dict[str, Any], config: Config) -> None:
-    """ValueError naming the first field that differs; more epochs are welcome where the learning rate allows."""
+    """ValueError naming the first field that differs; not for other skip_steps, or more epochs where the rate allows."""
     now, before = json.loads(json.dumps(asdict(config))), completed(before)
     for name, value in now.items():
+        if name == "skip_steps":
+            continue
         if before[name] != value and (name != "epochs" or config.schedule != "step"):
             raise ValueError(f"{path} is of a run with {name} {before.get(name)!r}, not {value!r}")
 

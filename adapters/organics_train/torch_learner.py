@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from organics_baselines import count_parameters, make_model
 from .checkpoint import Arrays
 from .config import Config
 from .datasets import Dataset
-from .loop import ADDING_TOLERANCE
+from .loop import ADDING_TOLERANCE, Score
 
 
 class TorchLearner:
@@ -71,18 +72,22 @@ class TorchLearner:
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
-        return float(loss.detach()), float(accuracy), float(norm)
+        numbers = float(loss.detach()), float(accuracy), float(norm)
+        if math.isfinite(numbers[0]) and math.isfinite(numbers[2]):
+            self.optimizer.step()
+        return numbers
 
     @torch.no_grad()
-    def evaluate(self, part: str, batch_size: int) -> tuple[float, float]:
+    def evaluate(self, part: str, batch_size: int) -> Score:
         self.model.eval()
         xs, ys = self.parts[part]
-        sums = [0.0, 0.0]
+        parts = []
         for x, y in zip(xs.split(batch_size), ys.split(batch_size), strict=True):
-            for place, mean in enumerate(self.loss(self.model(x), y)):
-                sums[place] += float(mean) * len(x)
-        return sums[0] / len(xs), sums[1] / len(xs)
+            outputs = self.model(x)
+            finite = outputs.isfinite().flatten(1).all(1)
+            loss, accuracy = self.loss(outputs[finite], y[finite])
+            parts.append((float(loss), float(accuracy), int(finite.sum()), len(x)))
+        return Score.of(parts)
 
     def parameters(self) -> Arrays:
         return {name: value.detach().cpu().numpy() for name, value in self.model.state_dict().items()}
