@@ -325,7 +325,7 @@ def environment(framework: str) -> dict[str, Any]:
 
 
 def _same_run(path: Path, before: dict[str, Any], config: Config) -> None:
-    """ValueError naming the first field that differs; not for other skip_steps, or more epochs where the rate allows."""
+    """ValueError naming the first field that differs; skip_steps may, and epochs where the rate allows."""
     now, before = json.loads(json.dumps(asdict(config))), completed(before)
     for name, value in now.items():
         if name == "skip_steps":
