@@ -37,9 +37,6 @@ from .deprecated import (
 from .drive import AmbiguousDriveWarning, PulseTrain, pulse_train
 from .equilibria import FixedPoint, SteadyState, fixed_points, steady_state
 from .integration import (
-    DenseOutput,
-    Event,
-    Trajectory,
     integrate,
     integrate_sde,
     simulate,
@@ -73,6 +70,7 @@ from .stability import (
     spectrum,
 )
 from .static import StaticParameters, init_static, static_rates, static_steady_state
+from .trajectory import DenseOutput, Event, Trajectory
 from .weights import Operator, ring_convolution
 
 __version__ = "0.1.0"

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from .circuit import Circuit, State, vector_field
 from .equilibria import SteadyState, steady_state
-from .integration import Trajectory, simulate, simulate_sde
+from .integration import simulate, simulate_sde
 from .noise import Noise, power_spectrum
 from .stability import Certificate, certify, jacobian
+from .trajectory import Trajectory
 
 F = TypeVar("F", bound=Callable[..., Any])
 

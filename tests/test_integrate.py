@@ -12,7 +12,7 @@ from support import VARIANTS, Library, central_difference, gradient, numpy_tree,
 import organics_core as oc
 from organics_core.backend import kernel_for
 from organics_core.circuit import of_variant
-from organics_core.integration import NOT_FINITE, STEP_TOO_SMALL, STIFF, SUCCESS, TOO_MANY_STEPS
+from organics_core.trajectory import NOT_FINITE, STEP_TOO_SMALL, STIFF, SUCCESS, TOO_MANY_STEPS
 
 FIXED = {name: tableau._replace(error=None, dense=None) for name, tableau in oc.INTEGRATORS.items()}
 """Every integrator, dopri5 among them, taking the steps it is told to take."""
@@ -277,7 +277,7 @@ def test_too_many_steps_are_reported(xp64: Library) -> None:
 
 def test_every_message_is_a_sentence() -> None:
     """One per status."""
-    from organics_core.integration import MESSAGES
+    from organics_core.trajectory import MESSAGES
 
     assert set(MESSAGES) == {SUCCESS, STEP_TOO_SMALL, TOO_MANY_STEPS, NOT_FINITE, STIFF}
 

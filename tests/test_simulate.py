@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from support import Library, numpy_tree, small_circuit
 
 import organics_core as oc
-from organics_core.integration import STIFF, SUCCESS
+from organics_core.trajectory import STIFF, SUCCESS
 
 
 def one_neuron(tau: float = 0.002) -> oc.Circuit:

@@ -23,8 +23,8 @@ from support import small_circuit
 
 import organics_core as oc
 from organics_core.backend import get_backend
-from organics_core.integration import STEP_TOO_SMALL, STIFF, SUCCESS, TOO_MANY_STEPS
 from organics_core.methods import Method
+from organics_core.trajectory import STEP_TOO_SMALL, STIFF, SUCCESS, TOO_MANY_STEPS
 
 TINY = 1e-300
 """A tolerance that never counts."""

@@ -14,7 +14,7 @@ from scipy import sparse
 from support import small_circuit
 
 import organics_core as oc
-from organics_core.integration import SUCCESS, TOO_MANY_STEPS
+from organics_core.trajectory import SUCCESS, TOO_MANY_STEPS
 from organics_core.weights import padded_rows
 
 

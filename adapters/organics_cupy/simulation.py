@@ -13,11 +13,13 @@ import organics_core as oc
 from organics_core import checks
 from organics_core.backend import Array, get_backend, library_of
 from organics_core.circuit import Circuit, State
-from organics_core.integration import Posed, Trajectory, finish, pose
+from organics_core.integration import Posed, pose
 from organics_core.integration import simulate_sde as core_simulate_sde
 from organics_core.linalg import broadcast_shapes
+from organics_core.loops import finish
 from organics_core.methods import INTEGRATORS, Tableau, add_stages
 from organics_core.noise import Noise, noise_arrays, noise_term
+from organics_core.trajectory import Trajectory
 from organics_core.weights import Operator, matvec
 
 from . import kernel

@@ -15,8 +15,8 @@ from array_api_compat import array_namespace, device
 from .. import checks
 from ..backend import Array, to_numpy
 from ..circuit import State
-from ..integration import Trajectory
 from ..models.v1 import V1State
+from ..trajectory import Trajectory
 from .atomic import write_atomically
 
 _FORMAT = "organics trajectory 1"
