@@ -20,6 +20,10 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+BOUNDS = ("any", ">= 0", "> 0")
+"""What the values of an argument may be asked to be."""
+
+
 def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     """ValueError unless ``value`` is one of the strings ``allowed``."""
     allowed = tuple(allowed)

@@ -78,6 +78,8 @@ def read_drive(
         return Drive(z, None, None, z, given or ())
     if not callable(z):
         raise TypeError(f"z must be an array or a function of time, got {checks.describe(z)}")
+    if how != "auto":
+        raise ValueError(f"drive={how!r} says how to read an array z, and z is a function of time: leave it out")
     sample = z(times[0])
     if not is_array_api_obj(sample):
         raise TypeError(f"z(t) must return an array, got {checks.describe(sample)}")

@@ -18,7 +18,7 @@ from array_api_compat import device
 from . import checks, model
 from .backend import Array, Tree, get_backend, tree_leaves, tree_map
 from .circuit import of_variant
-from .drive import Drive, is_concrete, read_drive
+from .drive import Drive, is_concrete, read_drive, read_jumps
 from .linalg import broadcast_shapes
 from .loops import Arguments, Found, Settings, run_in_parts
 from .methods import METHODS, Method, Tableau, get_method
@@ -241,6 +241,7 @@ def integrate(
     substeps: int = 1,
     max_steps: int = 100_000,
     dense: bool = False,
+    jumps: Iterable[float] | None = None,
     events: Sequence[Callable[[Array, Any], Array]] = (),
     progress: Progress = None,
 ) -> Trajectory:
@@ -256,7 +257,7 @@ def integrate(
         In seconds, increasing.
     tau : tuple of arrays, optional
         Time constants of the linear decay, for ``"exponential_euler"`` only.
-    method, rtol, atol, max_step, substeps, max_steps, dense, events, progress
+    method, rtol, atol, max_step, substeps, max_steps, dense, jumps, events, progress
         As in :func:`simulate`; without ``max_step`` steps are not bounded.
 
     Returns
@@ -268,7 +269,7 @@ def integrate(
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    posed = _pose_field(field, state0, times, tau)
+    posed = _pose_field(field, state0, times, tau, read_jumps(() if jumps is None else jumps))
     return _integrate(posed, method, rtol, atol, max_step, substeps, max_steps, dense, events=events, progress=progress)
 
 
@@ -308,7 +309,7 @@ def integrate_sde(
     TypeError, ValueError
         Naming the argument that is wrong.
     """
-    posed = _pose_field(field, state0, times, None, **noise_arrays(noise), increments=increments)
+    posed = _pose_field(field, state0, times, None, (), **noise_arrays(noise), increments=increments)
     return _integrate_sde(posed, noise, increments, seed, method, substeps, None)
 
 
@@ -327,6 +328,7 @@ class Posed(NamedTuple):
     times: Array
     tau: Tree
     step: Array
+    jumps: tuple[float, ...]
 
 
 def pose(
@@ -365,10 +367,12 @@ def pose(
     given = given._replace(constant=None if given.constant is None else sample, sample=sample)
     values = None if given.sampled is None else xp.astype(given.sampled, times.dtype, copy=False)
     decay = getattr(made, "decay", None)
-    return Posed(xp, made, None, given, values, initial, times, None if decay is None else decay(), step)
+    return Posed(xp, made, None, given, values, initial, times, None if decay is None else decay(), step, given.jumps)
 
 
-def _pose_field(field: Callable[..., Tree], state0: Tree, times: Array, tau: Tree, **more: Array) -> Posed:
+def _pose_field(
+    field: Callable[..., Tree], state0: Tree, times: Array, tau: Tree, jumps: tuple[float, ...], **more: Array
+) -> Posed:
     if not callable(field):
         raise TypeError(f"field must be a function of time and state, got {checks.describe(field)}")
     state0, step = _continued(state0, times)
@@ -386,7 +390,7 @@ def _pose_field(field: Callable[..., Tree], state0: Tree, times: Array, tau: Tre
     batch = broadcast_shapes(*(tuple(leaf.shape[:-1]) for leaf in state0))
     parts = [xp.broadcast_to(xp.astype(leaf, dtype, copy=False), (*batch, leaf.shape[-1])) for leaf in state0]
     start = type(state0)._make(parts) if hasattr(state0, "_make") else tuple(parts)
-    return Posed(xp, None, field, None, None, start, xp.astype(times, dtype, copy=False), tau, step)
+    return Posed(xp, None, field, None, None, start, xp.astype(times, dtype, copy=False), tau, step, jumps)
 
 
 def _continued(state0: Any, times: Array) -> tuple[Any, Array]:
@@ -397,6 +401,8 @@ def _continued(state0: Any, times: Array) -> tuple[Any, Array]:
         raise ValueError(
             f"times must begin where the run state0 ends, at {float(state0.times[-1]):g}, got {float(times[0]):g}"
         )
+    if get_backend(checks.namespace({"times": times})).is_concrete(state0.status) and not state0.success:
+        raise ValueError(f"state0 must be a run that reached its last time, but it {state0.message}")
     return tree_map(lambda leaf: leaf[-1, ...], state0.state), state0.step
 
 
@@ -527,8 +533,8 @@ def _problem(
         elif max_step is None and posed.field is None and (function is not None or _hangs_on_time(posed)):
             later = xp.concat([spacing[1:], spacing[-1:]])
             limits = xp.where(later < spacing, later, spacing)
-        if given is not None and given.jumps:
-            jumps = xp.asarray(given.jumps, dtype=times.dtype, device=device(times)) - times[0]
+        if posed.jumps:
+            jumps = xp.asarray(posed.jumps, dtype=times.dtype, device=device(times)) - times[0]
     settings = Settings(
         posed.field, function, layout, method, posed.values is not None, substeps, rtol, atol, max_steps, steady
     )

@@ -303,9 +303,13 @@ class Slope:
             return z0 + ((t - begin) / (end - begin)) * (z1 - z0)
         if self._settings.function is None:
             return self._arguments.z
-        clock = self._arguments.origin + (t if self._segment is None else self._clip(t))
+        clock = self._clock(t)
         clock = self.xp.where(clock < self._arguments.last, clock, self._arguments.last)
-        return xp.astype(self._settings.function(self._time(clock)), self._arguments.start.dtype, copy=False)
+        return xp.astype(self._settings.function(clock), self._arguments.start.dtype, copy=False)
+
+    def _clock(self, t: Any) -> Array:
+        """The time of the user's clock, on the side of a jump where the step lies."""
+        return self._time(self._arguments.origin + (t if self._segment is None else self._clip(t)))
 
     def _clip(self, t: Any) -> Any:
         low, high = cast(tuple[Any, Any], self._segment)
@@ -320,9 +324,9 @@ class Slope:
 
     def _state(self, t: Any, x: Tree, z: Array) -> Tree:
         if self._model is not None:
-            clock = t if getattr(self._model, "autonomous", False) else self._time(self._arguments.origin + t)
+            clock = t if getattr(self._model, "autonomous", False) else self._clock(t)
             return self._model.field(self.xp, clock, x, z)
-        slope = cast(Any, self._settings.field)(self._time(self._arguments.origin + t), x)
+        slope = cast(Any, self._settings.field)(self._clock(t), x)
         shapes = [tuple(part.shape) for part in slope] if isinstance(slope, tuple) else None
         if shapes != [tuple(part.shape) for part in x]:
             raise ValueError(
@@ -343,8 +347,7 @@ class Slope:
         """Derivative of the slope by the state, (..., N, N)."""
         layout, z = self._settings.layout, self.drive(t)
         if self._model is not None:
-            time = self._time(self._arguments.origin + t)
-            return model.field_jacobian(self.xp, self._model, time, layout.unpack(x), z)
+            return model.field_jacobian(self.xp, self._model, self._clock(t), layout.unpack(x), z)
         return model.packed_jacobian(self.xp, lambda at: layout.pack(self.xp, self._state(t, layout.unpack(at), z)), x)
 
 

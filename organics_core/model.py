@@ -122,9 +122,18 @@ def check_model(model: Any, name: str = "model", kind: type | None = None) -> No
             f"got {checks.describe(model)}"
         )
     known: Any = model
-    missing = [field for field in known._fields if field not in known.spec]
-    if missing:
-        raise TypeError(f"spec of {type(model).__name__} must describe every parameter, but lacks {missing[0]!r}")
+    owner = type(model).__name__
+    if not hasattr(known.state, "_fields"):
+        raise TypeError(f"state of {owner} must be the type of a named tuple, got {known.state!r}")
+    for field in known._fields:
+        if field not in known.spec:
+            raise TypeError(f"spec of {owner} must describe every parameter, but lacks {field!r}")
+        given = known.spec[field]
+        if not (isinstance(given, Parameter) and given.axes in (1, 2) and given.allowed in checks.BOUNDS):
+            raise TypeError(
+                f"spec of {owner} must hold Parameters with axes 1 or 2 and allowed one of "
+                f"{', '.join(map(repr, checks.BOUNDS))}, got {given!r} for {field!r}"
+            )
 
 
 def state_fields(model: Any, state: Any, name: str = "state") -> dict[str, Array]:
@@ -344,9 +353,15 @@ class Layout(NamedTuple):
 def field_jacobian(xp: Any, model: Any, t: Array, x: Tree, z: Array) -> Array:
     """The Jacobian (..., N, N) of a prepared model: its own, or the backend's derivative of the field."""
     own = getattr(model, "jacobian", None)
-    if own is not None:
-        return own(xp, t, x, z)
     layout = Layout.of(x)
+    if own is not None:
+        matrix, size = own(xp, t, x, z), sum(layout.sizes)
+        if tuple(getattr(matrix, "shape", ()))[-2:] != (size, size):
+            kind = type(model).__name__
+            raise ValueError(
+                f"jacobian of {kind} must return an array (..., {size}, {size}), got {checks.describe(matrix)}"
+            )
+        return matrix
 
     def packed(at: Array) -> Array:
         return layout.pack(xp, model.field(xp, t, layout.unpack(at), z))

@@ -18,7 +18,8 @@ from .model import Layout
 SUCCESS, STEP_TOO_SMALL, TOO_MANY_STEPS, NOT_FINITE, STIFF = 0, 1, 2, 3, 4
 MESSAGES = {
     SUCCESS: "reached the last time",
-    STEP_TOO_SMALL: "stopped: the step size fell to the resolution of the clock; the solution is singular or diverges",
+    STEP_TOO_SMALL: "stopped: the step size fell to the resolution of the clock; the solution is singular or diverges, "
+    "or its drive is not finite there",
     TOO_MANY_STEPS: "stopped: max_steps reached before the last time; raise max_steps or loosen rtol and atol",
     NOT_FINITE: "stopped: the state is no longer finite; the solution diverges, or the step is too long",
     STIFF: "stopped: max_steps would be reached before the last time, and stability, not accuracy, limits the steps: "

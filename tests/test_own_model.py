@@ -130,3 +130,50 @@ def test_its_size() -> None:
     run = oc.simulate(Leak(1.0, gains), np.ones(4), np.array([0.0, 1.0]), rtol=1e-8)
     assert run.state.v.shape == (2, 2, 4)
     np.testing.assert_allclose(run.state.v[-1], gains * (1 - math.exp(-1)) * np.ones(4), rtol=1e-6)
+
+
+class Level(NamedTuple):
+    """One part."""
+
+    x: Any
+
+
+class Leak(NamedTuple):
+    """Decays to its drive."""
+
+    tau: Any
+    spec = {"tau": Parameter("> 0")}  # noqa: RUF012
+    state = Level
+
+    def field(self, xp: Any, t: Any, x: Level, z: Any) -> Level:
+        return Level((z - x.x) / self.tau)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("spec", {"tau": "> 0"}, "spec of Wrong must hold Parameters .*, got '> 0' for 'tau'"),
+        ("spec", {"tau": Parameter("positive")}, "spec of Wrong must hold Parameters .* for 'tau'"),
+        ("spec", {"tau": Parameter("> 0", axes=3)}, "spec of Wrong must hold Parameters .* for 'tau'"),
+        ("state", tuple, "state of Wrong must be the type of a named tuple, got <class 'tuple'>"),
+    ],
+)
+def test_a_model_that_describes_itself_wrongly(attribute: str, value: Any, message: str) -> None:
+    """One sentence that names the class."""
+    wrong = type("Wrong", (Leak,), {attribute: value})
+    with pytest.raises(TypeError, match=message):
+        oc.simulate(wrong(0.1), np.ones(1), np.array([0.0, 0.1]))
+
+
+def test_a_jacobian_of_another_shape() -> None:
+    """Is refused wherever it is asked for."""
+    wrong = type("Wrong", (Leak,), {"jacobian": lambda self, xp, t, x, z: xp.ones((2, 2))})(0.1)
+    for call in (
+        lambda: oc.jacobian(wrong, Level(np.ones(1)), z=np.ones(1)),
+        lambda: oc.steady_state(wrong, np.ones(1)),
+        lambda: oc.simulate(wrong, np.ones(1), np.array([0.0, 0.1]), method="rodas5p"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"jacobian of Wrong must return an array \(\.\.\., 1, 1\), got .*\(2, 2\)"
+        ):
+            call()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 from scipy.integrate import solve_ivp
 from support import Library, numpy_tree, small_circuit
 
@@ -475,3 +476,29 @@ def test_drives_in_single_precision_stay_within_the_times() -> None:
     oc.simulate(circuit, drive, times)
     assert times[0] <= min(asked)
     assert max(asked) <= times[-1]
+
+
+def test_jumps_of_a_field_of_ones_own(xp64: Library) -> None:
+    """Steps end at the break, and the field is asked on the side of the step: two exponentials, exactly."""
+
+    def field(t: Any, x: Any) -> Any:
+        xp = array_namespace(x[0])
+        return (-x[0] + xp.astype(t >= 0.5, x[0].dtype),)
+
+    times = xp64.array(np.array([0.0, 1.0]))
+    run = oc.integrate(field, (xp64.array(np.ones(1)),), times, jumps=[0.5], rtol=1e-9, atol=1e-12)
+    want = math.exp(-1.0) + 1.0 - math.exp(-0.5)
+    xp64.assert_close(run.state[0][-1], [want], rtol=1e-8, atol=0.0)
+    assert int(run.rejected) == 0
+
+
+def test_what_contradicts_the_drive_or_the_start_is_said() -> None:
+    """How to read an array where there is none; a start from a run that failed."""
+    circuit = oc.Circuit(None, np.ones((1, 1)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    times, z = np.linspace(0.0, 0.1, 11), np.ones(1)
+    with pytest.raises(ValueError, match="drive='sampled' says how to read an array z, and z is a function of time"):
+        oc.simulate(circuit, lambda t: z, times, drive="sampled")
+    failed = oc.simulate(circuit, lambda t: z * (math.nan if t > 0.05 else 1.0), times)
+    assert "or its drive is not finite there" in failed.message
+    with pytest.raises(ValueError, match="state0 must be a run that reached its last time, but it stopped"):
+        oc.simulate(circuit, z, times + 0.1, state0=failed)
