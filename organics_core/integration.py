@@ -25,7 +25,7 @@ from . import checks, model
 from .backend import Array, Backend, Tree, get_backend, kernel_for, to_numpy, tree_leaves, tree_map
 from .circuit import Circuit, of_variant
 from .drive import Drive, is_concrete, read_drive
-from .linalg import broadcast_shapes
+from .linalg import broadcast_shapes, vecdot
 from .methods import METHODS, Method, Step, Tableau, get_method
 from .model import Layout
 from .noise import Noise, NoiseTerm, noise_arrays, noise_term
@@ -1195,7 +1195,7 @@ class _Loop:
         """Root mean square over the neurons, relative to the tolerance; infinite where not finite."""
         xp, settings = self.xp, self.settings
         scaled = error / (settings.atol + settings.rtol * xp.maximum(xp.abs(old), xp.abs(new)))
-        norm = xp.sqrt(xp.vecdot(scaled, scaled, axis=self.axis) / scaled.shape[self.axis])
+        norm = xp.sqrt(vecdot(xp, scaled, scaled, self.axis) / scaled.shape[self.axis])
         return xp.where(xp.isfinite(norm), norm, xp.inf)
 
     def measure(self, error: Array, old: Array, new: Array) -> Any:
