@@ -38,7 +38,7 @@ from .circuit import (
     validate_circuit,
     validate_state,
 )
-from .linalg import diagonal_matrix, solve, solve_vector
+from .linalg import diagonal_matrix, matmul, solve, solve_vector
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .stability import _spectral_abscissa
 from .weights import Operator, matvec
@@ -401,7 +401,7 @@ def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, 
     return (
         identity(xp, a)
         - w * (response * response)[..., None, :]
-        - xp.matmul(w * (2.0 * a * response)[..., None, :], dy_da)
+        - matmul(xp, w * (2.0 * a * response)[..., None, :], dy_da)
     )
 
 

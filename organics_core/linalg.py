@@ -6,7 +6,19 @@ from typing import Any
 
 from array_api_compat import device
 
-from .backend import Array
+from .backend import Array, get_backend
+
+
+def matmul(xp: Any, left: Array, right: Array) -> Array:
+    """``left @ right`` with no more rounding than its dtype has, whatever the library does by default."""
+    product = getattr(get_backend(xp), "matmul", None)  # of a backend whose library rounds more than that
+    return xp.matmul(left, right) if product is None else product(left, right)
+
+
+def vecdot(xp: Any, left: Array, right: Array, axis: int = -1) -> Array:
+    """Sums of products along an axis, rounded as by :func:`matmul`."""
+    product = getattr(get_backend(xp), "vecdot", None)
+    return xp.vecdot(left, right, axis=axis) if product is None else product(left, right, axis)
 
 
 def solve(xp: Any, matrix: Array, right: Array) -> Array:

@@ -21,6 +21,7 @@ from array_api_compat import device
 
 from . import checks, model
 from .backend import Array, Backend, Tree, get_backend, kernel_for, to_numpy, tree_map
+from .linalg import vecdot
 from .methods import Method, Step
 from .model import Layout
 from .noise import NoiseTerm
@@ -470,7 +471,7 @@ class Loop:
         """Root mean square over the neurons, relative to the tolerance; infinite where not finite."""
         xp, settings = self.xp, self.settings
         scaled = error / (settings.atol + settings.rtol * xp.maximum(xp.abs(old), xp.abs(new)))
-        norm = xp.sqrt(xp.vecdot(scaled, scaled, axis=self.axis) / scaled.shape[self.axis])
+        norm = xp.sqrt(vecdot(xp, scaled, scaled, self.axis) / scaled.shape[self.axis])
         return xp.where(xp.isfinite(norm), norm, xp.inf)
 
     def measure(self, error: Array, old: Array, new: Array) -> Any:

@@ -22,7 +22,7 @@ from array_api_compat import device
 
 from . import checks
 from .backend import Array, get_backend, kernel_for
-from .linalg import inverse
+from .linalg import inverse, vecdot
 from .weights import matvec
 
 
@@ -310,7 +310,7 @@ class RungeKutta(_Embedded):
         change = stages[-1] - stages[-2]
         # the array API has no hypot of an axis: |change|**2 may overflow, and then says nothing
         xp = checks.namespace({"x": change})
-        up, down = xp.vecdot(change, change), xp.vecdot(apart, apart)
+        up, down = vecdot(xp, change, change), vecdot(xp, apart, apart)
         fine = (down > 0) & xp.isfinite(up)
         return xp.where(fine, xp.sqrt(up / xp.where(fine, down, 1.0)), 0.0)
 

@@ -14,7 +14,7 @@ from array_api_compat import device, is_array_api_obj
 
 from . import checks
 from .backend import Array, get_backend, to_numpy
-from .linalg import broadcast_shapes, diagonal_matrix, solve, transpose
+from .linalg import broadcast_shapes, diagonal_matrix, matmul, solve, transpose
 from .stability import linearized
 
 Noise = Any
@@ -90,7 +90,7 @@ def _intensity(xp: Any, term: NoiseTerm) -> Array:
     """L L^T (..., N, N)."""
     if term.matrix is None:
         return diagonal_matrix(xp, term.amplitude**2)
-    return xp.matmul(term.matrix, transpose(xp, term.matrix))
+    return matmul(xp, term.matrix, transpose(xp, term.matrix))
 
 
 def noise_covariance(circuit: Any, state: Any, noise: Noise, *, variant: str = "main", z: Array | None = None) -> Array:
@@ -340,7 +340,7 @@ def _covariance(xp: Any, jac: Array, intensity: Array, name: str) -> Array:
     shift = shift[..., None, None]
     jac = xp.where(stable[..., None, None], jac, -shift * eye)
     inverse = solve(xp, shift * eye - jac, eye)
-    power = xp.matmul(inverse, shift * eye + jac)
+    power = matmul(xp, inverse, shift * eye + jac)
     concrete = backend.is_concrete(power)
     eps = float(xp.finfo(jac.dtype).eps)
     powers = []
@@ -348,17 +348,17 @@ def _covariance(xp: Any, jac: Array, intensity: Array, name: str) -> Array:
         powers.append(power)
         if concrete and float(xp.max(xp.abs(backend.stop_gradient(power)))) < 1e-3 * eps:
             break
-        power = xp.matmul(power, power)
+        power = matmul(xp, power, power)
 
     def summed(right: Array) -> Array:
-        total = 2.0 * shift * xp.matmul(inverse, xp.matmul(right, transpose(xp, inverse)))
+        total = 2.0 * shift * matmul(xp, inverse, matmul(xp, right, transpose(xp, inverse)))
         for a in powers:
-            total = total + xp.matmul(a, xp.matmul(total, transpose(xp, a)))
+            total = total + matmul(xp, a, matmul(xp, total, transpose(xp, a)))
         return total
 
     # The sum is linear in the right-hand side, so any constant guess gives the same P and the same derivatives.
     guess = backend.stop_gradient(summed(intensity))
-    left = xp.matmul(jac, guess)
+    left = matmul(xp, jac, guess)
     result = guess + summed(intensity + left + transpose(xp, left))
     result = 0.5 * (result + transpose(xp, result))
     return xp.where(stable[..., None, None], result, xp.full_like(result, xp.nan))
@@ -371,7 +371,7 @@ def _power_spectrum(xp: Any, jac: Array, term: NoiseTerm, frequencies: Array, na
     eye = xp.eye(jac.shape[-1], dtype=kind, device=device(jac))
     matrix = omega[:, None, None] * eye - xp.astype(jac, kind)[..., None, :, :]
     response = solve(xp, matrix, xp.astype(_factor(xp, term), kind)[..., None, :, :])
-    result = xp.matmul(response, xp.conj(transpose(xp, response)))
+    result = matmul(xp, response, xp.conj(transpose(xp, response)))
     keep = stable[..., None, None, None]
     return xp.where(keep, result, xp.full_like(result, xp.nan))
 

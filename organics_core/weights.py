@@ -10,6 +10,7 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 
 from . import checks
 from .backend import Array, get_backend, to_numpy
+from .linalg import matmul
 
 _SMALL = 32
 _MOST_DENSE = 4096
@@ -187,8 +188,8 @@ def matvec(xp: Any, matrix: Any, vector: Array) -> Array:
     if matrix.ndim == 2:
         if vector.ndim == 1 and matrix.shape[0] <= _SMALL and backend.traces_loops:
             return xp.sum(matrix * vector, axis=-1)  # fuses with its neighbours, where a call of BLAS would not
-        return xp.matmul(vector, matrix.T)
-    return xp.matmul(matrix, vector[..., None])[..., 0]
+        return matmul(xp, vector, matrix.T)
+    return matmul(xp, matrix, vector[..., None])[..., 0]
 
 
 def dense(xp: Any, matrix: Any, like: Array, name: str = "w") -> Array:

@@ -16,6 +16,7 @@ leaves out the adapters and what is marked ``slow`` or ``size``. With pytest-xdi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -78,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "library(*names, together=False): the test concerns these array libraries only (together: needs them all)",
     )
+    config.addinivalue_line("markers", "cpu: on every machine the test computes on the CPU")
     config.addinivalue_line("markers", "slow: a test of seconds, which --core leaves out")
     config.addinivalue_line("markers", "size: a test of a large problem, to show that it is feasible")
     asked = config.getoption("--library") or [
@@ -222,6 +224,27 @@ def _library(request: pytest.FixtureRequest) -> Library:
     if request.param not in _MADE:
         _MADE[request.param] = Library(*request.param)
     return _MADE[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _where(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With ``--device cuda``: the CPU for what is marked so, and layers of jax in float32 as on the CPU."""
+    config = request.config
+    with contextlib.ExitStack() as stack:
+        if config.getoption("--device") == "cuda":
+            selected, on_cpu = config.stash[_SELECTED], request.node.get_closest_marker("cpu") is not None
+            if "torch" in selected and on_cpu:
+                import torch
+
+                stack.enter_context(torch.device("cpu"))
+            if "jax" in selected:
+                import jax
+
+                if on_cpu:
+                    stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
+                if not {"xp", "xp64"} & set(request.fixturenames):  # the core multiplies in full by itself
+                    stack.enter_context(jax.default_matmul_precision("highest"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import organics_core as oc
-from organics_core.backend import to_numpy, tree_leaves, tree_map
+from organics_core.backend import to_numpy as to_numpy
+from organics_core.backend import tree_leaves, tree_map
 
 ROOT = Path(__file__).parents[1]
 DESCRIBED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organics-core"]["libraries"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import to_numpy
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -24,7 +25,7 @@ def relu(x):
 
 
 def numbers(model):
-    return {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    return {name: to_numpy(value) for name, value in model.state_dict().items()}
 
 
 def build(name, **options):
@@ -49,8 +50,8 @@ def test_published_equations(name, options):
             parameter += 0.3 * torch.randn_like(parameter)
     p, equations = numbers(model), MODELS[name].equations
     assert equations is not None, f"{name} has no published equations to be held to"
-    expected = [p["readout.weight"] @ equations(p, row, model) + p["readout.bias"] for row in x.numpy()]
-    assert np.allclose(model(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
+    expected = [p["readout.weight"] @ equations(p, row, model) + p["readout.bias"] for row in to_numpy(x)]
+    assert np.allclose(to_numpy(model(x)), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
@@ -129,7 +130,7 @@ def test_unitary_matrix():
     dense = urnn.matrix(numbers(model))
     assert np.allclose(dense @ dense.conj().T, np.eye(H), atol=1e-12)
     basis = torch.eye(H, dtype=torch.complex128)
-    assert np.allclose(model.rotate(basis, model.constants()).detach().numpy().T, dense, atol=1e-12)
+    assert np.allclose(to_numpy(model.rotate(basis, model.constants())).T, dense, atol=1e-12)
 
 
 def test_identity_start():
@@ -177,13 +178,13 @@ def test_static_organics_behind_the_interface():
     model, x = build("organics-static", code=3, reconstruction=2.0)
     p = numbers(model)
     logits, errors = [], []
-    for flat in x.flatten(1).numpy():
+    for flat in to_numpy(x.flatten(1)):
         code = p["encoder.weight"] @ flat + p["encoder.bias"]
         second = normalized(p, "second", normalized(p, "first", code))
         logits.append(p["readout.weight"] @ second + p["readout.bias"])
         errors.append(sigmoid(p["decoder.weight"] @ code + p["decoder.bias"]) - flat)
     found, extra = model.training_outputs(x, x)
-    assert np.allclose(found.detach().numpy(), logits, rtol=1e-10)
+    assert np.allclose(to_numpy(found), logits, rtol=1e-10)
     assert torch.equal(found, model(x))
     assert extra.item() == pytest.approx(2 * np.mean(np.square(errors)), rel=1e-10)
     (found.square().sum() + extra).backward()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import to_numpy
 
 import organics_core as oc
 from organics_core.io.checkpoints import LayerSettings, load_checkpoint, save_checkpoint
@@ -37,8 +38,8 @@ def trained(framework: str, **options: Any) -> Any:
         optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
         for _ in range(3):
             optimizer.zero_grad()
-            scores = model(torch.from_numpy(XS).swapaxes(0, 1))
-            torch.nn.functional.cross_entropy(scores, torch.from_numpy(LABELS)).backward()
+            scores = model(torch.as_tensor(XS).swapaxes(0, 1))
+            torch.nn.functional.cross_entropy(scores, torch.as_tensor(LABELS)).backward()
             optimizer.step()
         return model
     import equinox as eqx
@@ -68,7 +69,7 @@ def scores(framework: str, model: Any) -> np.ndarray:
         import torch
 
         with torch.no_grad():
-            return model(torch.from_numpy(XS).swapaxes(0, 1)).numpy()
+            return to_numpy(model(torch.as_tensor(XS).swapaxes(0, 1)))
     import jax.numpy as jnp
 
     return np.asarray(model(jnp.asarray(XS).swapaxes(0, 1)))

@@ -450,6 +450,7 @@ def test_trees_move_and_are_shared_without_a_copy(og: Any) -> None:
     assert np.shares_memory(shared.y, case.state.y)
 
 
+@pytest.mark.cpu
 @pytest.mark.library("torch")
 def test_exchange_with_torch_shares_memory(og: Any) -> None:
     """Both ways, numpy in place of cupy."""
@@ -463,6 +464,7 @@ def test_exchange_with_torch_shares_memory(og: Any) -> None:
     assert given.a.data_ptr() == state.a.data_ptr()
 
 
+@pytest.mark.cpu
 @pytest.mark.library("jax")
 def test_exchange_with_jax_keeps_values(og: Any) -> None:
     """Both ways, numpy in place of cupy."""
@@ -472,6 +474,21 @@ def test_exchange_with_jax_keeps_values(og: Any) -> None:
     given = og.to_jax(oc.State(array, array))
     assert isinstance(given.y, jax.Array)
     np.testing.assert_array_equal(og.from_jax(given, module=np).a, array)
+
+
+@pytest.mark.cpu
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("dtype", ["float64", "int64"])
+def test_jax_does_not_narrow_silently(og: Any, dtype: str) -> None:
+    """Without 64 bits jax would copy, and lose half of the digits; what fits is shared."""
+    import jax
+
+    array = np.arange(4, dtype=dtype)
+    with jax.enable_x64(False):
+        with pytest.raises(TypeError, match=f"array of {dtype}, which jax would narrow"):
+            og.to_jax((array[:1].astype("float32"), array))
+        assert og.to_jax(array.astype("float32")).dtype == "float32"
+    assert og.to_jax(array).dtype == dtype
 
 
 def test_without_cupy_the_message_names_the_extra() -> None:

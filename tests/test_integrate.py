@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
-from support import VARIANTS, Library, central_difference, gradient, numpy_tree, small_circuit
+from support import VARIANTS, Library, central_difference, gradient, numpy_tree, small_circuit, to_numpy
 
 import organics_core as oc
 from organics_core.backend import kernel_for
@@ -349,7 +349,7 @@ def test_fast_slopes_are_the_equations(xp: Library, variant: str) -> None:
         kernel = kernel_for(type(made), xp.namespace)(made, xp.array(z), packed, False)
         # every component sums some ten terms of up to the largest, divided by the time constants
         xp.assert_close(kernel(0.0, packed), want, rtol=1e-12, atol=1e-13 * np.abs(want).max())
-        xp.assert_close(packed, np.asarray(before), rtol=0.0)
+        xp.assert_close(packed, to_numpy(before), rtol=0.0)
         columns = kernel_for(type(made), xp.namespace)(made, xp.array(z), packed, True)
         assert (columns is not None) == (xp.name == "numpy" and len(batch) == 1)
         if columns is not None:  # neurons before the members of the batch, and a buffer to write to

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import Library, assert_same_spectrum, largest, numpy_tree
+from support import Library, assert_same_spectrum, largest, numpy_tree, to_numpy
 
 import organics_core as oc
 from organics_core.model import Layout, packed_jacobian
@@ -189,17 +189,13 @@ def test_steady_state_and_jacobian(xp64: Library, name: str) -> None:
     np.testing.assert_allclose(packed(found.state), x, rtol=1e-9, atol=1e-10 * np.abs(x).max())
     jac = numpy_tree((oc.jacobian(model, found.state, z=z),))[0]
     np.testing.assert_allclose(jac, want, rtol=1e-6, atol=1e-8 * np.abs(want).max())
-    values = numpy_values(oc.spectrum(model, found.state, z=z))
+    values = to_numpy(oc.spectrum(model, found.state, z=z))
     assert_same_spectrum(values, np.linalg.eigvals(want), rtol=1e-6)
     xp64.assert_close(oc.spectral_abscissa(model, found.state, z=z), values.real.max(), rtol=1e-9)
     direction = np.random.default_rng(0).standard_normal(len(x))
     layout = Layout.of(found.state)
     moved = oc.jacobian_product(model, found.state, layout.unpack(xp64.array(direction)), z=z)
     np.testing.assert_allclose(packed(moved), jac @ direction, rtol=1e-9, atol=1e-9 * np.abs(jac).max())
-
-
-def numpy_values(array: Any) -> np.ndarray:
-    return np.asarray(array.detach() if hasattr(array, "detach") else array)
 
 
 @every
@@ -245,20 +241,20 @@ def test_noise_at_the_fixed_point(xp64: Library, name: str) -> None:
     n = 2 * len(state)
     factor = np.random.default_rng(1).standard_normal((n, n))
     noise = xp64.array(factor)
-    p = numpy_values(oc.noise_covariance(model, state, noise, z=z))
-    jac = numpy_values(oc.jacobian(model, state, z=z))
+    p = to_numpy(oc.noise_covariance(model, state, noise, z=z))
+    jac = to_numpy(oc.jacobian(model, state, z=z))
     residual = jac @ p + p @ jac.T + factor @ factor.T
     assert np.abs(residual).max() < 1e-10 * np.abs(jac @ p).max()
     # f = c tan(theta) maps all frequencies onto (-pi/2, pi/2), where the integrand is smooth and periodic:
     # the sum over equal steps converges exponentially
     theta = (np.arange(4000) + 0.5) * math.pi / 4000 - math.pi / 2
     c = np.abs(np.linalg.det(jac)) ** (1 / n) / (2 * math.pi)  # the geometric mean of the rates
-    spectrum = numpy_values(oc.power_spectrum(model, state, noise, xp64.array(c * np.tan(theta)), z=z))
+    spectrum = to_numpy(oc.power_spectrum(model, state, noise, xp64.array(c * np.tan(theta)), z=z))
     total = np.sum(spectrum * (c / np.cos(theta) ** 2)[:, None, None], axis=0) * math.pi / 4000
     np.testing.assert_allclose(total.real, p, rtol=0, atol=1e-8 * np.abs(p).max())
     frequencies = np.array([1.0, 20.0, 60.0])
-    got = numpy_values(oc.coherence(model, state, noise, xp64.array(frequencies), z=z))
-    s = numpy_values(oc.power_spectrum(model, state, noise, xp64.array(frequencies), z=z))
+    got = to_numpy(oc.coherence(model, state, noise, xp64.array(frequencies), z=z))
+    s = to_numpy(oc.power_spectrum(model, state, noise, xp64.array(frequencies), z=z))
     power = np.einsum("fii->fi", s).real
     np.testing.assert_allclose(got, np.abs(s) ** 2 / (power[:, :, None] * power[:, None, :]), rtol=1e-9)
     assert got.min() >= 0
@@ -295,7 +291,7 @@ def test_a_model_may_say_that_its_drive_only_adds(xp64: Library) -> None:
     model, z = Adding(*CASES["FitzHugh-Nagumo"].model), xp64.array([0.1, -0.2])
     model = xp64.tree(model)
     state = Membrane(xp64.array([-1.0, 0.3]), xp64.array([-0.5, 0.1]))
-    want = numpy_values(oc.jacobian(model, state, z=z))
+    want = to_numpy(oc.jacobian(model, state, z=z))
     xp64.assert_close(oc.jacobian(model, state), want, rtol=1e-9, atol=1e-9)
 
 
@@ -410,7 +406,7 @@ def test_weights_may_be_operators(xp64: Library, name: str) -> None:
     ):
         np.testing.assert_allclose(packed(one), packed(other), rtol=1e-9)
     state = model.state(xp64.array([0.5, 0.2]))
-    one, other = (numpy_values(oc.jacobian(m, state, z=z)) for m in (free, model))
+    one, other = (to_numpy(oc.jacobian(m, state, z=z)) for m in (free, model))
     np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
@@ -479,10 +475,10 @@ def test_jit_vmap_and_grad(xp64: Library, name: str) -> None:
 
     want = everything(case.model, case.z, np.linspace(0.0, case.end, 4))
     for one, other in zip(jax.jit(everything)(model, z), want, strict=True):
-        np.testing.assert_allclose(numpy_values(one), other, rtol=1e-7, atol=1e-9 * np.abs(other).max())
+        np.testing.assert_allclose(to_numpy(one), other, rtol=1e-7, atol=1e-9 * np.abs(other).max())
     mapped = jax.jit(jax.vmap(lambda z: everything(model, z)))(xp64.array(np.array([[1.0], [0.9]]) * case.z))
     for one, other in zip(mapped, want, strict=True):
-        np.testing.assert_allclose(numpy_values(one)[0], other, rtol=1e-6, atol=1e-8 * np.abs(other).max())
+        np.testing.assert_allclose(to_numpy(one)[0], other, rtol=1e-6, atol=1e-8 * np.abs(other).max())
 
     @jax.jit
     def scalar(factor: Any) -> Any:
@@ -515,16 +511,16 @@ def test_torch_func_and_compile(xp64: Library, name: str) -> None:
         return oc.jacobian(model, state, z=z)
 
     mapped = torch.func.vmap(matrices)(batch)
-    np.testing.assert_allclose(numpy_values(mapped)[1], numpy_values(matrices(batch[1])), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(to_numpy(mapped)[1], to_numpy(matrices(batch[1])), rtol=1e-9, atol=1e-9)
 
     def step(z: Any) -> Any:
         return tuple(oc.vector_field(model, state, z))
 
     compiled = torch.compile(step, fullgraph=True, backend="eager")(z)
     for one, other in zip(compiled, step(z), strict=True):
-        xp64.assert_close(one, numpy_values(other), rtol=1e-12)
+        xp64.assert_close(one, to_numpy(other), rtol=1e-12)
     compiled = torch.compile(matrices, fullgraph=True, backend="eager")(z)
-    np.testing.assert_allclose(numpy_values(compiled), numpy_values(matrices(z)), rtol=1e-12)
+    np.testing.assert_allclose(to_numpy(compiled), to_numpy(matrices(z)), rtol=1e-12)
 
 
 @pytest.mark.library("torch")

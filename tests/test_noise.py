@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from support import Case, Library, for_cases, numpy_tree, small_circuit
+from support import Case, Library, for_cases, numpy_tree, small_circuit, to_numpy
 
 import organics_core as oc
 
@@ -68,7 +68,7 @@ def test_integral_of_the_spectrum_is_the_covariance(xp64: Library) -> None:
     weights = s / np.cos(theta) ** 2 * math.pi / count
     factor = xp64.array(np.random.default_rng(1).standard_normal((4, 4)))
     spectrum = oc.power_spectrum(circuit, state, factor, xp64.array(s * np.tan(theta)))
-    total = np.einsum("f,fij->ij", weights, np.asarray(spectrum))
+    total = np.einsum("f,fij->ij", weights, to_numpy(spectrum))
     want = numpy_tree(oc.noise_covariance(circuit, state, factor))
     assert np.max(np.abs(total.imag)) < 1e-10 * np.max(np.abs(want))
     np.testing.assert_allclose(total.real, want, rtol=1e-9, atol=1e-9 * np.max(np.abs(want)))

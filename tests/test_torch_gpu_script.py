@@ -19,6 +19,7 @@ import pytest
 import standin
 import torch
 
+pytestmark = pytest.mark.cpu
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 
 
@@ -60,6 +61,7 @@ import json, importlib.metadata, tiny_package, organics_core, organics_backends,
 found = {e.name: e.value for e in importlib.metadata.distribution("organics-core").entry_points}
 print(json.dumps([tiny_package.number, found["torch"], organics_core.__file__]))
 """
+    path = [*path, *filter(None, [os.environ.get("PYTHONPATH")])]  # where these tests have packages from wheels, too
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     number, torch_backend, core = json.loads(run.stdout)

@@ -11,7 +11,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from support import ELSEWHERE, PATIENCE, numpy_tree
+from support import ELSEWHERE, PATIENCE, numpy_tree, to_numpy
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -26,6 +26,8 @@ IMPLEMENTATIONS = ("function", "fused", "reference")
 
 
 def skip_without(implementation):
+    if implementation == "fused" and torch.get_default_device().type != "cpu":
+        pytest.skip(f"{ELSEWHERE}native code runs on the CPU")
     if implementation == "fused" and native.load() is None:
         pytest.skip(f"the native library is {native.status()}")
 
@@ -36,13 +38,13 @@ def make(**options):
 
 
 def numbers(seed, *shape, dtype=torch.float64):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
+    return torch.as_tensor(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
 
 
 def start(layers=1, batch=N, dtype=torch.float64, seed=5):
     rng = np.random.default_rng(seed)
     return CellState(
-        *(torch.from_numpy(rng.uniform(-0.2, 1, (layers, batch, H))).to(dtype).requires_grad_() for _ in range(4))
+        *(torch.as_tensor(rng.uniform(-0.2, 1, (layers, batch, H))).to(dtype).requires_grad_() for _ in range(4))
     )
 
 
@@ -122,14 +124,34 @@ def test_odd_sizes(implementation, steps, batch, inputs, hidden):
 def test_chunks_that_do_not_fill_the_sequence_and_both_kinds_of_product(monkeypatch, onednn, every):
     """The plain implementation takes some steps at once, and large products from oneDNN where that is."""
     monkeypatch.setattr(plain, "_CHUNK_NUMBERS", 4 * N * H)
+    monkeypatch.setattr(plain, "_CHUNK_NUMBERS_ELSEWHERE", 4 * N * H)
     monkeypatch.setattr(plain, "_LARGE", 0 if onednn else 1 << 60)
     if onednn and plain._linear is None:
         assert not torch.backends.mkldnn.is_available()
         pytest.skip(f"{ELSEWHERE}torch was built without oneDNN")
+    if onednn and torch.get_default_device().type != "cpu":
+        pytest.skip(f"{ELSEWHERE}oneDNN multiplies on the CPU")
     dtype = torch.float32 if onednn else torch.float64
     layer = make(implementation="function", checkpoint_every=every, dtype=dtype)
     x, hx = numbers(1, T, N, K, dtype=dtype), start(dtype=dtype)
     assert_same(run(layer, x, hx), core(layer, x, hx), 2e-5 if onednn else 1e-12)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("steps", "batch"), [(T, N), (80, 100)])  # with buffers that are lent again, too
+def test_the_default_device_is_not_where_the_layer_is(implementation, steps, batch):
+    """``torch.set_default_device`` says where new tensors go, not where those of a layer on the CPU are."""
+    skip_without(implementation)
+    layer, x = make(implementation=implementation), numbers(1, steps, batch, K)
+
+    def gradients():
+        return torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
+
+    wanted = gradients()
+    with torch.device("meta"):
+        found = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("implementation", ["function", "fused"])
@@ -224,10 +246,10 @@ def test_numpy_gives_the_same():
     x = numbers(1, T, N, K)
     cell = layer.cells[0]
     fields, state = CellParameters(*numpy_tree(tuple(p.detach() for p in cell.fields()))), cell.start_state()
-    last, ys = cell_sequence(fields, CellState(*numpy_tree(tuple(state))), x.numpy(), max_rates=cell.max_rates)
+    last, ys = cell_sequence(fields, CellState(*numpy_tree(tuple(state))), to_numpy(x), max_rates=cell.max_rates)
     output, hn = layer(x)
-    np.testing.assert_allclose(output.detach(), ys, rtol=1e-11)
-    np.testing.assert_allclose(hn.a[0].detach(), last.a, rtol=1e-11)
+    np.testing.assert_allclose(to_numpy(output), ys, rtol=1e-11)
+    np.testing.assert_allclose(to_numpy(hn.a[0]), last.a, rtol=1e-11)
 
 
 # ---- nn.LSTM's calling convention
@@ -277,7 +299,7 @@ def test_packed_sequences(implementation):
     lengths = [4, T, 1, 7, 7]
     x = numbers(1, T, N, K).requires_grad_()
     hx = start(2)
-    packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
     output, hn = layer(packed, hx)
     padded, found = torch.nn.utils.rnn.pad_packed_sequence(output)
     assert found.tolist() == lengths
@@ -347,7 +369,7 @@ def test_autocast_computes_in_the_parameters_dtype(implementation):
     layer = make(implementation=implementation, dtype=torch.float32)
     below = torch.nn.Linear(K, K)
     x = numbers(1, T, N, K, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         middle = below(x)
         assert middle.dtype == torch.bfloat16
         output, _ = layer(middle)
@@ -421,6 +443,7 @@ def test_the_operation_obeys_torchs_rules():
         torch.library.opcheck(torch.ops.organics_torch.sequence.default, arguments, test_utils=tests)
 
 
+@pytest.mark.cpu
 def test_two_processes_give_the_gradients_of_one(tmp_path):
     program = tmp_path / "worker.py"
     program.write_text(
@@ -470,7 +493,7 @@ def test_layers_of_oscillators_start_as_the_core_has_it():
     rng = np.random.default_rng(3)
     for cell, size in zip(layer.cells, (K, H), strict=True):
         for name, value in init_cell(rng, size, H, **options)[0]._asdict().items():
-            np.testing.assert_array_equal(getattr(cell, name).detach().numpy(), value)
+            np.testing.assert_array_equal(to_numpy(getattr(cell, name)), value)
     same = ot.ORGaNICsClassifier(K, H, 4, variant="main", dtype=torch.float64, seed=3, **options).layer.cells[0]
     assert torch.equal(same.w_r, layer.cells[0].w_r)
     assert torch.equal(same.theta_y, layer.cells[0].theta_y)
@@ -537,7 +560,8 @@ def test_an_implementation_asked_for_by_name_is_taken_or_refused():
     fields, x = layer.cells[0].fields(), numbers(1, T, N, K)
     assert choose_implementation("reference", fields, x) == "reference"
     assert choose_implementation("function", fields, x) == "function"
-    assert choose_implementation("auto", fields, x) == ("function" if native.load() is None else "fused")
+    native_here = not x.is_cuda and native.load() is not None
+    assert choose_implementation("auto", fields, x) == ("fused" if native_here else "function")
     half = x.half()
     assert choose_implementation("auto", fields, half) == "reference"
     with pytest.raises(RuntimeError, match="'function' needs float32 or float64"):

@@ -17,6 +17,7 @@ import organics_torch as ot  # noqa: E402
 from organics_torch import native  # noqa: E402
 from organics_torch.implementation import Reserve  # noqa: E402
 
+pytestmark = pytest.mark.cpu
 needs_native = pytest.mark.skipif(native.load() is None, reason=f"the native library is {native.status()}")
 
 PROGRAM = """

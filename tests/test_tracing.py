@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from array_api_compat import array_namespace
 from support import Library, central_difference, gradient, numpy_tree, small_circuit
 
 import organics_core as oc
+from organics_core.backend import get_backend
 
 TIMES = np.array([0.0, 0.001, 0.004])
 
@@ -178,6 +180,93 @@ def test_what_cannot_be_traced_says_so(xp64: Library) -> None:
     circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
     with pytest.raises(ValueError, match="dense=True cannot be traced"):
         jax.jit(lambda z: oc.simulate(circuit, z, xp64.array(TIMES), dense=True).state)(z)
+
+
+def covariances(circuit: oc.Circuit, z: Any) -> tuple:
+    """What is summed from products of matrices alone."""
+    state = oc.State(z + 0.1, z * z + 0.2)
+    frequencies = like(np.array([1.0, 2.0]), z)
+    return (
+        oc.noise_covariance(circuit, state, 0.1, z=z),
+        oc.power_spectrum(circuit, state, 0.1, frequencies, z=z).real,
+    )
+
+
+def sequence(circuit: oc.Circuit, z: Any) -> tuple:
+    """The trained cell, with its sizes alone from the circuit."""
+    parameters, start = (
+        type(part)._make([like(value, z) for value in part]) for part in oc.init_cell(0, z.shape[0], z.shape[0])
+    )
+    return (oc.cell_sequence(parameters, start, z[None, :])[1],)
+
+
+def products(jaxpr: Any) -> list[Any]:
+    """The precisions of all products in a program of jax, those of its loops and branches included."""
+    import jax
+
+    found = [equation.params["precision"] for equation in jaxpr.eqns if equation.primitive.name == "dot_general"]
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found += products(inner)
+    return found
+
+
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("name", [*FUNCTIONS, "rodas5p", "covariances", "sequence"])
+def test_products_are_exact_unless_the_user_wants_less(xp: Library, name: str) -> None:
+    """jax's own default on a GPU is tf32: three digits of float32. Derivatives included; the user's choice counts."""
+    import jax
+
+    others = {"rodas5p": simulated("rodas5p"), "covariances": covariances, "sequence": sequence}
+    function = (FUNCTIONS | others)[name]
+    case = small_circuit(40)  # smaller matrices are multiplied entry by entry
+    tree = (*xp.tree(case.circuit),), (xp.array(case.z),)
+    highest = jax.lax.Precision.HIGHEST
+    reverse = name not in ("newton", "dopri5", "ramp", "rodas5p") or importlib.util.find_spec("equinox") is not None
+    program = jax.grad(total(function)) if reverse else total(function)
+    found = products(jax.make_jaxpr(program)(tree).jaxpr)
+    assert found
+    assert set(found) == {(highest, highest)}
+    with jax.default_matmul_precision("tensorfloat32"):
+        again = products(jax.make_jaxpr(program)(tree).jaxpr)
+    assert len(again) == len(found)
+    if name in ("rk4", "dopri5", "sequence"):  # others solve linear equations, in which jax itself asks for the highest
+        assert set(again) == {(jax.lax.Precision.HIGH,) * 2}
+
+
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_eigenvalues_from_the_host_have_derivatives(
+    xp: Library, batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, where jax has none: compiled, differentiated both ways and mapped, they are jax's own."""
+    import jax
+
+    namespace, backend = xp.namespace, get_backend(xp.namespace)
+    matrix = xp.array(np.random.default_rng(0).standard_normal((*batch, 5, 5)))
+
+    def scalar(matrix: Any) -> Any:
+        values = backend.eigvals(matrix)
+        assert values.dtype == xp.complex_dtype
+        return namespace.sum(namespace.max(namespace.real(values), axis=-1)) + namespace.sum(namespace.abs(values) ** 2)
+
+    want = numpy_tree(jax.grad(scalar)(matrix))
+    wanted = np.sort_complex(np.linalg.eigvals(np.asarray(matrix, dtype=float)))
+    monkeypatch.setattr(type(backend), "platform", lambda self, array: "gpu")
+    found = np.sort_complex(np.asarray(jax.jit(backend.eigvals)(matrix)))
+    np.testing.assert_allclose(found, wanted, rtol=100 * xp.eps, atol=100 * xp.eps)
+    close = {"rtol": 1e-10, "atol": 1e-10}  # terms up to 10, and the condition of the eigenvectors
+    xp.assert_close(jax.jit(jax.grad(scalar))(matrix), want, **close)
+    xp.assert_close(jax.jacfwd(scalar)(matrix), want, **close)
+    xp.assert_close(jax.jit(jax.vmap(jax.grad(scalar)))(namespace.stack([matrix, matrix]))[1], want, **close)
+    broken = np.where(np.arange(5) == 2, np.nan, np.asarray(matrix))
+    assert np.isnan(np.asarray(jax.jit(backend.eigvals)(xp.array(broken)))).all()
+    if not xp.single:
+        direction = np.random.default_rng(1).standard_normal(matrix.shape)
+        slope = central_difference(lambda h: float(scalar(xp.array(np.asarray(matrix) + h * direction))), 1e-3)
+        assert np.sum(want * direction) == pytest.approx(slope, rel=1e-8)
 
 
 # torch.

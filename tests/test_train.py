@@ -487,6 +487,24 @@ def test_equal_parameters_and_the_gradient_norm(tmp_path):
 
 
 @pytest.mark.library("torch")
+def test_the_default_device_is_not_where_the_model_is():
+    """Start, data and checkpoint are on the configured device whatever torch's default is."""
+    _needs("torch")
+    import torch
+
+    from organics_train import torch_learner
+
+    config = Config(task="adding", model="ssn", hidden=6, length=8, samples=64, batch_size=32, epochs=1)
+    want = torch_learner.make(config, config.data())
+    with torch.device("meta"):
+        found = torch_learner.make(config, config.data())
+        found.load_state(found.state())
+        assert found.evaluate("test", 16) == want.evaluate("test", 16)
+    for name, value in want.parameters().items():
+        np.testing.assert_array_equal(found.parameters()[name], value)
+
+
+@pytest.mark.library("torch")
 def test_the_same_seed_gives_the_same_run(tmp_path):
     _needs("torch")
     config = Config(task="adding", model="ssn", hidden=6, length=8, samples=64, batch_size=32, epochs=1)

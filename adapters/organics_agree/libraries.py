@@ -80,7 +80,9 @@ def torch_columns() -> list[Column]:
         return torch.autograd.grad(f(x), x)[0]
 
     def column(dtype: str) -> Column:
-        return Column("torch", dtype, lambda v: torch.as_tensor(np.array(as_kind(v, dtype))), nullcontext, gradient)
+        return Column(
+            "torch", dtype, lambda v: torch.as_tensor(np.array(as_kind(v, dtype)), device="cpu"), nullcontext, gradient
+        )
 
     return [column("float64"), column("float32")]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core.backend import Tree, to_numpy, tree_map
+from organics_core.backend import Tree, to_numpy, tree_leaves, tree_map
 
 
 def _cupy() -> Any:
@@ -126,7 +126,19 @@ def to_jax(tree: Tree) -> Tree:
     Returns
     -------
     array or (named) tuple of arrays
-    """
-    import jax.numpy as jnp
 
-    return _exchange(tree, jnp)
+    Raises
+    ------
+    TypeError
+        For a dtype that jax would narrow in a copy of its own: 64 bits without ``jax_enable_x64``.
+    """
+    import jax
+
+    if not jax.config.jax_enable_x64:
+        for leaf in tree_leaves(tree):
+            if str(getattr(leaf, "dtype", "")) in ("float64", "complex128", "int64", "uint64"):
+                raise TypeError(
+                    f"tree holds an array of {leaf.dtype}, which jax would narrow in a copy of its own; set "
+                    "jax_enable_x64, or convert it first"
+                )
+    return _exchange(tree, jax.numpy)

@@ -53,13 +53,13 @@ class Reserve:
             count *= size
         wanted = count * dtype.itemsize
         if wanted < self.smallest:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         try:
             memory = self._spare.pop()
         except IndexError:
             memory = None
         if memory is None or not wanted <= memory.numel() <= 2 * wanted:
-            memory = torch.empty(wanted, dtype=torch.uint8)
+            memory = torch.empty(wanted, dtype=torch.uint8, device="cpu")
         lent = (ctypes.c_char * wanted).from_address(memory.data_ptr())
         weakref.finalize(lent, self._take_back, memory).atexit = False
         return torch.frombuffer(lent, dtype=dtype).view(shape)

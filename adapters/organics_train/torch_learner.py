@@ -27,7 +27,8 @@ class TorchLearner:
 
         def build(hidden: int) -> nn.Module:
             torch.manual_seed(config.seed)
-            return make_model(config.resolved_model, data.input_size, hidden, data.outputs, **options)
+            with torch.device("cpu"):  # one seed is one start, wherever it is trained and whatever torch's default is
+                return make_model(config.resolved_model, data.input_size, hidden, data.outputs, **options)
 
         device = torch.device(config.device)
         if device.type == "cuda" and not torch.cuda.is_available():
@@ -102,7 +103,9 @@ class TorchLearner:
 
     def load_state(self, arrays: Arrays) -> None:
         prefix = "model."
-        parameters = {k[len(prefix) :]: torch.tensor(v) for k, v in arrays.items() if k.startswith(prefix)}
+        parameters = {
+            k[len(prefix) :]: torch.tensor(v, device="cpu") for k, v in arrays.items() if k.startswith(prefix)
+        }
         self.model.load_state_dict(parameters)  # copies into the tensors that are there
         named = dict(self.model.named_parameters())
         for key, value in arrays.items():
@@ -110,9 +113,9 @@ class TorchLearner:
             if kind == "optimizer":
                 field, _, name = rest.partition(".")
                 parameter = named[name]
-                tensor = torch.tensor(value)
+                tensor = torch.tensor(value, device="cpu")
                 self.optimizer.state[parameter][field] = tensor if field == "step" else tensor.to(parameter.device)
-        torch.set_rng_state(torch.tensor(arrays["random.cpu"]))
+        torch.set_rng_state(torch.tensor(arrays["random.cpu"], device="cpu"))
 
 
 def make(config: Config, data: Dataset) -> TorchLearner:

@@ -67,18 +67,26 @@ class JaxBackend:
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
         return jax.random.normal(jax.random.key(seed), shape, dtype=like.dtype)
 
+    def matmul(self, left: Array, right: Array) -> Array:
+        """In the full precision of the dtype: jax's own products of float32 are tf32 on a GPU and bfloat16 on a TPU.
+
+        Whoever has set ``jax_default_matmul_precision``, or is in its context, gets that one.
+        """
+        return jnp.matmul(left, right, precision=_precision())
+
+    def vecdot(self, left: Array, right: Array, axis: int) -> Array:
+        """Rounded as by :meth:`matmul`."""
+        return jnp.vecdot(left, right, axis=axis, precision=_precision())
+
+    def platform(self, array: Array) -> str:
+        """Where ``array`` is, or while tracing will probably be."""
+        if isinstance(array, jax.core.Tracer):
+            return str(jax.default_backend())
+        return str(next(iter(array.devices())).platform)
+
     def eigvals(self, matrix: Array) -> Any:
-        platform = (
-            jax.default_backend() if isinstance(matrix, jax.core.Tracer) else next(iter(matrix.devices())).platform
-        )
-        if platform == "cpu":
-            return jnp.linalg.eigvals(matrix)
         # no nonsymmetric eigenvalues on accelerators: on the host
-        dtype = jnp.complex64 if matrix.dtype == jnp.float32 else jnp.complex128
-        shape = jax.ShapeDtypeStruct(matrix.shape[:-1], dtype)
-        return jax.pure_callback(
-            lambda m: host_eigvals(np.asarray(m)).astype(dtype), shape, matrix, vmap_method="broadcast_all"
-        )
+        return jnp.linalg.eigvals(matrix) if self.platform(matrix) == "cpu" else _host_eigvals(matrix)
 
     def sparse(self, matrix: Any, like: Array) -> Operator:
         if hasattr(matrix, "tocsr"):  # of scipy
@@ -91,6 +99,46 @@ class JaxBackend:
             matrix = BCOO.from_scipy_sparse(rows)
         matrix = jax.tree_util.tree_map(lambda leaf: leaf if _whole(leaf) else leaf.astype(like.dtype), matrix)
         return Operator(_sparse_product, (matrix,), shape=tuple(matrix.shape), batched=True)
+
+
+def _precision() -> jax.lax.Precision | None:
+    """Of products: in full, unless the user has chosen."""
+    return jax.lax.Precision.HIGHEST if jax.config.jax_default_matmul_precision is None else None
+
+
+@jax.custom_jvp
+def _host_eigvals(matrix: Array) -> Array:
+    values = jax.ShapeDtypeStruct(matrix.shape[:-1], _complex(matrix))
+    return jax.pure_callback(
+        lambda m: host_eigvals(np.asarray(m)).astype(values.dtype), values, matrix, vmap_method="broadcast_all"
+    )
+
+
+@_host_eigvals.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """The diagonal of V^-1 dA V, with the eigenvectors V of the host, too."""
+    (matrix,), (tangent,) = primals, tangents
+    values = jax.ShapeDtypeStruct(matrix.shape[:-1], _complex(matrix))
+    vectors = jax.ShapeDtypeStruct(matrix.shape, values.dtype)
+
+    def eig(m: Array) -> tuple[Any, Any]:
+        found, v = _eig(np.asarray(m))
+        return found.astype(values.dtype), v.astype(values.dtype)
+
+    found, v = jax.pure_callback(eig, (values, vectors), matrix, vmap_method="broadcast_all")
+    change = jnp.linalg.solve(v, backend.matmul(tangent.astype(v.dtype), v))
+    return found, jnp.diagonal(change, axis1=-2, axis2=-1)
+
+
+def _eig(matrix: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Eigenvalues and right eigenvectors by numpy; matrices with NaN or inf give NaN."""
+    finite = np.isfinite(matrix).all(axis=(-2, -1))
+    values, vectors = np.linalg.eig(np.where(finite[..., None, None], matrix, 0))
+    return np.where(finite[..., None], values, np.nan), np.where(finite[..., None, None], vectors, np.nan)
+
+
+def _complex(matrix: Array) -> Any:
+    return jnp.complex64 if matrix.dtype == jnp.float32 else jnp.complex128
 
 
 _MOST_PADDING = 4
