@@ -10,7 +10,6 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 
 from . import checks
 from .backend import Array, get_backend, to_numpy
-from .linalg import matmul
 
 _SMALL = 32
 _MOST_DENSE = 4096
@@ -185,11 +184,12 @@ def matvec(xp: Any, matrix: Any, vector: Array) -> Array:
     result = None if product is None else product(matrix, vector)
     if result is not None:
         return result
+    times = getattr(backend, "matmul", xp.matmul)  # as linalg.matmul, which would look the backend up again
     if matrix.ndim == 2:
         if vector.ndim == 1 and matrix.shape[0] <= _SMALL and backend.traces_loops:
             return xp.sum(matrix * vector, axis=-1)  # fuses with its neighbours, where a call of BLAS would not
-        return matmul(xp, vector, matrix.T)
-    return matmul(xp, matrix, vector[..., None])[..., 0]
+        return times(vector, matrix.T)
+    return times(matrix, vector[..., None])[..., 0]
 
 
 def dense(xp: Any, matrix: Any, like: Array, name: str = "w") -> Array:
