@@ -302,6 +302,7 @@ def training(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, A
             torch.backends.cudnn.allow_tf32 = True
         exact = gradients(ORGaNICs(1, n, seed=0, dtype=torch.float64, device=device, implementation="function"), xs)
         ways = [(f"kernel, {p}", "triton", p, sizes.repeats) for p in ("highest", "high", "medium") if kernels]
+        ways += [("without tensor cores", "cuda", "high", sizes.repeats)] if device == "cuda" else []
         ways += [("core's step, eager", "reference", "highest", 1)]
         ways += [("plain torch, derivative by hand", "function", "highest", 3)]
         for name, how, precision, repeats in ways:

@@ -27,7 +27,7 @@ class Cost(NamedTuple):
     shared: int
 
 
-def triton_cost(kernel: Any, constants: dict[str, Any], numbers: dict[str, int], **options: int) -> Cost:
+def triton_compiled(kernel: Any, constants: dict[str, Any], numbers: dict[str, int], **options: int) -> Any:
     """Compile one of the recurrent layer's kernels as its launch would.
 
     ``constants`` are its constexpr arguments; ``numbers`` are its integers, of which Triton
@@ -50,7 +50,13 @@ def triton_cost(kernel: Any, constants: dict[str, Any], numbers: dict[str, int],
             attributes[i,] = [["tt.divisibility", 16]]
     places = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def triton_cost(made: Any) -> Cost:
+    """What a compiled kernel takes."""
+    import triton
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
@@ -61,10 +67,15 @@ def triton_cost(kernel: Any, constants: dict[str, Any], numbers: dict[str, int],
     return Cost(int(found[1]), int(found[2]), made.metadata.shared)
 
 
-def layer_cost(
-    direction: str, n: int, precision: str, *, main: bool = False, recurrent: bool = True, batch: int = 256
-) -> Cost:
+def layer_cost(direction: str, n: int, precision: str, **options: Any) -> Cost:
     """What one direction of the recurrent layer takes on an H100."""
+    return triton_cost(layer_compiled(direction, n, precision, **options))
+
+
+def layer_compiled(
+    direction: str, n: int, precision: str, *, main: bool = False, recurrent: bool = True, batch: int = 256
+) -> Any:
+    """One direction of the recurrent layer for an H100, as Triton's compiler returns it."""
     from organics_torch import triton_kernel as kernels
 
     made = kernels.options(n, precision, SHARED, main=main, recurrent=recurrent)
@@ -73,7 +84,7 @@ def layer_cost(
         constants["SAVE"] = True
     launch = {name: value for name, value in made.items() if not name.isupper()}
     numbers = {"steps": 784, "batch": batch, "n": n}
-    return triton_cost(getattr(kernels, f"_{direction}"), constants, numbers, **launch)
+    return triton_compiled(getattr(kernels, f"_{direction}"), constants, numbers, **launch)
 
 
 def nvrtc() -> ctypes.CDLL | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,21 @@ def test_kernels_compile_for_an_h100(direction: str, n: int, precision: str, sta
 def test_other_kinds_compile(direction: str, options: dict[str, Any]) -> None:
     """Triton makes a constant of every integer that is one; W_r = I leaves a product out."""
     assert ahead.layer_cost(direction, precision="highest", **options).shared <= ahead.SHARED
+
+
+@pytest.mark.usefixtures("triton_cache")
+@pytest.mark.parametrize(("precision", "recurrent"), [("highest", True), ("high", True), ("medium", False)])
+def test_the_tensor_cores_sum_products_only(precision: str, recurrent: bool) -> None:
+    """They cut instead of rounding, so the gradient that goes from step to step is added outside.
+
+    The compiler would move an addition into a product that starts from zero: it must not find one.
+    """
+    text = ahead.layer_compiled("backward", 16, precision, recurrent=recurrent).asm["ttgir"]
+    dots = re.findall(r"(%\S+) = tt\.dot %\S+, %\S+, (%[^\s,]+)", text)
+    assert len(dots) == (5 + recurrent) * (3 if precision == "highest" else 1)
+    results = {result for result, _ in dots}
+    assert sum(start.startswith("%cst") for _, start in dots) == 3
+    assert all(start in results or start.startswith("%cst") for _, start in dots)
 
 
 def test_the_cpu_takes_the_ordinary_way() -> None:

@@ -8,6 +8,8 @@
     C++ for float32 and float64 on the CPU, where a compiler is found (fused.py).
 ``triton``
     One kernel per direction for float32 on CUDA, where Triton is (triton_kernel.py).
+``cuda``
+    Likewise without tensor cores, for batches of some hundred sequences (cuda_kernel.py); only when asked for.
 
 An implementation is a module with ``kept_shapes``, ``forward`` and ``backward``.
 """
@@ -25,7 +27,7 @@ from organics_core.cell import CellParameters, CellState, Rates, step
 from . import fused, native, plain
 from .implementation import WEIGHTS, Setup
 
-IMPLEMENTATIONS = ("auto", "fused", "triton", "function", "reference")
+IMPLEMENTATIONS = ("auto", "fused", "triton", "cuda", "function", "reference")
 _MODULES: dict[str, Any] = {"fused": fused, "function": plain}
 
 
@@ -34,13 +36,17 @@ def _module(name: str) -> Any:
         from . import triton_kernel
 
         return triton_kernel
+    if name == "cuda":
+        from . import cuda_kernel
+
+        return cuda_kernel
     return _MODULES[name]
 
 
-def _triton_obstacle(xs: Tensor, units: int, checkpoint_every: int | None) -> str | None:
-    """Why the Triton kernels cannot run, or None."""
+def _obstacle(name: str, xs: Tensor, units: int, checkpoint_every: int | None) -> str | None:
+    """Why the kernels for CUDA cannot run, or None."""
     try:
-        return _module("triton").obstacle(xs, units, checkpoint_every)
+        return _module(name).obstacle(xs, units, checkpoint_every)
     except ImportError as error:
         return f"Triton is missing ({error})"
 
@@ -202,12 +208,13 @@ def _choose(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -
             raise RuntimeError(
                 f"the fused implementation runs on the CPU only; the native library is {native.status()}"
             )
-    if wanted == "triton" or (wanted == "auto" and xs.is_cuda):
-        reason = _triton_obstacle(xs, units, checkpoint_every)
+    if wanted in ("triton", "cuda") or (wanted == "auto" and xs.is_cuda):
+        name = "triton" if wanted == "auto" else wanted
+        reason = _obstacle(name, xs, units, checkpoint_every)
         if reason is None:
-            return "triton"
-        if wanted == "triton":
-            raise RuntimeError(f"the triton implementation cannot run this sequence: {reason}")
+            return name
+        if wanted != "auto":
+            raise RuntimeError(f"the {wanted} implementation cannot run this sequence: {reason}")
     return "function"
 
 

@@ -9,12 +9,15 @@ products after it.
 How exact the products are follows ``torch.set_float32_matmul_precision``:
 ``"highest"`` three products of the high and low parts of the numbers, which
 together keep nearly float32's precision, ``"high"`` tf32, ``"medium"``
-bfloat16; sums are float32's.
+bfloat16. Sums are float32's, but the tensor cores cut off what does not fit,
+always towards zero. Products therefore have sums of their own, which join the
+state and its gradient by an ordinary addition: these change little at a step,
+and cut at every step they would be wrong by 1e-3 at the end of a long sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .implementation import Setup
+from . import on_chip
 
 ROWS = 16  # the least that a product of the tensor cores takes
 WARPS = 8
@@ -175,10 +178,11 @@ def _forward(
         positive = _relu(a)
         response = y if MAIN else _relu(y)
         pool = tl.zeros([ROWS, UNITS], dtype=tl.float32)
-        target0 = _add_product(target0, y, y0, weights, once, 0, RESIDENT, UNITS, DOT, ROUND)
-        target0 = _add_product(target0, a, a0, weights, once, 1, RESIDENT, UNITS, DOT, ROUND)
-        target1 = _add_product(target1, y, y1, weights, once, 2, RESIDENT, UNITS, DOT, ROUND)
-        target1 = _add_product(target1, a, a1, weights, once, 3, RESIDENT, UNITS, DOT, ROUND)
+        ya0, ya1 = pool, pool
+        ya0 = _add_product(ya0, y, y0, weights, once, 0, RESIDENT, UNITS, DOT, ROUND)
+        ya0 = _add_product(ya0, a, a0, weights, once, 1, RESIDENT, UNITS, DOT, ROUND)
+        ya1 = _add_product(ya1, y, y1, weights, once, 2, RESIDENT, UNITS, DOT, ROUND)
+        ya1 = _add_product(ya1, a, a1, weights, once, 3, RESIDENT, UNITS, DOT, ROUND)
         pool = _add_product(pool, positive * response * response, w, weights, once, 4, RESIDENT, UNITS, DOT, ROUND)
         if RECURRENT:
             h = tl.zeros([ROWS, UNITS], dtype=tl.float32)
@@ -188,7 +192,7 @@ def _forward(
                 tape_h += plane
         else:
             h = y
-        target0, target1 = tl.sigmoid(target0), tl.sigmoid(target1)
+        target0, target1 = tl.sigmoid(target0 + ya0), tl.sigmoid(target1 + ya1)
         if SAVE:
             tl.store(here + at3, target0, mask=live)
             tl.store(here + n + at3, target1, mask=live)
@@ -302,17 +306,17 @@ def _backward(
         tl.store(g_inputs + 2 * n + at3, tl.where(raw_z > 0, change_y * b1, 0.0), mask=live)
         tl.store(g_a + at, ga, mask=live)
         tl.store(pools + at, pool, mask=live)
-        new_y, new_a = gy - change_y, ga - change_a
+        g_pool = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+        new_y, new_a = g_pool, g_pool
         if RECURRENT:
             tl.store(g_h + at, delta_h, mask=live)
             new_y = _add_product(new_y, delta_h, r, weights, once, 5, RESIDENT, UNITS, DOT, ROUND)
-        else:
-            new_y += delta_h
         new_y = _add_product(new_y, delta0, y0, weights, once, 0, RESIDENT, UNITS, DOT, ROUND)
         new_a = _add_product(new_a, delta0, a0, weights, once, 1, RESIDENT, UNITS, DOT, ROUND)
         new_y = _add_product(new_y, delta1, y1, weights, once, 2, RESIDENT, UNITS, DOT, ROUND)
         new_a = _add_product(new_a, delta1, a1, weights, once, 3, RESIDENT, UNITS, DOT, ROUND)
-        g_pool = tl.zeros([ROWS, UNITS], dtype=tl.float32)
+        if not RECURRENT:
+            new_y += delta_h
         g_pool = _add_product(g_pool, change_a, w, weights, once, 4, RESIDENT, UNITS, DOT, ROUND)
         new_y += g_pool * 2.0 * positive * response
         above = a > 0
@@ -320,7 +324,8 @@ def _backward(
         new_a += tl.where(above, g_pool * response * response - steep, 0.0)
         g0 = g0 - rate_0 * g0 + 2.0 * change_a * square * b0
         g1 = g1 - rate_1 * g1 + change_y * z
-        gy, ga = new_y, new_a
+        gy = gy - change_y + new_y
+        ga = ga - change_a + new_a
         inputs -= 3 * plane
         tape_ya -= 2 * plane
         tape_b -= 2 * plane
@@ -403,78 +408,29 @@ def options(units: int, precision: str, shared: int, *, main: bool, recurrent: b
     }
 
 
-class _Stacked:
-    """The weights of one sequence, stacked by what they multiply, transposed for products from the right.
-
-    The targets come from [y, a] (2n, 2n) and x (k, 2n), columns B0 then B1; the
-    input drive z from x; the recurrent drive from y.
-    """
-
-    def __init__(
-        self,
-        sigma: Tensor,
-        main: bool,
-        w_zx: Tensor,
-        w_r: Tensor | None,
-        w: Tensor,
-        w_bx0: Tensor,
-        w_by0: Tensor,
-        w_ba0: Tensor,
-        w_bx1: Tensor,
-        w_by1: Tensor,
-        w_ba1: Tensor,
-        *rates: Tensor,
-    ) -> None:
-        self.main = main
-        self.w_r, self.w, self.n = w_r, w, w.shape[0]
-        self.from_x = torch.cat([w_bx0, w_bx1, w_zx])
-        self.from_ya = torch.cat([torch.cat([w_by0, w_ba0], dim=1), torch.cat([w_by1, w_ba1], dim=1)])
-        self.rate_y, self.rate_a, *rate_b = rates
-        self.rate_ya, self.rate_b = torch.cat([self.rate_y, self.rate_a]), torch.cat(rate_b)
-        self.sigma2 = sigma * sigma
-
-    def unstack(self, total: list[Tensor]) -> list[Tensor | None]:
-        """Gradients in the order of the arguments, from those of the stacked weights."""
-        x, ya, r, w, rate_y, rate_a, rate_b = total
-        n = self.n
-        x0, x1, zx = x.split(n)
-        (y0, a0), (y1, a1) = (rows.split(n, dim=1) for rows in ya.split(n))
-        return [zx, (None if self.w_r is None else r), w, x0, y0, a0, x1, y1, a1, rate_y, rate_a, *rate_b.split(n)]
-
-
-class _Launch:
+class _Launch(on_chip.Launch):
     """The weights of one sequence as the kernels take them, and the options of a launch."""
 
-    def __init__(self, stacked: _Stacked, xs: Tensor) -> None:
-        n = stacked.n
-        self.stacked = stacked
+    def __init__(self, stacked: on_chip.Stacked, xs: Tensor) -> None:
+        super().__init__(stacked, padded(stacked.n))
         precision = torch.get_float32_matmul_precision()
-        width = padded(n)
-        y0a0, y1a1 = stacked.from_ya.split(n)
-        zero = torch.zeros_like(stacked.w)
-        six = torch.stack(
-            [*y0a0.split(n, dim=1), *y1a1.split(n, dim=1), stacked.w, zero if stacked.w_r is None else stacked.w_r]
-        )
-        room = width - n
-        self.matrices = torch.nn.functional.pad(six, (0, room, 0, room))
         if precision == "medium":
             self.matrices = self.matrices.to(torch.bfloat16)
-        self.sigma2 = stacked.sigma2.expand(n).contiguous()
-        self.rates = torch.cat([stacked.rate_ya, stacked.rate_b])
-        self.programs = triton.cdiv(xs.shape[1], ROWS)
+        self.programs = self.sums = triton.cdiv(xs.shape[1], ROWS)
         shared = 227 * 1024
         if xs.is_cuda:
             shared = torch.cuda.get_device_properties(xs.device).shared_memory_per_block_optin
-        self.options = options(n, precision, shared, main=stacked.main, recurrent=stacked.w_r is not None)
+        self.options = options(stacked.n, precision, shared, main=stacked.main, recurrent=stacked.w_r is not None)
 
-    def __call__(self, kernel: Any, *arguments: Any, **options: Any) -> None:
+    def __call__(self, direction: str, *arguments: Any, **options: Any) -> None:
         """Run the kernel, with fewer matrices in shared memory where it turns out too small."""
+        kernel = _forward if direction == "forward" else _backward
         options = {**self.options, **options}
         key = (kernel, *options.items())
         for kept in range(_fits.get(key, options["RESIDENT"]), -1, -1):
             try:
                 with torch.cuda.device_of(self.rates):
-                    kernel[(self.programs,)](*arguments, **{**options, "RESIDENT": kept})
+                    kernel[(self.programs,)](*arguments, 1, **{**options, "RESIDENT": kept})
                 _fits[key] = kept
                 return
             except triton.runtime.errors.OutOfResources:
@@ -499,81 +455,6 @@ def obstacle(xs: Tensor, units: int, checkpoint_every: int | None) -> str | None
     return None
 
 
-def kept_shapes(setup: Setup, xs: Tensor, n: int, identity: bool) -> list[tuple[int, ...]]:
-    """Shapes of the tensors that wait for the backward pass: targets and raw z, [y, a], [b0, b1], h."""
-    steps, batch, _ = xs.shape
-    if not setup.gradient:
-        return []
-    return [(steps, batch, 3 * n), (steps, batch, 2 * n), (steps, batch, 2 * n), (0 if identity else steps, batch, n)]
-
-
-def forward(
-    setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, weights: Sequence[Tensor | None]
-) -> tuple[Tensor | None, Tensor, list[Tensor]]:
-    """ys (T, N, n) if wanted, the last state (4, N, n), and what waits for the backward pass."""
-    steps, batch, k = xs.shape
-    launch = _Launch(_Stacked(sigma, setup.main, *weights), xs)
-    n = launch.stacked.n
-    kept = [xs.new_empty(shape) for shape in kept_shapes(setup, xs, n, weights[1] is None)]
-    inputs = kept[0] if kept else xs.new_empty(steps, batch, 3 * n)
-    torch.matmul(xs.reshape(-1, k), launch.stacked.from_x.T, out=inputs.view(-1, 3 * n))
-    last = xs.new_empty(4, batch, n)
-    ys = xs.new_empty(steps, batch, n) if setup.outputs else None
-    launch(
-        _forward,
-        *(inputs, launch.matrices.transpose(1, 2).contiguous(), launch.rates, launch.sigma2, start.contiguous(), last),
-        *(xs if ys is None else ys, *(kept[1:] if kept else (xs, xs, xs))),  # xs in place of what is unused
-        *(steps, batch, n, 1),
-        OUTPUTS=setup.outputs,
-        SAVE=setup.gradient,
-    )
-    return ys, last, kept
-
-
-def backward(
-    setup: Setup,
-    xs: Tensor,
-    sigma: Tensor,
-    weights: Sequence[Tensor | None],
-    kept: Sequence[Tensor],
-    g_ys: Tensor | None,
-    g_last: Tensor | None,
-    wants_x: bool,
-) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
-    """Gradients of xs (where wanted), of the start state (4, N, n), and of the weights."""
-    steps, batch, _ = xs.shape
-    launch = _Launch(_Stacked(sigma, setup.main, *weights), xs)
-    stacked = launch.stacked
-    n = stacked.n
-    inputs, ya, b, h = kept
-    g_start = xs.new_empty(4, batch, n)
-    g_inputs, g_h = torch.empty_like(inputs), torch.empty_like(h)
-    g_a, pools = (xs.new_empty(steps, batch, n) for _ in range(2))
-    g_rates = xs.new_empty(launch.programs, 4, n)
-    given = None if g_ys is None else g_ys.contiguous()
-    tapes = (inputs, ya, b, h, given, g_inputs, g_h, g_a, pools)
-    launch(
-        _backward,
-        *(xs if tape is None or tape.numel() == 0 else tape[-1] for tape in tapes),  # xs in place of what is unused
-        *(launch.matrices, launch.rates, launch.sigma2),
-        *(xs.new_zeros(4, batch, n) if g_last is None else g_last.contiguous(), g_start, g_rates),
-        *(steps, batch, n, 1),
-        OUTPUTS=given is not None,
-    )
-
-    def over_all(left: Tensor, right: Tensor) -> Tensor:
-        return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
-
-    raw_w = over_all(g_a, pools)
-    rate_y, rate_a, *rate_b = g_rates.sum(0).unbind(0)
-    total = [
-        over_all(g_inputs, xs),
-        over_all(g_inputs[..., : 2 * n], ya),
-        raw_w if stacked.w_r is None else over_all(g_h, ya[..., :n]),
-        raw_w * stacked.rate_a[:, None],
-        rate_y,
-        rate_a + (raw_w * stacked.w).sum(1),
-        torch.cat(rate_b),
-    ]
-    g_x = torch.matmul(g_inputs, stacked.from_x) if wants_x else None
-    return g_x, g_start, stacked.unstack(total)
+kept_shapes = on_chip.kept_shapes
+forward = functools.partial(on_chip.forward, _Launch)
+backward = functools.partial(on_chip.backward, _Launch)

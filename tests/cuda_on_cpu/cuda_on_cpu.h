@@ -11,6 +11,16 @@ using namespace std;
 #define __global__
 #define __device__
 #define __shared__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __expf expf
+#define DYNAMIC_SHARED static float4 dynamic_shared[1 << 14];
+
+struct float4 {
+  float x, y, z, w;
+};
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static float __fdividef(float a, float b) { return a / b; }
 
 struct Index {
   unsigned x = 0;
