@@ -45,6 +45,8 @@ TEST_RUNS = {
     "torch on CUDA": ("--library", "torch", "--device", "cuda"),
     "jax on CUDA": ("--library", "jax", "--device", "cuda"),
 }
+SHARES = {"cupy": 0.2, "torch on CUDA": 0.3, "jax on CUDA": 0.5}
+"""Of the processors."""
 LIMIT_SECONDS = 570
 BUDGETS = {"training": 100, "simulation": 100, "ceilings": 40, "jax training": 100, "agreement": 90}
 """Seconds that a piece may take at most, what tells most first; the tests share what is left."""
@@ -161,7 +163,8 @@ def run_tests(name: str, environment: dict[str, str], seconds: float, log: Path 
     command = [sys.executable, "-m", "pytest", "-q", "--maxfail=100", "--tb=short", "-p", "no:cacheprovider"]
     command += TEST_RUNS[name]
     if importlib.util.find_spec("xdist") is not None:
-        command += ["-p", "xdist.plugin", "-n", str(max(1, (os.cpu_count() or 1) // len(TEST_RUNS)))]
+        part = SHARES.get(name, 1.0)
+        command += ["-p", "xdist.plugin", "-n", str(max(1, int(part * (os.cpu_count() or 1))))]
     code, output = limited(command, {**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, seconds)
     result = {"ok": code == 0, "finished": code is not None, **counts(output)}
     if code != 0:
@@ -592,8 +595,9 @@ def main(arguments: list[str] | None = None) -> int:
         child(options.child, options.into, options.out, options.seconds)
         return 0
     skipped = set(filter(None, options.skip.split(",")))
-    if skipped - set(PARTS):
-        parser.error(f"--skip: unknown part {min(skipped - set(PARTS))!r}; choose from {', '.join(PARTS)}")
+    known = dict.fromkeys((*PARTS, *BUDGETS))
+    if skipped - set(known):
+        parser.error(f"--skip: unknown part {min(skipped - set(known))!r}; choose from {', '.join(known)}")
     with tempfile.TemporaryDirectory() as folder:
         path = prepare(options.wheels, Path(folder))
         sys.path[:0] = path
@@ -648,25 +652,29 @@ def run_pieces(
         return code == 0
 
     pieces = ["paper"] if options.paper else list(BUDGETS)
+    pieces = [piece for piece in pieces if not {piece, GROUPS.get(piece, piece)} & skipped]
     tests = () if options.paper or "tests" in skipped else TEST_RUNS
-    for piece in pieces:
-        if GROUPS.get(piece, piece) in skipped:
-            continue
+
+    def measured(piece: str) -> bool:
         say(piece)
         budget = options.paper + 30 if options.paper else min(BUDGETS[piece], left())
-        failed |= budget < 1 or not one(piece, budget)
+        done = budget >= 1 and one(piece, budget)
         write()
-    if tests:  # nothing is measured any more: side by side
-        say("tests")
+        return done
+
+    for piece in [piece for piece in pieces if piece != "agreement"]:
+        failed |= not measured(piece)
+    with ThreadPoolExecutor(1 + len(TEST_RUNS)) as pool:  # nothing is measured any more: side by side
+        agreed = pool.submit(measured, "agreement") if "agreement" in pieces else None
         seconds = max(1.0, left() - 20)
-        with ThreadPoolExecutor(len(tests)) as pool:
-            logs = [stem.with_name(f"{stem.name}-{name.partition(' ')[0]}.log") for name in tests]
-            runs = pool.map(lambda name, log: run_tests(name, environment, seconds, log), tests, logs)
-            for name, run in zip(tests, runs, strict=True):
-                record.setdefault("tests", {})[name] = run
-                failed |= not run["ok"]
-                write()
-                say(f"{name}: {counts_text(run)}")
+        logs = [stem.with_name(f"{stem.name}-{name.partition(' ')[0]}.log") for name in tests]
+        runs = pool.map(lambda name, log: run_tests(name, environment, seconds, log), tests, logs)
+        for name, run in zip(tests, runs, strict=True):
+            record.setdefault("tests", {})[name] = run
+            failed |= not run["ok"]
+            say(f"tests, {name}: {counts_text(run)}")
+        failed |= agreed is not None and not agreed.result()
+    write()
     print(shown_at.read_text())
     return int(failed or not record.get("agreement", {"ok": True})["ok"])
 
