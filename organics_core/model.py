@@ -332,7 +332,8 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, state: Tree) -> Layout:
-        return cls(tuple(int(part.shape[-1]) for part in state), type(state))
+        kind = type(state) if hasattr(state, "_fields") else tuple
+        return cls(tuple(int(part.shape[-1]) for part in state), kind)
 
     def pack(self, xp: Any, state: Tree) -> Array:
         parts = list(state)
@@ -347,7 +348,7 @@ class Layout(NamedTuple):
 
     def make(self, parts: Any) -> Tree:
         """The state of these parts."""
-        return self.kind._make(parts) if hasattr(self.kind, "_make") else tuple(parts)
+        return tuple(parts) if self.kind is tuple else self.kind(*parts)
 
 
 def field_jacobian(xp: Any, model: Any, t: Array, x: Tree, z: Array) -> Array:

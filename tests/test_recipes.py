@@ -200,6 +200,7 @@ def test_recipe(name: str, tmp_path: Path) -> None:
         if line.startswith("nox") and importlib.util.find_spec("nox"):
             assert line.split()[-1] in sessions(tree)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "ORGANICS"))}
+        path = os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH"))))
         environment |= {"PYTHONPATH": path, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", **more}
         done = subprocess.run(
             arguments, cwd=tree, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False

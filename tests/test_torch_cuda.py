@@ -96,6 +96,7 @@ def errors(n: int, batch: int, *, outputs: bool = True, last: bool = True, **opt
     return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True)]
 
 
+@pytest.mark.cpu
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("n", "options"),
@@ -116,6 +117,7 @@ def test_kernels_are_the_core(n: int, options: dict[str, Any]) -> None:
     assert max(errors(n, 3, **options)) < 2e-6
 
 
+@pytest.mark.cpu
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("options", [{"last": False}, {"outputs": False}], ids=str)
 def test_losses_of_the_outputs_or_of_the_last_state_alone(options: dict[str, Any]) -> None:
@@ -123,6 +125,7 @@ def test_losses_of_the_outputs_or_of_the_last_state_alone(options: dict[str, Any
     assert max(errors(16, 2, **options)) < 2e-6
 
 
+@pytest.mark.cpu
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     "plan", [(2, 8, 1, 6, 0), (4, 4, 1, 6, 0), (1, 4, 1, 4, 2), (2, 4, 2, 2, 3), (2, 4, 2, 0, 0)], ids=str
@@ -133,6 +136,7 @@ def test_every_plan_is_right(monkeypatch: pytest.MonkeyPatch, plan: tuple[int, .
     assert max(errors(32, 3)) < 2e-6
 
 
+@pytest.mark.cpu
 @pytest.mark.usefixtures("on_cpu")
 def test_no_gradient() -> None:
     """The pass that keeps nothing."""
@@ -152,15 +156,20 @@ def test_matrices_that_fit_no_more_stay_outside() -> None:
     assert counts == [3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("width", sorted(kernels.PLANS))
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_kernels_compile_for_an_h100(width: int, recurrent: bool) -> None:
-    """Without a GPU: the block fits, and next to nothing lies outside the registers."""
+def compiler_or_skip() -> None:
+    """CUDA's own, which exists for Linux."""
     try:
         kernels.nvrtc()
     except RuntimeError as error:
         where = "" if sys.platform == "linux" else ELSEWHERE
         pytest.skip(f"{where}{error}: pip install nvidia-cuda-nvrtc")
+
+
+@pytest.mark.parametrize("width", sorted(kernels.PLANS))
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_kernels_compile_for_an_h100(width: int, recurrent: bool) -> None:
+    """Without a GPU: the block fits, and next to nothing lies outside the registers."""
+    compiler_or_skip()
     plan = kernels.PLANS[width]
     text = kernels.text(width, plan, main=False, recurrent=recurrent, outputs=True, save=True)
     code, report = kernels.compiled(text, "sm_90")
@@ -177,14 +186,12 @@ def test_kernels_compile_for_an_h100(width: int, recurrent: bool) -> None:
 
 def test_what_does_not_compile_is_reported() -> None:
     """With the compiler's words."""
-    try:
-        kernels.nvrtc()
-    except RuntimeError as error:
-        pytest.skip(f"{error}: pip install nvidia-cuda-nvrtc")
+    compiler_or_skip()
     with pytest.raises(RuntimeError, match="nothing"):
         kernels.compiled("__global__ void f(int *x) { *x = nothing; }", "sm_90")
 
 
+@pytest.mark.cpu
 def test_what_the_kernels_do_not_take() -> None:
     """By name an error that says why."""
     for options, xs, message in (
@@ -210,3 +217,25 @@ def test_kernels_on_the_device(n: int) -> None:
         found.append([output, *hn, *torch.autograd.grad(loss, list(layer.parameters()))])
     for number, exact in zip(*found, strict=True):
         assert float((number.double() - exact).norm() / exact.norm()) < 1e-5
+
+
+def test_auto_goes_by_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA: without tensor cores until the blocks take many turns, with them beyond; else what there is."""
+
+    class There:
+        dtype, device, is_cuda, shape = torch.float32, torch.device("cuda"), True, (10, 256, 1)
+
+    few = type("Few", (), {"multi_processor_count": 132})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: few)
+    missing: list[str] = []
+    monkeypatch.setattr(sequence, "_obstacle", lambda name, *_: name if name in missing else None)
+    wanted = {256: "cuda", 1056: "cuda", 1057: "triton", 4096: "triton"}
+    for batch, name in wanted.items():
+        There.shape = (10, batch, 1)
+        assert sequence._choose("auto", There, 64, None) == name
+        missing[:] = [name]
+        assert sequence._choose("auto", There, 64, None) == {"cuda": "triton", "triton": "cuda"}[name]
+        missing[:] = ["cuda", "triton"]
+        assert sequence._choose("auto", There, 64, None) == "function"
+        missing.clear()
+    assert sequence._choose("auto", There, 200, None) == "triton"

@@ -60,6 +60,8 @@ class Plan(NamedTuple):
 PLANS = {32: Plan(2, 4, 1, 6, 0, 1, 4), 64: Plan(2, 4, 1, 6, 0, 1, 4), 128: Plan(2, 4, 2, 3, 3, 1, 2)}
 """By the width that the units are padded to."""
 MOST_UNITS = max(PLANS)
+TURNS = 4
+"""So many blocks per multiprocessor at most; on an H200 one turn took a quarter of the Triton kernels' time."""
 
 
 def padded(units: int) -> int:
@@ -220,6 +222,14 @@ def fitting(plan: Plan, width: int, room: int) -> Plan:
     while plan.shared and plan.memory(width) > room:
         plan = plan._replace(shared=plan.shared - 1)
     return plan
+
+
+def suits(xs: Tensor, units: int) -> bool:
+    """Whether the batch is so small that its blocks run in few turns, and tensor cores would not pay."""
+    if units > MOST_UNITS:
+        return False
+    blocks = -(-xs.shape[1] // PLANS[padded(units)].rows)
+    return bool(blocks <= TURNS * torch.cuda.get_device_properties(xs.device).multi_processor_count)
 
 
 def obstacle(xs: Tensor, units: int, checkpoint_every: int | None) -> str | None:

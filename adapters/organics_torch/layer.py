@@ -30,10 +30,11 @@ class ORGaNICs(nn.Module):
         (num_layers, N, n) either way.
     dropout : float
         Probability of dropping an output between layers while training.
-    implementation : {"auto", "fused", "function", "reference"}
+    implementation : {"auto", "fused", "cuda", "triton", "function", "reference"}
         How a sequence is computed; all give the same numbers. ``"auto"`` takes
         the fastest that the tensors and the machine allow, ``"fused"`` is
-        native code compiled on first use (CPU), ``"function"`` plain torch with
+        native code compiled on first use (CPU), ``"cuda"`` and ``"triton"``
+        kernels for float32 on CUDA, ``"function"`` plain torch with
         the derivative by hand, ``"reference"`` the core's step under autograd.
     checkpoint_every : int, optional
         Keep the states of every so many steps only, and compute the others

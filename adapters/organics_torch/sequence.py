@@ -6,10 +6,11 @@
     Plain torch with a derivative by hand, on any device (plain.py).
 ``fused``
     C++ for float32 and float64 on the CPU, where a compiler is found (fused.py).
-``triton``
-    One kernel per direction for float32 on CUDA, where Triton is (triton_kernel.py).
 ``cuda``
-    Likewise without tensor cores, for batches of some hundred sequences (cuda_kernel.py); only when asked for.
+    One kernel per direction for float32 on CUDA, without tensor cores, for batches of up to about a thousand
+    sequences (cuda_kernel.py).
+``triton``
+    Likewise with tensor cores, for larger ones, where Triton is (triton_kernel.py).
 
 An implementation is a module with ``kept_shapes``, ``forward`` and ``backward``.
 """
@@ -208,8 +209,10 @@ def _choose(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -
             raise RuntimeError(
                 f"the fused implementation runs on the CPU only; the native library is {native.status()}"
             )
-    if wanted in ("triton", "cuda") or (wanted == "auto" and xs.is_cuda):
-        name = "triton" if wanted == "auto" else wanted
+    names = (wanted,) if wanted in ("triton", "cuda") else ()
+    if wanted == "auto" and xs.is_cuda:
+        names = ("cuda", "triton") if _module("cuda").suits(xs, units) else ("triton", "cuda")
+    for name in names:
         reason = _obstacle(name, xs, units, checkpoint_every)
         if reason is None:
             return name
