@@ -49,6 +49,16 @@ class Hosted(NamedTuple):
             made = field_jacobian(XP, self.model, np.zeros(()), self.layout.unpack(x), self.z)
         return np.asarray(to_numpy(made), dtype=float)
 
+    def quick_jacobian(self, x: Vector) -> Vector:
+        """As :meth:`jacobian`; without one of the model's own by central differences of order 8 in one call."""
+        if hasattr(self.model, "jacobian"):
+            return self.jacobian(x)
+        size = np.abs(x)
+        h = 2e-3 * np.maximum(size, 1e-2 * size.max() or 1.0)
+        steps = np.arange(1.0, 5.0)[:, None, None] * np.diag(h)
+        difference = self.field(x + steps) - self.field(x - steps)
+        return np.asarray(np.tensordot((4 / 5, -1 / 5, 4 / 105, -1 / 280), difference, 1).T / h)
+
     def rest(self) -> Vector:
         """The state at rest (N,)."""
         return np.asarray(self.layout.pack(XP, rest(XP, self.model, self.z)))
