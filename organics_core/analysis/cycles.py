@@ -128,7 +128,7 @@ def limit_cycle(
     >>> populations = oc.WilsonCowan(w, a, theta, tau=0.01)
     >>> cycle = oc.limit_cycle(populations, np.array([1.25, 0.0]))
     >>> cycle.stable, f"{1 / cycle.period:.1f} Hz"
-    (True, '18.2 Hz')
+    (True, '20.0 Hz')
     """
     checks.one_of("method", method, ("dopri5", "rodas5p"))
     rtol = checks.positive_number("rtol", rtol)
@@ -294,7 +294,7 @@ class _Search(NamedTuple):
             run = self.flow(x, np.linspace(0.0, length, 201), largest, _ROUGH, events=[event], max_steps=20_000)
             path = run.state[0][np.isfinite(run.state[0]).all(axis=-1)]
             largest = max(largest, float(np.abs(path).max()))
-            if largest > 1e6 * max(start, 1.0):
+            if largest > 1e6 * max(start, 1.0) or (not run.success and largest > 1e2 * max(start, 1.0)):
                 return self.none("none found: the trajectory diverges", points)
             if not run.success:
                 return self.none(f"none found: the simulation failed: {run.message}", points)
