@@ -725,16 +725,14 @@ def bifurcation_diagram(
     # pieces of one stability, which meet at the special points
     pieces: list[tuple[bool, list[tuple[float, float]]]] = []
     for k, place in enumerate(zip(values, heights[:, unit], strict=True)):
-        between = [at for point, at in corners if point.index == k - 1]
-        if not pieces or between or pieces[-1][0] != stable[k]:
-            start = pieces[-1][1][-1:] if pieces else []
-            if between:
-                pieces[-1][1].append(between[0])
-                start = between
-            if pieces and pieces[-1][0] == stable[k]:
-                pieces[-1][1].extend(start)
-            else:
-                pieces.append((bool(stable[k]), list(start)))
+        between = [at for point, at in corners if point.after == k - 1]
+        if not pieces:
+            pieces.append((bool(stable[k]), []))
+        elif pieces[-1][0] == stable[k]:
+            pieces[-1][1].extend(between)
+        else:
+            pieces[-1][1].extend(between[:1])
+            pieces.append((bool(stable[k]), [*pieces[-1][1][-1:], *between[1:]]))
         pieces[-1][1].append(place)
     seen = {line.get_label() for line in ax.lines}
 

@@ -51,8 +51,8 @@ class SpecialPoint(NamedTuple):
         norm one, per square of the state: negative where the cycles that are born
         there attract on the centre manifold (supercritical), positive where they
         repel. NaN for others. It holds where the field is smooth.
-    index : int
-        It lies between the points ``index`` and ``index + 1`` of the branch.
+    after : int
+        It lies between the points ``after`` and ``after + 1`` of the branch.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class SpecialPoint(NamedTuple):
     eigenvalue: complex
     frequency: float
     lyapunov: float
-    index: int
+    after: int
 
 
 class Branch(NamedTuple):
@@ -188,7 +188,7 @@ def continue_fixed_points(
     name, at = _family(model, z, parameter, knots, variant)
     hosted, x0 = at(knots[0]), None
     if state0 is not None:
-        given, zz = (parameter(knots[0]) if callable(parameter) else (model, z))
+        given, zz = parameter(knots[0]) if callable(parameter) else (model, z)
         x0 = on_host(given, zz, variant, state0)[1]
     curve = _Curve(at, min(knots), max(knots))
     start = curve.start(knots, x0, name)
@@ -259,7 +259,13 @@ class _Curve:
 
     def __init__(self, at: Callable[[float], Hosted], low: float, high: float) -> None:
         self.at, self.low, self.high = at, low, high
+        self.size = 1.0  # of the states
         self.scale: Vector = np.ones(0)  # of (x, p)
+
+    def measure(self, size: float, n: int) -> None:
+        """Set the size of the states; that of p is the interval."""
+        self.size = size
+        self.scale = np.append(np.full(n, size * math.sqrt(n)), self.high - self.low)
 
     def inside(self, u: Vector) -> bool:
         return bool(np.isfinite(u).all()) and self.low <= u[-1] <= self.high
@@ -287,6 +293,8 @@ class _Curve:
                 return None
             f = self.at(float(u[-1])).field(u[:-1])
             right = -np.append(f, normal @ ((u - guess) / self.scale))
+            if not right.any():
+                return u, iteration
             matrix = np.vstack([self.slope(u) * self.scale, normal])
             if not (np.isfinite(matrix).all() and np.isfinite(right).all()):
                 return None
@@ -335,7 +343,7 @@ class _Curve:
         # how large the states are: at the start, and a tenth of the interval further
         later, sound = self.settled(p + 0.1 * (knots[-1] - p))
         size = max(float(np.abs(x0).max()), float(np.abs(later).max()) if sound else 0.0)
-        self.scale = np.append(np.full(len(x0), size if size > 1e-100 else 1.0), self.high - self.low)
+        self.measure(size if size > 1e-100 else 1.0, len(x0))
         solved = self.solve(np.append(x0, p), ahead)
         if solved is None:
             raise ValueError(f"no fixed point was found at {name} = {p:g} near state0; give a state0 closer to one")
@@ -347,8 +355,8 @@ class _Curve:
     ) -> tuple[list[_Node], list[SpecialPoint], str]:
         """The nodes of the branch, what lies between them, and why it ends."""
         inner = sorted(knots)
-        nodes, special, length, total = [start], list[SpecialPoint](), 0.2 * longest, 0.0
-        limit = 1e4 * float(self.scale[:-1].max())
+        nodes, special, length = [start], list[SpecialPoint](), 0.2 * longest
+        limit = 1e4 * self.size
         while len(nodes) < most:
             last = nodes[-1]
             heading = float(last.tangent[-1])
@@ -364,20 +372,16 @@ class _Curve:
                 if made is None:
                     continue
                 length = 1e-5
-            total += float(np.linalg.norm((made.u - last.u) / self.scale))
             special += [self.special(*event, len(nodes) - 1) for event in self.events(last, made)]
             nodes.append(made)
             size = float(np.abs(made.u[:-1]).max())
             if size > limit:
                 return nodes, special, f"grows without bound near {name} = {made.u[-1]:.6g}"
-            if size > 1.2 * self.scale[0]:  # tangents are unit vectors in the new measure too
-                self.scale = np.append(np.full(len(self.scale) - 1, size), self.scale[-1])
+            if size > 1.2 * self.size:  # tangents are unit vectors in the new measure too
+                self.measure(size, len(made.u) - 1)
                 nodes[-1] = self.node(made.u, (made.u - last.u) / self.scale)
             if landed and aim in (self.low, self.high):
                 return nodes, special, f"left the range at {name} = {aim:g}"
-            gap = np.linalg.norm((made.u - start.u) / self.scale)
-            if gap < 0.7 * length and total > 5 * length and made.tangent @ start.tangent > 0.5 and len(nodes) > 5:
-                return [*nodes, start], special, "closed: the branch came back to where it started"
             if iterations <= 4 and not landed:
                 length = min(1.4 * length, longest)
         return nodes, special, f"stopped after max_points = {most} points at {name} = {nodes[-1].u[-1]:.6g}"
@@ -419,7 +423,7 @@ class _Curve:
 
     def stuck(self, last: _Node) -> str:
         """Why no step is short enough: does the Jacobian jump?"""
-        h = 1e-5 * self.scale[:-1] * np.where(last.tangent[:-1] == 0, 1.0, np.sign(last.tangent[:-1]))
+        h = 1e-5 * self.size * np.where(last.tangent[:-1] == 0, 1.0, np.sign(last.tangent[:-1]))
         hosted = self.at(float(last.u[-1]))
         before, after = hosted.jacobian(last.u[:-1] - h), hosted.jacobian(last.u[:-1] + h)
         jump = np.abs(after - before).max() > 0.05 * np.abs(before).max()
@@ -434,10 +438,10 @@ class _Curve:
             return None
         return self.node(solved[0], chord)
 
-    def events(self, a: _Node, b: _Node) -> list[tuple[str, _Node, int]]:
+    def events(self, a: _Node, b: _Node, depth: int = 10) -> list[tuple[str, _Node, int]]:
         """(kind, where, which eigenvalue) of what happens between two neighbours, in order."""
         flips = a.tangent[-1] * b.tangent[-1] < 0
-        if not flips and a.unstable == b.unstable:
+        if depth == 0 or (not flips and a.unstable == b.unstable):
             return []
         rank = min(a.unstable, b.unstable)  # of the eigenvalue that crosses
 
@@ -455,6 +459,9 @@ class _Curve:
             # false position, and every third time the middle
             at = low[0] - low[1] * (high[0] - low[0]) / spread if spread and count % 3 < 2 else 0.5 * (low[0] + high[0])
             made = self.between(a, b, at)
+            if made is None:  # too near to a singular point, perhaps
+                at = low[0] + 0.37 * (high[0] - low[0])
+                made = self.between(a, b, at)
             if made is None:
                 break
             best, value = made, measure(made)
@@ -468,7 +475,7 @@ class _Curve:
         found = [(self.kind(best, turned, change, rank), best, rank)] if turned or change else []
         if left is a and right is b:
             return found
-        return [*(self.events(a, left) if left is not a else []), *found, *(self.events(right, b) if right is not b else [])]
+        return [*self.events(a, left, depth - 1), *found, *self.events(right, b, depth - 1)]
 
     def kind(self, node: _Node, turned: bool, change: int, rank: int) -> str:
         largest = float(np.abs(node.eigenvalues).max())
@@ -487,7 +494,7 @@ class _Curve:
         if kind == "hopf":
             crossing = complex(crossing.real, abs(crossing.imag))
             frequency = crossing.imag / (2 * math.pi)
-            lyapunov = _first_lyapunov(hosted, node.u[:-1], crossing.imag, float(self.scale[0]))
+            lyapunov = _first_lyapunov(hosted, node.u[:-1], crossing.imag, self.size)
         return SpecialPoint(kind, float(node.u[-1]), hosted.state(node.u[:-1]), crossing, frequency, lyapunov, index)
 
 

@@ -169,7 +169,7 @@ class _Search(NamedTuple):
             rtol=rtol, atol=1e-2 * rtol * size, **options,
         )  # fmt: skip
 
-    def around(self, x: Vector, period: float, size: float) -> tuple[Vector, Vector] | None:
+    def around(self, x: Vector, period: float, size: float, rtol: float) -> tuple[Vector, Vector] | None:
         """The state after one period, and the monodromy matrix."""
         n = len(x)
 
@@ -179,8 +179,8 @@ class _Search(NamedTuple):
             return (np.append(self.hosted.field(state) / size, self.hosted.quick_jacobian(state) @ matrix),)
 
         run = integrate(
-            field, (np.append(x / size, np.eye(n)),), np.array([0.0, period]), method=self.method, rtol=self.rtol,
-            atol=1e-2 * self.rtol,
+            field, (np.append(x / size, np.eye(n)),), np.array([0.0, period]), method=self.method, rtol=rtol,
+            atol=1e-2 * rtol,
         )  # fmt: skip
         if not run.success:
             return None
@@ -196,9 +196,9 @@ class _Search(NamedTuple):
         if not (math.isfinite(speed) and speed * period > 1e-8 * size):
             return "Newton's method starts at a fixed point, not on a cycle"
         normal = normal / speed
-        first = period
         residual = math.inf
-        made = self.around(x, period, size)
+        rtol = max(self.rtol, _ROUGH)
+        made = self.around(x, period, size, rtol)
         for _ in range(self.most):
             if made is None:
                 return "not converged: the integration of one period failed"
@@ -215,31 +215,36 @@ class _Search(NamedTuple):
             while abs(share * change[-1]) > 0.3 * period or np.abs(share * change[:-1]).max() > size:
                 share *= 0.5
             for _ in range(6):
-                moved = self.around(x + share * change[:-1], period + share * change[-1], size)
+                moved = self.around(x + share * change[:-1], period + share * change[-1], size, rtol)
                 if moved is not None:
                     after = float(np.abs(moved[0] - x - share * change[:-1]).max()) / size
-                    if after < residual or after < 10 * self.rtol:
+                    if after < residual or after < 10 * rtol:
                         break
                 share *= 0.5
             else:
                 return f"not converged: Newton's method stopped at a residual of {residual:.1e}"
             x, period, made = x + share * change[:-1], period + float(share * change[-1]), moved
             step = share * max(float(np.abs(change[:-1]).max()) / size, abs(float(change[-1])) / period)
-            if max(step, after) < 1e2 * self.rtol:
-                break
+            if max(step, after) < 1e2 * rtol:
+                if rtol == self.rtol:
+                    break
+                rtol = self.rtol
+                made = self.around(x, period, size, rtol)
         else:
             return f"not converged: a residual of {residual:.1e} after {self.most} iterations"
         if moved is None:
             return "not converged: the integration of one period failed"
-        # no fixed point, and the shortest period
+        # not a fixed point, and not several rounds
         run = self.flow(x, period * np.array([0.0, *(1 / k for k in range(7, 1, -1)), 1.0]), size, self.rtol)
         path = run.state[0]
         extent = float(np.abs(path - x).max())
         if not extent > 1e-5 * size:
             return "Newton's method went to a fixed point, not to a cycle"
         for k, there in zip(range(7, 1, -1), path[1:-1], strict=True):
-            if np.abs(there - x).max() < 1e-4 * extent and period < 1.5 * first:
-                return self.newton(x, period / k)
+            if np.abs(there - x).max() < 1e-4 * extent:
+                shorter = self.newton(x, period / k)
+                if not isinstance(shorter, str):  # as it is where the cycle merely is slow here
+                    return shorter
         return x, period, moved[1], after
 
     def cycle(self, x: Vector, period: float, matrix: Vector, residual: float, points: int) -> Cycle:
@@ -255,11 +260,9 @@ class _Search(NamedTuple):
         largest = float(others.max(initial=0.0))
         stable = None if abs(largest - 1.0) <= error else largest < 1.0
         kind = {True: "a stable cycle", False: "an unstable cycle", None: "a cycle of undecided stability"}[stable]
-        give = self.hosted.give
+        give, state = self.hosted.give, self.hosted.state(path)
         message = f"{kind} of period {period:.6g} s"
-        return Cycle(
-            period, give(times), self.hosted.state(path), give(multipliers.astype(complex)), stable, True, residual, message
-        )
+        return Cycle(period, give(times), state, give(multipliers.astype(complex)), stable, True, residual, message)
 
     def none(self, message: str, points: int) -> Cycle:
         n = sum(self.hosted.layout.sizes)
