@@ -126,6 +126,9 @@ def test_points_are_fixed_points(variant: str) -> None:
         np.testing.assert_allclose(branch.abscissa, rates.max(axis=-1), rtol=1e-6, atol=1e-6)
         changes = set(np.flatnonzero(np.diff((rates >= 0).sum(axis=-1))))
         assert changes <= {point.after for point in branch.special}
+        for point in branch.special:
+            near = np.abs(oc.spectrum(circuit, point.state, variant=variant).real)
+            assert point.kind == "kink" or near.min() < 1e-6 * near.max()
     assert count > 20
 
 
@@ -394,7 +397,7 @@ def test_bad_input_of_a_cycle() -> None:
         ({"method": "rk4"}, ValueError, "method"),
         ({"rtol": 0.1}, ValueError, "rtol must lie between 1e-12 and 1e-3, got 0.1"),
         ({"variant": "best"}, ValueError, "variant"),
-        ({"points": 0}, ValueError, "points must be at least 1"),
+        ({"points": 1}, ValueError, "points must be at least 2, got 1"),
     ):
         with pytest.raises(error, match=message):
             oc.limit_cycle(OSCILLATOR, DRIVE, **options)

@@ -280,7 +280,7 @@ class _Curve:
         where = (p - centre) / h
         powers = np.array([k * where ** (k - 1) if k else 0.0 for k in range(5)])
         weights = np.linalg.solve(np.vander(nodes, 5, increasing=True).T, powers) / h
-        sides = [min(max(centre + h * node, self.low), self.high) for node in nodes]
+        sides = [float(min(max(centre + h * node, self.low), self.high)) for node in nodes]
         by_p = sum(w * self.at(side).field(x) for w, side in zip(weights, sides, strict=True))
         return np.column_stack([self.at(p).jacobian(x), cast(Vector, by_p)])
 

@@ -93,7 +93,7 @@ def limit_cycle(
         is a hundredth of it, relative to the size of the states. The simulation
         before has 1e-6.
     points : int
-        T.
+        T, 2 at least.
     max_iterations : int
         Of Newton's method.
 
@@ -135,6 +135,8 @@ def limit_cycle(
     if not 1e-12 <= rtol <= 1e-3:
         raise ValueError(f"rtol must lie between 1e-12 and 1e-3, got {rtol:g}")
     points = checks.positive_integer("points", points)
+    if points < 2:
+        raise ValueError(f"points must be at least 2, got {points}")
     max_iterations = checks.positive_integer("max_iterations", max_iterations)
     for name, value in (("period", period), ("duration", duration)):
         if value is not None:
@@ -236,6 +238,8 @@ class _Search(NamedTuple):
             return "not converged: the integration of one period failed"
         # not a fixed point, and not several rounds
         run = self.flow(x, period * np.array([0.0, *(1 / k for k in range(7, 1, -1)), 1.0]), size, self.rtol)
+        if not run.success:
+            return "not converged: the integration of one period failed"
         path = run.state[0]
         extent = float(np.abs(path - x).max())
         if not extent > 1e-5 * size:
@@ -249,9 +253,11 @@ class _Search(NamedTuple):
 
     def cycle(self, x: Vector, period: float, matrix: Vector, residual: float, points: int) -> Cycle:
         """What is told of a cycle."""
-        times = np.linspace(0.0, period, points) if points > 1 else np.zeros(1)
-        size = float(np.abs(x).max()) or 1.0
-        path = self.flow(x, times, size, self.rtol).state[0] if points > 1 else x[None, :]
+        times = np.linspace(0.0, period, points)
+        run = self.flow(x, times, float(np.abs(x).max()) or 1.0, self.rtol)
+        if not run.success:
+            return self.none("not converged: the integration of one period failed", points)
+        path = run.state[0]
         multipliers = np.linalg.eigvals(matrix)
         multipliers = multipliers[np.argsort(-np.abs(multipliers), kind="stable")]
         trivial = int(np.argmin(np.abs(multipliers - 1.0)))

@@ -94,9 +94,14 @@ def on_host(model: Any, z: Array, variant: str = "main", state0: Any = None) -> 
     made, z, *parts = prepare(xp, made, z, *others.values())
     fields = dict(zip(made._fields, made, strict=True))
     axes = {name: made.spec[name].axes for name in fields}
-    fields = {
-        name: dense(xp, value, z, name) if isinstance(value, Operator) else value for name, value in fields.items()
-    }
+    for name, value in fields.items():
+        if isinstance(value, Operator):
+            matrix = dense(xp, value, z, name)
+            if made.spec[name].allowed != "any":  # products have round-off where the matrix has zeros
+                small = xp.abs(matrix) < 16 * xp.finfo(matrix.dtype).eps * xp.max(xp.abs(matrix))
+                matrix = xp.where(small, 0.0, matrix)
+                checks.values(xp, name, matrix, made.spec[name].allowed)
+            fields[name] = matrix
     for name, value, core in (("z", z, 1), *((name, value, axes[name]) for name, value in fields.items())):
         if value is not None and (value.ndim > core or (name == "z" and value.ndim == 0)):
             raise ValueError(f"{name} must have no batch axes here, got shape {tuple(value.shape)}")
