@@ -394,7 +394,6 @@ def test_bad_input_of_a_cycle() -> None:
     for options, error, message in (
         ({"period": 0.1}, ValueError, "state0 must be given with period"),
         ({"duration": -1.0}, ValueError, "duration must be positive"),
-        ({"method": "rk4"}, ValueError, "method"),
         ({"rtol": 0.1}, ValueError, "rtol must lie between 1e-12 and 1e-3, got 0.1"),
         ({"variant": "best"}, ValueError, "variant"),
         ({"points": 1}, ValueError, "points must be at least 2, got 1"),
