@@ -76,7 +76,8 @@ class Branch(NamedTuple):
     points : State of arrays (K, n)
         The fixed points.
     stable : boolean array (K,)
-        Whether all eigenvalues of the Jacobian have negative real part.
+        Whether all eigenvalues of the Jacobian have negative real part (at a kink
+        that of the silent side, which alone decides nothing there).
     abscissa : array (K,)
         Their largest real part, per second.
     special : tuple of SpecialPoint
