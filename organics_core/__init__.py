@@ -5,7 +5,9 @@ torch, jax, cupy and any other conforming library.
 """
 
 from . import models, phenomena
+from .analysis.bifurcation import Branch, SpecialPoint, continue_fixed_points
 from .analysis.classification import Classification, PhaseDiagram, classify, phase_diagram, random_recurrence
+from .analysis.cycles import Cycle, limit_cycle
 from .analysis.multistability import (
     FirstOrder,
     StabilityBoundary,
@@ -82,11 +84,13 @@ __all__ = [
     "VARIANTS",
     "AmbiguousDriveWarning",
     "Backend",
+    "Branch",
     "CellParameters",
     "CellState",
     "Certificate",
     "Circuit",
     "Classification",
+    "Cycle",
     "DenseOutput",
     "Event",
     "FirstOrder",
@@ -103,6 +107,7 @@ __all__ = [
     "PulseTrain",
     "RosenbrockTableau",
     "SSNState",
+    "SpecialPoint",
     "StabilityBoundary",
     "State",
     "StaticParameters",
@@ -119,6 +124,7 @@ __all__ = [
     "certify",
     "classify",
     "coherence",
+    "continue_fixed_points",
     "energy",
     "find_fixed_points",
     "first_order_correction",
@@ -135,6 +141,7 @@ __all__ = [
     "large_steady_state",
     "large_vector_field",
     "leading_eigenvalues",
+    "limit_cycle",
     "linear_coherence",
     "linear_covariance",
     "linear_power_spectrum",

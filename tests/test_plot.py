@@ -315,6 +315,41 @@ def test_boundary_map(ax) -> None:
     np.testing.assert_array_equal(ax.collections[0].get_array(), (found.abscissa >= 0).T)
 
 
+def test_bifurcation_diagram(ax) -> None:
+    """Solid where stable, dashed where not, meeting at the special points; extremes of the cycles; one legend entry."""
+    w = np.array([[16.0, -12.0], [15.0, -3.0]])
+    model = oc.WilsonCowan(w, np.array([1.3, 2.0]), np.array([4.0, 3.7]), 0.01)
+    z = np.array([1.0, 0.0])
+    branch = oc.continue_fixed_points(model, z, "z", (0.0, 3.0))
+    assert [point.kind for point in branch.special] == ["fold", "fold", "hopf"]
+    times = np.linspace(0.0, 0.1, 9)
+    path = oc.WilsonCowanState(np.stack([0.2 + 0.1 * np.sin(20 * np.pi * times), times], axis=-1))
+    cycle = oc.Cycle(0.1, times, path, np.ones(2), True, True, 0.0, "")
+    lost = cycle._replace(converged=False)
+    cycles = [(1.25, cycle), (1.5, cycle._replace(stable=False)), (1.6, lost)]
+    assert op.bifurcation_diagram(branch, cycles=cycles, ax=ax) is ax
+    lines = {line.get_label(): line for line in reversed(ax.lines)}
+    assert ax.lines[0].get_linestyle() == "-"
+    assert ax.lines[1].get_linestyle() == "--"
+    corners = np.array([[point.value, point.state.x[0]] for point in branch.special])
+    first, second, third = (line.get_xydata() for line in ax.lines[:3])
+    for drawn, at, corner in ((first, -1, 0), (second, 0, 0), (second, -1, 2), (third, 0, 2)):
+        np.testing.assert_array_equal(drawn[at], corners[corner])
+    assert (second == corners[1]).all(axis=1).any()
+    assert len(first) + len(second) + len(third) == len(branch.values) + 5
+    np.testing.assert_array_equal(lines["Hopf point"].get_xydata(), corners[2:])
+    np.testing.assert_allclose(lines["stable limit cycle, extremes"].get_xydata(), [[1.25, path.x[:, 0].min()]])
+    assert lines["unstable limit cycle, extremes"].get_markerfacecolor() == "white"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Input drive  z  (multiple)", "x")
+    assert [text.get_text() for text in ax.texts] == ["42.4 Hz"]
+    op.bifurcation_diagram(branch, unit=1, ax=ax)
+    labels = ax.get_legend_handles_labels()[1]
+    assert len(labels) == len(set(labels)) == 6
+    for options, message in (({"part": "y"}, "part must be 'x'"), ({"unit": 2}, "one of the 2 neurons, got 2")):
+        with pytest.raises(ValueError, match=message):
+            op.bifurcation_diagram(branch, ax=ax, **options)
+
+
 def test_hidden_trajectories(ax) -> None:
     """In their principal plane, distances of points in it are kept; classes by colour."""
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ except ImportError as error:
 from .analysis import (
     Portrait,
     abscissa_histogram,
+    bifurcation_diagram,
     boundary_map,
     convergence,
     energies,
@@ -46,6 +47,7 @@ __all__ = [
     "Portrait",
     "abscissa_histogram",
     "agreement_figure",
+    "bifurcation_diagram",
     "boundary_map",
     "contrast_experiment",
     "contrast_response",

@@ -18,7 +18,7 @@ from organics_core import checks
 from organics_core.analysis.classification import KINDS
 from organics_core.backend import to_numpy
 
-from .circuits import part_index
+from .circuits import PARTS, part_index
 from .styles import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, percent, ramp, shades
 
 if TYPE_CHECKING:
@@ -669,6 +669,116 @@ def boundary_map(found: oc.StabilityBoundary, *, ax: Axes | None = None, **style
     ax.set(xlim=(first[0], first[-1]), ylim=(second[0], second[-1]))
     names = [SYMBOLS.get(name, name) for name in found.parameters]
     ax.set(xlabel=names[0], ylabel=names[1])
+    return ax
+
+
+SPECIAL = {"fold": ("s", "red"), "hopf": ("o", "orange"), "branch point": ("D", "purple"), "kink": ("^", "sky")}
+"""Marker and colour of each kind of special point."""
+
+
+def bifurcation_diagram(
+    branch: oc.Branch,
+    *,
+    part: str | None = None,
+    unit: int = 0,
+    cycles: Sequence[tuple[float, oc.Cycle]] = (),
+    color: str = INK,
+    ax: Axes | None = None,
+    **style: Any,
+) -> Axes:
+    """A branch of fixed points over its parameter: solid where stable, dashed where not, with its special points.
+
+    Parameters
+    ----------
+    branch : organics_core.Branch
+    part : str, optional
+        Which part of the state: of a circuit "y" or "a". By default the first.
+    unit : int
+        Which neuron.
+    cycles : sequence of (float, organics_core.Cycle), optional
+        Limit cycles at values of the parameter, in the order in which lines are to
+        join them: their smallest and largest values are drawn, filled where the
+        cycle is stable. Those that were not found are left out.
+    color : str
+        Of the branch.
+    ax : matplotlib Axes, optional
+        With another branch in it, for instance.
+    style
+        Of the lines of the branch.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        For an unknown part, or a neuron that is not there.
+    """
+    index = part_index(branch.points, part)
+    values, heights = to_numpy(branch.values), to_numpy(branch.points[index])
+    if not -heights.shape[1] <= unit < heights.shape[1]:
+        raise ValueError(f"unit must be one of the {heights.shape[1]} neurons, got {unit}")
+    ax = axes_or_current(ax)
+    stable = to_numpy(branch.stable)
+    corners = [(point, (point.value, float(to_numpy(point.state[index])[unit]))) for point in branch.special]
+    # pieces of one stability, which meet at the special points
+    pieces: list[tuple[bool, list[tuple[float, float]]]] = []
+    for k, place in enumerate(zip(values, heights[:, unit], strict=True)):
+        between = [at for point, at in corners if point.after == k - 1]
+        if not pieces:
+            pieces.append((bool(stable[k]), []))
+        elif pieces[-1][0] == stable[k]:
+            pieces[-1][1].extend(between)
+        else:
+            pieces[-1][1].extend(between[:1])
+            pieces.append((bool(stable[k]), [*pieces[-1][1][-1:], *between[1:]]))
+        pieces[-1][1].append(place)
+    seen = {line.get_label() for line in ax.lines}
+
+    def once(label: str) -> str:
+        """A label for the legend, which lists it once."""
+        fresh = label not in seen
+        seen.add(label)
+        return label if fresh else "_" + label
+
+    for fine, line in pieces:
+        look = {"lw": 2.6, "ls": "-"} if fine else {"lw": 1.7, "ls": (0, (4, 2.2)), "dash_capstyle": "butt"}
+        label = once("stable" if fine else "unstable")
+        ax.plot(*np.array(line).T, **{"color": color, "label": label, "zorder": 3, **look, **style})
+    found = [(value, cycle) for value, cycle in cycles if cycle.converged]
+    if found:
+        green = COLORS["green"]
+        paths = [to_numpy(cycle.state[index])[:, unit] for _, cycle in found]
+        places = np.array([value for value, _ in found])
+        edges = [np.array([edge(path) for path in paths]) for edge in (np.min, np.max)]
+        ax.fill_between(places, *edges, color=green, alpha=0.13, lw=0, zorder=1)
+        for edge in edges:
+            ax.plot(places, edge, color=green, lw=1.4, zorder=2)
+            for attracts in (True, False):
+                chosen = np.array([bool(cycle.stable) == attracts for _, cycle in found])
+                if chosen.any():
+                    ax.plot(
+                        places[chosen], edge[chosen], "o", ms=4.5, mec=green, mfc=green if attracts else "white",
+                        label=once(f"{'stable' if attracts else 'unstable'} limit cycle, extremes"), zorder=2.5,
+                    )  # fmt: skip
+    for point, (x, y) in corners:
+        marker, name = SPECIAL[point.kind]
+        label = once("Hopf point" if point.kind == "hopf" else point.kind)
+        ax.plot(x, y, marker, ms=8.5, mfc=COLORS[name], mec="white", mew=1.3, label=label, zorder=5)
+        if point.kind == "hopf":
+            ax.annotate(
+                f"{point.frequency:.3g} Hz", (x, y), (9, -4), textcoords="offset points", color=MUTED, fontsize=9.5,
+                va="top", zorder=6,
+            )  # fmt: skip
+    name = branch.parameter.removeprefix("multiple of ")
+    symbol = SYMBOLS.get(name, name)
+    part_name = branch.points._fields[index]
+    ax.set(
+        xlabel=symbol if name == branch.parameter else f"{symbol.removesuffix('  (s)')}  (multiple)",
+        ylabel=PARTS.get(part_name, part_name),
+    )
+    ax.margins(x=0.02)
     return ax
 
 

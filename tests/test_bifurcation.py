@@ -1,0 +1,402 @@
+"""Branches of fixed points with their folds and Hopf points, and limit cycles."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from support import Library, largest, numpy_tree, small_circuit
+
+import organics_core as oc
+from organics_core.backend import to_numpy
+
+NEURON = {name: oc.Parameter("> 0") for name in ("a", "b", "epsilon", "tau")}
+OSCILLATION = {"mu": oc.Parameter("> 0")}
+ROTATION = {"s": oc.Parameter(), "omega": oc.Parameter("> 0")}
+
+
+class Membrane(NamedTuple):
+    v: Any
+    w: Any
+
+
+class FitzHughNagumo(NamedTuple):
+    """Without a Jacobian of its own."""
+
+    a: Any
+    b: Any
+    epsilon: Any
+    tau: Any
+    spec = NEURON
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        v = x.v - x.v**3 / 3 - x.w + z
+        w = self.epsilon * (x.v + self.a - self.b * x.w)
+        return Membrane(v / self.tau, w / self.tau)
+
+
+class VanDerPol(NamedTuple):
+    mu: Any
+    spec = OSCILLATION
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        return Membrane(x.w + 0.0 * z, self.mu * (1.0 - x.v**2) * x.w - x.v)
+
+
+class NormalForm(NamedTuple):
+    """r' = z r + s r^3, at the angular velocity omega."""
+
+    s: Any
+    omega: Any
+    spec = ROTATION
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        rate = z + self.s * (x.v**2 + x.w**2)
+        return Membrane(rate * x.v - self.omega * x.w, self.omega * x.v + rate * x.w)
+
+
+def neuron(w_r: float = 2.0, sigma: float = 0.1) -> oc.Circuit:
+    return oc.Circuit(np.array([[w_r]]), np.array([[1.0]]), 0.5, 0.5, sigma, 0.002, 0.002)
+
+
+OSCILLATOR = oc.Circuit(
+    np.array([[2.1, 2.0], [-2.2, 0.2]]), np.array([[0.3, 0.5], [0.6, 0.1]]), 0.5, 0.5, 0.2, 0.002, 0.002
+)
+"""Settles for weak recurrence, and oscillates from about 0.97 of it on."""
+DRIVE = np.array([0.7, -0.4])
+
+
+def test_fold_of_one_neuron(xp64: Library) -> None:
+    """Where three fixed points become one: the maximum of h(s), h = w (b z)^2 being the equation of all of them."""
+    from scipy.optimize import minimize_scalar
+
+    def h(s: float) -> float:
+        return (s * s - 0.05**2) * (1.0 - 2.0 + 2.0 * s) ** 2 / (s * s)
+
+    exact = math.sqrt(-minimize_scalar(lambda s: -h(s), bounds=(0.05, 0.5), options={"xatol": 1e-10}).fun) / 0.5
+    for z, count in ((exact * (1 - 1e-8), 3), (exact * (1 + 1e-8), 1)):
+        assert len(oc.fixed_points(neuron(), np.array([z]))) == count
+    circuit, z = xp64.tree(neuron()), xp64.array([0.2])
+    kinds = []
+    for start in oc.fixed_points(circuit, z):
+        branch = oc.continue_fixed_points(circuit, z, "z", (0.2, 3.0), state0=start.state)
+        assert branch.parameter == "z"
+        xp64.assert_kind(branch.values, branch.values.shape)
+        xp64.assert_kind(branch.points.y, (*branch.values.shape, 1))
+        assert branch.stable.dtype == xp64.namespace.bool
+        kinds.append([point.kind for point in branch.special])
+        for point in branch.special:
+            assert point.value == pytest.approx(exact, rel=1e-12)
+            assert abs(point.eigenvalue) < 1e-6  # per second, beside rates of 500
+            assert math.isnan(point.frequency)
+            assert math.isnan(point.lyapunov)
+            before, after = (float(branch.values[point.after + k]) for k in (0, 1))
+            assert max(before, after) <= point.value
+        np.testing.assert_array_equal(to_numpy(branch.stable), to_numpy(branch.abscissa) < 0)
+        # at its ends the branch has the fixed points that are found otherwise
+        end = branch.values[-1:]
+        found = [numpy_tree(other.state) for other in oc.fixed_points(circuit, end)]
+        last = numpy_tree((branch.points.y[-1, :], branch.points.a[-1, :]))
+        assert min(largest(tuple(p - q for p, q in zip(last, other, strict=True))) for other in found) < 1e-10
+    assert sorted(kinds) == [[], ["fold"], ["fold"]]
+
+
+@pytest.mark.parametrize("variant", tuple(oc.VARIANTS))
+def test_points_are_fixed_points(variant: str) -> None:
+    """All points satisfy f = 0, stability is that of the Jacobian, and instability changes at special points only."""
+    count = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        w_r = rng.standard_normal((3, 3))
+        circuit = oc.Circuit(2.0 * w_r / np.linalg.norm(w_r, 2), rng.random((3, 3)), 0.5, 0.5, 0.1, 0.002, 0.002)
+        z = rng.standard_normal(3)
+        start = oc.steady_state(circuit, 0.1 * z, variant=variant)
+        if not start.converged:
+            continue
+        branch = oc.continue_fixed_points(circuit, z, "z", (0.1, 2.0), variant=variant)
+        count += len(branch.values)
+        slope = oc.vector_field(circuit, branch.points, branch.values[:, None] * z, variant=variant)
+        assert 0.002 * largest(slope) < 1e-10 * max(1.0, largest(branch.points))
+        rates = oc.spectrum(circuit, branch.points, variant=variant).real
+        np.testing.assert_allclose(branch.abscissa, rates.max(axis=-1), rtol=1e-6, atol=1e-6)
+        changes = set(np.flatnonzero(np.diff((rates >= 0).sum(axis=-1))))
+        assert changes <= {point.after for point in branch.special}
+        for point in branch.special:
+            near = np.abs(oc.spectrum(circuit, point.state, variant=variant).real)
+            assert point.kind == "kink" or near.min() < 1e-6 * near.max()
+    assert count > 20
+
+
+@pytest.mark.parametrize("name", ["z", "a"])
+def test_hopf_points_of_fitzhugh_and_nagumo(name: str) -> None:
+    """Where the trace vanishes: v^2 = 1 - b epsilon; frequency and Lyapunov coefficient by hand."""
+    a, b, epsilon, tau = 0.7, 0.8, 0.08, 0.001
+    model, z = FitzHughNagumo(a, b, epsilon, tau), np.array([0.5])
+    exact = []
+    for v in (-math.sqrt(1 - b * epsilon), math.sqrt(1 - b * epsilon)):
+        if name == "z":
+            exact.append((v + a) / b - v + v**3 / 3)
+        else:
+            exact.append(b * (v - v**3 / 3 + z[0]) - v)
+    inside = [value for value in exact if 0 < value < 2]
+    branch = oc.continue_fixed_points(model, z, name, (2.0, 1e-3))
+    assert [point.kind for point in branch.special] == ["hopf"] * len(inside)
+    for point, value in zip(branch.special, sorted(inside, reverse=True), strict=True):
+        assert point.value == pytest.approx(value, rel=1e-9)
+        omega = math.sqrt(epsilon * (1 - b * b * epsilon)) / tau
+        assert point.frequency == pytest.approx(omega / (2 * math.pi), rel=1e-9)
+        v = float(point.state.v[0])
+        # Kuznetsov's formula with B(p, q) = -2 v p q / tau and C = -2 / tau, both in the first component alone
+        jac = np.array([[1 - v * v, -1.0], [epsilon, -epsilon * b]]) / tau
+        rates, vectors = np.linalg.eig(jac)
+        q = vectors[:, rates.imag.argmax()]
+        rates, vectors = np.linalg.eig(jac.T)
+        p = vectors[:, rates.imag.argmin()]
+        p = p / np.vdot(q, p)
+        first = np.array([1.0, 0.0])
+        quadratic, cubic = -2 * v / tau, -2 / tau
+        inner = np.linalg.solve(jac, first * quadratic * abs(q[0]) ** 2)
+        double = np.linalg.solve(2j * omega * np.eye(2) - jac, first * quadratic * q[0] ** 2)
+        total = cubic * q[0] * abs(q[0]) ** 2 - 2 * quadratic * q[0] * inner[0] + quadratic * q[0].conj() * double[0]
+        assert point.lyapunov == pytest.approx((p[0].conj() * total).real / (2 * omega), rel=1e-5)
+
+
+@pytest.mark.parametrize("s", [-1.0, 2.0])
+def test_normal_form_of_hopf(s: float) -> None:
+    """The first Lyapunov coefficient is 2 s / omega where the state is twice the real part of the amplitude."""
+    branch = oc.continue_fixed_points(NormalForm(s, 5.0), np.array([1.0]), "z", (-1.0, 1.5))
+    (point,) = branch.special
+    assert point.kind == "hopf"
+    assert point.value == pytest.approx(0.0, abs=1e-9)
+    assert point.frequency == pytest.approx(5.0 / (2 * math.pi), rel=1e-9)
+    assert point.lyapunov == pytest.approx(2 * s / 5.0, rel=1e-6)
+
+
+def test_hopf_point_of_a_circuit() -> None:
+    """The abscissa passes zero there; and for one neuron, slow beside its modulator, the trace does."""
+    branch = oc.continue_fixed_points(OSCILLATOR, DRIVE, "w_r", (0.0, 1.3))
+    (point,) = branch.special
+    assert point.kind == "hopf"
+    assert branch.parameter == "multiple of w_r"
+    assert point.lyapunov < 0
+    for factor, stable in ((1 - 1e-7, True), (1 + 1e-7, False)):
+        at = OSCILLATOR._replace(w_r=factor * point.value * OSCILLATOR.w_r)
+        found = oc.steady_state(at, DRIVE, state0=point.state)
+        assert bool(oc.spectral_abscissa(at, found.state) < 0) is stable
+    rates = oc.spectrum(OSCILLATOR._replace(w_r=point.value * OSCILLATOR.w_r), point.state)
+    assert np.abs(rates.imag[np.abs(rates.real).argmin()]) / (2 * math.pi) == pytest.approx(point.frequency, rel=1e-9)
+    circuit, z = neuron()._replace(tau_y=0.02), np.array([0.05])
+    start = next(point.state for point in oc.fixed_points(circuit, z) if point.stable and point.state.y[0] < 0)
+    branch = oc.continue_fixed_points(circuit, z, "z", (0.05, 3.0), state0=start)
+    assert [point.kind for point in branch.special] == ["hopf", "hopf", "fold"]
+    for point in branch.special[:2]:
+        jac = oc.jacobian(circuit, point.state)
+        assert abs(np.trace(jac)) < 1e-7 * np.abs(jac).max()
+        assert np.linalg.det(jac) > 0
+
+
+def test_branch_point() -> None:
+    """Without input y = 0 loses its stability at w_r (1 - b0 sigma) = 1, where two branches leave it."""
+    branch = oc.continue_fixed_points(neuron(), np.array([0.0]), "w_r", (0.5, 2.0))
+    (point,) = branch.special
+    assert (point.kind, point.value) == ("branch point", pytest.approx(1 / 0.95, rel=1e-10))
+    assert branch.message == "left the range at w_r = 2"
+
+
+def test_where_branches_end() -> None:
+    """No fixed point beyond, growth without bound, a kink, too many points: each says so."""
+    v1 = oc.V1Circuit(None, np.ones((2, 2)), 0.5, 0.1, 0.1, 0.002, 0.002, 0.002)
+    branch = oc.continue_fixed_points(v1, np.array([1.0, 0.5]), "z", (0.1, 10.0))
+    pole = math.sqrt((1 - (0.1 / 3) ** 2) / (1.25 / 9))  # where the pool u reaches 1
+    assert branch.message.startswith("grows without bound near multiple of z = 2.68")
+    assert float(branch.values[-1]) == pytest.approx(pole, rel=1e-3)
+    kinked = oc.continue_fixed_points(neuron(sigma=0.2), np.array([1.0]), "z", (-1.0, 1.0), variant="rectified")
+    kink = next(point for point in kinked.special if point.kind == "kink")
+    assert kink.value == pytest.approx(0.0, abs=1e-6)
+    assert largest(kink.state.y) < 1e-6
+    short = oc.continue_fixed_points(neuron(), np.array([1.0]), "w_r", (0.5, 2.0), max_points=4)
+    assert short.message.startswith("stopped after max_points = 4 points at w_r = ")
+    assert len(short.values) == 4
+    one_sided = oc.Circuit(
+        np.array([[0.0, -3.0], [3.0, 0.0]]), np.eye(2), 0.5, 0.5, 0.1, 0.002, 0.002
+    )  # at rest all units of the rectified circuit are at their kink
+    rest = oc.continue_fixed_points(one_sided, np.array([1.0, 1.0]), "z", (0.0, 1.0), variant="rectified")
+    assert rest.message.startswith(("left the range", "ends, or turns too sharply, at a kink"))
+
+
+def test_what_may_be_varied(xp64: Library) -> None:
+    """A number or one entry is set, others are multiplied; a function varies anything; values between are points."""
+    case = small_circuit(3)
+    circuit, z = xp64.tree(case.circuit._replace(sigma=0.5)), xp64.array(case.z)
+    values = np.linspace(0.5, 1.0, 5)
+    branch = oc.continue_fixed_points(circuit, z, "z", xp64.array(values))
+    assert set(values) <= set(to_numpy(branch.values).tolist())
+    same = oc.continue_fixed_points(None, None, lambda value: (circuit, value * z), list(values))
+    assert (branch.parameter, same.parameter) == ("multiple of z", "parameter")
+    xp64.assert_close(same.points.y[-1, :], to_numpy(branch.points.y[-1, :]), rtol=1e-10)
+    number = oc.continue_fixed_points(circuit, z, "sigma", (0.5, 0.8))
+    assert number.parameter == "sigma"
+    end = oc.steady_state(circuit._replace(sigma=0.8), z)
+    xp64.assert_close(number.points.y[-1, :], to_numpy(end.state.y), rtol=1e-9)
+    unit = circuit._replace(w_r=None)
+    recurrent = oc.continue_fixed_points(unit, z, "w_r", (1.0, 0.5))
+    end = oc.steady_state(unit._replace(w_r=xp64.array(0.5 * np.eye(3))), z)
+    xp64.assert_close(recurrent.points.a[-1, :], to_numpy(end.state.a), rtol=1e-9)
+
+
+def test_weights_that_are_operators() -> None:
+    """They are made dense; multiples of them as well."""
+    kernel = np.array([0.4, 0.3, 0.0, 0.0, 0.3])
+    ring = np.stack([np.roll(kernel, i) for i in range(5)], axis=1)
+    dense = oc.Circuit(0.8 * np.eye(5), ring, 0.5, 0.5, 0.5, 0.002, 0.002)
+    z = np.linspace(0.1, 1.0, 5)
+    for parameter in ("z", "w"):
+        found = [
+            oc.continue_fixed_points(circuit, z, parameter, (0.5, 1.0))
+            for circuit in (dense, dense._replace(w=oc.ring_convolution(kernel)))
+        ]
+        np.testing.assert_allclose(found[1].points.y, found[0].points.y, rtol=1e-10)
+
+
+def test_bad_input_of_a_branch() -> None:
+    circuit, z = neuron(), np.array([1.0])
+    for arguments, error, message in (
+        ((circuit, z, "gain", (0.0, 1.0)), ValueError, "parameter"),
+        ((circuit, z, 3, (0.0, 1.0)), TypeError, "parameter must be a name or a function"),
+        ((circuit, z, lambda value: value, (0.0, 1.0)), TypeError, r"parameter must return \(model, z\)"),
+        ((circuit, z, "z", (1.0, 1.0)), ValueError, "values must be two or more finite numbers, rising or falling"),
+        ((circuit, z, "z", (0.0, math.nan)), ValueError, "values must be two or more finite numbers"),
+        ((circuit, z, "sigma", (0.1, -1.0)), ValueError, "sigma must be positive"),
+        ((circuit, z[None], "z", (0.1, 1.0)), ValueError, r"z must have no batch axes here, got shape \(1, 1\)"),
+        ((3, z, "z", (0.1, 1.0)), TypeError, "model"),
+    ):
+        with pytest.raises(error, match=message):
+            oc.continue_fixed_points(*arguments)
+    with pytest.raises(ValueError, match="max_step must be positive"):
+        oc.continue_fixed_points(circuit, z, "z", (0.0, 1.0), max_step=-1.0)
+    # without recurrence the pool of a strong input has no balance: W diag((b z)^2) has a radius above 1
+    strong = neuron()._replace(w_r=np.array([[0.0]]))
+    with pytest.raises(ValueError, match="no fixed point was found at w_r = 0; give state0 near one"):
+        oc.continue_fixed_points(strong, np.array([4.0]), "w_r", (0.0, 1.0))
+
+
+def period_of(field: Any, start: Any, section: int, span: float) -> tuple[float, Any]:
+    """The time between the last two upward crossings of zero, by DOP853; and a state on the cycle."""
+    from scipy.integrate import solve_ivp
+
+    def event(t: float, x: Any) -> float:
+        return float(x[section])
+
+    event.direction = 1.0  # type: ignore[attr-defined]
+    run = solve_ivp(lambda t, x: field(x), (0, span), start, method="DOP853", rtol=1e-11, atol=1e-12, events=event)
+    return float(np.diff(run.t_events[0])[-1]), run.y_events[0][-1]
+
+
+def test_cycle_of_van_der_pol(xp64: Library) -> None:
+    """Period, trivial multiplier and Liouville's formula."""
+    cycle = oc.limit_cycle(VanDerPol(0.5), xp64.array([0.0]), points=401)
+    period, _ = period_of(lambda x: np.array([x[1], 0.5 * (1 - x[0] ** 2) * x[1] - x[0]]), [2.0, 0.0], 0, 80.0)
+    assert cycle.converged
+    assert cycle.stable is True
+    assert cycle.message == f"a stable cycle of period {period:.6g} s"
+    assert cycle.period == pytest.approx(period, rel=1e-9)
+    xp64.assert_kind(cycle.state.v, (401, 1))
+    xp64.assert_close(cycle.state.v[-1, :], to_numpy(cycle.state.v[0, :]), atol=1e-8)
+    multipliers = to_numpy(cycle.multipliers)
+    assert abs(multipliers[0] - 1.0) < 1e-7
+    v = to_numpy(cycle.state.v)[:-1, 0]
+    trace = 0.5 * np.mean(1 - v**2) * cycle.period  # the trapezoidal rule converges fast on a period
+    assert np.prod(multipliers).real == pytest.approx(math.exp(trace), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_cycle_of_fitzhugh_and_nagumo() -> None:
+    """A relaxation oscillation, of a model in milliseconds."""
+    model, z = FitzHughNagumo(0.7, 0.8, 0.08, 0.001), np.array([0.5])
+    cycle = oc.limit_cycle(model, z, rtol=1e-8)
+    period, _ = period_of(
+        lambda x: np.array([x[0] - x[0] ** 3 / 3 - x[1] + 0.5, 0.08 * (x[0] + 0.7 - 0.8 * x[1])]), [0.1, 0.0], 0, 200.0
+    )
+    assert cycle.period == pytest.approx(1e-3 * period, rel=1e-7)
+    assert cycle.stable
+    assert abs(cycle.multipliers[0] - 1.0) < 1e-6
+    assert abs(cycle.multipliers[1]) < 1e-6
+
+
+def test_cycle_of_a_circuit() -> None:
+    """An oscillating circuit: period by DOP853, multipliers by differences of its flow, Liouville's formula."""
+    from scipy.integrate import solve_ivp
+
+    cycle = oc.limit_cycle(OSCILLATOR, DRIVE)
+
+    def field(x: Any) -> Any:
+        return np.concatenate(oc.vector_field(OSCILLATOR, oc.State(x[:2], x[2:]), DRIVE))
+
+    start = np.array([float(part[0, i]) for part in cycle.state for i in range(2)])
+    period, _ = period_of(field, start, 1, 4 * cycle.period)
+    assert cycle.stable
+    assert cycle.period == pytest.approx(period, rel=1e-7)
+
+    def flow(x: Any) -> Any:
+        return solve_ivp(lambda t, s: field(s), (0, period), x, method="DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
+
+    columns = [(flow(start + h) - flow(start - h)) / 2e-5 for h in 1e-5 * np.eye(4)]
+    wanted = np.linalg.eigvals(np.stack(columns, axis=1))
+    np.testing.assert_allclose(np.sort(np.abs(cycle.multipliers)), np.sort(np.abs(wanted)), rtol=1e-4, atol=1e-6)
+    trace = np.trace(oc.jacobian(OSCILLATOR, cycle.state), axis1=1, axis2=2)[:-1].mean() * cycle.period
+    assert np.prod(cycle.multipliers).real == pytest.approx(math.exp(trace), rel=1e-5)
+
+
+def test_a_cycle_that_repels() -> None:
+    """r' = -r + r^3: the unit circle, multiplier exp(2 T)."""
+    start = Membrane(np.array([1.02]), np.array([0.1]))
+    cycle = oc.limit_cycle(NormalForm(1.0, 5.0), np.array([-1.0]), state0=start, period=1.2)
+    assert cycle.stable is False
+    assert cycle.period == pytest.approx(2 * math.pi / 5, rel=1e-8)
+    np.testing.assert_allclose(cycle.multipliers, [math.exp(4 * math.pi / 5), 1.0], rtol=1e-6)
+    np.testing.assert_allclose(np.hypot(*cycle.state), 1.0, rtol=1e-7)
+    assert cycle.message.startswith("an unstable cycle of period 1.2566")
+
+
+def test_several_rounds_are_one_cycle() -> None:
+    start = Membrane(np.array([1.0]), np.array([0.05]))
+    cycle = oc.limit_cycle(NormalForm(-1.0, 5.0), np.array([1.0]), state0=start, period=3 * 2 * math.pi / 5 + 0.01)
+    assert cycle.period == pytest.approx(2 * math.pi / 5, rel=1e-8)
+
+
+def test_no_cycle_is_a_result() -> None:
+    """Settling, divergence and Newton's failures are told, in NaN and a message."""
+    settled = oc.limit_cycle(OSCILLATOR._replace(w_r=0.5 * OSCILLATOR.w_r), DRIVE)
+    assert settled.message == "none found: the trajectory settles at a stable fixed point"
+    assert math.isnan(settled.period)
+    assert not settled.converged
+    assert settled.stable is None
+    assert np.isnan(settled.state.y).all()
+    assert settled.state.y.shape == (201, 2)
+    assert np.isnan(settled.multipliers).all()
+    diverged = oc.limit_cycle(NormalForm(1.0, 5.0), np.array([1.0]))
+    assert "diverges" in diverged.message
+    linear = oc.limit_cycle(NormalForm(0.0, 5.0), np.array([0.5]))
+    assert linear.message == "none found: the trajectory diverges"
+    start = Membrane(np.array([0.0]), np.array([0.0]))
+    nothing = oc.limit_cycle(NormalForm(-1.0, 5.0), np.array([1.0]), state0=start, period=1.0)
+    assert nothing.message == "Newton's method starts at a fixed point, not on a cycle"
+    slow = oc.limit_cycle(NormalForm(-1.0, 5.0), np.array([-1e-3]), duration=10.0)
+    assert slow.message.startswith("none found: not converged, still moving after 10 s")
+
+
+def test_bad_input_of_a_cycle() -> None:
+    for options, error, message in (
+        ({"period": 0.1}, ValueError, "state0 must be given with period"),
+        ({"duration": -1.0}, ValueError, "duration must be positive"),
+        ({"rtol": 0.1}, ValueError, "rtol must lie between 1e-12 and 1e-3, got 0.1"),
+        ({"variant": "best"}, ValueError, "variant"),
+        ({"points": 1}, ValueError, "points must be at least 2, got 1"),
+    ):
+        with pytest.raises(error, match=message):
+            oc.limit_cycle(OSCILLATOR, DRIVE, **options)
