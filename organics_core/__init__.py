@@ -60,6 +60,7 @@ from .noise import (
     noise_covariance,
     power_spectrum,
 )
+from .proof import Proof, ProofCheck, check_proof, load_proof, prove
 from .stability import (
     Certificate,
     OscillatorForm,
@@ -102,6 +103,8 @@ __all__ = [
     "OscillatorForm",
     "Parameter",
     "PhaseDiagram",
+    "Proof",
+    "ProofCheck",
     "PulseTrain",
     "RosenbrockTableau",
     "SSNState",
@@ -119,6 +122,7 @@ __all__ = [
     "cell_sequence",
     "cell_step",
     "certify",
+    "check_proof",
     "classify",
     "coherence",
     "energy",
@@ -140,6 +144,7 @@ __all__ = [
     "linear_coherence",
     "linear_covariance",
     "linear_power_spectrum",
+    "load_proof",
     "load_trajectory",
     "models",
     "noise_covariance",
@@ -147,6 +152,7 @@ __all__ = [
     "phase_diagram",
     "phenomena",
     "power_spectrum",
+    "prove",
     "pulse_train",
     "random_recurrence",
     "registered_backends",
