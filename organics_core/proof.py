@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -395,7 +396,7 @@ class _Krawczyk:
         self.defect = np.abs(np.eye(n) - inverse @ linear.matrix) + n * _TINY
 
     def image(self, radius: Floats) -> Floats:
-        """Half-widths of a box that x - A F(x) maps x +- radius into: where smaller, exactly one fixed point is in it."""
+        """Half-widths of a box that x - A F(x) maps x +- radius into: where smaller, one fixed point is in it."""
         spread = self.linear.spread(radius).times(radius)
         rounding = _gamma(self.n + 4) * (self.linear.size @ radius)
         total = self.size @ (self.linear.imbalance.size + spread + rounding) + self.defect @ radius
@@ -613,13 +614,16 @@ def _sign(matrix: Floats) -> Floats | None:
 
 
 def _units(linear: _Linear) -> Floats:
-    """Powers of two near the natural size of each variable: a, and the y that would double some a."""
+    """Powers of two near the natural size of each variable: a, and the y that would double some a, balanced."""
     n = linear.problem.n
     y, a = linear.x[:n], linear.x[n:]
     gain = np.max(linear.problem.w * a / a[:, None], axis=0)
-    natural = 1.0 / np.sqrt(np.where(gain > 0.0, gain, 1.0))
-    natural = np.maximum(natural, np.abs(y))
-    return np.exp2(np.round(np.log2(np.concatenate([natural, a]))))
+    natural = np.maximum(1.0 / np.sqrt(np.where(gain > 0.0, gain, 1.0)), np.abs(y))
+    down = np.max(np.abs(linear.k) * a / natural)  # of the modulators on the neurons, and back
+    up = linear.size[n:, :n] * natural / a[:, None]
+    up = np.sqrt(np.linalg.norm(up, 1) * np.linalg.norm(up, np.inf))
+    ratio = np.sqrt(down / up) if down > 0.0 and up > 0.0 else 1.0
+    return np.exp2(np.round(np.log2(np.concatenate([natural * ratio, a]))))
 
 
 def _candidates(krawczyk: _Krawczyk) -> Iterator[Floats]:
@@ -728,7 +732,9 @@ def _prove_one(problem: _Problem, start: Floats | None) -> _Claims:
             linear = _Linear(problem, x)
             krawczyk = _Krawczyk(linear, np.linalg.inv(linear.matrix))
         elif start is None:
-            return none._replace(reason=f"{_UNDECIDED}: no fixed point was found")
+            return none._replace(
+                stable=True if theorem else None, reason=theorem or f"{_UNDECIDED}: no fixed point was found"
+            )
         else:
             claims = claims._replace(x=start)
             krawczyk = _approach(problem, start)
@@ -1042,7 +1048,9 @@ def _like(xp: Any, array: Floats, like: Array) -> Array:
     dtype = getattr(xp, "float64", None)
     if isinstance(like, np.ndarray) or dtype is None:
         return array
-    made = xp.asarray(array, dtype=dtype, device=device(like))
+    with warnings.catch_warnings():  # jax says that it has no float64
+        warnings.simplefilter("ignore")
+        made = xp.asarray(array, dtype=dtype, device=device(like))
     return made if made.dtype == dtype else array
 
 
