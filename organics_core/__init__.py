@@ -60,7 +60,7 @@ from .noise import (
     noise_covariance,
     power_spectrum,
 )
-from .proof import Proof, ProofCheck, check_proof, load_proof, prove
+from .proof import Proof, ProofCheck, check_proof, euler_step_bound, load_proof, prove
 from .stability import (
     Certificate,
     OscillatorForm,
@@ -126,6 +126,7 @@ __all__ = [
     "classify",
     "coherence",
     "energy",
+    "euler_step_bound",
     "find_fixed_points",
     "first_order_correction",
     "fixed_points",

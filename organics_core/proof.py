@@ -28,7 +28,16 @@ from array_api_compat import device
 
 from . import checks, weights
 from .backend import Array, to_numpy
-from .circuit import VARIANTS, Circuit, State, prepare, validate_circuit, validate_state
+from .circuit import (
+    VARIANTS,
+    Circuit,
+    State,
+    identity_fixed_point,
+    is_identity,
+    prepare,
+    validate_circuit,
+    validate_state,
+)
 from .equilibria import steady_state
 from .io.atomic import write_atomically
 from .linalg import broadcast_shapes
@@ -921,6 +930,51 @@ def prove(
         _like(xp, np.broadcast_to(width, drive.shape).copy() if width.ndim == 0 else width, like),
         float(parameter_fraction),
     )
+
+
+def euler_step_bound(circuit: Circuit, z: Array) -> Array:
+    """The step up to which explicit Euler inherits the stability of W_r = I at its fixed point.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        With ``w_r=None``, or the identity.
+    z : array (..., n)
+        Input drive.
+
+    Returns
+    -------
+    array (...)
+        Seconds: the smallest of tau_a / 2 and (4/3) tau_y / sqrt(a) over the neurons.
+        With any positive step up to it, all eigenvalues of the map of one step are within
+        the unit circle, whatever the parameters; with longer steps they may be or not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong; ValueError where W_r is not the identity.
+
+    Notes
+    -----
+    Derived in theory.md. For one neuron alone dt <= tau_a and dt < 2 tau_y / sqrt(a) would do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit = oc.Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.004)
+    >>> euler_step_bound(circuit, np.array([1.0, 1.0])).round(5)
+    np.float64(0.00154)
+    """
+    xp = validate_circuit(circuit, values=True, z=z)
+    if is_identity(xp, circuit.w_r) is False:
+        raise ValueError("euler_step_bound is for W_r = I: w_r must be None or the identity; see prove for others")
+    circuit, z = prepare(xp, circuit, z)
+    check_products(xp, circuit, z)
+    a = identity_fixed_point(xp, circuit, z, "main").a
+    steps = 4.0 / 3.0 * circuit.tau_y / xp.sqrt(a)
+    half = 0.5 * circuit.tau_a + xp.zeros_like(steps)
+    return xp.min(xp.where(steps < half, steps, half), axis=-1)
 
 
 def check_proof(proof: Any) -> ProofCheck:

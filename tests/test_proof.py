@@ -295,6 +295,43 @@ def test_refusals() -> None:
         oc.prove(circuit, z, state=state.y)
 
 
+def test_euler_steps_inherit_stability(xp: Library) -> None:
+    """W_r = I over six decades of parameters: spectral radius below one at the bound; at 1.6 of it, some above one."""
+    rng = np.random.default_rng(5)
+    radii = {1.0: [], 1.6: []}
+    for n in [1] * 60 + [2] * 60 + [6] * 60:
+        decades = [10.0 ** rng.uniform(-3, 3, n) for _ in range(5)]
+        w = 10.0 ** rng.uniform(-3, 3, (n, n)) * (rng.random((n, n)) < 0.7)
+        circuit, z = oc.Circuit(None, w, *decades), rng.standard_normal(n) * 10.0 ** rng.uniform(-3, 3)
+        bound = oc.euler_step_bound(circuit, z)
+        fixed = oc.steady_state(circuit, z).state
+        at_once = np.minimum(0.5 * circuit.tau_a, 4 / 3 * circuit.tau_y / np.sqrt(fixed.a)).min()
+        np.testing.assert_allclose(bound, at_once, rtol=1e-12)
+        xp.assert_close(oc.euler_step_bound(xp.tree(circuit), xp.array(z)), bound, rtol=1e-12)
+        for factor, found in radii.items():
+            eigenvalues = np.linalg.eigvals(np.eye(2 * n) + factor * bound * oc.jacobian(circuit, fixed))
+            found.append(np.abs(eigenvalues).max())
+    assert max(radii[1.0]) < 1 + 1e-12  # the slowest may be within rounding of the circle
+    assert max(radii[1.6]) > 1.01
+    with pytest.raises(ValueError, match="is for W_r = I"):
+        oc.euler_step_bound(*small_circuit(2)[:2])
+
+
+def test_the_inequality_behind_the_euler_bound() -> None:
+    """|mu - (1 - r)| |mu - (1 - s)| >= r |mu - 1| outside the unit circle, for r <= 1/2, s <= 4/3, on a fine grid."""
+    r, s, angle, size = np.meshgrid(
+        np.linspace(1e-3, 0.5, 40),
+        np.concatenate([np.geomspace(1e-6, 0.1, 20), np.linspace(0.1, 4 / 3, 60)]),
+        np.concatenate([np.geomspace(1e-6, 0.1, 30), np.linspace(0.1, np.pi, 60)]),
+        [1.0, 1.001, 1.1, 2.0],
+        sparse=True,
+    )
+    mu = size * np.exp(1j * angle)
+    left, right = np.abs(mu - (1 - r)) * np.abs(mu - (1 - s)), r * np.abs(mu - 1)
+    assert (left >= right * (1 - 1e-9)).all()
+    assert np.abs(-1 - (1 - 0.5)) * np.abs(-1 - (1 - 1.4)) < 0.5 * 2  # and not for s = 1.4
+
+
 def test_intervals_hold_what_they_should() -> None:
     """Every operation, against exact rational arithmetic at the ends."""
     from fractions import Fraction
