@@ -214,9 +214,9 @@ def decided(count: int) -> dict[str, Any]:
     return result
 
 
-def false(count: int) -> dict[str, Any]:
+def false(count: int, seed: int = 0) -> dict[str, Any]:
     """Proofs against 50 digits, by kind of circuit."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     counts: Counter[str] = Counter()
     source = circuits(rng)
     for _ in range(count):

@@ -187,9 +187,6 @@ class _Interval:
     def relu(self) -> _Interval:
         return _Interval(np.maximum(self.low, 0.0), np.maximum(self.high, 0.0))
 
-    def masked(self, mask: Floats) -> _Interval:
-        return _Interval(self.low * mask, self.high * mask)
-
     def distance(self, point: Floats) -> Floats:
         """The largest distance from a point."""
         return np.maximum(_up(np.maximum(self.high - point, point - self.low)), 0.0)
@@ -225,22 +222,21 @@ def _above(x: Floats, n: int) -> Floats:
     return x * (1.0 + 2.0 * _gamma(n)) + n * _TINY
 
 
-class _Kink(Exception):
-    """A region touches a kink of the variant, or a = 0."""
+class _NoSlope(Exception):
+    """A region reaches a = 0, where the slope of sqrt(a) is infinite."""
 
 
 # The circuit over a region -------------------------------------------------------------------------------------
 
 
 class _Slopes(NamedTuple):
-    """The Jacobian (without time constants) is [[diag(g) R - I, diag(k)], [W diag(m), W diag(q) - I]]."""
+    """The Jacobian (without time constants) is [[diag(g) R diag(source) - I, diag(k)], [W diag(m), W diag(q) - I]]."""
 
-    g: _Interval
-    k: _Interval
-    m: _Interval
-    q: _Interval
-    source: Floats
-    drive: Floats
+    g: Any
+    k: Any
+    m: Any
+    q: Any
+    source: Any
 
 
 class _Problem:
@@ -277,12 +273,10 @@ class _Problem:
         result = matrix @ center
         return _Interval(_down(result - radius), _up(result + radius))
 
-    def recurrence(self, y: _Interval) -> tuple[_Interval, Floats, Floats]:
-        """The recurrent drive, and which units' sources and drives are not rectified away."""
-        source = _mask(y, "y") if self.flags.source else np.ones(self.n)
-        found = self.product(self.w_r, self.abs_r, self.off_r, y.masked(source))
-        drive = _mask(found, "the recurrent drive") if self.flags.drive else np.ones(self.n)
-        return found.masked(drive), source, drive
+    def recurrence(self, y: _Interval) -> tuple[_Interval, _Interval | None]:
+        """The recurrent drive, and the slopes of its rectification, if there is one."""
+        found = self.product(self.w_r, self.abs_r, self.off_r, y.relu() if self.flags.source else y)
+        return (found.relu(), _mask(found)) if self.flags.drive else (found, None)
 
     def pooled(self, v: _Interval) -> _Interval:
         return self.product(self.w, self.w, self.off_w, v)
@@ -304,22 +298,24 @@ class _Problem:
         y = _Interval(box.low[: self.n], box.high[: self.n])
         a = _Interval(box.low[self.n :], box.high[self.n :])
         if not np.all(a.low > 0.0):
-            raise _Kink("a may reach 0")
+            raise _NoSlope("the modulators may reach 0")
         root = a.sqrt()
-        recurrent, source, drive = self.recurrence(y)
+        recurrent, drive = self.recurrence(y)
         response = self.response(y)
-        twice = a + a
+        gate = _ONE - root
+        ones = np.ones(self.n)
         return _Slopes(
-            (_ONE - root).masked(drive), -(recurrent * (root + root).inverse()), twice * response, response.square(),
-            source, drive,
-        )  # fmt: skip
+            gate if drive is None else gate * drive,
+            -(recurrent * (root + root).inverse()),
+            (a + a) * response,
+            response.square(),
+            _mask(y) if self.flags.source else _Interval(ones, ones),
+        )
 
 
-def _mask(x: _Interval, what: str) -> Floats:
-    kept = x.low > 0.0
-    if not np.all(kept | (x.high < 0.0)):
-        raise _Kink(f"{what} of neuron {int(np.argmin(kept | (x.high < 0.0))) + 1} may be 0, a kink of the variant")
-    return kept.astype(float)
+def _mask(x: _Interval) -> _Interval:
+    """The slopes of max(x, 0): all from 0 to 1 where x may be on either side of the kink."""
+    return _Interval((x.low > 0.0).astype(float), (x.high > 0.0).astype(float))
 
 
 class _Linear:
@@ -329,17 +325,14 @@ class _Linear:
         self.problem, self.x = problem, x
         n = problem.n
         at = problem.slopes(x, np.zeros(2 * n))
-        self.source, self.drive = at.source, at.drive
-        self.g, self.k, self.m, self.q = (part.middle for part in at[:4])
-        self.abs_r = problem.abs_r * at.source if problem.flags.source else problem.abs_r
-        self.off_r = None if problem.off_r is None else problem.off_r * at.source
-        recurrent = problem.w_r * at.source if problem.flags.source else problem.w_r
+        self.centers = _Slopes._make(part.middle for part in at)
+        g, k, m, q, source = self.centers
         matrix = np.zeros((2 * n, 2 * n))
-        matrix[:n, :n] = self.g[:, None] * recurrent
-        matrix[n:, :n] = problem.w * self.m
-        matrix[n:, n:] = problem.w * self.q
+        matrix[:n, :n] = g[:, None] * problem.w_r * source
+        matrix[n:, :n] = problem.w * m
+        matrix[n:, n:] = problem.w * q
         index = np.arange(n)
-        matrix[index, index + n] = self.k
+        matrix[index, index + n] = k
         matrix[index, index] -= 1.0
         matrix[index + n, index + n] -= 1.0
         self.matrix = matrix
@@ -349,47 +342,48 @@ class _Linear:
     def spread(self, radius: Floats) -> _Spread:
         """What the Jacobians of x +- radius are off ``matrix``, entry by entry."""
         found = self.problem.slopes(self.x, radius)
-        if not (np.array_equal(found.source, self.source) and np.array_equal(found.drive, self.drive)):
-            raise _Kink("the box reaches over a kink of the variant")
-        centers = (self.g, self.k, self.m, self.q)
-        offs = [part.distance(center) for part, center in zip(found[:4], centers, strict=True)]
-        return _Spread(self, *offs)
+        offs = [part.distance(center) for part, center in zip(found, self.centers, strict=True)]
+        return _Spread(self, _Slopes._make(offs))
 
 
 class _Spread:
-    """Products with |J - matrix| <= [[dg |R|, dk], [W dm, W dq]] + 4 u (|matrix| + I) + what uncertain weights add."""
+    """Products with a bound of |J - matrix|: of the offs of each factor, 4 u (|matrix| + I), and uncertain weights."""
 
-    def __init__(self, linear: _Linear, g: Floats, k: Floats, m: Floats, q: Floats) -> None:
-        self.linear = linear
-        self.g, self.k, self.m, self.q = g, k, m, q
+    def __init__(self, linear: _Linear, off: Any) -> None:
+        self.problem, self.size = linear.problem, linear.size
+        self.off = off
+        self.most = _Slopes._make(np.abs(center) + part for center, part in zip(linear.centers, off, strict=True))
+        self.g = np.abs(linear.centers.g)
 
     def times(self, v: Floats) -> Floats:
         """Of a non-negative vector."""
-        here, n = self.linear, self.linear.problem.n
+        here, n, off, most = self.problem, self.problem.n, self.off, self.most
         y, a = v[:n], v[n:]
-        top = self.g * (here.abs_r @ y) + self.k * a
-        bottom = here.problem.w @ (self.m * y + self.q * a)
+        source = most.source * y
+        top = off.g * (here.abs_r @ source) + off.k * a
+        bottom = here.w @ (off.m * y + off.q * a)
+        if here.flags.source:
+            top = top + self.g * (here.abs_r @ (off.source * y))
         if here.off_r is not None:
-            top = top + (np.abs(here.g) + self.g) * (here.off_r @ y)
-        if here.problem.off_w is not None:
-            bottom = bottom + here.problem.off_w @ ((np.abs(here.m) + self.m) * y + (here.q + self.q) * a)
-        exact = np.concatenate([top, bottom]) + 4.0 * _U * (here.size @ v + v)
-        return _above(exact, 3 * n + 20)
+            top = top + most.g * (here.off_r @ source)
+        if here.off_w is not None:
+            bottom = bottom + here.off_w @ (most.m * y + most.q * a)
+        return _above(np.concatenate([top, bottom]) + 4.0 * _U * (self.size @ v + v), 3 * n + 20)
 
     def transposed(self, v: Floats) -> Floats:
         """The transpose, of a non-negative vector."""
-        here, n = self.linear, self.linear.problem.n
+        here, n, off, most = self.problem, self.problem.n, self.off, self.most
         y, a = v[:n], v[n:]
-        pooled = a @ here.problem.w
-        left, right = self.m * pooled, self.k * y + self.q * pooled
-        left = left + (self.g * y) @ here.abs_r
+        pooled = a @ here.w
+        left, right = most.source * ((off.g * y) @ here.abs_r) + off.m * pooled, off.k * y + off.q * pooled
+        if here.flags.source:
+            left = left + off.source * ((self.g * y) @ here.abs_r)
         if here.off_r is not None:
-            left = left + ((np.abs(here.g) + self.g) * y) @ here.off_r
-        if here.problem.off_w is not None:
-            uncertain = a @ here.problem.off_w
-            left, right = left + (np.abs(here.m) + self.m) * uncertain, right + (here.q + self.q) * uncertain
-        exact = np.concatenate([left, right]) + 4.0 * _U * (v @ here.size + v)
-        return _above(exact, 3 * n + 20)
+            left = left + most.source * ((most.g * y) @ here.off_r)
+        if here.off_w is not None:
+            uncertain = a @ here.off_w
+            left, right = left + most.m * uncertain, right + most.q * uncertain
+        return _above(np.concatenate([left, right]) + 4.0 * _U * (v @ self.size + v), 3 * n + 20)
 
 
 # The three tests -----------------------------------------------------------------------------------------------
@@ -441,14 +435,16 @@ def _scale(matrix: Floats) -> Floats | None:
     return np.exp2(-np.round(0.5 * np.log2(diagonal)))
 
 
-def _exceeds(matrix: Floats, scale: Floats | None, level: float) -> bool:
-    """Proves that scale matrix scale - level I is positive definite, for a symmetric float matrix."""
+def _exceeds(matrix: Floats, like: Floats, level: float) -> bool:
+    """Proves that matrix - level diag(like) is positive definite, for symmetric float matrices."""
+    scale = _scale(like)
     if scale is None or not level < 1.0:
         return False
     n = len(scale)
     scaled = matrix * scale * scale[:, None]
-    shift = level + 4.0 * n * _gamma(n + 4)
+    room = 4.0 * n * _gamma(n + 4)
     index = np.arange(n)
+    shift = level * np.diagonal(like) * scale * scale + room
     scaled[index, index] -= shift
     if not np.all(np.isfinite(scaled)):
         return False
@@ -460,7 +456,7 @@ def _exceeds(matrix: Floats, scale: Floats | None, level: float) -> bool:
     residual = np.abs(factor @ factor.T - scaled)
     diagonal = 8.0 * _U * (1.0 + np.abs(np.diagonal(scaled)) + shift)
     bound = np.sum(residual, axis=1) + _gamma(n + 4) * (size @ (size.T @ np.ones(n))) + diagonal
-    return bool(_up(level + np.max(_above(bound, 3 * n + 20))) < shift)
+    return bool(np.max(_above(bound, 3 * n + 20)) < room)
 
 
 class _Lyapunov:
@@ -480,13 +476,14 @@ class _Lyapunov:
         self.rounding = (_gamma(n + 4) + self.rate_off) * 1.01
 
     def off(self, spread: _Spread, alpha: float = 0.0) -> float:
-        """A bound (2-norm, scaled) of what -(J^T P + P J) - 2 alpha P of any J of the box is off its float."""
+        """c such that -(J^T P + P J) - 2 alpha P of any J of the box is off its float by at most c diag(M)."""
         assert self.scale is not None
         scale, size = self.scale, self.linear.size
         size_p = np.abs(self.p) if alpha else None
         lost = 4 * self.n * _TINY * (1.0 + self.n * np.max(size))  # to underflow
+        diagonal = np.diagonal(self.m)
         vector, best = scale, np.inf
-        for _ in range(4):  # a non-negative symmetric matrix E: its norm is at most max (E v) / v, for any v > 0
+        for _ in range(4):  # E >= 0 symmetric, D > 0 diagonal: |x^T E x| <= x^T D x max (E v) / (D v), for any v > 0
             one = spread.times(vector)
             one = one * (1.0 + self.rate_off) + self.rounding * (size @ vector)
             half = self.size_h @ one
@@ -496,24 +493,24 @@ class _Lyapunov:
             if size_p is not None:
                 total = total + 8.0 * _U * alpha * (size_p @ vector)
             total = _above(total, 8 * self.n + 60)
-            best = min(best, float(np.max(scale * scale * total / vector)))
+            best = min(best, float(np.max(total / (diagonal * vector))))
             vector = scale * (scale * total / np.max(scale * total) + 1e-3)
         return best * (1.0 + 8.0 * _U)
 
     def level(self) -> float:
-        """A number that scale M scale is proven to exceed; 0 if none."""
+        """c such that M is proven to exceed c diag(M); 0 if none."""
         levels = (0.9, 0.5, 0.2, 0.05, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-        return next((level for level in levels if _exceeds(self.m, self.scale, level)), 0.0)
+        return next((level for level in levels if _exceeds(self.m, self.m, level)), 0.0)
 
     def positive(self) -> bool:
-        return _exceeds(self.p, _scale(self.p), 0.0)
+        return _exceeds(self.p, self.p, 0.0)
 
     def decays(self, alpha: float, radius: Floats) -> bool:
         """Whether -(J^T P + P J) - 2 alpha P > 0 for all J of the box, or for P > 0 the rate is alpha."""
         if self.scale is None:
             return False
         matrix = self.m - (2.0 * alpha) * self.p if alpha else self.m
-        return _exceeds(matrix, self.scale, self.off(self.linear.spread(radius), alpha))
+        return _exceeds(matrix, self.m, self.off(self.linear.spread(radius), alpha))
 
     def negative_direction(self) -> bool:
         """Whether v^T P v < 0 for some v, proven."""
@@ -557,7 +554,7 @@ class _Basin:
             return False
         try:
             return self.lyapunov.off(self.lyapunov.linear.spread(self.box(c))) < self.level
-        except _Kink:
+        except _NoSlope:
             return False
 
     def search(self) -> float:
@@ -628,7 +625,7 @@ def _units(linear: _Linear) -> Floats:
     y, a = linear.x[:n], linear.x[n:]
     gain = np.max(linear.problem.w * a / a[:, None], axis=0)
     natural = np.maximum(1.0 / np.sqrt(np.where(gain > 0.0, gain, 1.0)), np.abs(y))
-    down = np.max(np.abs(linear.k) * a / natural)  # of the modulators on the neurons, and back
+    down = np.max(np.abs(linear.centers.k) * a / natural)  # of the modulators on the neurons, and back
     up = linear.size[n:, :n] * natural / a[:, None]
     up = np.sqrt(np.linalg.norm(up, 1) * np.linalg.norm(up, np.inf))
     ratio = np.sqrt(down / up) if down > 0.0 and up > 0.0 else 1.0
@@ -755,8 +752,8 @@ def _prove_one(problem: _Problem, start: Floats | None) -> _Claims:
                     reason=theorem or f"{_UNDECIDED}: no box around the state could be shown to hold a fixed point",
                 )
             radius = best
-    except (_Kink, np.linalg.LinAlgError) as error:
-        why = str(error) if isinstance(error, _Kink) else "the Jacobian is singular"
+    except (_NoSlope, np.linalg.LinAlgError) as error:
+        why = str(error) if isinstance(error, _NoSlope) else "the Jacobian is singular"
         return claims._replace(stable=True if theorem else None, reason=theorem or f"{_UNDECIDED}: {why}")
     if not (np.all(np.isfinite(x)) and np.all(np.isfinite(radius))):
         return none._replace(reason=f"{_UNDECIDED}: the fixed point is beyond the range of float64")
@@ -812,7 +809,7 @@ def _verify(problem: _Problem, claims: _Claims) -> str | None:
             return f"that perturbations decay at {rate:.4g} /s"
         if not (np.isnan(basin) or _Basin(lyapunov, radius).returns(basin)):
             return "that all that starts in the ellipsoid returns"
-    except (_Kink, np.linalg.LinAlgError):
+    except (_NoSlope, np.linalg.LinAlgError):
         return "that the box encloses exactly one fixed point"
     return None
 
@@ -841,8 +838,8 @@ def prove(
     z : array (..., n)
         Input drive.
     variant : {"main", "rectified", "rectified_recurrence"}
-        The rectified ones away from their kinks: where a unit that the variant
-        rectifies may be 0, the answer is undecided.
+        At a kink of the rectified ones (a rectified unit at 0) a proof holds for
+        the slopes of both sides and all between; often that is undecided.
     state : State of arrays (..., n), optional
         Near the fixed point in question; by default what :func:`steady_state` finds.
     z_radius : array (..., n) or number

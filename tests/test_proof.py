@@ -121,18 +121,31 @@ def test_what_is_proven_on_paper(w_r: float | None) -> None:
 
 
 def test_kinks() -> None:
-    """A unit at y = 0 under rectification is undecided; away from it the proof stands, and in the box only."""
+    """At a kink both slopes count: one that repels is undecided, two that attract are proven."""
     circuit = oc.Circuit(np.full((1, 1), 2.0), np.ones((1, 1)), 0.5, 0.5, 0.2, 0.002, 0.002)
     proof = oc.prove(circuit, np.zeros(1), variant="rectified")
     assert proof.stable is None
-    assert "kink" in proof.reason
     for variant in ("rectified", "rectified_recurrence"):
-        circuit, z, _ = small_circuit(4)
-        proof = oc.prove(circuit, z, variant=variant)
-        assert proof.stable is True
-        assert oc.check_proof(proof).valid
-        wide = oc.prove(circuit, z, variant=variant, z_radius=2 * np.abs(z).max())
-        assert wide.stable is None
+        assert oc.prove(circuit._replace(w_r=0.5 * circuit.w_r), np.zeros(1), variant=variant).stable is True
+        case = small_circuit(4)
+        silent = case.circuit._replace(w_r=np.diag([0.9, 0.5, 0.3, -0.5]))
+        for circuit_, z in ((case.circuit, case.z), (silent, case.z * np.array([0.0, 1.0, 1.0, 0.0]))):
+            proof = oc.prove(circuit_, z, variant=variant)
+            assert proof.stable is True
+            assert proof.basin > 0
+            assert oc.check_proof(proof).valid
+
+
+def test_an_ellipsoid_over_a_kink_returns(proofs) -> None:
+    """Silent units between both sides of the rectification, started on either."""
+    case, rng = small_circuit(4), np.random.default_rng(8)
+    circuit = case.circuit._replace(w_r=None)
+    for variant in ("rectified", "rectified_recurrence"):
+        proof = oc.prove(circuit, case.z * np.array([0.0, 1.0, 1.0, 0.0]), variant=variant)
+        starts = proofs.boundary(rng, proof, 50)
+        assert (starts.y[:, 0] > 0).any()
+        assert (starts.y[:, 0] < 0).any()
+        assert proofs.returned(proof, starts).all()
 
 
 def test_boxes() -> None:
@@ -372,4 +385,8 @@ def test_cholesky_proves_what_is_true(n: int) -> None:
             values = np.concatenate([[least], rng.uniform(0.5, 1.5, n - 1)])
             matrix = (q * values) @ q.T
             matrix = 0.5 * (matrix + matrix.T) * scale * scale[:, None]
-            assert parts._exceeds(matrix, parts._scale(matrix), 0.0) is wanted
+            assert parts._exceeds(matrix, matrix, 0.0) is wanted
+            assert not parts._exceeds(matrix, matrix, 1.0)
+            diagonal = np.diag(np.diagonal(matrix))
+            assert parts._exceeds(diagonal, matrix, 0.999)
+            assert not parts._exceeds(diagonal, matrix, 1.0 - 1e-15)  # true, and beyond what rounding lets it see
