@@ -22,6 +22,7 @@ from .cell import (
     cell_step,
     init_cell,
 )
+from .cell_proof import CellProof, prove_cell
 from .circuit import VARIANTS, Circuit, State, Variant, resting_state, vector_field
 from .deprecated import (
     LargeCircuit,
@@ -86,6 +87,7 @@ __all__ = [
     "AmbiguousDriveWarning",
     "Backend",
     "CellParameters",
+    "CellProof",
     "CellState",
     "Certificate",
     "Circuit",
@@ -154,6 +156,7 @@ __all__ = [
     "phenomena",
     "power_spectrum",
     "prove",
+    "prove_cell",
     "pulse_train",
     "random_recurrence",
     "registered_backends",

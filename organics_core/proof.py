@@ -226,6 +226,18 @@ class _NoSlope(Exception):
     """A region reaches a = 0, where the slope of sqrt(a) is infinite."""
 
 
+def _product(matrix: Floats, size: Floats, off: Floats | None, v: _Interval) -> _Interval:
+    """``matrix`` (of absolute value ``size``, uncertain by ``off``) times a vector."""
+    center, n = v.middle, len(v.low)
+    radius, most = v.distance(center), v.size
+    radius = size @ (radius + _gamma(n + 2) * most)
+    if off is not None:
+        radius = radius + off @ most
+    radius = _above(radius, 2 * n + 10)
+    result = matrix @ center
+    return _Interval(_down(result - radius), _up(result + radius))
+
+
 # The circuit over a region -------------------------------------------------------------------------------------
 
 
@@ -262,34 +274,27 @@ class _Problem:
         rates = [tau.inverse() for tau in (tau_y, tau_a)]
         self.rates = _Interval(np.concatenate([r.low for r in rates]), np.concatenate([r.high for r in rates]))
 
-    def product(self, matrix: Floats, size: Floats, off: Floats | None, v: _Interval) -> _Interval:
-        """``matrix`` (of absolute value ``size``, uncertain by ``off``) times a vector."""
-        center = v.middle
-        radius, most = v.distance(center), v.size
-        radius = size @ (radius + _gamma(self.n + 2) * most)
-        if off is not None:
-            radius = radius + off @ most
-        radius = _above(radius, 2 * self.n + 10)
-        result = matrix @ center
-        return _Interval(_down(result - radius), _up(result + radius))
-
     def recurrence(self, y: _Interval) -> tuple[_Interval, _Interval | None]:
         """The recurrent drive, and the slopes of its rectification, if there is one."""
-        found = self.product(self.w_r, self.abs_r, self.off_r, y.relu() if self.flags.source else y)
+        found = _product(self.w_r, self.abs_r, self.off_r, y.relu() if self.flags.source else y)
         return (found.relu(), _mask(found)) if self.flags.drive else (found, None)
 
     def pooled(self, v: _Interval) -> _Interval:
-        return self.product(self.w, self.w, self.off_w, v)
+        return _product(self.w, self.w, self.off_w, v)
 
     def response(self, y: _Interval) -> _Interval:
         return y.relu() if self.flags.response else y
 
     def imbalance(self, x: Floats) -> _Interval:
         """tau_y y' and tau_a a' at a point."""
+        return self.balance(x, self.input, self.floor)
+
+    def balance(self, x: Floats, drive: _Interval, floor: _Interval) -> _Interval:
+        """The same for another gated drive and floor."""
         y, a = (_Interval(part, part) for part in (x[: self.n], x[self.n :]))
         gate = _ONE - a.sqrt()
-        first = self.input - y + gate * self.recurrence(y)[0]
-        second = self.floor - a + self.pooled(a * self.response(y).square())
+        first = drive - y + gate * self.recurrence(y)[0]
+        second = floor - a + self.pooled(a * self.response(y).square())
         return _Interval(np.concatenate([first.low, second.low]), np.concatenate([first.high, second.high]))
 
     def slopes(self, x: Floats, radius: Floats) -> _Slopes:
@@ -344,6 +349,18 @@ class _Linear:
         found = self.problem.slopes(self.x, radius)
         offs = [part.distance(center) for part, center in zip(found, self.centers, strict=True)]
         return _Spread(self, _Slopes._make(offs))
+
+    def units(self) -> Floats:
+        """Powers of two near the natural size of each variable: a, and the y that would double some a, balanced."""
+        n = self.problem.n
+        y, a = self.x[:n], self.x[n:]
+        gain = np.max(self.problem.w * a / a[:, None], axis=0)
+        natural = np.maximum(1.0 / np.sqrt(np.where(gain > 0.0, gain, 1.0)), np.abs(y))
+        down = np.max(np.abs(self.centers.k) * a / natural)  # of the modulators on the neurons, and back
+        up = self.size[n:, :n] * natural / a[:, None]
+        up = np.sqrt(np.linalg.norm(up, 1) * np.linalg.norm(up, np.inf))
+        ratio = np.sqrt(down / up) if down > 0.0 and up > 0.0 else 1.0
+        return np.exp2(np.round(np.log2(np.concatenate([natural * ratio, a]))))
 
 
 class _Spread:
@@ -589,8 +606,11 @@ def _lyapunov_solution(matrix: Floats, q: Floats, inverse_norm: float) -> Floats
     if not 0.0 < shift < np.inf:
         return None
     resolvent = np.linalg.inv(matrix - shift * eye)
-    p = 2.0 * shift * (resolvent.T @ q @ resolvent)
-    power = eye + 2.0 * shift * resolvent
+    return _doubling(eye + 2.0 * shift * resolvent, 2.0 * shift * (resolvent.T @ q @ resolvent))
+
+
+def _doubling(power: Floats, p: Floats) -> Floats | None:
+    """The sum of power^T^k p power^k over k >= 0; None where it does not converge."""
     for _ in range(60):
         p = p + power.T @ (p @ power)
         power = power @ power
@@ -619,23 +639,10 @@ def _sign(matrix: Floats) -> Floats | None:
     return None
 
 
-def _units(linear: _Linear) -> Floats:
-    """Powers of two near the natural size of each variable: a, and the y that would double some a, balanced."""
-    n = linear.problem.n
-    y, a = linear.x[:n], linear.x[n:]
-    gain = np.max(linear.problem.w * a / a[:, None], axis=0)
-    natural = np.maximum(1.0 / np.sqrt(np.where(gain > 0.0, gain, 1.0)), np.abs(y))
-    down = np.max(np.abs(linear.centers.k) * a / natural)  # of the modulators on the neurons, and back
-    up = linear.size[n:, :n] * natural / a[:, None]
-    up = np.sqrt(np.linalg.norm(up, 1) * np.linalg.norm(up, np.inf))
-    ratio = np.sqrt(down / up) if down > 0.0 and up > 0.0 else 1.0
-    return np.exp2(np.round(np.log2(np.concatenate([natural * ratio, a]))))
-
-
 def _candidates(krawczyk: _Krawczyk) -> Iterator[Floats]:
     """Matrices P that may prove something: of a stable point (float32 first where faster), of an unstable one."""
     linear = krawczyk.linear
-    units, rates = _units(linear), linear.problem.rates.middle
+    units, rates = linear.units(), linear.problem.rates.middle
     matrix = linear.matrix * rates[:, None] * units / units[:, None]
     inverse_norm = float(np.linalg.norm(krawczyk.inverse / rates * units / units[:, None], 1))
     weight = np.diag(rates)
@@ -719,7 +726,16 @@ def _approach(problem: _Problem, x: Floats) -> _Krawczyk:
         following = x - inverse @ problem.imbalance(x).middle
         if np.all(np.isfinite(following)) and np.all(following[problem.n :] > 0.0):
             x = following
-    return _Krawczyk(_Linear(problem, x), inverse)
+    x = _at_kinks(problem, x)
+    return _Krawczyk(_Linear(problem, x), np.linalg.inv(_Linear(problem, x).matrix))
+
+
+def _at_kinks(problem: _Problem, x: Floats) -> Floats:
+    """Potentials that are all but 0 as 0, where that is a kink: then both sides are equally far."""
+    if not (problem.flags.source or problem.flags.drive):
+        return x
+    y = x[: problem.n]
+    return np.concatenate([np.where(np.abs(y) < 1e-13 * np.max(np.abs(y)), 0.0, y), x[problem.n :]])
 
 
 def _prove_one(problem: _Problem, start: Floats | None) -> _Claims:

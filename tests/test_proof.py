@@ -345,6 +345,67 @@ def test_the_inequality_behind_the_euler_bound() -> None:
     assert np.abs(-1 - (1 - 0.5)) * np.abs(-1 - (1 - 1.4)) < 0.5 * 2  # and not for s = 1.4
 
 
+def cell_jacobian(parameters, state, x, options):
+    """Of the map of one step, by central differences of 1e-6."""
+    at = np.concatenate(state)
+
+    def move(vector):
+        return np.concatenate(oc.cell_step(parameters, oc.CellState(*np.split(vector, 4)), x, **options))
+
+    return np.stack([(move(at + step) - move(at - step)) / 2e-6 for step in 1e-6 * np.eye(len(at))], axis=1)
+
+
+def test_cells() -> None:
+    """Trained or not, also where the map of one step is unstable and the circuit is not: as eigenvalues say."""
+    rng = np.random.default_rng(0)
+    seen = []
+    for seed in range(24):
+        parameters, start = oc.init_cell(seed, 3, 5, recurrent="orthogonal" if seed % 3 else "identity")
+        gain = rng.uniform(1.0, 6.0)
+        parameters = parameters._replace(
+            w_zx=gain * parameters.w_zx, w_by0=gain * parameters.w_by0, w_ba1=-gain * parameters.w_ba1
+        )
+        rates = oc.MaxRates() if seed % 2 else oc.MaxRates(2 * 10 ** rng.uniform(-1, 0.3), 0.5, 1.0)
+        options = {"max_rates": rates, "variant": ("main", "rectified_recurrence")[seed // 2 % 2]}
+        x = rng.uniform(0, 1, 3)
+        proof = oc.prove_cell(parameters, x, start=start, **options)
+        seen.append((proof.continuous, proof.discrete))
+        if proof.continuous is None:
+            continue
+        moved = oc.cell_step(parameters, proof.state, x, **options)
+        for part, center, width in zip(moved, proof.state, proof.enclosure, strict=True):
+            assert (np.abs(part - center) < 10 * width + 1e-14).all()
+        if any(np.abs(proof.state.y) < 1e-6):
+            continue  # a kink, where differences mean little
+        values = np.linalg.eigvals(cell_jacobian(parameters, proof.state, x, options))
+        share = (values - 1.0).real.max()
+        assert share < -proof.decay_rate + 1e-6
+        if proof.discrete:
+            assert np.abs(values).max() < 1
+        elif np.abs(values).max() > 1.001:
+            seen.append("an unstable map")
+    assert seen.count((True, True)) >= 12
+    assert "an unstable map" in seen
+
+
+def test_cells_over_a_range_of_inputs() -> None:
+    """The enclosure holds the fixed points of all inputs of the range."""
+    parameters, start = oc.init_cell(1, 3, 5)
+    x = np.array([0.5, 0.2, 0.7])
+    proof = oc.prove_cell(parameters, x, start=start, x_radius=1e-3)
+    assert proof.discrete is True
+    for corner in np.stack(np.meshgrid(*[[-1e-3, 1e-3]] * 3), axis=-1).reshape(-1, 3):
+        one = oc.prove_cell(parameters, x + corner, start=proof.state)
+        for part, center, width in zip(one.state, proof.state, proof.enclosure, strict=True):
+            assert (np.abs(part - center) < width).all()
+    with pytest.raises(TypeError, match="parameters must be CellParameters"):
+        oc.prove_cell(start, x)
+    with pytest.raises(ValueError, match="x must have shape"):
+        oc.prove_cell(parameters, np.stack([x, x]))
+    with pytest.raises(ValueError, match="x_radius must be non-negative"):
+        oc.prove_cell(parameters, x, x_radius=-1.0)
+
+
 def test_intervals_hold_what_they_should() -> None:
     """Every operation, against exact rational arithmetic at the ends."""
     from fractions import Fraction
