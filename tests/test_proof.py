@@ -207,11 +207,11 @@ def test_batches_of_any_library(xp: Library) -> None:
     assert type(made.state.y) is type(z)
     assert str(made.state.y.dtype).endswith("float64")
     assert oc.check_proof(made).valid
-    one = oc.prove(oc.Circuit(*(part[1] for part in circuit)), z[1])
+    one = oc.prove(oc.Circuit(*(part[1, ...] for part in circuit)), z[1, ...])
     assert one.stable is True
     np.testing.assert_array_equal(to_numpy(one.state.y), to_numpy(made.state.y)[1])
     np.testing.assert_array_equal(to_numpy(one.decay_rate), to_numpy(made.decay_rate)[1])
-    wide = oc.prove(oc.Circuit(*(part[1] for part in circuit)), z)
+    wide = oc.prove(oc.Circuit(*(part[1, ...] for part in circuit)), z)
     assert tuple(wide.state.a.shape) == (3, 3)
 
 
