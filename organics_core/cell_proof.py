@@ -94,8 +94,9 @@ class _Cell:
         self.sigma = _Interval(sigma, sigma)
         self.gates = [np.concatenate(pair, axis=1) for pair in ((p.w_by0, p.w_ba0), (p.w_by1, p.w_ba1))]
         self.shifts = [_product(m, np.abs(m), None, given) for m in (p.w_bx0, p.w_bx1)]
-        rate = np.concatenate(cell_rates(np, p, max_rates))
-        self.rates = _Interval(rate * (1.0 - 32.0 * _U), rate * (1.0 + 32.0 * _U))
+        largest = np.repeat([max_rates.y, max_rates.a, max_rates.b, max_rates.b], n)
+        theta = np.concatenate([p.theta_y, p.theta_a, p.theta_b0, p.theta_b1])
+        self.rates = _Interval(largest, largest) * _sigmoid(_point(theta))
 
     def targets(self, x: _Interval) -> list[_Interval]:
         """Of both gates."""

@@ -12,6 +12,7 @@ import pytest
 from support import Library, small_circuit
 
 import organics_core as oc
+from organics_core import cell_proof as cells
 from organics_core import proof as parts
 from organics_core.backend import to_numpy
 
@@ -386,6 +387,18 @@ def test_cells() -> None:
             seen.append("an unstable map")
     assert seen.count((True, True)) >= 12
     assert "an unstable map" in seen
+
+
+def test_the_sigmoid_of_an_interval() -> None:
+    """It holds the true value, with a relative width of rounding alone, far from 0 too."""
+    mpmath = pytest.importorskip("mpmath", reason="mpmath is not installed")
+    u = np.concatenate([np.linspace(-40, 40, 200), [-300.0, -600.0, 700.0]])
+    found = cells._sigmoid(cells._point(u))
+    with mpmath.workdps(400):
+        for value, low, high in zip(u, found.low, found.high, strict=True):
+            exact = 1 / (1 + mpmath.exp(-mpmath.mpf(float(value))))
+            assert float(low) <= exact <= float(high)
+            assert high - low < 1e-14 * high
 
 
 def test_cells_over_a_range_of_inputs() -> None:
