@@ -24,9 +24,9 @@ def prove_stable(layer: ORGaNICs | ORGaNICsCell, x: Tensor) -> tuple[CellProof, 
     Returns
     -------
     tuple of CellProof
-        One for each cell, of numpy arrays, see :func:`organics_core.prove_cell`; it ends with
-        the first cell whose fixed point could not be enclosed. All of the stack is proven where it is complete
-        and every ``discrete`` is True.
+        One for each cell, of numpy arrays, see :func:`organics_core.prove_cell`, up to
+        the first that is undecided. The stack is proven where every cell has one and
+        all their ``discrete`` are True.
 
     Raises
     ------
