@@ -214,13 +214,12 @@ def decided(count: int) -> dict[str, Any]:
     return result
 
 
-def false(count: int, seed: int = 0) -> dict[str, Any]:
+def false(count: int, seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
     """Proofs against 50 digits, by kind of circuit."""
-    rng = np.random.default_rng(seed)
     counts: Counter[str] = Counter()
-    source = circuits(rng)
-    for _ in range(count):
-        drawn = next(source)
+    sources = [circuits(np.random.default_rng(seed)) for seed in seeds]
+    for index in range(count):
+        drawn = next(sources[index % len(seeds)])
         proof = oc.prove(drawn.circuit, drawn.z, state=drawn.state, variant=drawn.variant)
         counts[f"{drawn.kind}: {proof.stable}"] += 1
         fault = wrong(proof)

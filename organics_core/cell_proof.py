@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -293,6 +294,19 @@ def prove_cell(
         raise ValueError(f"x_radius must be non-negative, got {np.min(width):g} as its smallest value")
     with np.errstate(all="ignore"):
         return _prove(given, value, width, max_rates, variant, begin)
+
+
+def prove_stack(cells: Sequence[tuple[CellParameters, CellState, MaxRates, str]], x: Array) -> tuple[CellProof, ...]:
+    """:func:`prove_cell` of stacked cells (parameters, start, max_rates, variant), up to the first undecided."""
+    proofs: list[CellProof] = []
+    given, width = x, 0.0
+    for parameters, start, max_rates, variant in cells:
+        proof = prove_cell(parameters, given, max_rates=max_rates, variant=variant, start=start, x_radius=width)
+        proofs.append(proof)
+        given, width = proof.state.y, proof.enclosure.y
+        if proof.continuous is None:
+            break
+    return tuple(proofs)
 
 
 def _prove(

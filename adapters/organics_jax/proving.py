@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from organics_core import checks
-from organics_core.cell_proof import CellProof, prove_cell
+from organics_core.cell_proof import CellProof, prove_stack
 
 from .recurrent import ORGaNICs, ORGaNICsCell
 
@@ -41,15 +41,5 @@ def prove_stable(layer: ORGaNICs | ORGaNICsCell, x: Any) -> tuple[CellProof, ...
     """
     if not isinstance(layer, (ORGaNICs, ORGaNICsCell)):
         raise TypeError(f"layer must be an ORGaNICs layer or an ORGaNICsCell, got {checks.describe(layer)}")
-    proofs: list[CellProof] = []
-    value, width = x, 0.0
-    for cell in (layer,) if isinstance(layer, ORGaNICsCell) else layer.cells:
-        fields, start = cell.effective(), cell.start
-        proof = prove_cell(
-            fields, value, max_rates=cell.max_rates, variant=cell.variant, start=start, x_radius=width
-        )  # fmt: skip
-        proofs.append(proof)
-        value, width = proof.state.y, proof.enclosure.y
-        if proof.continuous is None:
-            break
-    return tuple(proofs)
+    cells = (layer,) if isinstance(layer, ORGaNICsCell) else layer.cells
+    return prove_stack([(one.effective(), one.start, one.max_rates, one.variant) for one in cells], x)
