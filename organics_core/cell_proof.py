@@ -222,11 +222,11 @@ def _settled(p: CellParameters, start: CellState, x: Floats, max_rates: MaxRates
     calm = 0.1 / max(float(np.max(rate)) for rate in rates)  # the circuit's course: the map itself may diverge
     unit = Rates(*(calm * rate for rate in rates))
     state = start
-    for _ in range(20000):
+    for _ in range(5000):
         following = step(np, p, w, unit, state, x, variant)
         change = max(float(np.max(np.abs(a - b))) for a, b in zip(following, state, strict=True))
         state = following
-        if not change > 1e-12:
+        if not change > 1e-8:
             break
     return state
 
