@@ -24,6 +24,7 @@ from .cell import (
     cell_step,
     init_cell,
 )
+from .cell_proof import CellProof, prove_cell
 from .circuit import VARIANTS, Circuit, State, Variant, resting_state, vector_field
 from .deprecated import (
     LargeCircuit,
@@ -59,6 +60,7 @@ from .noise import (
     noise_covariance,
     power_spectrum,
 )
+from .proof import Proof, ProofCheck, check_proof, euler_step_bound, load_proof, prove
 from .stability import (
     Certificate,
     OscillatorForm,
@@ -86,6 +88,7 @@ __all__ = [
     "Backend",
     "Branch",
     "CellParameters",
+    "CellProof",
     "CellState",
     "Certificate",
     "Circuit",
@@ -104,6 +107,8 @@ __all__ = [
     "OscillatorForm",
     "Parameter",
     "PhaseDiagram",
+    "Proof",
+    "ProofCheck",
     "PulseTrain",
     "RosenbrockTableau",
     "SSNState",
@@ -122,10 +127,12 @@ __all__ = [
     "cell_sequence",
     "cell_step",
     "certify",
+    "check_proof",
     "classify",
     "coherence",
     "continue_fixed_points",
     "energy",
+    "euler_step_bound",
     "find_fixed_points",
     "first_order_correction",
     "fixed_points",
@@ -145,6 +152,7 @@ __all__ = [
     "linear_coherence",
     "linear_covariance",
     "linear_power_spectrum",
+    "load_proof",
     "load_trajectory",
     "models",
     "noise_covariance",
@@ -152,6 +160,8 @@ __all__ = [
     "phase_diagram",
     "phenomena",
     "power_spectrum",
+    "prove",
+    "prove_cell",
     "pulse_train",
     "random_recurrence",
     "registered_backends",

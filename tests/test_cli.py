@@ -128,6 +128,33 @@ def test_certify_says_what_it_found(organics, tmp_path: Path) -> None:
     done = organics("certify", path)
     assert done.exit_code == 1
     assert "not stable" in done.output
+    assert "repels, proven" in done.output
+
+
+def test_certify_proves_and_verifies(organics, tmp_path: Path) -> None:
+    """For any W_r: rate and basin in words, a file, and its verification; a false proof has exit code 1."""
+    path, saved = tmp_path / "circuit.npz", tmp_path / "proof.npz"
+    circuit, z, _ = small_circuit(3)
+    save_circuit(path, circuit, z)
+    done = organics("certify", path, "--proof", saved)
+    assert done.exit_code == 0, done.output
+    told = " ".join(done.output.split())
+    for words in ("exactly one in the box", "stable, proven", "decay rate at least", "is undone"):
+        assert words in told
+    proof = oc.load_proof(saved)
+    assert f"at least {0.99 * float(proof.decay_rate):.3g} /s" in told
+    done = organics("certify", "--check", saved)
+    assert done.exit_code == 0, done.output
+    assert "every claim was verified" in done.output
+    proof._replace(basin=10 * proof.basin).save(saved)
+    done = organics("certify", "--check", saved)
+    assert done.exit_code == 1
+    assert "not verified: that all that starts in the ellipsoid returns" in " ".join(done.output.split())
+    assert_refused(organics("certify", "--check", path), "holds no proof")
+    assert_refused(organics("certify"), "takes a circuit file, or --check")
+    done = organics("certify", EXAMPLE, "--proof", saved)
+    assert done.exit_code == 0
+    assert organics("certify", "--check", saved).exit_code == 0
 
 
 @pytest.mark.filterwarnings("error")

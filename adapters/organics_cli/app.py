@@ -88,13 +88,22 @@ def simulate(
 @app.command()
 @command
 def certify(
-    file: File,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Circuit file, .toml or .npz.")] = None,
+    proof: Annotated[Path | None, typer.Option("--proof", help="Save the proof, .npz.")] = None,
+    check: Annotated[Path | None, typer.Option("--check", help="Verify a saved proof instead.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Is this circuit stable? With W_r = I: a certificate. Otherwise: steady state and eigenvalues.
+    """Is this circuit stable? With W_r = I: a certificate. Otherwise: steady state, eigenvalues, and a proof.
 
-    Exit code 0 says stable, 1 not stable (or no steady state found), 2 bad input.
+    Exit code 0 says stable, 1 not stable (or no steady state found, or a proof that does not hold), 2 bad input.
     """
+    if (file is None) == (check is None):
+        raise ValueError("certify takes a circuit file, or --check and a proof, and not both")
+    if check is not None:
+        from .proofs import check as verify
+
+        raise typer.Exit(verify(check))
     from .circuits import certify as run
 
-    raise typer.Exit(run(file))
+    assert file is not None
+    raise typer.Exit(run(file, proof))

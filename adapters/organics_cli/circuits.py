@@ -26,6 +26,7 @@ from .console import (
     seconds,
     write_json,
 )
+from .proofs import prove
 
 ROWS = 12
 """Neurons shown in a table; more are left to the files."""
@@ -178,8 +179,8 @@ def smallest_eigenvalue(matrix: Any) -> float:
     return float(np.linalg.eigvalsh(matrix / scale / scale[:, None])[0])
 
 
-def certify(path: Path) -> int:
-    """Print the certificate, or what stands in for it; return the exit code."""
+def certify(path: Path, proof: Path | None = None) -> int:
+    """Print the certificate, or what stands in for it; save the proof if asked; return the exit code."""
     circuit, z, settings = load_one(path)
     screen = console()
     screen.print()
@@ -213,6 +214,8 @@ def certify(path: Path) -> int:
             "largest Re λ", f"{abscissa:.4g} /s", f"slowest decay {seconds(-1 / abscissa) if abscissa else '-'}"
         )
         screen.print(table)
+        if proof is not None:
+            prove(screen, circuit, z, variant, certificate.state, proof)
         screen.print(
             _verdict(
                 stable, "stable: proven by the certificate, whatever the time constants" if stable else "not stable"
@@ -231,6 +234,8 @@ def certify(path: Path) -> int:
         table.add_row("largest Re λ", _abscissa(facts.abscissa))
     screen.print(table)
     screen.print()
+    if facts.converged:
+        prove(screen, circuit, z, variant, facts.steady.state, proof)
     if not facts.converged:
         verdict = "no steady state found, so nothing to certify"
     elif stable:

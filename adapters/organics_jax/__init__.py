@@ -20,6 +20,7 @@ from organics_train.records import EpochRecord  # noqa: E402
 
 from .checkpoint import load, save  # noqa: E402
 from .modules import trainable  # noqa: E402
+from .proving import prove_stable  # noqa: E402
 from .recurrent import ORGaNICs, ORGaNICsCell, ORGaNICsClassifier  # noqa: E402
 from .static import DivisiveNorm, DivisiveNorm2d  # noqa: E402
 from .training import fit  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "ORGaNICsClassifier",
     "fit",
     "load",
+    "prove_stable",
     "save",
     "trainable",
 ]

@@ -21,6 +21,7 @@ from .cell import ORGaNICsCell
 from .checkpoint import load, save
 from .introspection import CellReport, Monitor, inspect, measure_abscissa
 from .layer import ORGaNICs, ORGaNICsClassifier
+from .proving import prove_stable
 from .static import DivisiveNorm, DivisiveNorm2d
 from .training import fit
 
@@ -39,5 +40,6 @@ __all__ = [
     "inspect",
     "load",
     "measure_abscissa",
+    "prove_stable",
     "save",
 ]
