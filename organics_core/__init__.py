@@ -62,8 +62,10 @@ from .noise import (
 )
 from .stability import (
     Certificate,
+    CertificateCheck,
     OscillatorForm,
     certify,
+    check_certificate,
     energy,
     jacobian,
     jacobian_product,
@@ -87,6 +89,7 @@ __all__ = [
     "CellParameters",
     "CellState",
     "Certificate",
+    "CertificateCheck",
     "Circuit",
     "Classification",
     "DenseOutput",
@@ -119,6 +122,7 @@ __all__ = [
     "cell_sequence",
     "cell_step",
     "certify",
+    "check_certificate",
     "classify",
     "coherence",
     "energy",
