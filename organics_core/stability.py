@@ -581,7 +581,7 @@ def check_certificate(circuit: Circuit, certificate: Certificate) -> Certificate
         finite = np.all(np.isfinite(matrix), axis=(-2, -1))
         values = np.linalg.eigvalsh(np.where(finite[..., None, None], matrix, 0.0))
         smallest.append(np.where(finite, values[..., 0], np.nan) / np.where(finite, np.abs(values).max(axis=-1), 1.0))
-    return CertificateCheck(*smallest, residual)
+    return CertificateCheck(smallest[0], smallest[1], residual)
 
 
 def _scaled(matrix: Array, left: Array, right: Array) -> Array:

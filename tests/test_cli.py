@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import organics_agree as agree
 import organics_core as oc
 from organics_agree.libraries import MAKERS, numpy_columns
-from organics_cli import circuits, demo, lazy
+from organics_cli import demo, lazy
 from organics_cli.app import app
 from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,8 +111,103 @@ def test_coherence(xp: Library) -> None:
 def test_unstable_states_are_refused(xp: Library) -> None:
     with pytest.raises(ValueError, match=r"jacobian must be stable.*abscissa is 1 per second"):
         oc.linear_covariance(xp.array([[1.0, 0.0], [0.0, -1.0]]), 1.0)
-    with pytest.raises(ValueError, match="member 1 of the batch"):
-        oc.linear_power_spectrum(xp.array([[[-1.0]], [[2.0]]]), 1.0, xp.array([1.0]))
+
+
+def test_an_unstable_member_is_nan_for_itself(xp: Library) -> None:
+    """Not an exception for all; a warning names it."""
+    jac, one = xp.array([[[-1.0]], [[2.0]], [[-4.0]]]), xp.array([0.0])
+    with pytest.warns(RuntimeWarning, match=r"NaN for member 1 of the batch: jacobian must be stable.*abscissa is 2"):
+        covariance = oc.linear_covariance(jac, 1.0)
+    xp.assert_close(covariance, np.array([0.5, np.nan, 0.125])[:, None, None], rtol=1e-12)
+    with pytest.warns(RuntimeWarning, match="member 1 of the batch"):
+        spectrum = oc.linear_power_spectrum(jac, 1.0, one)
+    np.testing.assert_allclose(np.asarray(oc.backend.to_numpy(spectrum)).real[:, 0, 0, 0], [1.0, np.nan, 1 / 16])
+    circuit, state = stable_case(2)
+    saddle = oc.State(np.stack([state.y, 3 * state.y]), np.stack([state.a, 40 * state.a]))
+    assert oc.spectral_abscissa(circuit, oc.State(*(part[1] for part in saddle))) > 0
+    with pytest.warns(RuntimeWarning, match="member 1 of the batch: state must be stable"):
+        found = numpy_tree(oc.noise_covariance(xp.tree(circuit), xp.tree(saddle), 0.1))
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).all()
+
+
+@pytest.mark.parametrize("d", [1.0, 1e-3, 1e-4, 1e-6, 1e-9])
+def test_covariance_near_oscillation(xp: Library, d: float) -> None:
+    """A rotation at 1e3 /s damped by d: the variance is 1 / 2d, to 1e-9 in float64; where it is lost, it is said."""
+    jac = xp.array([[-d, 1e3], [-1e3, -d]])
+    if xp.single and d < 1e-5:
+        with pytest.raises(ValueError, match="relative accuracy of 7e-05 that float32 must have"):
+            oc.linear_covariance(jac, 1.0)
+        with pytest.warns(RuntimeWarning, match="member 0 of the batch and 1 more"):
+            assert np.isnan(numpy_tree(oc.linear_covariance(xp.namespace.stack([jac, jac]), 1.0))).all()
+        return
+    found = numpy_tree(oc.linear_covariance(jac, 1.0)) * 2 * float(jac[1, 1] * -1)
+    np.testing.assert_allclose(found, np.eye(2), atol=1e-6 if xp.single else 1e-12)
+
+
+def difficult(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Stable matrices: near instability, stiff, far from normal, defective, in units of all sizes."""
+    n = int(rng.integers(2, 5))
+    random, basis, skew = rng.standard_normal((3, n, n))
+
+    def stable(matrix: np.ndarray, margin: float) -> np.ndarray:
+        top = np.linalg.eigvals(matrix).real.max()
+        return matrix - np.eye(n) * (top + margin * np.abs(matrix).max())
+
+    turned = np.linalg.qr(basis)[0]
+    units = 10.0 ** rng.uniform(-6, 6, n)
+    return {
+        "random": stable(random, 1e-3),
+        "near": stable(random, 1e-9),
+        "stiff": turned @ np.diag(-(10.0 ** rng.uniform(-5, 5, n))) @ turned.T,
+        "diagonal": np.diag(-(10.0 ** rng.uniform(-8, 8, n))),
+        "rows": 10.0 ** rng.uniform(-4, 4, (n, 1)) * (random / n - 3 * np.eye(n)),
+        "far from normal": np.triu(random * 10.0 ** rng.uniform(0, 6), 1) - np.diag(rng.uniform(0.5, 2.0, n)),
+        "defective": np.eye(n, k=1) * 10.0 ** rng.uniform(-2, 4) - np.eye(n),
+        "turned": turned @ (3 * np.eye(n, k=1) - np.eye(n)) @ turned.T,
+        "units": stable(random, 0.3) * units / units[:, None],
+        "rotation": 1e3 * (skew - skew.T) - 1e-7 * np.diag(rng.uniform(0.5, 1.0, n)),
+    }
+
+
+def exact_covariance(mpmath: Any, jac: np.ndarray, intensity: np.ndarray) -> np.ndarray:
+    """The Lyapunov equation's n (n + 1) / 2 equations, solved in many digits."""
+    n = len(jac)
+    place = {pair: k for k, pair in enumerate((i, j) for i in range(n) for j in range(i + 1))}
+    matrix, right = mpmath.zeros(len(place)), mpmath.zeros(len(place), 1)
+    for (i, j), row in place.items():
+        right[row] = -mpmath.mpf(float(intensity[i, j]))
+        for k in range(n):
+            matrix[row, place[max(k, j), min(k, j)]] += mpmath.mpf(float(jac[i, k]))
+            matrix[row, place[max(k, i), min(k, i)]] += mpmath.mpf(float(jac[j, k]))
+    found = mpmath.lu_solve(matrix, right)
+    return np.array([[float(found[place[max(i, j), min(i, j)]]) for j in range(n)] for i in range(n)])
+
+
+@pytest.mark.filterwarnings("ignore:Input .a. has an eigenvalue pair")
+@pytest.mark.filterwarnings("ignore:NaN for member:RuntimeWarning")
+def test_difficult_covariances(xp: Library) -> None:
+    """Against 100 digits: within the accuracy promised and ten times scipy's error, or NaN; never that in float64."""
+    mpmath, linalg = pytest.importorskip("mpmath"), pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(0)
+    for _ in range(max(1, xp.examples // 10)):
+        named = difficult(rng)
+        n = len(named["random"])
+        factor = rng.integers(-3, 4, (n, n + 1)).astype(float)
+        given = numpy_tree((xp.array(np.stack(list(named.values()))),))[0]
+        covariances = numpy_tree(oc.linear_covariance(xp.array(given), xp.array(factor)))
+        for name, jac, found in zip(named, given, covariances, strict=True):
+            if np.isnan(found).any():
+                assert xp.single, name
+                continue
+            with mpmath.workdps(100):
+                want = exact_covariance(mpmath, jac, factor @ factor.T)
+            size = np.max(np.abs(want))
+            error = np.max(np.abs(found - want)) / size
+            assert error < xp.eps**0.6, name
+            if not xp.single:
+                theirs = linalg.solve_continuous_lyapunov(jac, -factor @ factor.T)
+                assert error <= 10 * max(np.max(np.abs(theirs - want)) / size, xp.eps), name
 
 
 def test_bad_noise_is_named() -> None:
