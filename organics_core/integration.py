@@ -28,7 +28,7 @@ from .drive import Drive, is_concrete, read_drive
 from .linalg import broadcast_shapes
 from .methods import METHODS, Method, Step, Tableau, get_method
 from .model import Layout
-from .noise import Noise, NoiseTerm, noise_arrays, noise_term
+from .noise import Noise, NoiseTerm, filter_rates, is_function, noise_arrays, noise_at, noise_term, read_colour
 from .progress import Progress, progress_of
 from .weights import Operator, is_operator, matvec
 
@@ -254,6 +254,7 @@ class _Settings(NamedTuple):
     atol: float
     max_steps: int
     steady: bool = False
+    noise: Any = None  # where it depends on the state
 
 
 class _Arguments(NamedTuple):
@@ -411,7 +412,7 @@ def simulate_sde(
     increments: Array | None = None,
     progress: Progress = None,
 ) -> Trajectory:
-    """Simulate a circuit, or any other model, under additive white noise.
+    """Simulate a circuit, or any other model, under noise.
 
     Parameters
     ----------
@@ -420,16 +421,19 @@ def simulate_sde(
         Input drive, as in :func:`simulate`.
     times : array (T,)
         Output times in seconds, increasing; the first is the start.
-    noise : number, array (..., N), array (..., N, m) or tuple
+    noise : number, array (..., N), array (..., N, m), tuple, description or callable
         L in dx = f(x) dt + L dB, for the N components of the state, y before a,
         in units of the state per square root of a second; as in
-        :func:`noise_covariance`.
+        :func:`noise_covariance`. Where L depends on the state, it is taken at the
+        start of each step: the equation is one of Ito. A :class:`ColouredNoise`
+        starts from its stationary distribution.
     seed : int
         Of the library's own generator: the same seed, library and shapes give
         the same noise.
     method : {"euler_maruyama", "stochastic_heun"}
         With additive noise both converge strongly with order 1; weakly
-        Euler-Maruyama has order 1 and stochastic Heun order 2.
+        Euler-Maruyama has order 1 and stochastic Heun order 2. Where L depends on
+        the state both have the strong order 1/2 and the weak order 1.
     substeps : int
         Equal steps between successive output times.
     state0 : State or Trajectory, optional
@@ -534,9 +538,10 @@ def integrate_sde(
         State at ``times[0]``.
     times : array (T,)
         In seconds, increasing.
-    noise : number, array (..., N), array (..., N, m) or tuple
+    noise : number, array (..., N), array (..., N, m), tuple, description or callable
         L, for the N components of all arrays of the state one after another; or
-        one amplitude (number or array) per array of the state.
+        one amplitude (number or array) per array of the state; or as in
+        :func:`simulate_sde`.
     seed, method, substeps, increments
         As in :func:`simulate_sde`.
 
@@ -1080,9 +1085,9 @@ def _fixed_steps(backend: Backend, xp: Any, settings: _Settings, arguments: _Arg
     method, substeps, times, values = settings.method, settings.substeps, arguments.times, arguments.values
     kernel = None if backend.traces_loops else _kernel(xp, settings, arguments)
     every = _Slope(xp, settings, arguments, fast=kernel)
-    term = None if arguments.noise is None else NoiseTerm(*arguments.noise)
+    constant = None if arguments.noise is None else NoiseTerm(*arguments.noise)
     xs: Tree = (times[:-1], times[1:])
-    if term is not None:
+    if arguments.increments is not None:
         xs = (*xs, arguments.increments)
     if settings.sampled:
         xs = (*xs, values[:-1, ...], values[1:, ...])
@@ -1099,14 +1104,14 @@ def _fixed_steps(backend: Backend, xp: Any, settings: _Settings, arguments: _Arg
         def one(x: Array, inputs: Any) -> tuple[Array, None]:
             k, db = inputs
             t = t0 + (k if kernel is None else float(k)) * h
-            kick = None if term is None else _kick(xp, term, db)
+            kick = None if db is None else _kick(xp, constant or _noise(xp, settings, arguments, x), db)
             return method.step(slope, t, h, x, method.init(slope, t, x), kick).x, None
 
         if substeps == 1:
-            x, _ = one(x, (0.0, None if term is None else rest[0][0, ...]))
+            x, _ = one(x, (0.0, None if arguments.increments is None else rest[0][0, ...]))
         else:
             counter = xp.arange(substeps, dtype=times.dtype, device=device(times))
-            x, _ = backend.scan(one, x, (counter, None if term is None else rest[0]))
+            x, _ = backend.scan(one, x, (counter, None if arguments.increments is None else rest[0]))
         return x, x
 
     _, states = backend.scan(interval, arguments.start, xs)
@@ -1124,6 +1129,13 @@ def _kernel(
         return None
     make = kernel_for(type(arguments.model), xp)
     return None if make is None else make(arguments.model, arguments.z, arguments.start, columns)
+
+
+def _noise(xp: Any, settings: _Settings, arguments: _Arguments, x: Array) -> NoiseTerm:
+    """The noise that depends on the state, at the state ``x``."""
+    layout = settings.layout
+    model = None if settings.field is not None else arguments.model
+    return noise_term(xp, noise_at(xp, settings.noise, model, layout.unpack(x)), layout.sizes, x)
 
 
 def _kick(xp: Any, term: NoiseTerm, db: Array) -> Array:
@@ -1700,7 +1712,10 @@ def _integrate_sde(
     seed = checks.seed(seed)
     backend = get_backend(xp)
     settings, arguments = _problem(posed, chosen, 1.0, 1.0, substeps, 1, None, False)
-    term = noise_term(xp, noise, settings.layout.sizes, start[0])
+    noise, tau = read_colour(noise)
+    term = noise_term(xp, noise_at(xp, noise, posed.model, start), settings.layout.sizes, start[0])
+    if is_function(noise):
+        settings = settings._replace(noise=noise)
     if term.matrix is None:
         count, term_batch = sum(settings.layout.sizes), tuple(term.amplitude.shape[:-1])
     else:
@@ -1717,7 +1732,8 @@ def _integrate_sde(
         increments = xp.astype(increments, times.dtype, copy=False)
         increments = xp.reshape(increments, (intervals, substeps, *increments.shape[1:]))
     wide = xp.broadcast_to(arguments.start, (*batch, arguments.start.shape[-1]))
-    arguments = arguments._replace(start=wide, noise=term)
+    arguments = arguments._replace(start=wide, noise=None if is_function(noise) else term)
+    filtered = None if tau is None else _filter(xp, tau, count, batch, seed, wide)
     leaves = _leaves((posed.model, posed.drive, start, times, tuple(term), increments))
     concrete = all(backend.is_concrete(leaf) for leaf in leaves)
     chunks = [(0, intervals)] if increments is not None else _chunks(intervals, substeps, (*batch, count))
@@ -1728,6 +1744,8 @@ def _integrate_sde(
             db = increments
             if db is None:
                 db = _draw(xp, seed, times, first, last, substeps, (*batch, count))
+            if filtered is not None:
+                db, filtered = filtered(arguments.times[first : last + 1], db)
             some = arguments._replace(
                 start=wide if not found else found[-1].states[-1, ...],
                 times=arguments.times[first : last + 1],
@@ -1742,6 +1760,36 @@ def _integrate_sde(
         status = xp.where(status == SUCCESS, one.status, status)
     zero = xp.zeros((), dtype=xp.int32, device=device(times))
     return Trajectory(times, settings.layout.unpack(states), status, zero + substeps * intervals, zero)
+
+
+def _filter(
+    xp: Any, tau: Any, count: int, batch: tuple[int, ...], seed: int, like: Array, eta: Array = None
+) -> Callable[[Array, Array], tuple[Array, Any]]:
+    """What makes of the increments dB of a piece of the run those of a filter, the integral of eta; and its successor.
+
+    tau d eta = -eta dt + dB, so the integral over a step is dB - tau (change of
+    eta); eta itself has its exact variance and decay, whatever the step.
+    """
+    backend, rate = get_backend(xp), filter_rates(xp, tau, count, like)
+    if eta is None:
+        own = int(np.random.SeedSequence([seed, 0, 1]).generate_state(1)[0])
+        eta = xp.sqrt(0.5 * rate) * backend.normal(own, (*batch, count), like)
+
+    def run(times: Array, db: Array) -> tuple[Array, Any]:
+        substeps = int(db.shape[1])
+        steps = xp.reshape(db, (-1, *db.shape[2:]))
+        lengths = xp.repeat((times[1:] - times[:-1]) / substeps, substeps)
+
+        def one(eta: Array, inputs: Any) -> tuple[Array, Array]:
+            h, kick = inputs
+            size = xp.sqrt(-0.5 * rate * xp.expm1(-2.0 * rate * h) / h)
+            new = xp.exp(-rate * h) * eta + size * kick
+            return new, kick - (new - eta) / rate
+
+        last, made = backend.scan(one, eta, (lengths, steps))
+        return xp.reshape(made, db.shape), _filter(xp, tau, count, batch, seed, like, last)
+
+    return run
 
 
 # Events.

@@ -34,7 +34,7 @@ def inverse(xp: Any, matrix: Array) -> Array:
 
 
 def m_matrix_inverse(xp: Any, couplings: Array, excess: Array) -> Array:
-    """Inverse of the M-matrix with off-diagonal entries ``-couplings`` (..., n, n) and row sums ``excess`` (..., n) > 0.
+    """Inverse of the M-matrix with entries ``-couplings`` (..., n, n) off the diagonal and row sums ``excess`` > 0.
 
     Block elimination without a subtraction, each entry to a relative accuracy
     of some n eps however near to singular the matrix is (Grassmann, Taksar &

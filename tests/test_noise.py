@@ -306,3 +306,158 @@ def test_bad_linear_systems_are_named(function: object) -> None:
     ):
         with pytest.raises(ValueError, match=rf"\b{word}\b"):
             function(jac, noise, f)
+
+
+def test_noise_that_depends_on_the_state(xp: Library) -> None:
+    """Multiplicative, Poisson-like, a function: the same as the amplitudes at the fixed point, per population too."""
+    circuit, state = stable_case(3)
+    mine, here = xp.tree(circuit), xp.tree(state)
+    y, a = state
+    cases = (
+        (oc.MultiplicativeNoise(0.3), (0.3 * np.abs(y), 0.3 * np.abs(a))),
+        (oc.MultiplicativeNoise((0.3, xp.array([0.0, 0.1, 0.2]))), (0.3 * np.abs(y), np.array([0.0, 0.1, 0.2]) * a)),
+        (oc.FiringRateNoise((0.2, 0.1)), (0.2 * np.abs(y), 0.1 * a**0.25)),
+        (lambda s: (0.1 * abs(s.y), s.a), (0.1 * np.abs(y), a)),
+    )
+    frequencies = xp.array([0.0, 30.0])
+    for noise, amplitudes in cases:
+        plain = xp.tree(amplitudes)
+        want = numpy_tree((oc.noise_covariance(mine, here, plain),))[0]
+        xp.assert_close(oc.noise_covariance(mine, here, noise), want, rtol=1e-9, atol=1e-10 * np.max(want))
+        want = np.asarray(oc.backend.to_numpy(oc.power_spectrum(mine, here, plain, frequencies)))
+        found = oc.power_spectrum(mine, here, noise, frequencies)
+        xp.assert_close(found, want, rtol=1e-9, atol=1e-10 * np.max(np.abs(want)))
+    v1 = oc.V1Circuit(None, np.ones((1, 1)), 0.5, 0.1, 1.0, 0.004, 0.004, 0.008)
+    fixed = oc.steady_state(v1, np.array([0.5])).state
+    want = oc.noise_covariance(v1, fixed, (0.2 * fixed.y, 0.2 * fixed.u**0.25, 0.2 * np.sqrt(fixed.a)))
+    np.testing.assert_allclose(oc.noise_covariance(v1, fixed, oc.FiringRateNoise(0.2)), want, rtol=1e-9)
+
+
+def test_coloured_noise(xp: Library) -> None:
+    """One leaky unit: var x = s**2 / (2 k (1 + k tau)); each source's power is that of white noise over 1 + (w tau)**2."""
+    k, s, tau = 50.0, 0.7, 0.03
+    jac = xp.array([[-k]])
+    xp.assert_close(oc.linear_covariance(jac, oc.ColouredNoise(s, tau)), [[s**2 / (2 * k * (1 + k * tau))]], rtol=1e-10)
+    circuit, state = stable_case(2)
+    mine, here = xp.tree(circuit), xp.tree(state)
+    amplitudes, taus = np.array([0.1, 0.2, 0.3, 0.0]), np.array([0.001, 0.01, 0.1, 1.0])
+    frequencies = np.array([0.0, 3.0, 40.0])
+    parts = [
+        np.asarray(oc.power_spectrum(circuit, state, amplitudes * (np.arange(4) == i), frequencies)) for i in range(4)
+    ]
+    filters = 1 / (1 + (2 * math.pi * frequencies[:, None] * taus) ** 2)
+    want = sum(part * filters[:, i, None, None] for i, part in enumerate(parts))
+    noise = oc.ColouredNoise(xp.array(amplitudes), xp.array(taus))
+    found = oc.power_spectrum(mine, here, noise, xp.array(frequencies))
+    xp.assert_close(found, want, rtol=1e-8, atol=1e-10 * np.max(np.abs(want)))
+    both = oc.ColouredNoise(oc.MultiplicativeNoise(0.3), 0.01)
+    same = oc.ColouredNoise((0.3 * abs(here.y), 0.3 * abs(here.a)), 0.01)
+    want = numpy_tree((oc.noise_covariance(mine, here, same),))[0]
+    xp.assert_close(oc.noise_covariance(mine, here, both), want, rtol=1e-9, atol=1e-10 * np.max(want))
+
+
+def test_transfer_function(xp: Library) -> None:
+    """(i omega - J)^-1 df/dz for each member of a batch; at frequency 0 the slope of the fixed point by the drive."""
+    case = small_circuit(2)
+    z = case.z * np.array([[0.3], [1.0]])
+    state = oc.steady_state(case.circuit, z).state
+    frequencies = np.array([-20.0, 0.0, 40.0])
+    found = oc.transfer_function(xp.tree(case.circuit), xp.tree(state), xp.array(frequencies))
+    jac = oc.jacobian(case.circuit, state)
+    into = np.concatenate([np.diag(case.circuit.b / case.circuit.tau_y), np.zeros((2, 2))])
+    want = np.array([[np.linalg.solve(2j * np.pi * f * np.eye(4) - one, into) for f in frequencies] for one in jac])
+    xp.assert_close(found, want, rtol=1e-8, atol=1e-9 * np.max(np.abs(want)))
+    h = 1e-6
+    up, down = (np.concatenate(oc.steady_state(case.circuit, z[1] + s * h * np.eye(2)[0]).state) for s in (1, -1))
+    np.testing.assert_allclose(want[1, 1, :, 0].real, (up - down) / (2 * h), rtol=1e-6)
+
+
+def test_transfer_function_of_other_models() -> None:
+    """An SSN, whose Jacobian and gain depend on z; a saddle is refused."""
+    network = oc.SSN(np.array([[0.3, -0.5], [0.4, -0.2]]), 0.04, 2.0, 0.02, 1.0)
+    z = np.array([2.0, 1.5])
+    state = oc.steady_state(network, z).state
+    found = oc.transfer_function(network, state, np.array([0.0]), z=z)[0]
+    h = 1e-5
+    slope = np.stack(
+        [
+            (oc.steady_state(network, z + h * e).state.r - oc.steady_state(network, z - h * e).state.r) / (2 * h)
+            for e in np.eye(2)
+        ],
+        axis=-1,
+    )
+    np.testing.assert_allclose(found.real, slope, rtol=1e-6, atol=1e-9)
+    circuit, state = stable_case(2)
+    with pytest.raises(ValueError, match="state must be stable"):
+        oc.transfer_function(circuit, oc.State(3 * state.y, 40 * state.a), np.array([1.0]))
+
+
+def test_rational_spectrum(xp: Library) -> None:
+    """Numerators over the denominator are the spectrum; its parity; the pole polynomial; white and coloured."""
+    case = small_circuit(2)
+    z = case.z * np.array([[0.3], [1.0]])
+    state = oc.steady_state(case.circuit, z).state
+    mine, here = xp.tree(case.circuit), xp.tree(state)
+    frequencies = xp.array([-50.0, 0.0, 5.0, 120.0])
+    factor = np.random.default_rng(1).standard_normal((4, 3))
+    for noise in (0.3, xp.array(factor), oc.ColouredNoise((0.1, 0.2), 0.01)):
+        found = oc.rational_spectrum(mine, here, noise)
+        want = np.asarray(oc.backend.to_numpy(oc.power_spectrum(mine, here, noise, frequencies)))
+        xp.assert_close(found(frequencies), want, rtol=1e-7, atol=1e-8 * np.max(np.abs(want)))
+        assert (np.asarray(oc.backend.to_numpy(found.error)) < (1e-2 if xp.single else 1e-8)).all()
+        numerator = np.asarray(oc.backend.to_numpy(found.numerator))
+        assert not numerator[:, 0::2].imag.any()
+        assert not numerator[:, 1::2].real.any()
+    found = oc.rational_spectrum(mine, here, 0.3)
+    values = np.linalg.eigvals(oc.jacobian(case.circuit, state)) / numpy_tree((found.scale,))[0][:, None]
+    x = np.linspace(0.0, 2.0, 5)
+    poles = np.prod(x[:, None] ** 2 + values[:, None, :] ** 2, axis=-1).real
+    polynomial = np.einsum("bk,xk->bx", numpy_tree((found.denominator,))[0], x[:, None] ** np.arange(9))
+    np.testing.assert_allclose(polynomial, poles, rtol=1e4 * xp.eps)
+
+
+def test_rational_spectra_that_lost_their_digits_are_refused() -> None:
+    """Twenty neurons: too many for coefficients in float64."""
+    circuit, state = stable_case(20)
+    with pytest.raises(ValueError, match="state has too many components, 40, for coefficients in float64"):
+        oc.rational_spectrum(circuit, state, 1.0)
+    jac = oc.jacobian(circuit, state)
+    with pytest.warns(RuntimeWarning, match="member 0 of the batch"):
+        assert np.isnan(oc.linear_rational_spectrum(jac[None], 1.0).denominator).all()
+
+
+def test_symbolic_spectrum() -> None:
+    """In symbols, and with their numbers the same as in floats."""
+    sympy = pytest.importorskip("sympy")
+    c, k, s, w = sympy.symbols("c k s omega", positive=True)
+    jac, noise = sympy.Matrix([[0, 1], [-k, -c]]), sympy.Matrix([[0], [s]])
+    above, below = oc.symbolic_spectrum(jac, noise, w)
+    assert sympy.simplify(below - ((k - w**2) ** 2 + c**2 * w**2)) == 0
+    assert sympy.simplify(above[0, 0] - s**2) == 0
+    assert sympy.simplify(above[0, 1] + sympy.I * w * s**2) == 0
+    numbers = {c: 3.0, k: 50.0, s: 0.7}
+    found = oc.linear_rational_spectrum(np.array([[0.0, 1.0], [-50.0, -3.0]]), np.array([[0.0], [0.7]]))
+    for omega in (0.0, 2.0, 9.0):
+        want = np.array((above / below).subs({**numbers, w: omega}).tolist(), dtype=complex)
+        np.testing.assert_allclose(found(np.array([omega / (2 * math.pi)]))[0], want, rtol=1e-12, atol=1e-15)
+    with pytest.raises(TypeError, match=r"jacobian must be a sympy.Matrix"):
+        oc.symbolic_spectrum(np.eye(2), noise, w)
+    with pytest.raises(ValueError, match="jacobian must be square"):
+        oc.symbolic_spectrum(jac, sympy.Matrix([[1]]), w)
+
+
+def test_bad_descriptions_of_noise_are_named() -> None:
+    circuit, state = stable_case(2)
+    for noise, message in (
+        (oc.MultiplicativeNoise((0.1, 0.1, 0.1)), "scale must have 2 parts"),
+        (oc.MultiplicativeNoise(np.array([0.1, np.nan])), "scale must be finite"),
+        (oc.ColouredNoise(0.1, -1.0), "tau must be positive"),
+        (oc.ColouredNoise(0.1, np.ones(3)), r"tau must have shape \(..., 4\)"),
+        (lambda s: np.ones(3), "noise must be a number, amplitudes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            oc.noise_covariance(circuit, state, noise)
+    with pytest.raises(TypeError, match="coloured once"):
+        oc.noise_covariance(circuit, state, oc.ColouredNoise(oc.ColouredNoise(0.1, 1.0), 1.0))
+    with pytest.raises(TypeError, match="must not depend on the state"):
+        oc.linear_covariance(-np.eye(2), oc.MultiplicativeNoise(0.1))
