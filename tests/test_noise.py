@@ -334,7 +334,7 @@ def test_noise_that_depends_on_the_state(xp: Library) -> None:
 
 
 def test_coloured_noise(xp: Library) -> None:
-    """One leaky unit: var x = s**2 / (2 k (1 + k tau)); each source's power is that of white noise over 1 + (w tau)**2."""
+    """One leaky unit: var x = s**2 / (2 k (1 + k tau)); each source, white noise over 1 + (w tau)**2."""
     k, s, tau = 50.0, 0.7, 0.03
     jac = xp.array([[-k]])
     xp.assert_close(oc.linear_covariance(jac, oc.ColouredNoise(s, tau)), [[s**2 / (2 * k * (1 + k * tau))]], rtol=1e-10)

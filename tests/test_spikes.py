@@ -10,7 +10,7 @@ import organics_core as oc
 
 
 def test_counts_follow_the_rates(xp: Library) -> None:
-    """Of bins over which the rate rises from 0: mean and variance the integral, within five standard errors; all apart."""
+    """Of bins over which the rate rises from 0: mean and variance the integral, to five standard errors; all apart."""
     times = np.array([0.0, 0.5, 2.0])
     members = 4000
     rates = np.broadcast_to(np.array([[0.0, 8.0], [6.0, 8.0], [2.0, 0.0]])[:, None, :], (3, members, 2))

@@ -83,6 +83,8 @@ def simulate(
     times = np.linspace(0.0, settings.duration, settings.points)
     fixed = settings.method != "dopri5"
     quick = min(float(np.min(circuit.tau_y)), float(np.min(circuit.tau_a)))
+    if facts.converged:  # strong drive is quicker than the time constants
+        quick = min(quick, 1.0 / float(np.max(np.abs(facts.eigenvalues))))
     substeps = max(1, int(np.ceil((times[1] - times[0]) / (0.05 * quick)))) if fixed else 1
     run = oc.simulate(
         circuit,

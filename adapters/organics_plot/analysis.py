@@ -115,13 +115,15 @@ def _basins(
     y, a = (part.reshape(-1, 1) for part in state)
     going = np.arange(len(y))
     taus = [float(np.ravel(tau)[0]) for tau in (circuit.tau_y, circuit.tau_a)]
-    span, steps = np.array([0.0, 2.0 * max(taus)]), round(40 * max(taus) / min(taus))
+    span = np.array([0.0, 2.0 * max(taus)])
     for _ in range(50):
-        # fixed steps: a trajectory that blows up holds up no other one
-        with np.errstate(over="ignore", invalid="ignore"):
-            start = oc.State(y, a)
-            run = oc.simulate(circuit, z, span, state0=start, variant=variant, method="rk4", substeps=steps)
-        y, a = run.state.y[-1], run.state.a[-1]
+        start = oc.State(y, a)
+        run = oc.simulate(
+            circuit, z, span, state0=start, variant=variant, method="rodas5p", rtol=1e-4, atol=1e-7, drive="constant"
+        )
+        if np.any(run.status == 2):
+            raise ArithmeticError(f"a trajectory of the basins did not reach its end: {run.message}")
+        y, a = run.state.y[-1], run.state.a[-1]  # NaN where it blew up
         s = np.sqrt(np.maximum(a, 0.0))
         for k in np.flatnonzero(stable):
             off = np.hypot((y[:, 0] - points[k, 0]) / size[0], (s[:, 0] - np.sqrt(points[k, 1])) / size[1])
