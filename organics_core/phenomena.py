@@ -438,11 +438,11 @@ class _Counting(_CountingFields):
     autonomous: ClassVar[bool] = True
     additive: ClassVar[bool] = True
 
-    def field(self, xp: Any, t: Array, x: _Counted, z: Array) -> _Counted:
+    def field(self: Any, xp: Any, t: Array, x: _Counted, z: Array) -> _Counted:
         dy, da = circuit_field(xp, self, State(x.y, x.a), z, "main")
         return _Counted(dy, da, relu(xp, x.y) ** 2)
 
-    def jacobian(self, xp: Any, t: Array, x: _Counted, z: Array) -> Array:
+    def jacobian(self: Any, xp: Any, t: Array, x: _Counted, z: Array) -> Array:
         inner = circuit_jacobian(xp, self, State(x.y, x.a), "main")
         slope = (2.0 * relu(xp, x.y))[..., None]
         nothing = xp.zeros_like(slope)

@@ -181,59 +181,60 @@ def assert_certificate(circuit: oc.Circuit, z: np.ndarray, certificate: oc.Certi
     assert (check.residual < 1e-9).all()
 
 
-def wide_circuit(rng: np.random.Generator, decades: float) -> tuple[oc.Circuit, np.ndarray]:
-    """Every parameter log-uniform over ``decades``, zeros among the weights and drives; n of 1 to 7."""
-    n = int(rng.integers(1, 8))
+def wide_circuits(
+    rng: np.random.Generator, decades: float, n: int, batch: tuple[int, ...] = ()
+) -> tuple[oc.Circuit, np.ndarray]:
+    """Every parameter log-uniform over ``decades``, zeros among the weights and drives."""
 
     def draw(*shape: int) -> np.ndarray:
-        return 10.0 ** rng.uniform(-decades / 2, decades / 2, shape)
+        return 10.0 ** rng.uniform(-decades / 2, decades / 2, (*batch, *shape))
 
-    w = draw(n, n) * (rng.random((n, n)) < 0.8)
+    w = draw(n, n) * (rng.random((*batch, n, n)) < 0.8)
     circuit = oc.Circuit(None, w, *(draw(n) for _ in range(5)))
-    return circuit, draw(n) * rng.choice([-1.0, 1.0], n) * (rng.random(n) < 0.8)
+    signs = rng.choice([-1.0, 0.0, 1.0], (*batch, n), p=[0.4, 0.2, 0.4])
+    return circuit, draw(n) * signs
 
 
 @pytest.mark.parametrize("decades", [6, 12])
 def test_no_circuit_with_identity_recurrence_is_called_unstable(xp: Library, decades: int) -> None:
     """Parameters over twelve decades: stable, with the margin of exact arithmetic; p > 0 and q >= 0 within range."""
     rng = np.random.default_rng(decades)
-    for _ in range(4 * xp.examples):
-        circuit, z = wide_circuit(rng, decades)
+    for n in (1, 5):
+        circuit, z = wide_circuits(rng, decades, n, (200,))
         mine, drive = xp.tree(circuit), xp.array(z)
         certificate = oc.certify(mine, drive)
-        assert bool(certificate.stable)
+        assert numpy_tree((certificate.stable,))[0].all()
         exact, g = numpy_tree(mine), numpy_tree((drive,))[0]  # as rounded to the dtype
         floor, g = (exact.b0 * exact.sigma) ** 2, exact.b * g
-        a = floor + exact.w @ g**2
+        a = floor + np.einsum("...ij,...j->...i", exact.w, g**2)
         inertia = exact.tau_a / exact.tau_y * np.sqrt(a)
-        margin = np.min(np.where(g == 0, 1.0, (floor / a + inertia) / (1.0 + inertia)))
+        margin = np.min(np.where(g == 0, 1.0, (floor / a + inertia) / (1.0 + inertia)), axis=-1)
         # a sum of n + 1 positive terms, two products and a root
-        np.testing.assert_allclose(float(certificate.margin), margin, rtol=100 * xp.eps)
+        np.testing.assert_allclose(numpy_tree((certificate.margin,))[0], margin, rtol=100 * xp.eps)
         if xp.single and decades > 6:  # p spans more than the range of float32
             continue
         check = oc.check_certificate(mine, certificate)
-        n = len(z)
         # eigenvalues relative to the largest: 2n eps, and ten to spare
-        assert check.p > -20 * n * xp.eps
-        assert check.q > -20 * n * xp.eps
+        assert (check.p > -20 * n * xp.eps).all()
+        assert (check.q > -20 * n * xp.eps).all()
 
 
 def test_circuits_once_called_unstable(xp: Library) -> None:
     """A silent unit beside strongly driven ones; a zero at drive 1000; a tiny floor with a quick modulator."""
     rng = np.random.default_rng(0)
     silent = oc.Circuit(None, np.full((4, 4), 0.3), 0.5, 0.5, 0.1, 0.002, 0.002)
-    given = [(silent, 1e8 * np.array([0.0, 1.0, 0.5, -0.3]))]
-    for _ in range(xp.examples):
-        w = rng.uniform(0.0, 1.0, (5, 5))
-        z = rng.standard_normal(5)
-        given.append((oc.Circuit(None, w, 0.5, 0.5, 0.1, 0.002, 0.002), 1e3 * z * np.array([0, 1, 1, 1, 1])))
-        given.append((oc.Circuit(None, w, 0.5, 1e-3, 0.1, 1.0, 1e-8), z))
+    w, z = rng.uniform(0.0, 1.0, (300, 5, 5)), rng.standard_normal((300, 5))
+    given = (
+        (silent, 1e8 * np.array([0.0, 1.0, 0.5, -0.3])),
+        (oc.Circuit(None, w, 0.5, 0.5, 0.1, 0.002, 0.002), 1e3 * z * np.array([0, 1, 1, 1, 1])),
+        (oc.Circuit(None, w, 0.5, 1e-3, 0.1, 1.0, 1e-8), z),
+    )
     for circuit, z in given:
         certificate = oc.certify(xp.tree(circuit), xp.array(z))
-        assert bool(certificate.stable)
+        assert numpy_tree((certificate.stable,))[0].all()
         check = oc.check_certificate(xp.tree(circuit), certificate)
-        assert check.p > -100 * xp.eps
-        assert check.q > -100 * xp.eps
+        assert (check.p > -100 * xp.eps).all()
+        assert (check.q > -100 * xp.eps).all()
 
 
 def test_inverse_of_an_m_matrix(xp: Library) -> None:
@@ -279,8 +280,8 @@ def test_slow_eigenvalues_beside_fast_ones(xp64: Library) -> None:
     rng = np.random.default_rng(2)
     with mpmath.workdps(120):
         for _ in range(xp64.examples // 10 + 2):
-            circuit, z = wide_circuit(rng, 12)
-            n = len(z)
+            n = int(rng.integers(1, 6)) if xp64.name == "numpy" else 3
+            circuit, z = wide_circuits(rng, 12, n)
             c = [[mpmath.mpf(float(v)) for v in field] for field in circuit[2:]]
             w = mpmath.matrix(circuit.w.tolist())
             g = [c[0][i] * mpmath.mpf(float(z[i])) for i in range(n)]
