@@ -86,6 +86,11 @@ def simulate(
     if facts.converged:  # strong drive is quicker than the time constants
         quick = min(quick, 1.0 / float(np.max(np.abs(facts.eigenvalues))))
     substeps = max(1, int(np.ceil((times[1] - times[0]) / (0.05 * quick)))) if fixed else 1
+    if substeps > 1_000_000:
+        raise ValueError(
+            f"--method {settings.method} would need {substeps:.1g} steps between outputs: the circuit is as quick as "
+            f"{seconds(quick)}; use dopri5, which chooses its steps, or a weaker input"
+        )
     run = oc.simulate(
         circuit,
         z,
