@@ -26,7 +26,7 @@ LIBRARIES = SETTINGS["libraries"]
 ON_CPU = [name for name, needs in LIBRARIES.items() if not needs.get("gpu")]
 nox.options.sessions = ["lint", "types", *(f"tests-{name}" for name in ON_CPU), "agreement", "demo"]
 
-TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "array-api-extra>=0.10")
+TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "sympy>=1.12", "array-api-extra>=0.10")
 WORKERS = ("-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist", "worksteal")
 """Tests run on as many processes as there are cores, each on one thread; `-- -n 0` for one process."""
 OTHER_PYTHONS = ("3.12", "3.13")

@@ -182,6 +182,10 @@ class Circuit(_CircuitFields):
         """The Jacobian times a direction, without the matrix."""
         return circuit_product(xp, self, x, direction, self.variant)
 
+    def rates(self, xp: Any, x: State) -> State:
+        """Firing rates: of a neuron and its complement together, and of the modulators."""
+        return State(x.y * x.y, sqrt_relu(xp, x.a))
+
     def decay(self) -> State:
         """The time constants."""
         return State(self.tau_y, self.tau_a)

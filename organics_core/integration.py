@@ -23,7 +23,7 @@ from .linalg import broadcast_shapes
 from .loops import Arguments, Found, Settings, run_in_parts
 from .methods import METHODS, Method, Tableau, get_method
 from .model import Layout
-from .noise import Noise, noise_arrays, noise_term
+from .noise import Noise, filter_rates, is_function, noise_arrays, noise_at, noise_term, read_colour
 from .progress import Progress, progress_of
 from .trajectory import SUCCESS, DenseOutput, Trajectory, find_event
 from .weights import is_operator
@@ -170,7 +170,7 @@ def simulate_sde(
     increments: Array | None = None,
     progress: Progress = None,
 ) -> Trajectory:
-    """Simulate a circuit, or any other model, under additive white noise.
+    """Simulate a circuit, or any other model, under noise.
 
     Parameters
     ----------
@@ -179,16 +179,20 @@ def simulate_sde(
         Input drive, as in :func:`simulate`.
     times : array (T,)
         Output times in seconds, increasing; the first is the start.
-    noise : number, array (..., N), array (..., N, m) or tuple
+    noise : number, array (..., N), array (..., N, m), tuple, description or callable
         L in dx = f(x) dt + L dB, for the N components of the state, y before a,
         in units of the state per square root of a second; as in
-        :func:`noise_covariance`.
+        :func:`noise_covariance`. Where L depends on the state, it is taken at the
+        start of each step: the equation is one of Ito. A :class:`ColouredNoise`
+        starts from its stationary distribution; its own values are exact in law, and
+        their sum over a step is where the step is short or long against tau.
     seed : int
         Of the library's own generator: the same seed, library and shapes give
         the same noise.
     method : {"euler_maruyama", "stochastic_heun"}
         With additive noise both converge strongly with order 1; weakly
-        Euler-Maruyama has order 1 and stochastic Heun order 2.
+        Euler-Maruyama has order 1 and stochastic Heun order 2. Where L depends on
+        the state both have the strong order 1/2 and the weak order 1.
     substeps : int
         Equal steps between successive output times.
     state0 : State or Trajectory, optional
@@ -294,9 +298,10 @@ def integrate_sde(
         State at ``times[0]``.
     times : array (T,)
         In seconds, increasing.
-    noise : number, array (..., N), array (..., N, m) or tuple
+    noise : number, array (..., N), array (..., N, m), tuple, description or callable
         L, for the N components of all arrays of the state one after another; or
-        one amplitude (number or array) per array of the state.
+        one amplitude (number or array) per array of the state; or as in
+        :func:`simulate_sde`.
     seed, method, substeps, increments
         As in :func:`simulate_sde`.
 
@@ -633,7 +638,10 @@ def _integrate_sde(
     seed = checks.seed(seed)
     backend = get_backend(xp)
     settings, arguments = _problem(posed, chosen, 1.0, 1.0, substeps, 1, None, False)
-    term = noise_term(xp, noise, settings.layout.sizes, start[0])
+    noise, tau = read_colour(noise)
+    term = noise_term(xp, noise_at(xp, noise, posed.model, start), settings.layout.sizes, start[0])
+    if is_function(noise):
+        settings = settings._replace(noise=noise)
     if term.matrix is None:
         count, term_batch = sum(settings.layout.sizes), tuple(term.amplitude.shape[:-1])
     else:
@@ -650,7 +658,8 @@ def _integrate_sde(
         increments = xp.astype(increments, times.dtype, copy=False)
         increments = xp.reshape(increments, (intervals, substeps, *increments.shape[1:]))
     wide = xp.broadcast_to(arguments.start, (*batch, arguments.start.shape[-1]))
-    arguments = arguments._replace(start=wide, noise=term)
+    arguments = arguments._replace(start=wide, noise=None if is_function(noise) else term)
+    filtered = None if tau is None else _filter(xp, tau, count, batch, seed, wide)
     leaves = _leaves((posed.model, posed.drive, start, times, tuple(term), increments))
     concrete = all(backend.is_concrete(leaf) for leaf in leaves)
     chunks = [(0, intervals)] if increments is not None else _chunks(intervals, substeps, (*batch, count))
@@ -661,6 +670,8 @@ def _integrate_sde(
             db = increments
             if db is None:
                 db = _draw(xp, seed, times, first, last, substeps, (*batch, count))
+            if filtered is not None:
+                db, filtered = filtered(arguments.times[first : last + 1], db)
             some = arguments._replace(
                 start=wide if not found else found[-1].states[-1, ...],
                 times=arguments.times[first : last + 1],
@@ -675,3 +686,33 @@ def _integrate_sde(
         status = xp.where(status == SUCCESS, one.status, status)
     zero = xp.zeros((), dtype=xp.int32, device=device(times))
     return Trajectory(times, settings.layout.unpack(states), status, zero + substeps * intervals, zero)
+
+
+def _filter(
+    xp: Any, tau: Any, count: int, batch: tuple[int, ...], seed: int, like: Array, eta: Array = None
+) -> Callable[[Array, Array], tuple[Array, Any]]:
+    """What makes of the increments dB of a piece of the run those of a filter, the integral of eta; and its successor.
+
+    tau d eta = -eta dt + dB, so the integral over a step is dB - tau (change of
+    eta); eta itself has its exact variance and decay, whatever the step.
+    """
+    backend, rate = get_backend(xp), filter_rates(xp, tau, count, like)
+    if eta is None:
+        own = int(np.random.SeedSequence([seed, 0, 1]).generate_state(1)[0])
+        eta = xp.sqrt(0.5 * rate) * backend.normal(own, (*batch, count), like)
+
+    def run(times: Array, db: Array) -> tuple[Array, Any]:
+        substeps = int(db.shape[1])
+        steps = xp.reshape(db, (-1, *db.shape[2:]))
+        lengths = xp.repeat((times[1:] - times[:-1]) / substeps, substeps)
+
+        def one(eta: Array, inputs: Any) -> tuple[Array, Array]:
+            h, kick = inputs
+            size = xp.sqrt(-0.5 * rate * xp.expm1(-2.0 * rate * h) / h)
+            new = xp.exp(-rate * h) * eta + size * kick
+            return new, kick - (new - eta) / rate
+
+        last, made = backend.scan(one, eta, (lengths, steps))
+        return xp.reshape(made, db.shape), _filter(xp, tau, count, batch, seed, like, last)
+
+    return run

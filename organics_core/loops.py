@@ -24,7 +24,7 @@ from .backend import Array, Backend, Tree, get_backend, kernel_for, to_numpy, tr
 from .linalg import vecdot
 from .methods import Method, Step
 from .model import Layout
-from .noise import NoiseTerm
+from .noise import NoiseTerm, noise_at, noise_term
 from .trajectory import NOT_FINITE, STEP_TOO_SMALL, STIFF, SUCCESS, TOO_MANY_STEPS
 from .weights import Operator, matvec
 
@@ -51,6 +51,7 @@ class Settings(NamedTuple):
     atol: float
     max_steps: int
     steady: bool = False
+    noise: Any = None  # where it depends on the state
 
 
 class Arguments(NamedTuple):
@@ -356,9 +357,9 @@ def _fixed_steps(backend: Backend, xp: Any, settings: Settings, arguments: Argum
     method, substeps, times, values = settings.method, settings.substeps, arguments.times, arguments.values
     kernel = None if backend.traces_loops else _kernel(xp, settings, arguments)
     every = Slope(xp, settings, arguments, fast=kernel)
-    term = None if arguments.noise is None else NoiseTerm(*arguments.noise)
+    constant = None if arguments.noise is None else NoiseTerm(*arguments.noise)
     xs: Tree = (times[:-1], times[1:])
-    if term is not None:
+    if arguments.increments is not None:
         xs = (*xs, arguments.increments)
     if settings.sampled:
         xs = (*xs, values[:-1, ...], values[1:, ...])
@@ -375,14 +376,14 @@ def _fixed_steps(backend: Backend, xp: Any, settings: Settings, arguments: Argum
         def one(x: Array, inputs: Any) -> tuple[Array, None]:
             k, db = inputs
             t = t0 + (k if kernel is None else float(k)) * h
-            kick = None if term is None else _kick(xp, term, db)
+            kick = None if db is None else _kick(xp, constant or _noise(xp, settings, arguments, x), db)
             return method.step(slope, t, h, x, method.init(slope, t, x), kick).x, None
 
         if substeps == 1:
-            x, _ = one(x, (0.0, None if term is None else rest[0][0, ...]))
+            x, _ = one(x, (0.0, None if arguments.increments is None else rest[0][0, ...]))
         else:
             counter = xp.arange(substeps, dtype=times.dtype, device=device(times))
-            x, _ = backend.scan(one, x, (counter, None if term is None else rest[0]))
+            x, _ = backend.scan(one, x, (counter, None if arguments.increments is None else rest[0]))
         return x, x
 
     _, states = backend.scan(interval, arguments.start, xs)
@@ -400,6 +401,13 @@ def _kernel(
         return None
     make = kernel_for(type(arguments.model), xp)
     return None if make is None else make(arguments.model, arguments.z, arguments.start, columns)
+
+
+def _noise(xp: Any, settings: Settings, arguments: Arguments, x: Array) -> NoiseTerm:
+    """The noise that depends on the state, at the state ``x``."""
+    layout = settings.layout
+    model = None if settings.field is not None else arguments.model
+    return noise_term(xp, noise_at(xp, settings.noise, model, layout.unpack(x)), layout.sizes, x)
 
 
 def _kick(xp: Any, term: NoiseTerm, db: Array) -> Array:

@@ -57,6 +57,8 @@ class Model(Protocol):
         it does not depend on the time, with what does not change computed once.
     ``decay() -> state``
         Time constants of the linear decay, for ``"exponential_euler"``.
+    ``rates(xp, x) -> state``
+        Firing rates, for :class:`FiringRateNoise`.
     ``equilibrium(z, **options) -> SteadyState``
         A solver of its own for :func:`steady_state`; without it the general one.
 

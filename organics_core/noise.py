@@ -8,17 +8,120 @@ functions ``linear_*`` take any stable Jacobian, the others a circuit.
 from __future__ import annotations
 
 import math
+import warnings
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from array_api_compat import device, is_array_api_obj
 
 from . import checks
 from .backend import Array, get_backend, to_numpy
-from .linalg import broadcast_shapes, diagonal_matrix, matmul, solve, transpose
+from .circuit import sqrt_relu
+from .linalg import broadcast_shapes, diagonal_matrix, matmul, solve, transpose, widen
+from .model import Layout, block_matrix, packed_jacobian
 from .stability import linearized
 
 Noise = Any
-"""A number, amplitudes (..., N), a matrix L (..., N, m), or a tuple of amplitudes per population."""
+"""A number, amplitudes (..., N), a matrix L (..., N, m), or a tuple of amplitudes per population; or one of the
+descriptions below, or a function of the state that returns one of the forms above."""
+
+
+class MultiplicativeNoise(NamedTuple):
+    """White noise in proportion to the state: the amplitude of a component x is ``scale * abs(x)``.
+
+    Attributes
+    ----------
+    scale : number, array (..., N) or tuple
+        Per square root of a second: for all components, or one number or array
+        per population, y before a.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from organics_core import Circuit, State
+    >>> circuit = Circuit(None, np.ones((1, 1)), 1.0, 1.0, 1.0, 0.01, 0.01)
+    >>> state = State(np.array([0.0]), np.array([1.0]))
+    >>> noise_covariance(circuit, state, MultiplicativeNoise((0.0, 2.0))).round(6)
+    array([[0.  , 0.  ],
+           [0.  , 0.02]])
+    """
+
+    scale: Any = 1.0
+
+    def at(self, xp: Any, model: Any, state: Any) -> tuple[Array, ...]:
+        """The amplitudes, one array per population."""
+        return _times(xp, self.scale, [xp.abs(part) for part in state])
+
+
+class FiringRateNoise(NamedTuple):
+    """Poisson-like white noise: the variance per time of a component is ``scale**2`` times its firing rate.
+
+    Attributes
+    ----------
+    scale : number, array (..., N) or tuple
+        As in :class:`MultiplicativeNoise`. The rates are the model's: of a
+        Circuit y**2, that of a neuron and its complement together, and sqrt(a).
+    """
+
+    scale: Any = 1.0
+
+    def at(self, xp: Any, model: Any, state: Any) -> tuple[Array, ...]:
+        """The amplitudes, one array per population."""
+        rates = getattr(model, "rates", None)
+        if rates is None:
+            raise ValueError(
+                f"noise must be another one than FiringRateNoise: a {type(model).__name__} does not say its rates "
+                "(a method rates(xp, state)); a function of the state will do"
+            )
+        return _times(xp, self.scale, [sqrt_relu(xp, part) for part in rates(xp, state)])
+
+
+class ColouredNoise(NamedTuple):
+    """Noise through a low-pass filter (Ornstein-Uhlenbeck): dx = (f + L eta) dt, tau d eta = -eta dt + dB.
+
+    For tau towards 0 it is the white noise L dB; its power is that of L dB over
+    1 + (omega tau)**2, and the variance of eta 1 / (2 tau).
+
+    Attributes
+    ----------
+    noise : number, array (..., N), array (..., N, m), tuple or description
+        L, as for white noise.
+    tau : number or array (..., m)
+        Correlation time in seconds.
+    """
+
+    noise: Any
+    tau: Any
+
+
+def _times(xp: Any, scale: Any, sizes: list[Array]) -> tuple[Array, ...]:
+    """``scale``, one or one per population, times the arrays ``sizes``."""
+    if not isinstance(scale, tuple):
+        scale = (scale,) * len(sizes)
+    if len(scale) != len(sizes):
+        raise ValueError(f"scale must have {len(sizes)} parts, one per population, got {len(scale)}")
+    return tuple(one * size for one, size in zip(scale, sizes, strict=True))
+
+
+def is_function(noise: Noise) -> bool:
+    """Whether white ``noise`` depends on the state."""
+    return isinstance(noise, (MultiplicativeNoise, FiringRateNoise)) or callable(noise)
+
+
+def noise_at(xp: Any, noise: Noise, model: Any, state: Any) -> Noise:
+    """White ``noise`` at a state of the model: a number, an array or a tuple."""
+    if isinstance(noise, (MultiplicativeNoise, FiringRateNoise)):
+        return noise.at(xp, model, state)
+    return noise(state) if callable(noise) else noise
+
+
+def read_colour(noise: Noise) -> tuple[Noise, Any]:
+    """The white noise, and the time constant of its filter or None."""
+    if not isinstance(noise, ColouredNoise):
+        return noise, None
+    if isinstance(noise.noise, ColouredNoise):
+        raise TypeError("noise must be coloured once, got a ColouredNoise of a ColouredNoise")
+    return noise.noise, checks.positive_number("tau", noise.tau) if checks.is_number(noise.tau) else noise.tau
 
 
 class NoiseTerm(NamedTuple):
@@ -38,6 +141,13 @@ class NoiseTerm(NamedTuple):
 
 def noise_arrays(noise: Noise) -> dict[str, Any]:
     """The arrays inside ``noise`` by name, for the checks of library, dtype and device."""
+    white, tau = read_colour(noise)
+    if tau is not None:
+        return {**noise_arrays(white), **({} if checks.is_number(tau) else {"tau": tau})}
+    if isinstance(noise, (MultiplicativeNoise, FiringRateNoise)):
+        return {name.replace("noise", "scale"): part for name, part in noise_arrays(noise.scale).items()}
+    if callable(noise) and not is_array_api_obj(noise):
+        return {}
     if isinstance(noise, tuple):
         return {f"noise[{i}]": part for i, part in enumerate(noise) if not checks.is_number(part)}
     return {} if checks.is_number(noise) else {"noise": noise}
@@ -101,11 +211,14 @@ def noise_covariance(circuit: Any, state: Any, noise: Noise, *, variant: str = "
     circuit : Circuit or Model
     state : State of arrays (..., n)
         A stable fixed point, from :func:`steady_state` for instance.
-    noise : number, array (..., 2n), array (..., 2n, m) or tuple
+    noise : number, array (..., 2n), array (..., 2n, m), tuple, description or callable
         L in dx = f(x) dt + L dB, in the order (y, a), in units of the state per
         square root of a second: one amplitude for all components; amplitudes,
         the diagonal of L; L itself (an array whose last axis but one has length
-        2n is read as this); or a tuple of amplitudes (of y, of a).
+        2n is read as this); or a tuple of amplitudes (of y, of a). A
+        :class:`MultiplicativeNoise`, a :class:`FiringRateNoise` or a function of
+        the state that returns one of these forms is taken at the state; a
+        :class:`ColouredNoise` filters any of them.
     variant : {"main", "rectified", "rectified_recurrence"}
         Of a Circuit.
     z : array (..., n), optional
@@ -114,20 +227,29 @@ def noise_covariance(circuit: Any, state: Any, noise: Noise, *, variant: str = "
     Returns
     -------
     array (..., 2n, 2n)
-        P, symmetric, in the order (y, a). NaN, while tracing, where the state
-        is not stable.
+        P, symmetric, in the order (y, a). NaN for a member of a batch, and while
+        tracing, where the state is not stable or P not known to a relative
+        accuracy of ``eps**0.6`` of the dtype (4e-10 in float64, 7e-5 in float32).
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong; ValueError for a state that is not
-        stable, with its spectral abscissa.
+        Naming the argument that is wrong; ValueError for a state (not in a
+        batch) that is not stable, with its spectral abscissa, or whose P is not
+        known to that accuracy.
+
+    Warns
+    -----
+    RuntimeWarning
+        That says which members of a batch are NaN, and why.
 
     Notes
     -----
     P solves the Lyapunov equation J P + P J^T + L L^T = 0, by Smith's doubling
-    of the Cayley transform of J and one step of refinement. Batched, and
-    differentiable in the circuit, the state and the noise.
+    of the Cayley transform of J, refined until the corrections vanish by
+    residuals whose products are formed without rounding (Ozaki et al. 2012).
+    The accuracy is judged by the last correction. Batched, and differentiable
+    in the circuit, the state and the noise.
 
     Examples
     --------
@@ -139,8 +261,7 @@ def noise_covariance(circuit: Any, state: Any, noise: Noise, *, variant: str = "
     array([[0.005, 0.   ],
            [0.   , 0.005]])
     """
-    xp, jac, term = _linearized(circuit, state, noise, variant, z)
-    return _covariance(xp, jac, _intensity(xp, term), "state")
+    return _covariance(_linearized(circuit, state, noise, variant, z), "state")
 
 
 def power_spectrum(
@@ -161,8 +282,8 @@ def power_spectrum(
         S(omega) with omega = 2 pi f, two-sided and Hermitian, in units of the
         state squared per Hz: the integral of S over all frequencies f, from
         minus to plus infinity (of S d omega / 2 pi), is the covariance. A
-        one-sided estimate, such as Welch's, is twice as large. NaN, while
-        tracing, where the state is not stable.
+        one-sided estimate, such as Welch's, is twice as large. NaN for a member
+        of a batch, and while tracing, where the state is not stable.
 
     Raises
     ------
@@ -173,8 +294,78 @@ def power_spectrum(
     -----
     S(omega) = (i omega I - J)^-1 L L^T (i omega I - J)^-H.
     """
-    xp, jac, term = _linearized(circuit, state, noise, variant, z, frequencies=frequencies)
-    return _power_spectrum(xp, jac, term, frequencies, "state")
+    return _power_spectrum(
+        _linearized(circuit, state, noise, variant, z, frequencies=frequencies), frequencies, "state"
+    )
+
+
+def transfer_function(
+    model: Any, state: Any, frequencies: Array, *, variant: str = "main", z: Array | None = None
+) -> Array:
+    """Response of every component to small sinusoidal changes of the input drive.
+
+    Parameters
+    ----------
+    model : Circuit or Model
+    state : State of arrays (..., n)
+        A stable fixed point, from :func:`steady_state` for instance.
+    frequencies : array (F,)
+        In Hz.
+    variant : {"main", "rectified", "rectified_recurrence"}
+        Of a Circuit.
+    z : array (..., n), optional
+        Input drive, for models whose Jacobian depends on it; see :func:`jacobian`.
+
+    Returns
+    -------
+    complex array (..., F, N, n)
+        H(omega) with omega = 2 pi f, in units of the state per unit of the drive:
+        z + cos(omega t) dz moves the state by Re(H dz exp(i omega t)) to first
+        order. NaN for a member of a batch, and while tracing, where the state is
+        not stable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong; ValueError for a state (not in a batch) that is not stable.
+
+    Notes
+    -----
+    H(omega) = (i omega I - J)^-1 df/dz.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from organics_core import Circuit, steady_state
+    >>> circuit = Circuit(None, np.ones((1, 1)), 1.0, 1.0, 1.0, 0.01, 0.01)
+    >>> state = steady_state(circuit, np.array([0.0])).state  # a low-pass filter
+    >>> abs(transfer_function(circuit, state, np.array([0.0, 50 / np.pi]))[:, 0, 0]).round(6)
+    array([1.      , 0.707107])
+    """
+    linear = linearized(model, state, variant, z, values=True)
+    xp, layout = linear.xp, Layout.of(linear.state)
+    checks.namespace({"state": linear.state[0], "frequencies": frequencies})
+    _check_frequencies(xp, frequencies=frequencies)
+    time = xp.zeros((), dtype=linear.z.dtype, device=device(linear.z))
+
+    def field(drive: Array) -> Array:
+        parts = linear.model.field(xp, time, linear.state, drive)
+        batch = broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
+        return layout.pack(xp, [xp.broadcast_to(part, (*batch, part.shape[-1])) for part in parts])
+
+    jac = linear.jacobian
+    stable, _ = _stability(xp, jac, "state")
+    response = _response(xp, jac, packed_jacobian(xp, field, linear.z), frequencies)
+    return xp.where(stable[..., None, None, None], response, xp.nan)
+
+
+def _response(xp: Any, jac: Array, right: Array, frequencies: Array) -> Array:
+    """(i omega I - J)^-1 right (..., F, N, m) at frequencies (F,) or (..., F)."""
+    kind = xp.complex64 if xp.finfo(jac.dtype).bits == 32 else xp.complex128
+    omega = 1j * xp.astype(2.0 * math.pi * xp.astype(frequencies, jac.dtype, copy=False), kind)
+    eye = xp.eye(jac.shape[-1], dtype=kind, device=device(jac))
+    matrix = omega[..., None, None] * eye - xp.astype(jac, kind)[..., None, :, :]
+    return solve(xp, matrix, xp.astype(right, kind)[..., None, :, :])
 
 
 def coherence(
@@ -198,8 +389,8 @@ def coherence(
     TypeError, ValueError
         As :func:`noise_covariance`.
     """
-    xp, jac, term = _linearized(circuit, state, noise, variant, z, frequencies=frequencies)
-    return _coherence(xp, _power_spectrum(xp, jac, term, frequencies, "state"))
+    system = _linearized(circuit, state, noise, variant, z, frequencies=frequencies)
+    return _coherence(system.xp, _power_spectrum(system, frequencies, "state"))
 
 
 def linear_covariance(jacobian: Array, noise: Noise) -> Array:
@@ -209,21 +400,32 @@ def linear_covariance(jacobian: Array, noise: Noise) -> Array:
     ----------
     jacobian : array (..., N, N)
         With all eigenvalues in the left half plane.
-    noise : number, array (..., N) or array (..., N, m)
+    noise : number, array (..., N), array (..., N, m) or ColouredNoise
         As in :func:`noise_covariance`.
 
     Returns
     -------
     array (..., N, N)
+        NaN for members of a batch as in :func:`noise_covariance`.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong; ValueError for a Jacobian that is not
-        stable.
+        Naming the argument that is wrong; ValueError for a Jacobian (not in a
+        batch) that is not stable, or whose covariance is not known accurately.
+
+    Warns
+    -----
+    RuntimeWarning
+        That says which members of a batch are NaN, and why.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.diag(linear_covariance(np.array([[-1e-9, 1e3], [-1e3, -1e-9]]), 1.0) * 2e-9).round(12)
+    array([1., 1.])
     """
-    xp, jac, term = _linear(jacobian, noise)
-    return _covariance(xp, jac, _intensity(xp, term), "jacobian")
+    return _covariance(_linear(jacobian, noise), "jacobian")
 
 
 def linear_power_spectrum(jacobian: Array, noise: Noise, frequencies: Array) -> Array:
@@ -246,8 +448,7 @@ def linear_power_spectrum(jacobian: Array, noise: Noise, frequencies: Array) -> 
     TypeError, ValueError
         As :func:`linear_covariance`.
     """
-    xp, jac, term = _linear(jacobian, noise, frequencies=frequencies)
-    return _power_spectrum(xp, jac, term, frequencies, "jacobian")
+    return _power_spectrum(_linear(jacobian, noise, frequencies=frequencies), frequencies, "jacobian")
 
 
 def linear_coherence(jacobian: Array, noise: Noise, frequencies: Array) -> Array:
@@ -268,8 +469,8 @@ def linear_coherence(jacobian: Array, noise: Noise, frequencies: Array) -> Array
     TypeError, ValueError
         As :func:`linear_covariance`.
     """
-    xp, jac, term = _linear(jacobian, noise, frequencies=frequencies)
-    return _coherence(xp, _power_spectrum(xp, jac, term, frequencies, "jacobian"))
+    system = _linear(jacobian, noise, frequencies=frequencies)
+    return _coherence(system.xp, _power_spectrum(system, frequencies, "jacobian"))
 
 
 def _check_frequencies(xp: Any, **frequencies: Array) -> None:
@@ -279,66 +480,190 @@ def _check_frequencies(xp: Any, **frequencies: Array) -> None:
         checks.values(xp, name, value, "any")
 
 
-def _linearized(
-    circuit: Any, state: Any, noise: Noise, variant: str, z: Array | None, **frequencies: Array
-) -> tuple[Any, Array, NoiseTerm]:
+class _System(NamedTuple):
+    """dx = J x dt + L dB; of the components the first ``size`` are asked for, the others are filters of the noise."""
+
+    xp: Any
+    jac: Array
+    term: NoiseTerm
+    size: int
+
+
+def _linearized(circuit: Any, state: Any, noise: Noise, variant: str, z: Array | None, **frequencies: Array) -> _System:
     linear = linearized(circuit, state, variant, z, values=True)
     xp, like = linear.xp, linear.state[0]
-    extra = noise_arrays(noise)
-    checks.namespace({"state": like, **extra, **frequencies})
-    _check_frequencies(xp, **frequencies)
-    for name, value in extra.items():
-        checks.values(xp, name, value, "any")
     sizes = tuple(int(part.shape[-1]) for part in linear.state)
-    return xp, linear.jacobian, noise_term(xp, noise, sizes, like)
+    return _system(xp, linear.jacobian, noise, sizes, like, linear.model, linear.state, **frequencies)
 
 
-def _linear(jacobian: Array, noise: Noise, **frequencies: Array) -> tuple[Any, Array, NoiseTerm]:
-    extra = noise_arrays(noise)
-    xp = checks.namespace({"jacobian": jacobian, **extra, **frequencies})
+def _linear(jacobian: Array, noise: Noise, **frequencies: Array) -> _System:
+    if is_function(read_colour(noise)[0]):
+        raise TypeError(f"noise must not depend on the state here, got {checks.describe(noise)}")
+    xp = checks.namespace({"jacobian": jacobian})
     n = checks.matrix_shape("jacobian", jacobian, None)
     checks.values(xp, "jacobian", jacobian, "any")
+    return _system(xp, jacobian, noise, (n,), jacobian, None, None, **frequencies)
+
+
+def _system(
+    xp: Any, jac: Array, noise: Noise, sizes: tuple[int, ...], like: Array, model: Any, state: Any, **frequencies: Array
+) -> _System:
+    extra = noise_arrays(noise)
+    checks.namespace({"jacobian": like, **extra, **frequencies})
     _check_frequencies(xp, **frequencies)
     for name, value in extra.items():
-        checks.values(xp, name, value, "any")
-    return xp, jacobian, noise_term(xp, noise, (n,), jacobian)
+        checks.values(xp, name, value, "> 0" if name == "tau" else "any")
+    white, tau = read_colour(noise)
+    term, n = noise_term(xp, noise_at(xp, white, model, state), sizes, like), sum(sizes)
+    if tau is None:
+        return _System(xp, jac, term, n)
+    factor = _factor(xp, term)
+    m = int(factor.shape[-1])
+    rate = filter_rates(xp, tau, m, like)
+    nothing = xp.zeros((m, n), dtype=like.dtype, device=device(like))
+    jac = block_matrix(xp, [[jac, factor], [nothing, diagonal_matrix(xp, -rate)]])
+    drive = xp.zeros((n, m), dtype=like.dtype, device=device(like))
+    return _System(xp, jac, NoiseTerm(None, block_matrix(xp, [[drive], [diagonal_matrix(xp, rate)]])), n)
 
 
-class _Stability(NamedTuple):
-    stable: Array  # (...)
-    shift: Array  # (...), the geometric mean of the slowest and the fastest rate
+def filter_rates(xp: Any, tau: Any, m: int, like: Array) -> Array:
+    """1 / tau (..., m) of the filters of m noises."""
+    if checks.is_number(tau):
+        return xp.full((m,), 1.0 / tau, dtype=like.dtype, device=device(like))
+    checks.vector_shape("tau", tau, m, scalar=True)
+    return 1.0 / xp.broadcast_to(xp.astype(tau, like.dtype, copy=False), broadcast_shapes(tuple(tau.shape), (m,)))
 
 
-def _stability(xp: Any, jac: Array, name: str) -> _Stability:
-    """Where ``jac`` is stable; ValueError where that can be seen and is not so."""
+def _report(xp: Any, bad: Array, sentence: str) -> None:
+    """ValueError where one system is seen to be ``bad``, RuntimeWarning where members of a batch are."""
+    if not get_backend(xp).is_concrete(bad) or not bool(xp.any(bad)):
+        return
+    if bad.ndim == 0:
+        raise ValueError(sentence)
+    members = [int(k) for k in to_numpy(bad).reshape(-1).nonzero()[0]]
+    more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+    warnings.warn(f"NaN for member {members[0]} of the batch{more}: {sentence}", RuntimeWarning, stacklevel=4)
+
+
+def _stability(xp: Any, jac: Array, name: str) -> tuple[Array, Array]:
+    """Where (...) ``jac`` is stable, reported where it is not, and its eigenvalues."""
     backend = get_backend(xp)
     values = backend.eigvals(backend.stop_gradient(jac))
-    rates = -xp.real(values)
-    slow, fast = xp.min(rates, axis=-1), xp.max(xp.abs(values), axis=-1)
+    slow = xp.min(-xp.real(values), axis=-1)
     stable = slow > 0  # false for NaN
-    if backend.is_concrete(jac) and not bool(xp.all(stable)):
-        found = to_numpy(slow)
-        bad = [int(k) for k in (~(found > 0)).reshape(-1).nonzero()[0]]
-        where = "" if found.ndim == 0 else f" (member {bad[0]} of the batch)"
-        raise ValueError(
-            f"{name} must be stable to have stationary noise, but its spectral abscissa is "
-            f"{-float(found.reshape(-1)[bad[0]]):g} per second{where}"
+    if backend.is_concrete(stable) and not bool(xp.all(stable)):
+        found = to_numpy(slow).reshape(-1)
+        first = float(found[int((~(found > 0)).argmax())])
+        _report(
+            xp,
+            ~stable,
+            f"{name} must be stable to have stationary noise, but its spectral abscissa is {-first:g} per second",
         )
-    one = xp.ones_like(slow)
-    shift = xp.sqrt(xp.where(stable, slow, one) * xp.where(stable, fast, one))
-    return _Stability(stable, backend.stop_gradient(shift))
+    return stable, values
 
 
-_TRACED_DOUBLINGS = 40
+def _best_shift(xp: Any, values: Array) -> Array:
+    """The s (...) of the Cayley transform (s + J) / (s - J) that damps the mode damped least the most."""
+    rates, sizes = -xp.real(values), xp.abs(values)
+    fast = xp.max(sizes, axis=-1, keepdims=True)
+    middle = xp.sqrt(xp.min(rates, axis=-1, keepdims=True) * fast)
+    tried = xp.concat([sizes, xp.sqrt(sizes) * xp.sqrt(fast), middle], axis=-1)
+    s, rates, turns = tried[..., :, None], rates[..., None, :], xp.imag(values)[..., None, :]
+    damped = xp.min(s * rates / ((s + rates) ** 2 + turns**2), axis=-1)
+    best = damped == xp.max(damped, axis=-1, keepdims=True)
+    return xp.max(xp.where(best, tried, 0.0), axis=-1)
 
 
-def _covariance(xp: Any, jac: Array, intensity: Array, name: str) -> Array:
-    """P of J P + P J^T + Q = 0: the Cayley transform makes it P = A P A^T + Q', doubled until A**2**k vanishes."""
+def _power_of_two(xp: Any, x: Array) -> Array:
+    """A power of two near x > 0, exactly: the last bits of pow are no library's promise."""
+    rough = xp.pow(xp.asarray(2.0, dtype=x.dtype, device=device(x)), xp.ceil(xp.log2(x)))
+    carried = rough * (0.25 / float(xp.finfo(x.dtype).eps) + 1.0)
+    return carried - (carried - rough)
+
+
+def _balance(xp: Any, matrix: Array) -> Array:
+    """Units (..., N), powers of two, in which rows and columns of ``matrix`` are of a size (Osborne 1960)."""
+    size = xp.abs(matrix)
+    own = 1e-3 * xp.linalg.diagonal(size)
+    units = xp.ones_like(own)
+    for _ in range(8):
+        scaled = size * (units[..., None, :] / units[..., :, None])
+        row, column = (xp.sum(scaled, axis=axis) - 0.999 * xp.linalg.diagonal(size) for axis in (-1, -2))
+        live = (row > 0) & (column > 0)
+        units = units * xp.where(live, xp.sqrt(xp.sqrt(xp.where(live, row, 1.0) / xp.where(live, column, 1.0))), 1.0)
+    units = _power_of_two(xp, units)
+    return xp.where(xp.isfinite(units) & (units > 0), units, 1.0)
+
+
+_SLICES = 4
+
+
+def _slices(xp: Any, matrix: Array, axis: int) -> list[Array]:
+    """Matrices whose sum is ``matrix`` (almost) and whose products with others so cut are exact (Ozaki et al. 2012)."""
+    n = int(matrix.shape[-1])
+    bits = (round(-math.log2(float(xp.finfo(matrix.dtype).eps))) + 1 - math.ceil(math.log2(max(n, 2)))) // 2
+    top = xp.max(xp.abs(matrix), axis=axis, keepdims=True)
+    unit = _power_of_two(xp, xp.where(top > 0, top, 1.0)) * 2.0**-bits
+    parts = []
+    for _ in range(_SLICES):
+        part = xp.round(matrix / unit) * unit
+        parts.append(part)
+        matrix, unit = matrix - part, unit * 2.0**-bits
+    return parts
+
+
+def _residual(xp: Any, jac: Array, p: Array, intensity: Array) -> Array:
+    """J P + P J^T + Q for a symmetric P as in about twice the precision."""
+    left, right = _slices(xp, jac, -1), _slices(xp, p, -2)
+    total, lost = intensity, xp.zeros_like(p)
+    for order in range(_SLICES):
+        for k in range(order + 1):
+            product = matmul(xp, left[k], right[order - k])
+            for term in (product, transpose(xp, product)):
+                new = total + term
+                back = new - total
+                lost = lost + ((total - (new - back)) + (term - back))
+                total = new
+    return total + lost
+
+
+_TRACED_DOUBLINGS = 50
+_SWEEPS = 10
+_TRACED_SWEEPS = 4
+
+
+def _covariance(system: _System, name: str) -> Array:
+    """P of J P + P J^T + Q = 0: Smith's doubling, refined by residuals of twice the precision."""
+    xp, jac, intensity, size = system.xp, system.jac, _intensity(system.xp, system.term), system.size
     backend = get_backend(xp)
-    stable, shift = _stability(xp, jac, name)
-    eye = xp.eye(jac.shape[-1], dtype=jac.dtype, device=device(jac))
-    shift = shift[..., None, None]
-    jac = xp.where(stable[..., None, None], jac, -shift * eye)
+    stable, values = _stability(xp, jac, name)
+    eye = xp.eye(int(jac.shape[-1]), dtype=jac.dtype, device=device(jac))
+    jac = xp.where(stable[..., None, None], jac, -eye)
+    values = xp.where(stable[..., None], values, xp.asarray(-1.0, dtype=values.dtype, device=device(jac)))
+    batch = broadcast_shapes(tuple(jac.shape[:-2]), tuple(intensity.shape[:-2]))
+    jac, intensity = (widen(xp, part, batch) for part in (jac, intensity))
+    with getattr(backend, "quiet", nullcontext)():
+        units = _balance(xp, backend.stop_gradient(jac))
+        jac = jac * (units[..., None, :] / units[..., :, None])
+        both = units[..., None, :] * units[..., :, None]
+        result, error = _solve_lyapunov(xp, jac, intensity / both, _best_shift(xp, values)[..., None, None])
+        result = result * both
+    tolerance = float(xp.finfo(jac.dtype).eps) ** 0.6
+    accurate = error < tolerance
+    _report(
+        xp,
+        stable & ~accurate,
+        f"{name} is so near to instability, or so far from normal, that its covariance is not known to the relative "
+        f"accuracy of {tolerance:.0e} that {str(jac.dtype).rpartition('.')[2]} must have here",
+    )
+    return xp.where((stable & accurate)[..., None, None], result[..., :size, :size], xp.nan)
+
+
+def _solve_lyapunov(xp: Any, jac: Array, intensity: Array, shift: Array) -> tuple[Array, Array]:
+    """P, and its relative error (...) as the last corrections tell it; infinite for a P with negative variances."""
+    backend = get_backend(xp)
+    n = int(jac.shape[-1])
+    eye = xp.eye(n, dtype=jac.dtype, device=device(jac))
     inverse = solve(xp, shift * eye - jac, eye)
     power = matmul(xp, inverse, shift * eye + jac)
     concrete = backend.is_concrete(power)
@@ -354,23 +679,35 @@ def _covariance(xp: Any, jac: Array, intensity: Array, name: str) -> Array:
         total = 2.0 * shift * matmul(xp, inverse, matmul(xp, right, transpose(xp, inverse)))
         for a in powers:
             total = total + matmul(xp, a, matmul(xp, total, transpose(xp, a)))
-        return total
+        return 0.5 * (total + transpose(xp, total))
 
-    # The sum is linear in the right-hand side, so any constant guess gives the same P and the same derivatives.
+    free, known = backend.stop_gradient(jac), backend.stop_gradient(intensity)
     guess = backend.stop_gradient(summed(intensity))
+    residual = _residual(xp, free, guess, known)
+    change = xp.full(guess.shape[:-2], xp.inf, dtype=jac.dtype, device=device(jac))
+    for _ in range(_SWEEPS if concrete else _TRACED_SWEEPS):
+        step = backend.stop_gradient(summed(residual))
+        before, change = change, _size(xp, step) / (_size(xp, guess) + float(xp.finfo(jac.dtype).smallest_normal))
+        guess = guess + step
+        residual = _residual(xp, free, guess, known)
+        if concrete and bool(xp.all((change <= 4.0 * eps) | ~(change < 0.5 * before))):
+            break
+    # The sum is linear in the right-hand side, so any constant guess gives the same P and the same derivatives.
     left = matmul(xp, jac, guess)
-    result = guess + summed(intensity + left + transpose(xp, left))
-    result = 0.5 * (result + transpose(xp, result))
-    return xp.where(stable[..., None, None], result, xp.full_like(result, xp.nan))
+    plain = intensity + left + transpose(xp, left)
+    result = guess + summed(plain + (residual - backend.stop_gradient(plain)))
+    variances = xp.min(xp.linalg.diagonal(backend.stop_gradient(result)), axis=-1)
+    return result, xp.where(variances >= -(eps**0.5) * _size(xp, guess), change, xp.inf)
 
 
-def _power_spectrum(xp: Any, jac: Array, term: NoiseTerm, frequencies: Array, name: str) -> Array:
+def _size(xp: Any, matrix: Array) -> Array:
+    return xp.max(xp.abs(matrix), axis=(-2, -1))
+
+
+def _power_spectrum(system: _System, frequencies: Array, name: str) -> Array:
+    xp, jac, term, size = system
     stable, _ = _stability(xp, jac, name)
-    kind = xp.complex64 if xp.finfo(jac.dtype).bits == 32 else xp.complex128
-    omega = 1j * xp.astype(2.0 * math.pi * xp.astype(frequencies, jac.dtype, copy=False), kind)
-    eye = xp.eye(jac.shape[-1], dtype=kind, device=device(jac))
-    matrix = omega[:, None, None] * eye - xp.astype(jac, kind)[..., None, :, :]
-    response = solve(xp, matrix, xp.astype(_factor(xp, term), kind)[..., None, :, :])
+    response = _response(xp, jac, _factor(xp, term), frequencies)[..., :size, :]
     result = matmul(xp, response, xp.conj(transpose(xp, response)))
     keep = stable[..., None, None, None]
     return xp.where(keep, result, xp.full_like(result, xp.nan))

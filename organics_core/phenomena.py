@@ -8,16 +8,19 @@ steady response is the normalization equation. Firing rates are max(y, 0)**2.
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from array_api_compat import device
 
 from . import checks
 from .backend import Array
-from .circuit import Circuit, State, relu
+from .circuit import Circuit, State, circuit_jacobian, relu
+from .circuit import field as circuit_field
 from .equilibria import steady_state
 from .integration import simulate
+from .model import Parameter, validate
 
 
 class Responses(NamedTuple):
@@ -90,6 +93,13 @@ def _values(name: str, values: Array, allowed: str = ">= 0") -> Any:
         raise ValueError(f"{name} must have shape (K,) with K >= 1, got shape {tuple(values.shape)}")
     checks.values(xp, name, values, allowed)
     return xp
+
+
+def _odd(n: int) -> int:
+    """``n``, odd, so that one neuron is in the centre."""
+    if checks.positive_integer("n", n) % 2 == 0:
+        raise ValueError(f"n must be odd, so that one neuron is in the centre, got {n}")
+    return int(n)
 
 
 def _grid(xp: Any, low: float, high: float, count: int, like: Array, *, endpoint: bool = True) -> Array:
@@ -279,7 +289,7 @@ def surround_suppression(diameters: Array, contrasts: Array, *, n: int = 81, poo
     xp = _values("diameters", diameters)
     _values("contrasts", contrasts)
     checks.namespace({"diameters": diameters, "contrasts": contrasts})
-    positions = _grid(xp, -20.0, 20.0, n, diameters)
+    positions = _grid(xp, -20.0, 20.0, _odd(n), diameters)
     circuit = space_circuit(positions, pool=pool, strength=4.0)
     return _respond(circuit, positions, contrasts[:, None, None] * _patch(xp, positions, diameters, 1.0))
 
@@ -318,7 +328,7 @@ def attention(
         Naming the argument that is wrong.
     """
     xp = _values("contrasts", contrasts)
-    positions = _grid(xp, -20.0, 20.0, n, contrasts)
+    positions = _grid(xp, -20.0, 20.0, _odd(n), contrasts)
     focus = 0.5 * (1.0 + (checks.positive_number("gain", gain) - 1.0) * _gaussian(xp, positions, attended))
     drive = contrasts[:, None] * _gaussian(xp, positions, stimulus)
     with_focus = _respond(space_circuit(positions, pool=pool, gain=focus, sigma=0.05), positions, drive)
@@ -345,33 +355,97 @@ def temporal_pair(
     Returns
     -------
     TemporalPair
+        The times are a grid that has the edges of all pulses.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+    ArithmeticError
+        Where the simulation fails.
     """
     xp = _values("gaps", gaps)
     duration = checks.positive_number("duration", duration)
-    one = xp.ones((1, 1), dtype=gaps.dtype, device=device(gaps))
-    circuit = Circuit(None, 4.0 * one, 1.0, 1.0, 0.5, tau_y, tau_a)
-    end = 2.0 * duration + float(xp.max(gaps)) + 3.0 * duration
-    times = _grid(xp, 0.0, end, max(2, math.ceil(end / (0.04 * duration))) + 1, gaps)
-    onset = 0.5 * duration
-    clock = times[:, None]
+    contrast = checks.positive_number("contrast", contrast)
+    like = {"dtype": gaps.dtype, "device": device(gaps)}
+    onset, pauses = 0.5 * duration, [float(gap) for gap in gaps]
+    starts = [onset + duration + gap for gap in pauses]
+    end = 5.0 * duration + max(pauses)
+    edges = sorted({0.0, end, onset, onset + duration, *starts, *(start + duration for start in starts)})
+    apart = 100.0 * float(xp.finfo(gaps.dtype).eps) * end  # edges nearer than this are one
+    kept = [edge for k, edge in enumerate(edges) if k == 0 or edge - edges[k - 1] > apart]
+    pieces = [
+        low + (high - low) * k / count
+        for low, high in itertools.pairwise(kept)
+        for count in [max(1, math.ceil((high - low) / (0.04 * duration)))]
+        for k in range(count)
+    ]
+    clock = [*pieces, kept[-1]]
+    times, first_on, first_off = (xp.asarray(value, **like) for value in (clock, onset, onset + duration))
+    second_on = xp.asarray(starts, **like)[:, None]
+    second_off = xp.asarray([start + duration for start in starts], **like)[:, None]
 
-    def within(start: Any) -> Array:
-        return (clock >= start) & (clock < start + duration)
+    def pulses(t: Array) -> Array:
+        on = ((t >= first_on) & (t < first_off)) | ((t >= second_on) & (t < second_off))
+        return xp.where(on, xp.asarray(contrast, **like), 0.0)
 
-    pulses = (within(xp.zeros_like(gaps) + onset), within(onset + duration + gaps))
-    on = pulses[0] | pulses[1]
-    drive = xp.where(on, contrast * xp.ones_like(clock + gaps), xp.zeros_like(clock + gaps))
-    rest = State(0.0 * gaps[:, None], 0.0 * gaps[:, None] + 0.25)
-    run = simulate(circuit, drive[..., None], times, state0=rest, drive="sampled", method="rk4", substeps=2)
+    one = xp.ones((1, 1), **like)
+    circuit = _Counting(None, 4.0 * one, 1.0, 1.0, 0.5, tau_y, tau_a)
+    validate(circuit, values=True, name="circuit")
+    nothing = xp.zeros((len(pauses), 1), **like)
+    run = simulate(
+        circuit, pulses, times, state0=_Counted(nothing, nothing + 0.25, nothing), method="rodas5p",
+        rtol=max(1e-6, 30.0 * float(xp.finfo(gaps.dtype).eps)), atol=1e-8, max_step=math.inf, jumps=kept[1:-1],
+    )  # fmt: skip
+    if not run.success:
+        raise ArithmeticError(f"the simulation of the pulses did not reach its end: {run.message}")
+    total = run.state.total[..., 0]
+
+    def mean(starts: list[float]) -> Array:
+        rows = [min(range(len(clock)), key=lambda k: abs(clock[k] - edge)) for edge in starts]
+        ends = [min(range(len(clock)), key=lambda k: abs(clock[k] - edge - duration)) for edge in starts]
+        return xp.stack(
+            [(total[j, g] - total[i, g]) / duration for g, (i, j) in enumerate(zip(rows, ends, strict=True))]
+        )
+
+    drive = xp.stack([pulses(times[k])[:, 0] for k in range(len(clock))])
     rates = relu(xp, run.state.y[..., 0]) ** 2
+    return TemporalPair(gaps, times, drive, rates, mean([onset] * len(pauses)), mean(starts))
 
-    def mean(pulse: Array) -> Array:
-        weights = xp.astype(pulse, rates.dtype)
-        return xp.sum(rates * weights, axis=0) / xp.sum(weights + 0.0 * rates, axis=0)
 
-    return TemporalPair(gaps, times, drive, rates, mean(pulses[0]), mean(pulses[1]))
+class _Counted(NamedTuple):
+    y: Array
+    a: Array
+    total: Array  # integral of the firing rate
+
+
+class _CountingFields(NamedTuple):
+    w_r: Array
+    w: Array
+    b: Array
+    b0: Array
+    sigma: Array
+    tau_y: Array
+    tau_a: Array
+
+
+class _Counting(_CountingFields):
+    """A circuit that adds up its firing rate."""
+
+    __slots__ = ()
+    spec: ClassVar[dict[str, Parameter]] = Circuit.spec
+    state = _Counted
+    autonomous: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
+
+    def field(self: Any, xp: Any, t: Array, x: _Counted, z: Array) -> _Counted:
+        dy, da = circuit_field(xp, self, State(x.y, x.a), z, "main")
+        return _Counted(dy, da, relu(xp, x.y) ** 2)
+
+    def jacobian(self: Any, xp: Any, t: Array, x: _Counted, z: Array) -> Array:
+        inner = circuit_jacobian(xp, self, State(x.y, x.a), "main")
+        slope = (2.0 * relu(xp, x.y))[..., None]
+        nothing = xp.zeros_like(slope)
+        row = xp.concat([slope, nothing, nothing], axis=-1)
+        column = xp.zeros_like(inner[..., :1])
+        return xp.concat([xp.concat([inner, column], axis=-1), row], axis=-2)

@@ -5,17 +5,20 @@ Source: Rawat, Heeger & Martiniani (NeurIPS 2024), the theorem on W_r = I.
 
 from __future__ import annotations
 
+import warnings
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, get_backend, to_numpy
+from .backend import Array, get_backend, to_numpy, tree_map
 from .circuit import (
     Circuit,
     State,
     circuit_jacobian,
+    identity,
     identity_fixed_point,
     is_identity,
     of_variant,
@@ -24,7 +27,7 @@ from .circuit import (
     validate_circuit,
     validate_state,
 )
-from .linalg import broadcast_shapes, diagonal_matrix, solve_vector, transpose
+from .linalg import broadcast_shapes, diagonal_matrix, inverse, m_matrix_inverse, transpose
 from .model import Layout, block_matrix, check_model, check_products, field_jacobian, state_fields, validate
 from .weights import Operator, dense, matvec
 
@@ -149,18 +152,32 @@ def spectral_abscissa(circuit: Any, state: Any, *, variant: str = "main", z: Arr
     Returns
     -------
     array (...)
-        Per second. NaN where the state is not finite.
+        Per second. NaN where the state is not finite, and where eigenvalues spread
+        over thirty decades and more hide it.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
 
+    Warns
+    -----
+    RuntimeWarning
+        Where the state is not finite.
+
     Notes
     -----
-    Lyapunov's indirect method: stable where max Re lambda(J) < 0.
+    Lyapunov's indirect method: stable where max Re lambda(J) < 0. Where the
+    eigenvalues span so many decades that the slow ones drown in the rounding of
+    the fast ones, they are found from the inverse of J (not while tracing).
     """
     linear = linearized(circuit, state, variant, z)
+    xp = linear.xp
+    finite = xp.all(xp.isfinite(xp.concat(list(linear.state), axis=-1)), axis=-1)
+    if get_backend(xp).is_concrete(finite) and not bool(xp.all(finite)):
+        bad = int((~to_numpy(finite)).reshape(-1).argmax())
+        where = "" if finite.ndim == 0 else f" in member {bad} of the batch"
+        warnings.warn(f"state is not finite{where}: its spectral abscissa is NaN", RuntimeWarning, stacklevel=2)
     return abscissa_of(linear)
 
 
@@ -168,18 +185,63 @@ def abscissa_of(linear: Linear) -> Array:
     """Spectral abscissa of a model around a state, unchecked."""
     if isinstance(linear.model, Circuit):
         return _spectral_abscissa(linear.xp, linear.model, linear.state, linear.model.variant)
-    return linear.xp.max(linear.xp.real(get_backend(linear.xp).eigvals(linear.jacobian)), axis=-1)
+    matrix = linear.jacobian
+    return _largest_real_part(linear.xp, matrix, linear.xp.ones_like(matrix[..., 0]))
 
 
 def _spectral_abscissa(xp: Any, circuit: Circuit, state: State, variant: str) -> Array:
     pooled = share_pool(xp, circuit)
-    abscissa = xp.max(
-        xp.real(get_backend(xp).eigvals(circuit_jacobian(xp, circuit, state, variant, pooled=pooled))), axis=-1
-    )
+    matrix = circuit_jacobian(xp, circuit, state, variant, pooled=pooled)
+    a = xp.max(state.a, axis=-1, keepdims=True) if pooled else state.a
+    largest = xp.max(xp.abs(state.y), axis=-1, keepdims=True)
+    sizes = [xp.where(part > 0, part, 1.0) for part in (xp.broadcast_to(largest, state.y.shape), a)]
+    abscissa = _largest_real_part(xp, matrix, xp.concat(sizes, axis=-1))
     if not pooled:
         return abscissa
     rest = -1.0 / (circuit.tau_a if circuit.tau_a.ndim == 0 else circuit.tau_a[..., 0])
     return xp.where(abscissa < rest, rest + xp.zeros_like(abscissa), abscissa)  # NaN stays
+
+
+def _quiet(backend: Any) -> Any:
+    """No warnings of what is looked out for here."""
+    return getattr(backend, "quiet", nullcontext)()
+
+
+def _largest_real_part(xp: Any, matrix: Array, size: Array) -> Array:
+    """Spectral abscissa (...) of a matrix (..., N, N) for components of ``size`` (..., N).
+
+    Eigenvalues have errors of some eps times the largest. Where that matters, the
+    small ones are the inverses of those of the inverse matrix, which has them
+    large; it is found with rows and components in units of their size.
+    """
+    backend = get_backend(xp)
+    values = backend.eigvals(matrix)
+    abscissa = xp.max(xp.real(values), axis=-1)
+    if not backend.is_concrete(matrix):
+        return abscissa
+    eps = float(xp.finfo(matrix.dtype).eps)
+    top = xp.max(xp.abs(values), axis=-1, keepdims=True)
+    if not bool(xp.any(10.0 * eps**0.5 * top[..., 0] > xp.abs(abscissa))):  # false for NaN
+        return abscissa
+    with _quiet(backend):
+        scaled = matrix * (size[..., None, :] / size[..., :, None])
+        values = backend.eigvals(scaled)
+        rows = xp.max(xp.abs(scaled), axis=-1)
+        turned = inverse(xp, scaled / rows[..., None]) / rows[..., None, :]
+        inverses = backend.eigvals(turned)
+        size = xp.abs(inverses)
+        live = size > 0
+        size = xp.where(live, size, 1.0)
+        bottom = 1.0 / xp.max(size, axis=-1, keepdims=True)
+        small = 1.0 / size
+        chosen = live & (small < xp.sqrt(top) * xp.sqrt(bottom)) & (small < 0.01 / eps * bottom)
+        smaller = xp.sum(xp.astype(xp.abs(values)[..., None, :] < xp.abs(values)[..., :, None], xp.int32), axis=-1)
+        others = smaller >= xp.sum(xp.astype(chosen, xp.int32), axis=-1, keepdims=True)
+        slow = xp.max(xp.where(chosen, xp.real(inverses) * small * small, -xp.inf), axis=-1)
+        fast = xp.max(xp.where(others, xp.real(values), -xp.inf), axis=-1)
+        hidden = (fast > slow) & (xp.abs(fast) < 10.0 * eps * top[..., 0])  # rounding, in both
+        better = xp.where(slow > fast, slow, xp.where(hidden, xp.nan, fast))
+    return xp.where((xp.isfinite(better) | hidden) & (bottom[..., 0] > 0), better, abscissa)
 
 
 def jacobian_product(circuit: Any, state: Any, direction: Any, *, variant: str = "main", z: Array | None = None) -> Any:
@@ -353,16 +415,19 @@ class Certificate(NamedTuple):
     Attributes
     ----------
     stable : boolean array (...)
-        Whether ``margin`` is positive.
+        Whether ``margin`` is positive; by the theorem it always is.
     margin : array (...)
-        min_i (C v)_i relative to the diagonal's part of it, where C is the
-        damping matrix of the oscillator form and v = a y**2 / tau_y > 0; in
-        (0, 1]. C is a Z-matrix, so C v > 0 makes it a nonsingular M-matrix.
+        min_i (C v)_i over the driven units, relative to the diagonal's part of
+        it, where C is the damping matrix of the oscillator form and v = a y**2 /
+        tau_y > 0; in (0, 1], and 1 where no unit is driven. C is a Z-matrix, so
+        C v > 0 makes it a nonsingular M-matrix.
     state : State
         The fixed point.
     p, q : arrays (..., 2n, 2n) or None
-        Lyapunov pair in the order (y, a): p > 0, and q = -(J^T p + p J) >= 0.
-        None where ``lyapunov=False``, and for a W that is an operator.
+        Lyapunov pair in the order (y, a): p > 0, and q = -(J^T p + p J) >= 0; see
+        :func:`check_certificate`. Entries beyond the range of the dtype are 0 or
+        infinite, and of no use. None where ``lyapunov=False``, and for a W that
+        is an operator.
     """
 
     stable: Array
@@ -383,17 +448,19 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
         Input drive. Units with zero drive decouple and are treated apart.
     lyapunov : bool
         Also return the Lyapunov matrices p and q. The decision alone costs
-        one product with W; the matrices cost one linear solve.
+        one product with W; the matrices cost one inverse.
 
     Returns
     -------
     Certificate
+        While tracing, the margin is NaN where the fixed point leaves the range of the dtype.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument that is wrong; ValueError for a W_r that is not the
-        identity (use :func:`steady_state` and :func:`spectral_abscissa`).
+        identity (use :func:`steady_state` and :func:`spectral_abscissa`), and
+        where the fixed point leaves the range of the dtype.
 
     Notes
     -----
@@ -407,6 +474,10 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
         V  = sum_i r_i (tau_a a_i eta_i**2 + tau_y sqrt(a_i) u_i**2),    S^T r = 1
         V' = -eta^T (diag(r) S + S^T diag(r)) eta
 
+    Nothing here is a difference: C v is the sum above, S is known by its row sums
+    and what couples its rows, and so is every Schur complement of it. Where V
+    would leave the range of the dtype it is a multiple of this.
+
     Examples
     --------
     >>> import numpy as np
@@ -415,46 +486,107 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
     True
     """
     xp, circuit, z = _identity_circuit(circuit, z)
-    state = identity_fixed_point(xp, circuit, z, "main")
-    parts = _energy_parts(xp, circuit, state, solve=lyapunov and not isinstance(circuit.w, Operator))
-    margin = _margin(xp, circuit, state, parts)
+    with _quiet(get_backend(xp)):
+        return _certificate(xp, circuit, z, lyapunov)
+
+
+def _certificate(xp: Any, circuit: Circuit, z: Array, lyapunov: bool) -> Certificate:
+    state, inside = _fixed_point_within_range(xp, circuit, z)
+    parts = _energy_parts(xp, circuit, z, state, solve=lyapunov and not isinstance(circuit.w, Operator))
+    margin = xp.min(xp.where(parts.driven, parts.excess, 1.0), axis=-1)
+    margin = xp.where(inside, margin, xp.nan)
     stable = margin > 0
-    if not lyapunov or isinstance(circuit.w, Operator):
+    if parts.loss is None:
         return Certificate(stable, margin, state, None, None)
-    half = 0.5 / state.a
-    kinetic = parts.weight * circuit.tau_a * state.a
-    potential = parts.weight * circuit.tau_y * xp.sqrt(state.a)
-    per_y = parts.inverse_y
-    silent = 1.0 - parts.active
+    per_y, per_a = parts.kinetic_y, parts.kinetic_a
     p = block_matrix(
         xp,
         [
-            [
-                diagonal_matrix(xp, (kinetic + potential) * per_y**2 + silent * potential),
-                diagonal_matrix(xp, kinetic * per_y * half),
-            ],
-            [diagonal_matrix(xp, kinetic * per_y * half), diagonal_matrix(xp, kinetic * half**2)],
+            [diagonal_matrix(xp, per_y**2 + parts.potential**2), diagonal_matrix(xp, per_y * per_a)],
+            [diagonal_matrix(xp, per_y * per_a), diagonal_matrix(xp, per_a**2)],
         ],
     )
-    loss = parts.weight[..., None] * parts.scaled_damping
-    loss = loss + transpose(xp, loss)
-    decay = silent * 2.0 * potential * xp.sqrt(state.a) / circuit.tau_y
-    columns_y, columns_a = per_y[..., None, :], half[..., None, :]
-    rows_y, rows_a = per_y[..., :, None], half[..., :, None]
+    decay = xp.where(parts.driven, 0.0, 2.0 * parts.potential**2 * xp.sqrt(state.a) / circuit.tau_y)
     q = block_matrix(
         xp,
         [
-            [rows_y * loss * columns_y + diagonal_matrix(xp, decay), rows_y * loss * columns_a],
-            [rows_a * loss * columns_y, rows_a * loss * columns_a],
+            [_scaled(parts.loss, per_y, per_y) + diagonal_matrix(xp, decay), _scaled(parts.loss, per_y, per_a)],
+            [_scaled(parts.loss, per_a, per_y), _scaled(parts.loss, per_a, per_a)],
         ],
     )
     return Certificate(stable, margin, state, p, q)
 
 
-def _margin(xp: Any, circuit: Circuit, state: State, parts: _EnergyParts) -> Array:
-    """min_i (C v)_i relative to the diagonal's part: one product with W."""
-    share = matvec(xp, circuit.w, state.a * state.y**2)
-    return xp.min((parts.diagonal - share) / parts.diagonal, axis=-1)
+class CertificateCheck(NamedTuple):
+    """A certificate, checked; in units in which the diagonal of p is one.
+
+    Attributes
+    ----------
+    p, q : arrays (...)
+        Smallest eigenvalue of p and of q, relative to the largest.
+    residual : array (...)
+        Largest entry of J^T p + p J + q, relative to its largest term.
+    """
+
+    p: Array
+    q: Array
+    residual: Array
+
+
+def check_certificate(circuit: Circuit, certificate: Certificate) -> CertificateCheck:
+    """Check the Lyapunov pair of a certificate without trusting how it was found, on the host.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        The one that was certified.
+    certificate : Certificate
+        With its p and q.
+
+    Returns
+    -------
+    CertificateCheck of numpy arrays (...)
+        Eigenvalues of a matrix of size 2n are known to some 2n eps: p > 0 and
+        q >= 0 hold up to that.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is wrong; ValueError for a certificate without p and q.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> circuit = Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> check = check_certificate(circuit, certify(circuit, np.array([1.0, 0.5])))
+    >>> bool(check.p > 0), bool(check.q > -1e-15), bool(check.residual < 1e-15)
+    (True, True, True)
+    """
+    if certificate.p is None:
+        raise ValueError("certificate must have p and q: certify with lyapunov=True and a dense W")
+    circuit, state, p, q = (
+        tree_map(lambda leaf: leaf if checks.is_number(leaf) else to_numpy(leaf).astype(np.float64), part)
+        for part in (circuit, certificate.state, certificate.p, certificate.q)
+    )
+    jac = jacobian(circuit, state)
+    diagonal = np.diagonal(p, axis1=-2, axis2=-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = np.sqrt(np.where(diagonal > 0, diagonal, np.nan))
+        p, q = (_scaled(part, 1.0 / scale, 1.0 / scale) for part in (p, q))
+        left = np.swapaxes(_scaled(jac, scale, 1.0 / scale), -1, -2) @ p
+        terms = np.abs(np.swapaxes(_scaled(jac, scale, 1.0 / scale), -1, -2)) @ np.abs(p)
+        residual = np.max(np.abs(left + np.swapaxes(left, -1, -2) + q), axis=(-2, -1)) / np.max(terms, axis=(-2, -1))
+    smallest = []
+    for matrix in (p, q):
+        finite = np.all(np.isfinite(matrix), axis=(-2, -1))
+        values = np.linalg.eigvalsh(np.where(finite[..., None, None], matrix, 0.0))
+        smallest.append(np.where(finite, values[..., 0], np.nan) / np.where(finite, np.abs(values).max(axis=-1), 1.0))
+    return CertificateCheck(smallest[0], smallest[1], residual)
+
+
+def _scaled(matrix: Array, left: Array, right: Array) -> Array:
+    """diag(left) matrix diag(right)."""
+    return left[..., :, None] * matrix * right[..., None, :]
 
 
 def energy(circuit: Circuit, state: State, z: Array) -> Array:
@@ -479,47 +611,90 @@ def energy(circuit: Circuit, state: State, z: Array) -> Array:
     ------
     TypeError, ValueError
         Naming the argument that is wrong; ValueError for a W_r that is not the
-        identity.
+        identity, and where the fixed point leaves the range of the dtype.
     """
     validate_circuit(circuit, **validate_state(state), z=z)
     xp, circuit, z = _identity_circuit(circuit, z)
     y, a = (xp.astype(part, z.dtype, copy=False) for part in state)
-    fixed = identity_fixed_point(xp, circuit, z, "main")
-    parts = _energy_parts(xp, circuit, fixed, solve=True)
+    fixed, _ = _fixed_point_within_range(xp, circuit, z)
+    parts = _energy_parts(xp, circuit, z, fixed, solve=True)
     dy, da = y - fixed.y, a - fixed.a
-    u = dy * parts.inverse_y
-    eta = u + da * (0.5 / fixed.a)
-    potential = circuit.tau_y * xp.sqrt(fixed.a) * (u**2 + (1.0 - parts.active) * dy**2)
-    return xp.sum(parts.weight * (circuit.tau_a * fixed.a * eta**2 + potential), axis=-1)
+    return xp.sum((parts.kinetic_y * dy + parts.kinetic_a * da) ** 2 + (parts.potential * dy) ** 2, axis=-1)
+
+
+def _fixed_point_within_range(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
+    """The fixed point, and where (...) it lies within the range of the dtype; ValueError where it is seen not to."""
+    state = identity_fixed_point(xp, circuit, z, "main")
+    inside = xp.all(xp.isfinite(state.a) & (state.a > 0) & xp.isfinite(state.y), axis=-1)
+    if get_backend(xp).is_concrete(inside) and not bool(xp.all(inside)):
+        bad = int((~to_numpy(inside)).reshape(-1).argmax())
+        where = "" if inside.ndim == 0 else f" (member {bad} of the batch)"
+        raise ValueError(
+            f"z must leave a fixed point within the range of {str(z.dtype).rpartition('.')[2]}, but "
+            f"a = (b0 sigma)**2 + W (b z)**2 overflows or vanishes{where}; scale z, b, w or sigma"
+        )
+    return state, inside
 
 
 class _EnergyParts(NamedTuple):
-    active: Array  # 1 for units with drive, 0 for those without
-    inverse_y: Array  # 1 / y, 0 for units without drive
-    diagonal: Array  # the diagonal's part of S = C diag(v)
-    scaled_damping: Array  # S
-    weight: Array  # r, positive
+    driven: Array  # whether a unit has drive
+    excess: (
+        Array  # row sums of S over its diagonal's part a + tau_a a**1.5 / tau_y; without the latter for silent units
+    )
+    kinetic_y: Array  # V = sum (kinetic_y dy + kinetic_a da)**2 + (potential dy)**2
+    kinetic_a: Array
+    potential: Array
+    loss: Array  # V' = -x^T loss x, x = kinetic_y dy + kinetic_a da
 
 
-def _energy_parts(xp: Any, circuit: Circuit, state: State, *, solve: bool) -> _EnergyParts:
-    """S = C diag(v) = diag(a + tau_a a**1.5 / tau_y) - W diag(a y**2), and r with S^T r = 1.
+def _energy_parts(xp: Any, circuit: Circuit, z: Array, state: State, *, solve: bool) -> _EnergyParts:
+    """The energy from S = C diag(v) = diag(a + tau_a a**1.5 / tau_y) - W diag(a y**2), and r with S^T r = 1.
 
-    S has no division by y. A unit without drive has no oscillator: its y decays
-    by itself and its a is driven by the others, so the inertia tau_a a**1.5/tau_y
-    is absent from its row.
+    S has no division by y, and its rows, over the diagonal's part, hold numbers
+    up to one. A unit without drive has no oscillator: its y decays by itself and
+    its a is driven by the others, so the inertia tau_a a**1.5 / tau_y is absent
+    from its row, and it weighs on the others without being weighed on.
     """
-    y, a = state
-    tiny = float(xp.finfo(y.dtype).smallest_normal) ** 0.5 * 1e3
-    driven = xp.abs(y) > tiny
-    active = xp.where(driven, xp.ones_like(y), xp.zeros_like(y))
-    inverse_y = xp.where(driven, 1.0 / xp.where(driven, y, xp.ones_like(y)), xp.zeros_like(y))
-    diagonal = a + active * (circuit.tau_a * a * xp.sqrt(a) / circuit.tau_y)
+    a = state.a
+    drive = circuit.b * z + xp.zeros_like(a)
+    pooled = drive * drive  # a y**2
+    driven = pooled >= float(xp.finfo(a.dtype).smallest_normal)
+    root = xp.sqrt(a)
+    inertia = xp.where(driven, circuit.tau_a / circuit.tau_y * root, 0.0)
+    excess = ((circuit.b0 * circuit.sigma) ** 2 / a + inertia) / (1.0 + inertia)
     if not solve:
-        return _EnergyParts(active, inverse_y, diagonal, None, None)
-    pooled = active * a * y * y
-    scaled = diagonal_matrix(xp, diagonal) - dense(xp, circuit.w, y) * pooled[..., None, :]
-    weight = solve_vector(xp, transpose(xp, scaled), xp.ones_like(diagonal))
-    return _EnergyParts(active, inverse_y, diagonal, scaled, weight)
+        return _EnergyParts(driven, excess, None, None, None, None)
+    share = dense(xp, circuit.w, a) * xp.where(driven, pooled, 0.0)[..., None, :] / a[..., :, None]
+    share = share / (1.0 + inertia)[..., :, None]
+    share = share * (1.0 - identity(xp, a))  # what returns to the unit itself is in its excess
+    inside = m_matrix_inverse(xp, xp.where(driven[..., :, None], share, 0.0), xp.where(driven, excess, 1.0))
+    right = 1.0 + xp.sum(xp.where(driven[..., :, None], 0.0, share), axis=-2)
+    weight = xp.sqrt(matvec(xp, transpose(xp, inside), right) / (1.0 + inertia))
+    kinetic = weight * xp.sqrt(circuit.tau_a + xp.zeros_like(a))
+    kinetic_a = 0.5 * kinetic / a
+    inverse_y = xp.where(driven, root / xp.where(driven, drive, 1.0), 0.0)
+    kinetic_y = kinetic * inverse_y
+    potential = weight * xp.sqrt(circuit.tau_y / root) * xp.where(driven, xp.abs(inverse_y), 1.0)
+    scale = _scale_into_range(xp, kinetic_a, potential, xp.where(driven, xp.abs(kinetic_y), potential))
+    # r_i S_ij + r_j S_ji over kinetic_i kinetic_j, S_ii from the terms that it is the sum of
+    flow = diagonal_matrix(xp, excess + xp.sum(share, axis=-1)) - share
+    ratio = weight[..., :, None] * (1.0 + inertia)[..., :, None] / weight[..., None, :]
+    tau = (
+        circuit.tau_a if circuit.tau_a.ndim == 0 else xp.sqrt(circuit.tau_a[..., :, None] * circuit.tau_a[..., None, :])
+    )
+    loss = ratio * flow / tau
+    loss = loss + transpose(xp, loss)
+    return _EnergyParts(driven, excess, scale * kinetic_y, scale * kinetic_a, scale * potential, loss)
+
+
+def _scale_into_range(xp: Any, *roots: Array) -> Array:
+    """A factor (..., 1) that centres the squares of ``roots`` (..., n) in the range of the dtype; 1 where they fit."""
+    info = xp.finfo(roots[0].dtype)
+    every = xp.concat(roots, axis=-1)
+    top, bottom = xp.max(every, axis=-1, keepdims=True), xp.min(every, axis=-1, keepdims=True)
+    low = 1e3 * float(info.smallest_normal) ** 0.5 / float(info.eps)
+    fits = (top < 1.0 / low) & (bottom > low)
+    return xp.where(fits, 1.0, 1.0 / (xp.sqrt(xp.where(fits, 1.0, top)) * xp.sqrt(xp.where(bottom > 0, bottom, low))))
 
 
 def _identity_circuit(circuit: Circuit, z: Array) -> tuple[Any, Circuit, Array]:

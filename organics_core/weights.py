@@ -115,6 +115,8 @@ def _stored(matrix: Any) -> Array | None:
     """The stored values of a sparse matrix of scipy, cupy, jax or torch; None for what has none to see."""
     if isinstance(matrix, Operator):
         return None
+    if getattr(matrix, "format", None) in ("lil", "dok"):  # of scipy, which keep lists and a dictionary
+        matrix = matrix.tocsr()
     values = matrix.coalesce().values() if str(getattr(matrix, "layout", "")) == "torch.sparse_coo" else None
     if values is None and hasattr(matrix, "values") and is_array_api_obj(matrix):
         values = matrix.values()

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import organics_agree as agree
 import organics_core as oc
 from organics_agree.libraries import MAKERS, numpy_columns
-from organics_cli import circuits, demo, lazy
+from organics_cli import demo, lazy
 from organics_cli.app import app
 from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
 
@@ -159,15 +159,13 @@ def test_certify_proves_and_verifies(organics, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_numbers_beyond_the_range_of_floats(organics, tmp_path: Path) -> None:
-    """A fixed point that overflows: said in one line, without warnings from inside."""
+    """A fixed point that overflows, rates beyond any fixed step: said in one line, without warnings from inside."""
     circuit, z, _ = small_circuit(2, identity=True)
     path = tmp_path / "huge.toml"
     save_circuit(path, circuit, 1e300 * z)
-    assert_refused(organics("certify", path), "beyond the range of float64")
+    assert_refused(organics("certify", path), "z must leave a fixed point within the range of float64")
     save_circuit(path, circuit, 1e100 * z, SimulationSettings(duration=0.01, method="euler"))
-    done = organics("simulate", path, "-o", tmp_path)
-    assert done.exit_code == 1
-    assert "stopped: the state is no longer finite" in " ".join(done.output.split())
+    assert_refused(organics("simulate", path, "-o", tmp_path), "--method euler would need")
 
 
 def test_too_little_memory_is_one_line(organics, monkeypatch) -> None:
@@ -178,14 +176,6 @@ def test_too_little_memory_is_one_line(organics, monkeypatch) -> None:
 
     monkeypatch.setattr("organics_cli.circuits.load_circuit", too_large)
     assert_refused(organics("certify", EXAMPLE), "not enough memory: unable to allocate 7.28 TiB")
-
-
-def test_the_smallest_eigenvalue_of_a_badly_scaled_matrix() -> None:
-    """Entries over sixty decades: positive definite, and said so."""
-    scale = np.asarray([1e-30, 1.0, 1e30])
-    matrix = np.asarray([[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]])
-    wanted = 1.0 - np.sqrt(0.5)
-    np.testing.assert_allclose(circuits.smallest_eigenvalue(matrix * scale * scale[:, None]), wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["simulate", "certify"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,8 +111,103 @@ def test_coherence(xp: Library) -> None:
 def test_unstable_states_are_refused(xp: Library) -> None:
     with pytest.raises(ValueError, match=r"jacobian must be stable.*abscissa is 1 per second"):
         oc.linear_covariance(xp.array([[1.0, 0.0], [0.0, -1.0]]), 1.0)
-    with pytest.raises(ValueError, match="member 1 of the batch"):
-        oc.linear_power_spectrum(xp.array([[[-1.0]], [[2.0]]]), 1.0, xp.array([1.0]))
+
+
+def test_an_unstable_member_is_nan_for_itself(xp: Library) -> None:
+    """Not an exception for all; a warning names it."""
+    jac, one = xp.array([[[-1.0]], [[2.0]], [[-4.0]]]), xp.array([0.0])
+    with pytest.warns(RuntimeWarning, match=r"NaN for member 1 of the batch: jacobian must be stable.*abscissa is 2"):
+        covariance = oc.linear_covariance(jac, 1.0)
+    xp.assert_close(covariance, np.array([0.5, np.nan, 0.125])[:, None, None], rtol=1e-12)
+    with pytest.warns(RuntimeWarning, match="member 1 of the batch"):
+        spectrum = oc.linear_power_spectrum(jac, 1.0, one)
+    np.testing.assert_allclose(np.asarray(oc.backend.to_numpy(spectrum)).real[:, 0, 0, 0], [1.0, np.nan, 1 / 16])
+    circuit, state = stable_case(2)
+    saddle = oc.State(np.stack([state.y, 3 * state.y]), np.stack([state.a, 40 * state.a]))
+    assert oc.spectral_abscissa(circuit, oc.State(*(part[1] for part in saddle))) > 0
+    with pytest.warns(RuntimeWarning, match="member 1 of the batch: state must be stable"):
+        found = numpy_tree(oc.noise_covariance(xp.tree(circuit), xp.tree(saddle), 0.1))
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).all()
+
+
+@pytest.mark.parametrize("d", [1.0, 1e-3, 1e-4, 1e-6, 1e-9])
+def test_covariance_near_oscillation(xp: Library, d: float) -> None:
+    """A rotation at 1e3 /s damped by d: the variance is 1 / 2d, to 1e-9 in float64; where it is lost, it is said."""
+    jac = xp.array([[-d, 1e3], [-1e3, -d]])
+    if xp.single and d < 1e-5:
+        with pytest.raises(ValueError, match="relative accuracy of 7e-05 that float32 must have"):
+            oc.linear_covariance(jac, 1.0)
+        with pytest.warns(RuntimeWarning, match="member 0 of the batch and 1 more"):
+            assert np.isnan(numpy_tree(oc.linear_covariance(xp.namespace.stack([jac, jac]), 1.0))).all()
+        return
+    found = numpy_tree(oc.linear_covariance(jac, 1.0)) * 2 * float(jac[1, 1] * -1)
+    np.testing.assert_allclose(found, np.eye(2), atol=1e-6 if xp.single else 1e-12)
+
+
+def difficult(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Stable matrices: near instability, stiff, far from normal, defective, in units of all sizes."""
+    n = int(rng.integers(2, 5))
+    random, basis, skew = rng.standard_normal((3, n, n))
+
+    def stable(matrix: np.ndarray, margin: float) -> np.ndarray:
+        top = np.linalg.eigvals(matrix).real.max()
+        return matrix - np.eye(n) * (top + margin * np.abs(matrix).max())
+
+    turned = np.linalg.qr(basis)[0]
+    units = 10.0 ** rng.uniform(-6, 6, n)
+    return {
+        "random": stable(random, 1e-3),
+        "near": stable(random, 1e-9),
+        "stiff": turned @ np.diag(-(10.0 ** rng.uniform(-5, 5, n))) @ turned.T,
+        "diagonal": np.diag(-(10.0 ** rng.uniform(-8, 8, n))),
+        "rows": 10.0 ** rng.uniform(-4, 4, (n, 1)) * (random / n - 3 * np.eye(n)),
+        "far from normal": np.triu(random * 10.0 ** rng.uniform(0, 6), 1) - np.diag(rng.uniform(0.5, 2.0, n)),
+        "defective": np.eye(n, k=1) * 10.0 ** rng.uniform(-2, 4) - np.eye(n),
+        "turned": turned @ (3 * np.eye(n, k=1) - np.eye(n)) @ turned.T,
+        "units": stable(random, 0.3) * units / units[:, None],
+        "rotation": 1e3 * (skew - skew.T) - 1e-7 * np.diag(rng.uniform(0.5, 1.0, n)),
+    }
+
+
+def exact_covariance(mpmath: Any, jac: np.ndarray, intensity: np.ndarray) -> np.ndarray:
+    """The Lyapunov equation's n (n + 1) / 2 equations, solved in many digits."""
+    n = len(jac)
+    place = {pair: k for k, pair in enumerate((i, j) for i in range(n) for j in range(i + 1))}
+    matrix, right = mpmath.zeros(len(place)), mpmath.zeros(len(place), 1)
+    for (i, j), row in place.items():
+        right[row] = -mpmath.mpf(float(intensity[i, j]))
+        for k in range(n):
+            matrix[row, place[max(k, j), min(k, j)]] += mpmath.mpf(float(jac[i, k]))
+            matrix[row, place[max(k, i), min(k, i)]] += mpmath.mpf(float(jac[j, k]))
+    found = mpmath.lu_solve(matrix, right)
+    return np.array([[float(found[place[max(i, j), min(i, j)]]) for j in range(n)] for i in range(n)])
+
+
+@pytest.mark.filterwarnings("ignore:Input .a. has an eigenvalue pair")
+@pytest.mark.filterwarnings("ignore:NaN for member:RuntimeWarning")
+def test_difficult_covariances(xp: Library) -> None:
+    """Against 100 digits: within the accuracy promised and ten times scipy's error, or NaN; never that in float64."""
+    mpmath, linalg = pytest.importorskip("mpmath"), pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(0)
+    for _ in range(max(1, xp.examples // 10)):
+        named = difficult(rng)
+        n = len(named["random"])
+        factor = rng.integers(-3, 4, (n, n + 1)).astype(float)
+        given = numpy_tree((xp.array(np.stack(list(named.values()))),))[0]
+        covariances = numpy_tree(oc.linear_covariance(xp.array(given), xp.array(factor)))
+        for name, jac, found in zip(named, given, covariances, strict=True):
+            if np.isnan(found).any():
+                assert xp.single, name
+                continue
+            with mpmath.workdps(100):
+                want = exact_covariance(mpmath, jac, factor @ factor.T)
+            size = np.max(np.abs(want))
+            error = np.max(np.abs(found - want)) / size
+            assert error < xp.eps**0.6, name
+            if not xp.single:
+                theirs = linalg.solve_continuous_lyapunov(jac, -factor @ factor.T)
+                assert error <= 10 * max(np.max(np.abs(theirs - want)) / size, xp.eps), name
 
 
 def test_bad_noise_is_named() -> None:
@@ -210,3 +306,158 @@ def test_bad_linear_systems_are_named(function: object) -> None:
     ):
         with pytest.raises(ValueError, match=rf"\b{word}\b"):
             function(jac, noise, f)
+
+
+def test_noise_that_depends_on_the_state(xp: Library) -> None:
+    """Multiplicative, Poisson-like, a function: the same as the amplitudes at the fixed point, per population too."""
+    circuit, state = stable_case(3)
+    mine, here = xp.tree(circuit), xp.tree(state)
+    y, a = state
+    cases = (
+        (oc.MultiplicativeNoise(0.3), (0.3 * np.abs(y), 0.3 * np.abs(a))),
+        (oc.MultiplicativeNoise((0.3, xp.array([0.0, 0.1, 0.2]))), (0.3 * np.abs(y), np.array([0.0, 0.1, 0.2]) * a)),
+        (oc.FiringRateNoise((0.2, 0.1)), (0.2 * np.abs(y), 0.1 * a**0.25)),
+        (lambda s: (0.1 * abs(s.y), s.a), (0.1 * np.abs(y), a)),
+    )
+    frequencies = xp.array([0.0, 30.0])
+    for noise, amplitudes in cases:
+        plain = xp.tree(amplitudes)
+        want = numpy_tree((oc.noise_covariance(mine, here, plain),))[0]
+        xp.assert_close(oc.noise_covariance(mine, here, noise), want, rtol=1e-9, atol=1e-10 * np.max(want))
+        want = np.asarray(oc.backend.to_numpy(oc.power_spectrum(mine, here, plain, frequencies)))
+        found = oc.power_spectrum(mine, here, noise, frequencies)
+        xp.assert_close(found, want, rtol=1e-9, atol=1e-10 * np.max(np.abs(want)))
+    v1 = oc.V1Circuit(None, np.ones((1, 1)), 0.5, 0.1, 1.0, 0.004, 0.004, 0.008)
+    fixed = oc.steady_state(v1, np.array([0.5])).state
+    want = oc.noise_covariance(v1, fixed, (0.2 * fixed.y, 0.2 * fixed.u**0.25, 0.2 * np.sqrt(fixed.a)))
+    np.testing.assert_allclose(oc.noise_covariance(v1, fixed, oc.FiringRateNoise(0.2)), want, rtol=1e-9)
+
+
+def test_coloured_noise(xp: Library) -> None:
+    """One leaky unit: var x = s**2 / (2 k (1 + k tau)); each source, white noise over 1 + (w tau)**2."""
+    k, s, tau = 50.0, 0.7, 0.03
+    jac = xp.array([[-k]])
+    xp.assert_close(oc.linear_covariance(jac, oc.ColouredNoise(s, tau)), [[s**2 / (2 * k * (1 + k * tau))]], rtol=1e-10)
+    circuit, state = stable_case(2)
+    mine, here = xp.tree(circuit), xp.tree(state)
+    amplitudes, taus = np.array([0.1, 0.2, 0.3, 0.0]), np.array([0.001, 0.01, 0.1, 1.0])
+    frequencies = np.array([0.0, 3.0, 40.0])
+    parts = [
+        np.asarray(oc.power_spectrum(circuit, state, amplitudes * (np.arange(4) == i), frequencies)) for i in range(4)
+    ]
+    filters = 1 / (1 + (2 * math.pi * frequencies[:, None] * taus) ** 2)
+    want = sum(part * filters[:, i, None, None] for i, part in enumerate(parts))
+    noise = oc.ColouredNoise(xp.array(amplitudes), xp.array(taus))
+    found = oc.power_spectrum(mine, here, noise, xp.array(frequencies))
+    xp.assert_close(found, want, rtol=1e-8, atol=1e-10 * np.max(np.abs(want)))
+    both = oc.ColouredNoise(oc.MultiplicativeNoise(0.3), 0.01)
+    same = oc.ColouredNoise((0.3 * abs(here.y), 0.3 * abs(here.a)), 0.01)
+    want = numpy_tree((oc.noise_covariance(mine, here, same),))[0]
+    xp.assert_close(oc.noise_covariance(mine, here, both), want, rtol=1e-9, atol=1e-10 * np.max(want))
+
+
+def test_transfer_function(xp: Library) -> None:
+    """(i omega - J)^-1 df/dz for each member of a batch; at frequency 0 the slope of the fixed point by the drive."""
+    case = small_circuit(2)
+    z = case.z * np.array([[0.3], [1.0]])
+    state = oc.steady_state(case.circuit, z).state
+    frequencies = np.array([-20.0, 0.0, 40.0])
+    found = oc.transfer_function(xp.tree(case.circuit), xp.tree(state), xp.array(frequencies))
+    jac = oc.jacobian(case.circuit, state)
+    into = np.concatenate([np.diag(case.circuit.b / case.circuit.tau_y), np.zeros((2, 2))])
+    want = np.array([[np.linalg.solve(2j * np.pi * f * np.eye(4) - one, into) for f in frequencies] for one in jac])
+    xp.assert_close(found, want, rtol=1e-8, atol=1e-9 * np.max(np.abs(want)))
+    h = 1e-6
+    up, down = (np.concatenate(oc.steady_state(case.circuit, z[1] + s * h * np.eye(2)[0]).state) for s in (1, -1))
+    np.testing.assert_allclose(want[1, 1, :, 0].real, (up - down) / (2 * h), rtol=1e-6)
+
+
+def test_transfer_function_of_other_models() -> None:
+    """An SSN, whose Jacobian and gain depend on z; a saddle is refused."""
+    network = oc.SSN(np.array([[0.3, -0.5], [0.4, -0.2]]), 0.04, 2.0, 0.02, 1.0)
+    z = np.array([2.0, 1.5])
+    state = oc.steady_state(network, z).state
+    found = oc.transfer_function(network, state, np.array([0.0]), z=z)[0]
+    h = 1e-5
+    slope = np.stack(
+        [
+            (oc.steady_state(network, z + h * e).state.r - oc.steady_state(network, z - h * e).state.r) / (2 * h)
+            for e in np.eye(2)
+        ],
+        axis=-1,
+    )
+    np.testing.assert_allclose(found.real, slope, rtol=1e-6, atol=1e-9)
+    circuit, state = stable_case(2)
+    with pytest.raises(ValueError, match="state must be stable"):
+        oc.transfer_function(circuit, oc.State(3 * state.y, 40 * state.a), np.array([1.0]))
+
+
+def test_rational_spectrum(xp: Library) -> None:
+    """Numerators over the denominator are the spectrum; its parity; the pole polynomial; white and coloured."""
+    case = small_circuit(2)
+    z = case.z * np.array([[0.3], [1.0]])
+    state = oc.steady_state(case.circuit, z).state
+    mine, here = xp.tree(case.circuit), xp.tree(state)
+    frequencies = xp.array([-50.0, 0.0, 5.0, 120.0])
+    factor = np.random.default_rng(1).standard_normal((4, 3))
+    for noise in (0.3, xp.array(factor), oc.ColouredNoise((0.1, 0.2), 0.01)):
+        found = oc.rational_spectrum(mine, here, noise)
+        want = np.asarray(oc.backend.to_numpy(oc.power_spectrum(mine, here, noise, frequencies)))
+        xp.assert_close(found(frequencies), want, rtol=1e-7, atol=1e-8 * np.max(np.abs(want)))
+        assert (np.asarray(oc.backend.to_numpy(found.error)) < (1e-2 if xp.single else 1e-8)).all()
+        numerator = np.asarray(oc.backend.to_numpy(found.numerator))
+        assert not numerator[:, 0::2].imag.any()
+        assert not numerator[:, 1::2].real.any()
+    found = oc.rational_spectrum(mine, here, 0.3)
+    values = np.linalg.eigvals(oc.jacobian(case.circuit, state)) / numpy_tree((found.scale,))[0][:, None]
+    x = np.linspace(0.0, 2.0, 5)
+    poles = np.prod(x[:, None] ** 2 + values[:, None, :] ** 2, axis=-1).real
+    polynomial = np.einsum("bk,xk->bx", numpy_tree((found.denominator,))[0], x[:, None] ** np.arange(9))
+    np.testing.assert_allclose(polynomial, poles, rtol=1e4 * xp.eps)
+
+
+def test_rational_spectra_that_lost_their_digits_are_refused() -> None:
+    """Twenty neurons: too many for coefficients in float64."""
+    circuit, state = stable_case(20)
+    with pytest.raises(ValueError, match="state has too many components, 40, for coefficients in float64"):
+        oc.rational_spectrum(circuit, state, 1.0)
+    jac = oc.jacobian(circuit, state)
+    with pytest.warns(RuntimeWarning, match="member 0 of the batch"):
+        assert np.isnan(oc.linear_rational_spectrum(jac[None], 1.0).denominator).all()
+
+
+def test_symbolic_spectrum() -> None:
+    """In symbols, and with their numbers the same as in floats."""
+    sympy = pytest.importorskip("sympy")
+    c, k, s, w = sympy.symbols("c k s omega", positive=True)
+    jac, noise = sympy.Matrix([[0, 1], [-k, -c]]), sympy.Matrix([[0], [s]])
+    above, below = oc.symbolic_spectrum(jac, noise, w)
+    assert sympy.simplify(below - ((k - w**2) ** 2 + c**2 * w**2)) == 0
+    assert sympy.simplify(above[0, 0] - s**2) == 0
+    assert sympy.simplify(above[0, 1] + sympy.I * w * s**2) == 0
+    numbers = {c: 3.0, k: 50.0, s: 0.7}
+    found = oc.linear_rational_spectrum(np.array([[0.0, 1.0], [-50.0, -3.0]]), np.array([[0.0], [0.7]]))
+    for omega in (0.0, 2.0, 9.0):
+        want = np.array((above / below).subs({**numbers, w: omega}).tolist(), dtype=complex)
+        np.testing.assert_allclose(found(np.array([omega / (2 * math.pi)]))[0], want, rtol=1e-12, atol=1e-15)
+    with pytest.raises(TypeError, match=r"jacobian must be a sympy.Matrix"):
+        oc.symbolic_spectrum(np.eye(2), noise, w)
+    with pytest.raises(ValueError, match="jacobian must be square"):
+        oc.symbolic_spectrum(jac, sympy.Matrix([[1]]), w)
+
+
+def test_bad_descriptions_of_noise_are_named() -> None:
+    circuit, state = stable_case(2)
+    for noise, message in (
+        (oc.MultiplicativeNoise((0.1, 0.1, 0.1)), "scale must have 2 parts"),
+        (oc.MultiplicativeNoise(np.array([0.1, np.nan])), "scale must be finite"),
+        (oc.ColouredNoise(0.1, -1.0), "tau must be positive"),
+        (oc.ColouredNoise(0.1, np.ones(3)), r"tau must have shape \(..., 4\)"),
+        (lambda s: np.ones(3), "noise must be a number, amplitudes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            oc.noise_covariance(circuit, state, noise)
+    with pytest.raises(TypeError, match="coloured once"):
+        oc.noise_covariance(circuit, state, oc.ColouredNoise(oc.ColouredNoise(0.1, 1.0), 1.0))
+    with pytest.raises(TypeError, match="must not depend on the state"):
+        oc.linear_covariance(-np.eye(2), oc.MultiplicativeNoise(0.1))

@@ -98,12 +98,65 @@ def test_temporal_pair(xp: Library) -> None:
     assert float(longer.second[0] / longer.first[0]) < ratio[2]
 
 
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        ({}, 0.788551, (0.302470, 0.372816)),
+        ({"duration": 0.5}, 0.365145, (0.235554, 0.256517)),
+        ({"tau_y": 0.001}, 0.798729, (0.303105, 0.381081)),
+        ({"contrast": 5.0}, 1.626992, (0.323495, 0.417385)),
+        ({"tau_y": 1e-5, "contrast": 20.0}, None, None),
+    ],
+)
+def test_temporal_pair_whatever_the_rates(xp: Library, options: dict[str, float], first: float, second: tuple) -> None:
+    """Mean rates by scipy at 1e-10, of pulses without a pause and with one of 50 ms."""
+    if first is None:  # too stiff for explicit steps
+        first, second = exact_means(0.0, **options)[0], tuple(exact_means(gap, **options)[1] for gap in (0.0, 0.05))
+    found = phenomena.temporal_pair(xp.array([0.0, 0.05]), **options)
+    tolerance = 2e-3 if xp.single else 5e-6
+    np.testing.assert_allclose(values(found.first), first, rtol=tolerance)
+    np.testing.assert_allclose(values(found.second), second, rtol=tolerance)
+    assert values(found.rates).max() < 4 * options.get("contrast", 1.0) ** 2  # y <= z over the root of the floor
+    clock, length = values(found.times), options.get("duration", 0.1)
+    for edge in (0.5 * length, 1.5 * length, 1.5 * length + 0.05, 2.5 * length + 0.05):
+        assert np.min(np.abs(clock - edge)) < 1e-5 * length
+
+
+def exact_means(gap: float, *, tau_y: float, contrast: float) -> tuple[float, float]:
+    """Mean rates during two pulses of 0.1 s, from the equations of one neuron."""
+    integrate = pytest.importorskip("scipy.integrate")
+
+    def slope(t: float, x: np.ndarray, z: float) -> list[float]:
+        y, a, _ = x
+        return [
+            (-y + z + (1 - np.sqrt(max(a, 0.0))) * y) / tau_y, (-a + 0.25 + 4 * a * y * y) / 0.1, max(y, 0.0) ** 2
+        ]  # fmt: skip
+
+    x, found = np.array([0.0, 0.25, 0.0]), []
+    for length, z in ((0.1, contrast), (gap, 0.0), (0.1, contrast)):
+        if length:
+            run = integrate.solve_ivp(slope, (0.0, length), x, args=(z,), method="LSODA", rtol=1e-10, atol=1e-13)
+            found.append((run.y[2, -1] - x[2]) / length)
+            x = run.y[:, -1]
+    return found[0], found[-1]
+
+
+def test_a_simulation_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oc.Trajectory, "success", False)
+    with pytest.raises(ArithmeticError, match="did not reach its end"):
+        phenomena.temporal_pair(np.array([0.1]))
+
+
 def test_bad_arguments_are_named() -> None:
     for call, message in (
         (lambda: phenomena.contrast_saturation(np.array([-0.1])), "contrasts must be non-negative"),
         (lambda: phenomena.surround_suppression(np.ones((2, 2)), np.ones(1)), r"diameters must have shape \(K,\)"),
         (lambda: phenomena.attention(np.ones(1), stimulus=-1.0), "width must be positive"),
         (lambda: phenomena.temporal_pair(np.ones(1), duration=0.0), "duration must be positive"),
+        (lambda: phenomena.temporal_pair(np.ones(1), contrast=-1.0), "contrast must be positive"),
+        (lambda: phenomena.attention(np.ones(1), n=80), "n must be odd, so that one neuron is in the centre, got 80"),
+        (lambda: phenomena.attention(np.array([-1.0])), "contrasts must be non-negative"),
+        (lambda: phenomena.surround_suppression(np.ones(1), np.ones(1), n=80), "n must be odd"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

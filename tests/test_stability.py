@@ -19,6 +19,7 @@ from support import (
 )
 
 import organics_core as oc
+from organics_core.linalg import m_matrix_inverse
 
 
 def difference_jacobian(case: Case, variant: str) -> np.ndarray:
@@ -111,7 +112,8 @@ def test_a_state_that_is_not_finite_has_no_abscissa(xp64: Library) -> None:
     """NaN for that member of a batch, numbers for the others."""
     case = small_circuit(3)
     y = np.stack([case.state.y, np.full(3, np.nan)])
-    abscissa = numpy_tree(oc.spectral_abscissa(xp64.tree(case.circuit), xp64.tree(oc.State(y, case.state.a))))
+    with pytest.warns(RuntimeWarning, match="state is not finite in member 1 of the batch"):
+        abscissa = numpy_tree(oc.spectral_abscissa(xp64.tree(case.circuit), xp64.tree(oc.State(y, case.state.a))))
     assert np.isfinite(abscissa[0])
     assert np.isnan(abscissa[1])
 
@@ -158,7 +160,8 @@ def assert_certificate(circuit: oc.Circuit, z: np.ndarray, certificate: oc.Certi
     y, a = state
     inertia = np.where(y == 0, 0.0, circuit.tau_a * a**1.5 / circuit.tau_y)
     floor = (circuit.b0 * circuit.sigma) ** 2
-    np.testing.assert_allclose(margin, np.min((floor + inertia) / (a + inertia), axis=-1), rtol=1e-9, atol=1e-13)
+    share = np.where(y == 0, 1.0, (floor + inertia) / (a + inertia))
+    np.testing.assert_allclose(margin, np.min(share, axis=-1), rtol=1e-12)
     assert (margin > 0).all()
     assert (margin <= 1 + 1e-12).all()
     # in units in which every diagonal is 1: the entries of p span many decades
@@ -172,6 +175,129 @@ def assert_certificate(circuit: oc.Circuit, z: np.ndarray, certificate: oc.Certi
     jt = np.swapaxes(j, -1, -2)
     size = np.abs(jt) @ np.abs(p) + np.abs(p) @ np.abs(j)
     assert (np.abs(jt @ p + p @ j + q) <= 1e-9 * size).all()
+    check = oc.check_certificate(circuit, oc.Certificate(None, margin, oc.State(y, a), p, q))
+    assert (check.p > 0).all()
+    assert (check.q > -1e-12).all()
+    assert (check.residual < 1e-9).all()
+
+
+def wide_circuits(
+    rng: np.random.Generator, decades: float, n: int, batch: tuple[int, ...] = ()
+) -> tuple[oc.Circuit, np.ndarray]:
+    """Every parameter log-uniform over ``decades``, zeros among the weights and drives."""
+
+    def draw(*shape: int) -> np.ndarray:
+        return 10.0 ** rng.uniform(-decades / 2, decades / 2, (*batch, *shape))
+
+    w = draw(n, n) * (rng.random((*batch, n, n)) < 0.8)
+    circuit = oc.Circuit(None, w, *(draw(n) for _ in range(5)))
+    signs = rng.choice([-1.0, 0.0, 1.0], (*batch, n), p=[0.4, 0.2, 0.4])
+    return circuit, draw(n) * signs
+
+
+@pytest.mark.parametrize("decades", [6, 12])
+def test_no_circuit_with_identity_recurrence_is_called_unstable(xp: Library, decades: int) -> None:
+    """Parameters over twelve decades: stable, with the margin of exact arithmetic; p > 0 and q >= 0 within range."""
+    rng = np.random.default_rng(decades)
+    for n in (1, 5):
+        circuit, z = wide_circuits(rng, decades, n, (200,))
+        mine, drive = xp.tree(circuit), xp.array(z)
+        certificate = oc.certify(mine, drive)
+        assert numpy_tree((certificate.stable,))[0].all()
+        exact, g = numpy_tree(mine), numpy_tree((drive,))[0]  # as rounded to the dtype
+        floor, g = (exact.b0 * exact.sigma) ** 2, exact.b * g
+        a = floor + np.einsum("...ij,...j->...i", exact.w, g**2)
+        inertia = exact.tau_a / exact.tau_y * np.sqrt(a)
+        margin = np.min(np.where(g == 0, 1.0, (floor / a + inertia) / (1.0 + inertia)), axis=-1)
+        # a sum of n + 1 positive terms, two products and a root
+        np.testing.assert_allclose(numpy_tree((certificate.margin,))[0], margin, rtol=100 * xp.eps)
+        if xp.single and decades > 6:  # p spans more than the range of float32
+            continue
+        check = oc.check_certificate(mine, certificate)
+        # eigenvalues relative to the largest: 2n eps, and ten to spare
+        assert (check.p > -20 * n * xp.eps).all()
+        assert (check.q > -20 * n * xp.eps).all()
+
+
+def test_circuits_once_called_unstable(xp: Library) -> None:
+    """A silent unit beside strongly driven ones; a zero at drive 1000; a tiny floor with a quick modulator."""
+    rng = np.random.default_rng(0)
+    silent = oc.Circuit(None, np.full((4, 4), 0.3), 0.5, 0.5, 0.1, 0.002, 0.002)
+    w, z = rng.uniform(0.0, 1.0, (300, 5, 5)), rng.standard_normal((300, 5))
+    given = (
+        (silent, 1e8 * np.array([0.0, 1.0, 0.5, -0.3])),
+        (oc.Circuit(None, w, 0.5, 0.5, 0.1, 0.002, 0.002), 1e3 * z * np.array([0, 1, 1, 1, 1])),
+        (oc.Circuit(None, w, 0.5, 1e-3, 0.1, 1.0, 1e-8), z),
+    )
+    for circuit, z in given:
+        certificate = oc.certify(xp.tree(circuit), xp.array(z))
+        assert numpy_tree((certificate.stable,))[0].all()
+        check = oc.check_certificate(xp.tree(circuit), certificate)
+        assert (check.p > -100 * xp.eps).all()
+        assert (check.q > -100 * xp.eps).all()
+
+
+def test_inverse_of_an_m_matrix(xp: Library) -> None:
+    """Each entry as accurate as n eps however near to singular, against 60 digits; no accuracy is lost in a solve."""
+    mpmath = pytest.importorskip("mpmath")
+    rng = np.random.default_rng(1)
+    with mpmath.workdps(60):
+        for n, excess in ((1, 1e-3), (2, 1e-12), (5, 1e-20), (8, 1e-25)):
+            couplings = np.asarray(xp.tree((rng.random((n, n)),))[0]).astype(float)
+            sums = np.asarray(xp.tree((excess * rng.random(n),))[0]).astype(float)
+            matrix = mpmath.matrix((np.diag(np.diag(couplings)) - couplings).tolist())
+            for i in range(n):
+                matrix[i, i] = mpmath.mpf(sums[i]) - mpmath.fsum(matrix[i, j] for j in range(n) if j != i)
+            want = np.array((matrix**-1).tolist(), dtype=float)
+            found = numpy_tree((m_matrix_inverse(xp.namespace, xp.array(couplings), xp.array(sums)),))[0]
+            np.testing.assert_allclose(found, want, rtol=100 * n * xp.eps)
+
+
+@pytest.mark.parametrize("scale", [1e100, 1e150])
+def test_abscissa_under_enormous_drive(xp64: Library, scale: float) -> None:
+    """The slow eigenvalues, -1 / tau_a, beside others 1e150 times as large; beyond the range of float64 a sentence."""
+    z = np.array([0.0, 1.0, 0.5, -0.3])
+    for w_r in (None, 0.9 * np.eye(4)):
+        for w in (np.full((4, 4), 0.3), 0.1 + 0.3 * np.eye(4)):
+            circuit = oc.Circuit(w_r, w, 0.5, 0.5, 0.1, 0.002, 0.003)
+            state = oc.steady_state(circuit, scale * z).state
+            found = oc.spectral_abscissa(xp64.tree(circuit), xp64.tree(state))
+            xp64.assert_close(found, -1 / 0.003, rtol=1e-9)
+    circuit = xp64.tree(oc.Circuit(None, np.full((4, 4), 0.3), 0.5, 0.5, 0.1, 0.002, 0.003))
+    assert bool(oc.certify(circuit, xp64.array(scale * z), lyapunov=False).stable)
+    with pytest.raises(ValueError, match="z must leave a fixed point within the range of float64"):
+        oc.certify(circuit, xp64.array(1e155 * z))
+    with pytest.raises(ValueError, match="member 1 of the batch"):
+        oc.certify(circuit, xp64.array(np.stack([z, 1e155 * z])))
+    beyond = oc.State(xp64.array(0 * z), xp64.array([np.inf, 1.0, 1.0, 1.0]))
+    with pytest.warns(RuntimeWarning, match="state is not finite"):
+        assert np.isnan(float(oc.spectral_abscissa(circuit, beyond)))
+
+
+def test_slow_eigenvalues_beside_fast_ones(xp64: Library) -> None:
+    """W_r = I over twelve decades: the abscissa to 1e-8, against eigenvalues of 80 digits."""
+    mpmath = pytest.importorskip("mpmath")
+    rng = np.random.default_rng(2)
+    with mpmath.workdps(120):
+        for _ in range(xp64.examples // 10 + 2):
+            n = int(rng.integers(1, 6)) if xp64.name == "numpy" else 3
+            circuit, z = wide_circuits(rng, 12, n)
+            c = [[mpmath.mpf(float(v)) for v in field] for field in circuit[2:]]
+            w = mpmath.matrix(circuit.w.tolist())
+            g = [c[0][i] * mpmath.mpf(float(z[i])) for i in range(n)]
+            a = [(c[1][i] * c[2][i]) ** 2 + mpmath.fsum(w[i, j] * g[j] ** 2 for j in range(n)) for i in range(n)]
+            matrix = mpmath.zeros(2 * n)
+            for i in range(n):  # in units of y and a, g = sqrt(a) y
+                root = mpmath.sqrt(a[i])
+                matrix[i, i], matrix[i, n + i] = -root / c[3][i], -g[i] / (2 * a[i]) / c[3][i]
+                for j in range(n):
+                    matrix[n + i, j] = 2 * w[i, j] * g[j] * mpmath.sqrt(a[j]) / c[4][i]
+                    matrix[n + i, n + j] = w[i, j] * g[j] ** 2 / a[j] / c[4][i]
+                matrix[n + i, n + i] -= 1 / c[4][i]
+            want = max(mpmath.re(value) for value in mpmath.eig(matrix, left=False, right=False))
+            state = oc.certify(circuit, z, lyapunov=False).state
+            found = oc.spectral_abscissa(xp64.tree(circuit), xp64.tree(state))
+            assert float(found) == pytest.approx(float(want), rel=1e-8)
 
 
 @for_cases(decades=3.0, identity=True)

@@ -188,3 +188,73 @@ def test_bad_arguments_are_named() -> None:
             oc.simulate_sde(circuit, z, times, noise=0.1, **options)
     with pytest.raises(TypeError, match="seed must be an integer"):
         oc.simulate_sde(circuit, z, times, noise=0.1, seed=0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_noise_that_depends_on_the_state_is_taken_at_the_start_of_a_step(xp: Library, method: str) -> None:
+    """dx = -k x dt + s x dB: the recursion of the method, path by path, in every form; and the mean square of Ito."""
+    s, members, count = 0.8, 2000, 64
+    times = xp.array(np.linspace(0.0, LENGTH, count + 1))
+    start = (xp.array(np.ones((members, 1))),)
+    db = oc.wiener_increments(times, 1, seed=3, batch=(members,))
+    h, kicks = LENGTH / count, s * numpy_tree((db,))[0][..., 0]
+    drift = (
+        1 - RATE * h if method == "euler_maruyama" else 1 - RATE * h + 0.5 * (RATE * h) ** 2 - 0.5 * RATE * h * kicks
+    )
+    want = np.prod(drift + kicks, axis=0)
+    for noise in (oc.MultiplicativeNoise(s), lambda x: (s * abs(x[0]),), oc.MultiplicativeNoise(xp.array([s]))):
+        run = oc.integrate_sde(decay, start, times, noise=noise, increments=db, method=method)
+        end = numpy_tree(run.state[0])[-1, :, 0]
+        positive = np.all(np.cumprod(drift + kicks, axis=0) > 0, axis=0)  # abs(x) is x there
+        assert positive.mean() > 0.9
+        np.testing.assert_allclose(end[positive], want[positive], rtol=1e3 * xp.eps, atol=1e3 * xp.eps)
+    square = math.exp((s**2 - 2 * RATE) * LENGTH)
+    spread = math.sqrt((math.exp((6 * s**2 - 4 * RATE) * LENGTH) - square**2) / members)
+    # five standard errors, and the bias of 64 steps: about (k h)**2 count / 2 of the exponent
+    assert abs(np.mean(end**2) - square) < 5 * spread + 0.15 * square
+
+
+def test_simulated_noise_of_a_circuit_follows_its_state(xp: Library) -> None:
+    """One step from a state: the kick is the amplitude there times dB."""
+    circuit, z, state = small_circuit(2)
+    times = xp.array([0.0, 1e-4])
+    kick = np.array([[0.3, -0.2, 0.1, 0.5]])
+    mine = {"state0": xp.tree(state), "increments": xp.array(kick), "drive": "constant"}
+    amplitudes = {
+        oc.FiringRateNoise((0.2, 0.1)): np.concatenate([0.2 * np.abs(state.y), 0.1 * state.a**0.25]),
+        oc.MultiplicativeNoise((0.2, 0.0)): np.concatenate([0.2 * np.abs(state.y), 0 * state.a]),
+    }
+    plain = oc.simulate_sde(xp.tree(circuit), xp.array(z), times, noise=0.0, **mine)
+    for noise, amplitude in amplitudes.items():
+        run = oc.simulate_sde(xp.tree(circuit), xp.array(z), times, noise=noise, **mine)
+        moved = [one[-1] - two[-1] for one, two in zip(numpy_tree(run.state), numpy_tree(plain.state), strict=True)]
+        np.testing.assert_allclose(np.concatenate(moved), amplitude * kick[0], atol=100 * xp.eps)
+
+
+def test_coloured_noise_of_a_simulation(xp: Library) -> None:
+    """The integral of eta has the variance T - tau (1 - exp(-T / tau)); through a leak, that of the linear theory."""
+    tau, members = 0.3, 4000
+    times = xp.array(np.linspace(0.0, LENGTH, 201))
+    start = (xp.array(np.zeros((members, 1))),)
+    noise = oc.ColouredNoise(1.0, tau)
+    still = oc.integrate_sde(lambda t, x: tuple(0 * part for part in x), start, times, noise=noise, seed=2)
+    end = numpy_tree(still.state[0])[-1, :, 0]
+    want = LENGTH - tau * (1 - math.exp(-LENGTH / tau))
+    assert abs(end.mean()) < 5 * math.sqrt(want / members)
+    assert abs(end.var() - want) < 5 * want * math.sqrt(2 / members)
+    run = oc.integrate_sde(decay, start, xp.array(np.linspace(0.0, 3.0, 601)), noise=noise, seed=4)
+    end = numpy_tree(run.state[0])[-1, :, 0]
+    want = float(oc.linear_covariance(np.array([[-RATE]]), noise)[0, 0])  # of 9 time constants: e**-9 is left
+    assert abs(end.var() - want) < 5 * want * math.sqrt(2 / members) + 0.01 * want
+
+
+def test_quick_coloured_noise_is_white(xp64: Library) -> None:
+    """A filter of a millionth of the step: the same path; one per noise, in a batch, over several chunks."""
+    circuit, z, state = small_circuit(2)
+    times = xp64.array(np.linspace(0.0, 0.01, 101))
+    given = {"state0": xp64.tree(state), "seed": 5, "drive": "constant"}
+    white = oc.simulate_sde(xp64.tree(circuit), xp64.array(z), times, noise=0.1, **given)
+    taus = xp64.array(1e-10 * np.arange(1.0, 5.0))
+    run = oc.simulate_sde(xp64.tree(circuit), xp64.array(z), times, noise=oc.ColouredNoise(0.1, taus), **given)
+    for one, two in zip(numpy_tree(run.state), numpy_tree(white.state), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-3)

@@ -170,6 +170,14 @@ def test_bad_arguments_are_named() -> None:
 sweep = pytest.importorskip("organics_sweep", reason="zarr is not installed", exc_type=ImportError)
 
 
+def test_bad_numbers_of_workers_are_refused_before_a_store_is_made(tmp_path) -> None:
+    spec = sweep.Sweep(n=3, deltas=(0.0,), norms=(1.0,), draws=1)
+    for workers, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="workers must be a number of processes, 0 for none besides this one, got"):
+            sweep.run(spec, tmp_path / "store.zarr", workers=workers)
+    assert not (tmp_path / "store.zarr").exists()
+
+
 def small(**changes: object) -> sweep.Sweep:
     values = {"n": 4, "deltas": (0.0, 0.4, 1.0), "norms": (0.3, 1.0), "draws": 4, "block": 2, **changes}
     return sweep.Sweep(**values)

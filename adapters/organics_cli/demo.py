@@ -136,8 +136,7 @@ def certified(screen: Any, experiment: ContrastExperiment, out: Path) -> Part:
     circuit = e.population.circuit
     certificate = oc.certify(circuit, e.population.drive(e.contrasts, e.orientation))
     abscissa = np.asarray(oc.spectral_abscissa(circuit, certificate.state))
-    scaled = certificate.q / np.max(np.abs(certificate.q), axis=(-2, -1), keepdims=True)
-    smallest = np.linalg.eigvalsh(scaled)[..., 0]
+    smallest = oc.check_certificate(circuit, certificate).q
     table = _table("Stability at every contrast")
     for name in ("contrast", "certified", "margin", "smallest q", "largest Re λ", "slowest decay"):
         table.add_column(name, justify="right")

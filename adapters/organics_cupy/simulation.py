@@ -18,7 +18,7 @@ from organics_core.integration import simulate_sde as core_simulate_sde
 from organics_core.linalg import broadcast_shapes
 from organics_core.loops import finish
 from organics_core.methods import INTEGRATORS, Tableau, add_stages
-from organics_core.noise import Noise, noise_arrays, noise_term
+from organics_core.noise import ColouredNoise, Noise, is_function, noise_arrays, noise_term
 from organics_core.trajectory import Trajectory
 from organics_core.weights import Operator, matvec
 
@@ -168,9 +168,13 @@ def simulate_sde(
         xp, tableau = problem.xp, kernel.SDE_TABLEAUS[method]
         reason = _obstacle(problem, tableau, engine)
         n = problem.start.y.shape[-1]
-        term = noise_term(xp, noise, (n, n), problem.start.y)
-        if term.matrix is not None:
-            reason = "it takes one amplitude per component, no noise matrix"
+        term = None
+        if is_function(noise) or isinstance(noise, ColouredNoise):
+            reason = "it takes white noise that does not depend on the state"
+        else:
+            term = noise_term(xp, noise, (n, n), problem.start.y)
+            if term.matrix is not None:
+                reason = "it takes one amplitude per component, no noise matrix"
         steps = (problem.times.shape[0] - 1) * substeps
         if increments is not None and (increments.shape[0] != steps or increments.shape[-1] != 2 * n):
             reason = f"increments must have shape ({steps}, ..., {2 * n}), got {tuple(increments.shape)}"

@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 else:
     Axes = Figure = Any  # drawing loads matplotlib, the list of the figures does not
 
-__all__ = ["RATE", "TASKS", "Figure", "Numbers", "curves", "dot", "line", "one_neuron", "patch", "random_circuits"]
+__all__ = [
+    "RATE",
+    "TASKS",
+    "Figure",
+    "Numbers",
+    "curves",
+    "dot",
+    "line",
+    "one_neuron",
+    "patch",
+    "random_circuits",
+    "reached",
+]
 
 Numbers = dict[str, Any]
 """What a figure computes: arrays by name."""
@@ -68,3 +80,10 @@ def curves(x: Any, rows: Any, labels: Any, ax: Axes) -> None:
     ax.set(ylabel=RATE)
     ax.set_ylim(bottom=0)
     ax.margins(x=0)
+
+
+def reached(run: oc.Trajectory) -> oc.Trajectory:
+    """The run itself; ArithmeticError where it did not reach its last time."""
+    if not run.success:
+        raise ArithmeticError(f"a simulation of this figure did not reach its end: {run.message}")
+    return run

@@ -8,7 +8,7 @@ import organics_core as oc
 from organics_plot import analysis as plot
 from organics_plot.styles import new_figure
 
-from ._shared import Figure, Numbers, one_neuron, random_circuits
+from ._shared import Figure, Numbers, one_neuron, random_circuits, reached
 
 ONE_OSCILLATING = one_neuron(tau_a=0.006)._replace(w_r=None)
 """A neuron with W_r = I whose modulator is slow enough for damped oscillations."""
@@ -26,14 +26,14 @@ def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:
     for name, size in (("small", 0.05), ("large", 0.8)):
         kick = rng.uniform(-size, size, (2, starts, n))
         start = oc.State(fixed.y * (1 + kick[0]), fixed.a * (1 + kick[1]))
-        run = oc.simulate(circuit, z, times, state0=start, rtol=1e-9, atol=1e-12)
+        run = reached(oc.simulate(circuit, z, times, state0=start, rtol=1e-9, atol=1e-12))
         found[name] = oc.energy(circuit, run.state, z)
     # one neuron, from a ring around its fixed point
     circuit, z = ONE_OSCILLATING, np.array([1.0])
     fixed = oc.steady_state(circuit, z).state
     angle = 2 * np.pi * np.arange(6)[:, None] / 6
     start = oc.State(fixed.y * (1 + 0.85 * np.cos(angle)), fixed.a * (1 + 0.85 * np.sin(angle)))
-    run = oc.simulate(circuit, z, np.linspace(0.0, 0.1, 600), state0=start, rtol=1e-8, atol=1e-10)
+    run = reached(oc.simulate(circuit, z, np.linspace(0.0, 0.1, 600), state0=start, rtol=1e-8, atol=1e-10))
     return found | {"path_y": run.state.y, "path_a": run.state.a}
 
 

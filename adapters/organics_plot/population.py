@@ -162,6 +162,11 @@ def contrast_experiment(
     Returns
     -------
     ContrastExperiment
+
+    Raises
+    ------
+    ArithmeticError
+        Where the simulation fails.
     """
     population = tuned_population() if population is None else population
     contrasts = np.asarray(contrasts, dtype=np.float64)
@@ -173,6 +178,8 @@ def contrast_experiment(
         run = oc.simulate(
             population.circuit, gate * drive, times, state0=state, rtol=rtol, atol=1e-3 * rtol, drive="constant"
         )
+        if not run.success:
+            raise ArithmeticError(f"the simulation of the experiment did not reach its end: {run.message}")
         pieces.append(run)
         state = oc.State(run.state.y[-1], run.state.a[-1])
     keep = [slice(0, -1), slice(0, None), slice(1, None)]  # the moments of change once each

@@ -51,9 +51,14 @@ def run(
 
     Raises
     ------
-    ValueError
-        Where the path holds another sweep.
+    TypeError, ValueError
+        For workers that are no number of processes, before anything is written,
+        and where the path holds another sweep.
     """
+    if workers is not None and (isinstance(workers, bool) or not hasattr(workers, "__index__")):
+        raise TypeError(f"workers must be a number of processes, 0 for none besides this one, got {workers!r}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be a number of processes, 0 for none besides this one, got {workers}")
     store = Store(path, spec)
     missing = store.missing()
     total = sum(1 for _ in spec.tasks())

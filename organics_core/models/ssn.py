@@ -101,6 +101,10 @@ class SSN(_SSNFields):
         target = xp.where(on, self.k * drive**self.exponent, 0.0)
         return SSNState((target - x.r) / self.tau)
 
+    def rates(self, xp: Any, x: SSNState) -> SSNState:
+        """Firing rates: the state itself."""
+        return x
+
     def decay(self) -> SSNState:
         """The time constants."""
         return SSNState(self.tau)

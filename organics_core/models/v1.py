@@ -133,6 +133,10 @@ class V1Circuit(_V1Fields):
         zero = xp.zeros_like(z)
         return V1State(zero, zero + root**2, zero + root / (1.0 - root))
 
+    def rates(self, xp: Any, x: V1State) -> V1State:
+        """Firing rates: y**2, of a neuron and its complement together, sqrt(u) and a."""
+        return V1State(x.y * x.y, sqrt_relu(xp, x.u), x.a)
+
     def decay(self) -> V1State:
         """The time constants."""
         return V1State(self.tau_y, self.tau_u, self.tau_a)

@@ -109,6 +109,10 @@ class WilsonCowan(_WilsonCowanFields):
         response = self._response(xp, self._argument(xp, x, z))
         return WilsonCowanState((self._ready(xp, x) * response - x.x) / self.tau)
 
+    def rates(self, xp: Any, x: WilsonCowanState) -> WilsonCowanState:
+        """Activities: the state itself."""
+        return x
+
     def decay(self) -> WilsonCowanState:
         """The time constants."""
         return WilsonCowanState(self.tau)
