@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
 from array_api_compat import device
@@ -37,7 +37,9 @@ from .circuit import (
     sqrt_relu,
     validate_circuit,
     validate_state,
+    without_time,
 )
+from .implicit import differentiable
 from .linalg import diagonal_matrix, solve, solve_vector
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .stability import _spectral_abscissa
@@ -292,8 +294,16 @@ def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_itera
     made, z, *parts = prepare(xp, made, z, *others.values())
     eps = float(xp.finfo(z.dtype).eps)
     tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
+    state0 = made.state(*parts) if parts else None
+    found = differentiable(xp, partial(_continuation, tolerance, max_iterations), made, z, state0)
+    return cast(SteadyState, found)
+
+
+def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, state0: Any) -> SteadyState:
+    """Pseudo-transient continuation of a prepared model."""
+    xp = checks.namespace({"z": z})
     wide = full(xp, made, z)
-    start = made.state(*parts) if parts else rest(xp, made, wide)
+    start = rest(xp, made, wide) if state0 is None else state0
     start = tree_map(lambda part: part + xp.zeros_like(wide), start)
     backend = get_backend(xp)
 
@@ -354,11 +364,8 @@ def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_itera
     carry = backend.while_loop(lambda c: xp.any(c[5]), body, carry, max_steps=max_iterations)
     x, _, _, residual, count, _ = carry
     converged = residual <= tolerance
-    # one step of Newton's method more, whose derivative is exact (implicit function theorem)
-    fixed = backend.stop_gradient(x)
-    jac = backend.stop_gradient(backend_jacobian(free_model, fixed, free_z))
-    polished = fixed - solve_vector(xp, jac, field(made, fixed, wide))
-    x = xp.where((converged & xp.all(xp.isfinite(polished), axis=-1))[..., None], polished, fixed)
+    polished = x + newton(free_model, x, free_z, xp.zeros_like(shift))
+    x = xp.where((converged & xp.all(xp.isfinite(polished), axis=-1))[..., None], polished, x)
     return SteadyState(layout.unpack(x), converged, count, residual)
 
 
@@ -434,6 +441,13 @@ class _Search(NamedTuple):
 
 
 def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
+    """The fixed point with its derivatives: the time constants have no part in it."""
+    xp = checks.namespace({"z": z})
+    found = differentiable(xp, partial(_search, settings), without_time(xp, circuit), z, state0)
+    return cast(SteadyState, found)
+
+
+def _search(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
     xp = checks.namespace({"z": z})
     backend = get_backend(xp)
     variant, tolerance, max_iterations, newton = settings
@@ -516,23 +530,14 @@ def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None
     state = State(*search.state)
     converged = search.residual <= tolerance
 
-    # One Newton step more, whose *derivative* is exact (implicit function theorem):
-    # the matrix carries no gradient, the right-hand side all of it.
-    # What did not converge starts over: its own state may overflow, and NaN pass through the gradient of where.
-    base = State(
-        xp.where(converged[..., None], state.y, start.y),
-        xp.where(converged[..., None], state.a, start.a),
-    )
-    slope = recurrent_slope(xp, circuit.w_r, base.y, variant)
-    free_slope = backend.stop_gradient(slope)
-    y, matrix = _eliminated_y(xp, circuit, base.a, z, slope)
-    minus_dg = _newton_matrix(
-        xp, free, base.a, backend.stop_gradient(y), free_slope, backend.stop_gradient(matrix), variant
-    )
-    a = base.a + solve_vector(xp, minus_dg, _pool(xp, circuit, base.a, y, variant) - base.a)
-    y, _ = _eliminated_y(xp, circuit, a, z, slope)
+    # one Newton step more, for the last digits
+    slope = recurrent_slope(xp, free.w_r, state.y, variant)
+    y, matrix = _eliminated_y(xp, free, state.a, free_z, slope)
+    minus_dg = _newton_matrix(xp, free, state.a, y, slope, matrix, variant)
+    a = state.a + solve_vector(xp, minus_dg, _pool(xp, free, state.a, y, variant) - state.a)
+    y, _ = _eliminated_y(xp, free, a, free_z, slope)
     polished = State(y, a)
-    residual = relative_residual(xp, free, tree_map(backend.stop_gradient, polished), free_z, variant)
+    residual = relative_residual(xp, free, polished, free_z, variant)
     sound = converged & ((residual <= tolerance) | (residual <= search.residual))
     state = State(
         xp.where(sound[..., None], polished.y, state.y),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from array_api_compat import device
 
-from .backend import Array
+from .backend import Array, get_backend
 
 
 def solve(xp: Any, matrix: Array, right: Array) -> Array:
@@ -20,6 +21,48 @@ def solve(xp: Any, matrix: Array, right: Array) -> Array:
         if matrix.ndim == 2:
             return xp.full(right.shape, xp.nan, dtype=right.dtype, device=device(right))
         return xp.stack([solve(xp, matrix[i, ...], right[i, ...]) for i in range(matrix.shape[0])])
+
+
+def bicgstab(
+    xp: Any, product: Callable[[Array], Array], right: Array, guess: Array, goal: Array | float, *, max_steps: int = 1000
+) -> Array:
+    """Solve ``product(x) = right`` for (..., n) by BiCGSTAB (van der Vorst 1992) until no residual is above ``goal`` (..., 1).
+
+    It restarts where it breaks down or its residual is not the true one, twice at most: look at what it returns.
+    """
+
+    def dot(one: Array, other: Array) -> Array:
+        return xp.sum(one * other, axis=-1, keepdims=True)
+
+    def ratio(one: Array, other: Array) -> Array:
+        zero = other == 0
+        return xp.where(zero, 0.0, one / xp.where(zero, 1.0, other))
+
+    def size(r: Array) -> Array:
+        return xp.max(xp.abs(r), axis=-1, keepdims=True)
+
+    def body(c: Any) -> Any:
+        x, r, shadow, p, rho, active = c
+        v = product(p)
+        alpha = ratio(rho, dot(shadow, v))
+        s = r - alpha * v
+        t = product(s)
+        omega = ratio(dot(t, s), dot(t, t))
+        new_x, new_r = x + alpha * p + omega * s, s - omega * t
+        new_rho = dot(shadow, new_r)
+        new_p = new_r + ratio(new_rho, rho) * ratio(alpha, omega) * (p - omega * v)
+        sound = active & xp.isfinite(size(new_r))
+        x, r, p, rho = (
+            xp.where(sound, new, old) for new, old in ((new_x, x), (new_r, r), (new_p, p), (new_rho, rho))
+        )
+        return x, r, shadow, p, rho, sound & (size(r) > goal) & (omega != 0) & (rho != 0)
+
+    backend, x = get_backend(xp), guess
+    for _ in range(3):
+        r = right - product(x)
+        start = (x, r, r, r, dot(r, r), size(r) > goal)
+        x = backend.while_loop(lambda c: xp.any(c[5]), body, start, max_steps=max_steps)[0]
+    return x
 
 
 def inverse(xp: Any, matrix: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from organics_core.backend import Array, Tree, host_eigvals
+from organics_core.implicit import Equations, solve_by_products
+from organics_core.linalg import solve_vector
 from organics_core.weights import Operator, padded_rows
 
 T = TypeVar("T")
@@ -80,6 +83,10 @@ class JaxBackend:
             lambda m: host_eigvals(np.asarray(m)).astype(dtype), shape, matrix, vmap_method="broadcast_all"
         )
 
+    def root(self, equations: Equations, search: Callable[[Tree], Tree], theta: Tree) -> Tree:
+        x, sound, report = search(jax.tree.map(self.stop_gradient, theta))
+        return _root(equations, x, sound, theta), sound, report
+
     def sparse(self, matrix: Any, like: Array) -> Operator:
         if hasattr(matrix, "tocsr"):  # of scipy
             rows = matrix.tocsr()
@@ -91,6 +98,32 @@ class JaxBackend:
             matrix = BCOO.from_scipy_sparse(rows)
         matrix = jax.tree_util.tree_map(lambda leaf: leaf if _whole(leaf) else leaf.astype(like.dtype), matrix)
         return Operator(_sparse_product, (matrix,), shape=tuple(matrix.shape), batched=True)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _root(equations: Equations, x: Array, sound: Array, theta: Tree) -> Array:
+    """x itself, which solves the equations, and moves with theta as they say."""
+    return x
+
+
+@_root.defjvp
+def _move(equations: Equations, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    x, sound, theta = primals
+    found = _root(equations, x, sound, theta)  # the rule again: it has all derivatives
+    at = equations.at(found, sound, theta)
+    _, change = jax.jvp(lambda theta: equations.field(at, sound, theta), (theta,), (tangents[2],))
+    if equations.by_products:
+
+        def product(direction: Array) -> Array:
+            return equations.product(at, sound, theta, direction)
+
+        def solve(product: Callable[[Array], Array], right: Array) -> Array:
+            return solve_by_products(jnp, product, right)
+
+        moved = jax.lax.custom_linear_solve(product, change, solve, transpose_solve=solve)
+    else:
+        moved = solve_vector(jnp, equations.matrix(at, sound, theta), change)
+    return found, -moved
 
 
 _MOST_PADDING = 4
