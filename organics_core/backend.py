@@ -289,7 +289,11 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     try:
         return np.asarray(to_device(array, "cpu"))
     except (ValueError, TypeError, AttributeError, RuntimeError):
+        pass
+    try:
         return np.asarray(array)
+    except RuntimeError:  # of torch.func: a tensor that has values but no memory of its own
+        return np.asarray(array.tolist(), dtype=str(array.dtype).rpartition(".")[2])
 
 
 _GENERIC = GenericBackend()

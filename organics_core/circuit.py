@@ -248,7 +248,7 @@ def is_identity(xp: Any, w_r: Array) -> bool | None:
 
 def without_time(xp: Any, circuit: Circuit) -> Circuit:
     """The circuit with time constants of one: its field is the balance of its equations."""
-    one = xp.ones((), dtype=circuit.w.dtype, device=device(circuit.w))
+    one = xp.ones((), dtype=circuit.b.dtype, device=device(circuit.b))
     return circuit._replace(tau_y=one, tau_a=one)
 
 

@@ -40,7 +40,7 @@ from .circuit import (
     without_time,
 )
 from .implicit import differentiable
-from .linalg import diagonal_matrix, solve, solve_vector
+from .linalg import bicgstab, diagonal_matrix, solve, solve_vector
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .stability import _spectral_abscissa
 from .weights import Operator, matvec
@@ -206,20 +206,31 @@ def _by_products(
     state0: State | None,
 ) -> SteadyState:
     """The closed form, or the iteration in a whose systems are solved by BiCGSTAB: products only."""
-    backend = get_backend(xp)
     eps = float(xp.finfo(z.dtype).eps)
     if circuit.w_r is not None and (method == "closed_form" or variant != "main"):
         raise ValueError(
             f"weights that are operators have the method 'iteration' of the variant 'main', got {method!r} of "
             f"{variant!r}; a dense w and w_r have all"
         )
-    batch = full(xp, circuit, z)
-    check_products(xp, circuit, batch)
-    state = identity_fixed_point(xp, circuit, batch, variant) if state0 is None else state0
-    residual = relative_residual(xp, circuit, state, z, variant)
+    check_products(xp, circuit, full(xp, circuit, z))
     if circuit.w_r is None:
+        state = identity_fixed_point(xp, circuit, full(xp, circuit, z), variant)
+        residual = relative_residual(xp, circuit, state, z, variant)
         iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
         return SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+    search = partial(_iteration_by_products, tolerance, max_iterations)
+    found = differentiable(xp, search, without_time(xp, circuit), z, state0, by_products=True)
+    return cast(SteadyState, found)
+
+
+def _iteration_by_products(
+    tolerance: float, max_iterations: int, circuit: Circuit, z: Array, state0: State | None
+) -> SteadyState:
+    xp = checks.namespace({"z": z})
+    backend = get_backend(xp)
+    batch = full(xp, circuit, z)
+    state = identity_fixed_point(xp, circuit, batch, "main") if state0 is None else state0
+    residual = relative_residual(xp, circuit, state, z, "main")
     if not all(backend.is_concrete(leaf) for leaf in (z, residual)):
         raise ValueError("steady_state with a w_r that is an operator looks at values; call it outside of jit and vmap")
     if batch.ndim > 1:
@@ -228,21 +239,22 @@ def _by_products(
         flat = xp.reshape(batch, (-1, batch.shape[-1]))
         starts = State(*(xp.reshape(part, flat.shape) for part in state))
         found = [
-            _by_products(
-                xp, circuit, flat[i, :], method, variant, tolerance, max_iterations,
-                State(starts.y[i, :], starts.a[i, :]),
+            _iteration_by_products(
+                tolerance, max_iterations, circuit, flat[i, :], State(starts.y[i, :], starts.a[i, :])
             )
             for i in range(flat.shape[0])
-        ]  # fmt: skip
+        ]
         shape = tuple(batch.shape[:-1])
         made = tree_map(lambda *parts: xp.reshape(xp.stack(list(parts)), (*shape, *parts[0].shape)), *found)
         return SteadyState(State(*made[0]), *made[1:])
     count = 0
     drive, floor = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2
+    goal = 0.1 * tolerance * float(xp.max(xp.abs(drive)))
     while count < max_iterations and float(residual) > tolerance:
-        y = _solve_for_y(xp, circuit.w_r, 1.0 - sqrt_relu(xp, state.a), drive, state.y, 0.1 * tolerance)
+        gate = 1.0 - sqrt_relu(xp, state.a)
+        y = bicgstab(xp, partial(_gated, xp, circuit.w_r, gate), drive, state.y, goal)
         state = State(y, floor + matvec(xp, circuit.w, state.a * y * y))
-        residual = relative_residual(xp, circuit, state, z, variant)
+        residual = relative_residual(xp, circuit, state, z, "main")
         count += 1
         if not math.isfinite(float(residual)):
             break
@@ -250,31 +262,9 @@ def _by_products(
     return SteadyState(state, residual <= tolerance, iterations, residual)
 
 
-def _solve_for_y(xp: Any, w_r: Any, gate: Array, drive: Array, guess: Array, tolerance: float) -> Array:
-    """(I - diag(gate) W_r) y = drive by BiCGSTAB from ``guess``."""
-
-    def apply(y: Array) -> Array:
-        return y - gate * matvec(xp, w_r, y)
-
-    y, r = guess, drive - apply(guess)
-    shadow, p, rho = r, r, float(xp.sum(r * r))
-    goal = tolerance * float(xp.max(xp.abs(drive)))
-    for _ in range(1000):
-        if not float(xp.max(xp.abs(r))) > goal or rho == 0.0:
-            break
-        v = apply(p)
-        alpha = rho / float(xp.sum(shadow * v))
-        s = r - alpha * v
-        t = apply(s)
-        square = float(xp.sum(t * t))
-        omega = float(xp.sum(t * s)) / square if square > 0 else 0.0
-        y = y + alpha * p + omega * s
-        r = s - omega * t
-        rho, before = float(xp.sum(shadow * r)), rho
-        if omega == 0.0:
-            break
-        p = r + (rho / before) * (alpha / omega) * (p - omega * v)
-    return y
+def _gated(xp: Any, w_r: Any, gate: Array, y: Array) -> Array:
+    """(I - diag(gate) W_r) y."""
+    return y - gate * matvec(xp, w_r, y)
 
 
 def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_iterations: int, state0: Any) -> SteadyState:
