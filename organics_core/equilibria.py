@@ -520,11 +520,12 @@ def _search(settings: _Settings, circuit: Circuit, z: Array, state0: State | Non
     state = State(*search.state)
     converged = search.residual <= tolerance
 
-    # one Newton step more, for the last digits
-    slope = recurrent_slope(xp, free.w_r, state.y, variant)
-    y, matrix = _eliminated_y(xp, free, state.a, free_z, slope)
-    minus_dg = _newton_matrix(xp, free, state.a, y, slope, matrix, variant)
-    a = state.a + solve_vector(xp, minus_dg, _pool(xp, free, state.a, y, variant) - state.a)
+    # one Newton step more, for the last digits; what did not converge starts over: its own state may overflow
+    base = State(*(xp.where(converged[..., None], *parts) for parts in zip(state, start, strict=True)))
+    slope = recurrent_slope(xp, free.w_r, base.y, variant)
+    y, matrix = _eliminated_y(xp, free, base.a, free_z, slope)
+    minus_dg = _newton_matrix(xp, free, base.a, y, slope, matrix, variant)
+    a = base.a + solve_vector(xp, minus_dg, _pool(xp, free, base.a, y, variant) - base.a)
     y, _ = _eliminated_y(xp, free, a, free_z, slope)
     polished = State(y, a)
     residual = relative_residual(xp, free, polished, free_z, variant)

@@ -15,7 +15,7 @@ from organics_core.methods import Rosenbrock, RungeKutta
 from organics_core.weights import Operator
 
 from .kernels import torch_circuit, torch_rosenbrock, torch_runge_kutta
-from .torch_root import solve_root
+from .torch_root import check_closed, solve_root
 
 T = TypeVar("T")
 
@@ -57,7 +57,10 @@ class TorchBackend(GenericBackend):
                 "a search for a fixed point looks at values and cannot be compiled by torch; "
                 "call it in a function decorated with torch.compiler.disable"
             )
-        return solve_root(equations, search, theta)
+        found = solve_root(equations, search, theta)
+        if torch.is_grad_enabled():
+            check_closed(equations, found, theta)
+        return found
 
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
         generator = torch.Generator(device=like.device).manual_seed(seed)

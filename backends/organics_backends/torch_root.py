@@ -14,6 +14,7 @@ from organics_core.backend import Tree, tree_leaves, tree_map
 from organics_core.implicit import Equations, flatten, solve_by_products
 from organics_core.linalg import solve_vector
 from organics_core.model import Parameter
+from organics_core.weights import Operator
 
 
 class _Problem:
@@ -194,3 +195,18 @@ def solve_root(equations: Any, search: Callable[[Tree], Tree], theta: Tree) -> T
     x, sound, *report = _Root.apply(problem, *problem.leaves)
     leaves: Iterator[Tensor] = iter(report)
     return x, sound, tree_map(lambda _: next(leaves), problem.report)
+
+
+def check_closed(equations: Equations, found: Tree, theta: Tree) -> None:
+    """ValueError where a function of the model holds tensors of its own that need a gradient: it would be lost."""
+    model = theta[0]
+    if hasattr(model, "additive") and not any(isinstance(part, Operator) for part in model):
+        return  # of the families here, which are functions of their fields
+    leaves, _, rebuild = flatten(theta)
+    x, *bare = (forward_ad.unpack_dual(tensor).primal.detach() for tensor in (found[0], *leaves))
+    value = equations.field(x, found[1], rebuild(iter(bare)))
+    if value.requires_grad or forward_ad.unpack_dual(value).tangent is not None:
+        raise ValueError(
+            "a function of the model holds tensors that need a gradient, which a fixed point cannot pass on to them; "
+            "make them fields of the model, or name them in Operator(product, arrays)"
+        )
