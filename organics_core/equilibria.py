@@ -433,7 +433,8 @@ class _Search(NamedTuple):
 def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
     """The fixed point with its derivatives: the time constants have no part in it."""
     xp = checks.namespace({"z": z})
-    found = differentiable(xp, partial(_search, settings), without_time(xp, circuit), z, state0)
+    model = of_variant(without_time(xp, circuit), settings.variant)
+    found = differentiable(xp, partial(_search, settings), model, z, state0)
     return cast(SteadyState, found)
 
 
@@ -520,21 +521,26 @@ def _search(settings: _Settings, circuit: Circuit, z: Array, state0: State | Non
     state = State(*search.state)
     converged = search.residual <= tolerance
 
-    # one Newton step more, for the last digits; what did not converge starts over: its own state may overflow
-    base = State(*(xp.where(converged[..., None], *parts) for parts in zip(state, start, strict=True)))
-    slope = recurrent_slope(xp, free.w_r, base.y, variant)
-    y, matrix = _eliminated_y(xp, free, base.a, free_z, slope)
-    minus_dg = _newton_matrix(xp, free, base.a, y, slope, matrix, variant)
-    a = base.a + solve_vector(xp, minus_dg, _pool(xp, free, base.a, y, variant) - base.a)
-    y, _ = _eliminated_y(xp, free, a, free_z, slope)
-    polished = State(y, a)
-    residual = relative_residual(xp, free, polished, free_z, variant)
-    sound = converged & ((residual <= tolerance) | (residual <= search.residual))
-    state = State(
-        xp.where(sound[..., None], polished.y, state.y),
-        xp.where(sound[..., None], polished.a, state.a),
+    def polish(c: Any) -> Any:
+        """One Newton step more, for the last digits, where it is a better one."""
+        # what did not converge starts over: its own state may overflow
+        old = State(*(xp.where(converged[..., None], *parts) for parts in zip(c[0], start, strict=True)))
+        slope = recurrent_slope(xp, free.w_r, old.y, variant)
+        y, matrix = _eliminated_y(xp, free, old.a, free_z, slope)
+        minus_dg = _newton_matrix(xp, free, old.a, y, slope, matrix, variant)
+        a = old.a + solve_vector(xp, minus_dg, _pool(xp, free, old.a, y, variant) - old.a)
+        y, _ = _eliminated_y(xp, free, a, free_z, slope)
+        residual = relative_residual(xp, free, State(y, a), free_z, variant)
+        sound = converged & ((residual <= tolerance) | (residual <= c[1]))
+        state = State(*(xp.where(sound[..., None], *parts) for parts in zip((y, a), c[0], strict=True)))
+        return state, xp.where(sound, residual, c[1])
+
+    # a few thousand roundings are not worth one
+    enough = 1e3 * float(xp.finfo(z.dtype).eps)
+    state, residual = backend.while_loop(
+        lambda c: xp.any(converged & (c[1] > enough)), polish, (state, search.residual), max_steps=1
     )
-    return SteadyState(state, converged, search.iterations, xp.where(sound, residual, search.residual))
+    return SteadyState(State(*state), converged, search.iterations, residual)
 
 
 def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[FixedPoint, ...]:
