@@ -81,9 +81,16 @@ class _Root(torch.autograd.Function):
                 given[k] = leaf
             return equations.field(at, sound, theta(given))
 
-        _, pull = torch.func.vjp(field, *(leaves[k] for k in wanted))
+        chosen = [leaves[k] for k in wanted]
+        if _once():
+            chosen = [leaf.detach().requires_grad_() for leaf in chosen]
+            with torch.enable_grad():
+                moved = field(*chosen)
+            pulls = torch.autograd.grad(moved, chosen, pulled, allow_unused=True)
+        else:
+            pulls = torch.func.vjp(field, *chosen)[1](pulled)
         slopes: list[Tensor | None] = [None] * (1 + len(leaves))
-        for k, made in zip(wanted, pull(pulled), strict=True):
+        for k, made in zip(wanted, pulls, strict=True):
             slopes[1 + k] = made
         return tuple(slopes)
 
@@ -117,7 +124,15 @@ def _solve(equations: Any, at: Tensor, sound: Tensor, theta: Tree, right: Tensor
     else:
         linear, matrix = _Dense(), equations.matrix(at, sound, theta)
         given = _System(matrix.mT if transposed else matrix, right)
+        if _once():
+            return solve_vector(xp, *given)
     return solve_root(linear, linear.search, given)[0]  # type: ignore[no-any-return]
+
+
+def _once() -> bool:
+    """Whether what is computed now is not differentiated further: a plain backward pass, which has a shorter way."""
+    level = forward_ad._current_level  # noqa: SLF001 - no public name
+    return not torch.is_grad_enabled() and level < 0 and torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001
 
 
 def _all_sound(u: Tensor) -> Tensor:
