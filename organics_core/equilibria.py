@@ -124,13 +124,18 @@ def steady_state(
         With ``converged``, ``iterations`` and ``residual`` for every circuit of
         the batch. Non-convergence is a result, not an error. The state is
         differentiable in the circuit and in z, by the implicit function
-        theorem, without storing the iterations.
+        theorem, at every order and without storing the iterations: in torch,
+        torch.func and jax, mapped too. Members that did not converge have
+        derivatives of zero. At a kink of a rectified variant (y = 0) they are
+        those of the silent side.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument that is wrong; among others ``"closed_form"`` with
-        a W_r that is not the identity.
+        a W_r that is not the identity; in torch, functions that hold tensors
+        which need a gradient (name them in ``Operator(product, arrays)``), and
+        ``torch.compile`` of anything but the closed form.
 
     Notes
     -----

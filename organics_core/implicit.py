@@ -116,7 +116,7 @@ def solve_by_products(xp: Any, product: Callable[[Array], Array], right: Array) 
 
 
 def flatten(tree: Tree) -> tuple[list[Array], list[int | None], Callable[[Iterator[Array]], Tree]]:
-    """The arrays of a tree, those of operators among them; how many of their axes belong to one member; and the way back.
+    """The arrays of a tree, those of operators too; how many axes of each belong to one member; and the way back.
 
     Weights are (..., n, n), all other arrays (..., n); the arrays of an operator have no batch axes (None).
     """

@@ -24,9 +24,15 @@ def solve(xp: Any, matrix: Array, right: Array) -> Array:
 
 
 def bicgstab(
-    xp: Any, product: Callable[[Array], Array], right: Array, guess: Array, goal: Array | float, *, max_steps: int = 1000
+    xp: Any,
+    product: Callable[[Array], Array],
+    right: Array,
+    guess: Array,
+    goal: Array | float,
+    *,
+    max_steps: int = 1000,
 ) -> Array:
-    """Solve ``product(x) = right`` for (..., n) by BiCGSTAB (van der Vorst 1992) until no residual is above ``goal`` (..., 1).
+    """Solve ``product(x) = right`` for (..., n) by BiCGSTAB (van der Vorst 1992), to residuals of ``goal`` (..., 1).
 
     Members that break down start again; one that overflows stops. Look at what it returns.
     """

@@ -260,7 +260,9 @@ def test_what_a_function_holds_must_be_named(xp64: Library, mode: str) -> None:
     z, matrix = xp64.array([1.0, 0.5]), xp64.array([[0.1, 0.2], [0.0, 0.1]])
 
     def held(s: Any) -> Any:
-        return oc.steady_state(oc.Circuit(lambda v: s * (matrix @ v), torch.ones_like(matrix), *(5 * (0.5,))), z).state.y[0]
+        return oc.steady_state(
+            oc.Circuit(lambda v: s * (matrix @ v), torch.ones_like(matrix), *(5 * (0.5,))), z
+        ).state.y[0]
 
     def named(s: Any) -> Any:
         w_r = oc.Operator(lambda s, v: s * (matrix @ v), (s,))
@@ -276,6 +278,7 @@ def test_what_a_function_holds_must_be_named(xp64: Library, mode: str) -> None:
 @pytest.mark.library("torch")
 def test_layers_of_torch_twice(xp64: Library) -> None:
     import torch
+
     from organics_torch import DivisiveNorm, DivisiveNorm2d
 
     x = xp64.array(np.random.default_rng(5).standard_normal((2, 3))).requires_grad_()
@@ -301,6 +304,7 @@ def test_layers_of_torch_twice(xp64: Library) -> None:
 def test_layers_of_jax_twice(xp64: Library, recurrent: str) -> None:
     import jax
     from jax.test_util import check_grads
+
     from organics_jax import DivisiveNorm
 
     layer = DivisiveNorm(3, 3, recurrent=recurrent, sigma=0.3, key=jax.random.key(0), dtype=xp64.dtype)

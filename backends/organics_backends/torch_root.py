@@ -144,7 +144,7 @@ class _System(NamedTuple):
 
     matrix: Tensor
     right: Tensor
-    spec = {"matrix": Parameter(axes=2), "right": Parameter()}
+    spec = {"matrix": Parameter(axes=2), "right": Parameter()}  # noqa: RUF012 - an annotated one would be a field
 
 
 class _Dense:
@@ -176,7 +176,7 @@ class _Given(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """As :class:`_Dense`, by products with the derivative of other equations, or with its transpose; theta is a :class:`_Given`."""
+    """As :class:`_Dense`, by products with the derivative of other equations or its transpose: :class:`_Given`."""
 
     equations: Any
     transposed: bool
