@@ -108,6 +108,14 @@ class Backend(Protocol):
         """Jacobian of ``function``: (n,) -> (m,) at ``x``; shape (m, n)."""
         ...
 
+    def root(self, equations: Any, search: Callable[[Tree], Tree], theta: Tree) -> Tree:
+        """``x, sound, report = search(theta)``, where x has the derivatives in theta that the equations imply.
+
+        ``equations`` is an :class:`organics_core.implicit.Equations`. Where the
+        library has no derivatives the search is all.
+        """
+        ...
+
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
         """Independent standard normal numbers of the dtype and device of ``like``."""
         ...
@@ -239,6 +247,9 @@ class GenericBackend:
         eye = xp.eye(n, dtype=x.dtype, device=device(x))
         return xp.stack([self.jvp(function, x, eye[i, :]) for i in range(n)], axis=-1)
 
+    def root(self, equations: Any, search: Callable[[Tree], Tree], theta: Tree) -> Tree:
+        return search(theta)
+
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
         xp = array_namespace(like)
         numbers = np.random.default_rng(seed).standard_normal(shape)
@@ -278,7 +289,11 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     try:
         return np.asarray(to_device(array, "cpu"))
     except (ValueError, TypeError, AttributeError, RuntimeError):
+        pass
+    try:
         return np.asarray(array)
+    except RuntimeError:  # of torch.func: a tensor that has values but no memory of its own
+        return np.asarray(array.tolist(), dtype=str(array.dtype).rpartition(".")[2])
 
 
 _GENERIC = GenericBackend()
@@ -309,6 +324,7 @@ def _load(library: str) -> None:
             "compile",
             "jvp",
             "jacobian",
+            "root",
             "normal",
             "eigvals",
             "sparse",

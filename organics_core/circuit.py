@@ -250,6 +250,12 @@ def is_identity(xp: Any, w_r: Array) -> bool | None:
     return bool(xp.all(w_r == identity(xp, w_r)))
 
 
+def without_time(xp: Any, circuit: Circuit) -> Circuit:
+    """The circuit with time constants of one: its field is the balance of its equations."""
+    one = xp.ones((), dtype=circuit.b.dtype, device=device(circuit.b))
+    return circuit._replace(tau_y=one, tau_a=one)
+
+
 def identity(xp: Any, like: Array) -> Array:
     """The n x n identity of the dtype and device of ``like`` (..., n) or (..., n, n)."""
     return xp.eye(like.shape[-1], dtype=like.dtype, device=device(like))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
 from array_api_compat import device
@@ -37,8 +37,10 @@ from .circuit import (
     sqrt_relu,
     validate_circuit,
     validate_state,
+    without_time,
 )
-from .linalg import diagonal_matrix, matmul, solve, solve_vector
+from .implicit import differentiable
+from .linalg import bicgstab, diagonal_matrix, matmul, solve, solve_vector
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .stability import _spectral_abscissa
 from .weights import Operator, matvec
@@ -122,13 +124,18 @@ def steady_state(
         With ``converged``, ``iterations`` and ``residual`` for every circuit of
         the batch. Non-convergence is a result, not an error. The state is
         differentiable in the circuit and in z, by the implicit function
-        theorem, without storing the iterations.
+        theorem, at every order and without storing the iterations: in torch,
+        torch.func and jax, mapped too. Members that did not converge have
+        derivatives of zero. At a kink of a rectified variant (y = 0) they are
+        those of the silent side.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument that is wrong; among others ``"closed_form"`` with
-        a W_r that is not the identity.
+        a W_r that is not the identity; in torch, functions that hold tensors
+        which need a gradient (name them in ``Operator(product, arrays)``), and
+        ``torch.compile`` of anything but the closed form.
 
     Notes
     -----
@@ -204,20 +211,31 @@ def _by_products(
     state0: State | None,
 ) -> SteadyState:
     """The closed form, or the iteration in a whose systems are solved by BiCGSTAB: products only."""
-    backend = get_backend(xp)
     eps = float(xp.finfo(z.dtype).eps)
     if circuit.w_r is not None and (method == "closed_form" or variant != "main"):
         raise ValueError(
             f"weights that are operators have the method 'iteration' of the variant 'main', got {method!r} of "
             f"{variant!r}; a dense w and w_r have all"
         )
-    batch = full(xp, circuit, z)
-    check_products(xp, circuit, batch)
-    state = identity_fixed_point(xp, circuit, batch, variant) if state0 is None else state0
-    residual = relative_residual(xp, circuit, state, z, variant)
+    check_products(xp, circuit, full(xp, circuit, z))
     if circuit.w_r is None:
+        state = identity_fixed_point(xp, circuit, full(xp, circuit, z), variant)
+        residual = relative_residual(xp, circuit, state, z, variant)
         iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
         return SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+    search = partial(_iteration_by_products, tolerance, max_iterations)
+    found = differentiable(xp, search, without_time(xp, circuit), z, state0, by_products=True)
+    return cast(SteadyState, found)
+
+
+def _iteration_by_products(
+    tolerance: float, max_iterations: int, circuit: Circuit, z: Array, state0: State | None
+) -> SteadyState:
+    xp = checks.namespace({"z": z})
+    backend = get_backend(xp)
+    batch = full(xp, circuit, z)
+    state = identity_fixed_point(xp, circuit, batch, "main") if state0 is None else state0
+    residual = relative_residual(xp, circuit, state, z, "main")
     if not all(backend.is_concrete(leaf) for leaf in (z, residual)):
         raise ValueError("steady_state with a w_r that is an operator looks at values; call it outside of jit and vmap")
     if batch.ndim > 1:
@@ -226,21 +244,22 @@ def _by_products(
         flat = xp.reshape(batch, (-1, batch.shape[-1]))
         starts = State(*(xp.reshape(part, flat.shape) for part in state))
         found = [
-            _by_products(
-                xp, circuit, flat[i, :], method, variant, tolerance, max_iterations,
-                State(starts.y[i, :], starts.a[i, :]),
+            _iteration_by_products(
+                tolerance, max_iterations, circuit, flat[i, :], State(starts.y[i, :], starts.a[i, :])
             )
             for i in range(flat.shape[0])
-        ]  # fmt: skip
+        ]
         shape = tuple(batch.shape[:-1])
         made = tree_map(lambda *parts: xp.reshape(xp.stack(list(parts)), (*shape, *parts[0].shape)), *found)
         return SteadyState(State(*made[0]), *made[1:])
     count = 0
     drive, floor = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2
+    goal = 0.1 * tolerance * float(xp.max(xp.abs(drive)))
     while count < max_iterations and float(residual) > tolerance:
-        y = _solve_for_y(xp, circuit.w_r, 1.0 - sqrt_relu(xp, state.a), drive, state.y, 0.1 * tolerance)
+        gate = 1.0 - sqrt_relu(xp, state.a)
+        y = bicgstab(xp, partial(_gated, xp, circuit.w_r, gate), drive, state.y, goal)
         state = State(y, floor + matvec(xp, circuit.w, state.a * y * y))
-        residual = relative_residual(xp, circuit, state, z, variant)
+        residual = relative_residual(xp, circuit, state, z, "main")
         count += 1
         if not math.isfinite(float(residual)):
             break
@@ -248,31 +267,9 @@ def _by_products(
     return SteadyState(state, residual <= tolerance, iterations, residual)
 
 
-def _solve_for_y(xp: Any, w_r: Any, gate: Array, drive: Array, guess: Array, tolerance: float) -> Array:
-    """(I - diag(gate) W_r) y = drive by BiCGSTAB from ``guess``."""
-
-    def apply(y: Array) -> Array:
-        return y - gate * matvec(xp, w_r, y)
-
-    y, r = guess, drive - apply(guess)
-    shadow, p, rho = r, r, float(xp.sum(r * r))
-    goal = tolerance * float(xp.max(xp.abs(drive)))
-    for _ in range(1000):
-        if not float(xp.max(xp.abs(r))) > goal or rho == 0.0:
-            break
-        v = apply(p)
-        alpha = rho / float(xp.sum(shadow * v))
-        s = r - alpha * v
-        t = apply(s)
-        square = float(xp.sum(t * t))
-        omega = float(xp.sum(t * s)) / square if square > 0 else 0.0
-        y = y + alpha * p + omega * s
-        r = s - omega * t
-        rho, before = float(xp.sum(shadow * r)), rho
-        if omega == 0.0:
-            break
-        p = r + (rho / before) * (alpha / omega) * (p - omega * v)
-    return y
+def _gated(xp: Any, w_r: Any, gate: Array, y: Array) -> Array:
+    """(I - diag(gate) W_r) y."""
+    return y - gate * matvec(xp, w_r, y)
 
 
 def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_iterations: int, state0: Any) -> SteadyState:
@@ -292,8 +289,16 @@ def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_itera
     made, z, *parts = prepare(xp, made, z, *others.values())
     eps = float(xp.finfo(z.dtype).eps)
     tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
+    state0 = made.state(*parts) if parts else None
+    found = differentiable(xp, partial(_continuation, tolerance, max_iterations), made, z, state0)
+    return cast(SteadyState, found)
+
+
+def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, state0: Any) -> SteadyState:
+    """Pseudo-transient continuation of a prepared model."""
+    xp = checks.namespace({"z": z})
     wide = full(xp, made, z)
-    start = made.state(*parts) if parts else rest(xp, made, wide)
+    start = rest(xp, made, wide) if state0 is None else state0
     start = tree_map(lambda part: part + xp.zeros_like(wide), start)
     backend = get_backend(xp)
 
@@ -354,11 +359,8 @@ def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_itera
     carry = backend.while_loop(lambda c: xp.any(c[5]), body, carry, max_steps=max_iterations)
     x, _, _, residual, count, _ = carry
     converged = residual <= tolerance
-    # one step of Newton's method more, whose derivative is exact (implicit function theorem)
-    fixed = backend.stop_gradient(x)
-    jac = backend.stop_gradient(backend_jacobian(free_model, fixed, free_z))
-    polished = fixed - solve_vector(xp, jac, field(made, fixed, wide))
-    x = xp.where((converged & xp.all(xp.isfinite(polished), axis=-1))[..., None], polished, fixed)
+    polished = x + newton(free_model, x, free_z, xp.zeros_like(shift))
+    x = xp.where((converged & xp.all(xp.isfinite(polished), axis=-1))[..., None], polished, x)
     return SteadyState(layout.unpack(x), converged, count, residual)
 
 
@@ -434,6 +436,14 @@ class _Search(NamedTuple):
 
 
 def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
+    """The fixed point with its derivatives: the time constants have no part in it."""
+    xp = checks.namespace({"z": z})
+    model = of_variant(without_time(xp, circuit), settings.variant)
+    found = differentiable(xp, partial(_search, settings), model, z, state0)
+    return cast(SteadyState, found)
+
+
+def _search(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
     xp = checks.namespace({"z": z})
     backend = get_backend(xp)
     variant, tolerance, max_iterations, newton = settings
@@ -516,29 +526,26 @@ def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None
     state = State(*search.state)
     converged = search.residual <= tolerance
 
-    # One Newton step more, whose *derivative* is exact (implicit function theorem):
-    # the matrix carries no gradient, the right-hand side all of it.
-    # What did not converge starts over: its own state may overflow, and NaN pass through the gradient of where.
-    base = State(
-        xp.where(converged[..., None], state.y, start.y),
-        xp.where(converged[..., None], state.a, start.a),
+    def polish(c: Any) -> Any:
+        """One Newton step more, for the last digits, where it is a better one."""
+        # what did not converge starts over: its own state may overflow
+        old = State(*(xp.where(converged[..., None], *parts) for parts in zip(c[0], start, strict=True)))
+        slope = recurrent_slope(xp, free.w_r, old.y, variant)
+        y, matrix = _eliminated_y(xp, free, old.a, free_z, slope)
+        minus_dg = _newton_matrix(xp, free, old.a, y, slope, matrix, variant)
+        a = old.a + solve_vector(xp, minus_dg, _pool(xp, free, old.a, y, variant) - old.a)
+        y, _ = _eliminated_y(xp, free, a, free_z, slope)
+        residual = relative_residual(xp, free, State(y, a), free_z, variant)
+        sound = converged & ((residual <= tolerance) | (residual <= c[1]))
+        state = State(*(xp.where(sound[..., None], *parts) for parts in zip((y, a), c[0], strict=True)))
+        return state, xp.where(sound, residual, c[1])
+
+    # a few thousand roundings are not worth one
+    enough = 1e3 * float(xp.finfo(z.dtype).eps)
+    state, residual = backend.while_loop(
+        lambda c: xp.any(converged & (c[1] > enough)), polish, (state, search.residual), max_steps=1
     )
-    slope = recurrent_slope(xp, circuit.w_r, base.y, variant)
-    free_slope = backend.stop_gradient(slope)
-    y, matrix = _eliminated_y(xp, circuit, base.a, z, slope)
-    minus_dg = _newton_matrix(
-        xp, free, base.a, backend.stop_gradient(y), free_slope, backend.stop_gradient(matrix), variant
-    )
-    a = base.a + solve_vector(xp, minus_dg, _pool(xp, circuit, base.a, y, variant) - base.a)
-    y, _ = _eliminated_y(xp, circuit, a, z, slope)
-    polished = State(y, a)
-    residual = relative_residual(xp, free, tree_map(backend.stop_gradient, polished), free_z, variant)
-    sound = converged & ((residual <= tolerance) | (residual <= search.residual))
-    state = State(
-        xp.where(sound[..., None], polished.y, state.y),
-        xp.where(sound[..., None], polished.a, state.a),
-    )
-    return SteadyState(state, converged, search.iterations, xp.where(sound, residual, search.residual))
+    return SteadyState(State(*state), converged, search.iterations, residual)
 
 
 def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[FixedPoint, ...]:

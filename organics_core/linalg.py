@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from array_api_compat import device
 
-from .backend import Array, get_backend
+from .backend import Array, GenericBackend, get_backend
 
 
 def matmul(xp: Any, left: Array, right: Array) -> Array:
@@ -32,6 +33,57 @@ def solve(xp: Any, matrix: Array, right: Array) -> Array:
         if matrix.ndim == 2:
             return xp.full(right.shape, xp.nan, dtype=right.dtype, device=device(right))
         return xp.stack([solve(xp, matrix[i, ...], right[i, ...]) for i in range(matrix.shape[0])])
+
+
+def bicgstab(
+    xp: Any,
+    product: Callable[[Array], Array],
+    right: Array,
+    guess: Array,
+    goal: Array | float,
+    *,
+    max_steps: int = 1000,
+) -> Array:
+    """Solve ``product(x) = right`` for (..., n) by BiCGSTAB (van der Vorst 1992), to residuals of ``goal`` (..., 1).
+
+    Members that break down start again; one that overflows stops. Look at what it returns.
+    """
+
+    def dot(one: Array, other: Array) -> Array:
+        return xp.sum(one * other, axis=-1, keepdims=True)
+
+    def ratio(one: Array, other: Array) -> Array:
+        zero = other == 0
+        return xp.where(zero, 0.0, one / xp.where(zero, 1.0, other))
+
+    def size(r: Array) -> Array:
+        return xp.max(xp.abs(r), axis=-1, keepdims=True)
+
+    def body(c: Any) -> Any:
+        x, r, shadow, p, rho, active = c
+        v = product(p)
+        alpha = ratio(rho, dot(shadow, v))
+        s = r - alpha * v
+        t = product(s)
+        omega = ratio(dot(t, s), dot(t, t))
+        moved, rest = x + alpha * p + omega * s, s - omega * t
+        next_rho = dot(shadow, rest)
+        broken = (next_rho == 0) | (omega == 0)
+        shadow = xp.where(broken, rest, shadow)
+        next_p = xp.where(broken, rest, rest + ratio(next_rho, rho) * ratio(alpha, omega) * (p - omega * v))
+        next_rho = xp.where(broken, dot(rest, rest), next_rho)
+        active = active & xp.isfinite(size(rest))
+        x, r, p, rho = (
+            xp.where(active, new, old) for new, old in ((moved, x), (rest, r), (next_p, p), (next_rho, rho))
+        )
+        return x, r, shadow, p, rho, active & (size(r) > goal)
+
+    r = right - product(guess)
+    start = (guess, r, r, r, dot(r, r), size(r) > goal)
+    backend = get_backend(xp)
+    seen = backend.is_concrete(r) and backend.is_concrete(guess)  # then a loop on the host: nothing to be compiled anew
+    loop = GenericBackend().while_loop if seen else backend.while_loop
+    return loop(lambda c: xp.any(c[5]), body, start, max_steps=max_steps)[0]
 
 
 def inverse(xp: Any, matrix: Array) -> Array:

@@ -15,12 +15,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import device
 
 from . import checks
-from .backend import Array
+from .backend import Array, get_backend
 from .cell import sigmoid
 from .circuit import Circuit, identity_fixed_point, relu
 from .equilibria import SteadyState, steady_state
+from .linalg import diagonal_matrix
 from .weights import matvec
 
 STATIC_RECURRENT = ("identity", "spectral")
@@ -164,8 +166,11 @@ def spectral_ball(xp: Any, v: Array) -> Array:
     """V / max(1, ||V||_2): matrices (..., n, n) inside the ball of spectral norm 1 stay as they are."""
     # half precision has no decomposition
     wide = xp.astype(v, xp.float32) if xp.finfo(v.dtype).bits < 32 else v
-    norm = xp.astype(xp.linalg.matrix_norm(wide, ord=2), v.dtype)
-    return v / xp.where(norm > 1, norm, 1.0)[..., None, None]
+    outside = xp.linalg.matrix_norm(get_backend(xp).stop_gradient(wide), ord=2) > 1
+    # inside, where matrices may have equal singular values, the norm's second derivatives are no one's business
+    levels = xp.arange(1, v.shape[-1] + 1, dtype=wide.dtype, device=device(v))
+    norm = xp.linalg.matrix_norm(xp.where(outside[..., None, None], wide, diagonal_matrix(xp, levels)), ord=2)
+    return v / xp.where(outside, xp.astype(norm, v.dtype), 1.0)[..., None, None]
 
 
 def static_circuit(xp: Any, parameters: StaticParameters, x: Array, sigma: Array | float) -> tuple[Circuit, Array]:

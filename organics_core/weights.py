@@ -220,7 +220,8 @@ def is_nonnegative(xp: Any, matrix: Any, like: Array) -> bool:
     sums = matvec(xp, matrix, xp.ones_like(like))
     if tuple(sums.shape) != tuple(like.shape):
         raise ValueError(f"w must map a vector {tuple(like.shape)} to the same shape, got shape {tuple(sums.shape)}")
-    if not get_backend(xp).is_concrete(sums):
+    backend = get_backend(xp)
+    if not backend.is_concrete(sums):
         return True
-    found = to_numpy(sums)
+    found = to_numpy(backend.stop_gradient(sums))
     return bool((found >= -1e-6 * np.abs(found).max()).all())

@@ -11,7 +11,7 @@ FOLDERS = (ROOT, ROOT / "backends", ROOT / "adapters")
 PACKAGES = sorted(file.parent for folder in FOLDERS for file in folder.glob("*/py.typed"))
 INHERITED = {"extra_repr", "trained"}  # told by torch, and by the base of the jax modules
 INHERITED |= {"is_concrete", "stop_gradient", "scan", "while_loop", "compile"}  # told by the protocol Backend
-INHERITED |= {"jvp", "jacobian", "normal", "eigvals", "sparse", "recordable_product"}
+INHERITED |= {"jvp", "jacobian", "root", "normal", "eigvals", "sparse", "recordable_product"}
 CHECKS = re.compile(r"\b(raise|checks\.\w+|validate_\w+)\b")
 
 

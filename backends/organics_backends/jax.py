@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from organics_core.backend import Array, Tree, host_eigvals
+from organics_core.implicit import Equations, solve_by_products
+from organics_core.linalg import solve_vector
 from organics_core.weights import Operator, padded_rows
 
 T = TypeVar("T")
@@ -88,6 +91,10 @@ class JaxBackend:
         # no nonsymmetric eigenvalues on accelerators: on the host
         return jnp.linalg.eigvals(matrix) if self.platform(matrix) == "cpu" else _host_eigvals(matrix)
 
+    def root(self, equations: Equations, search: Callable[[Tree], Tree], theta: Tree) -> Tree:
+        x, sound, report = search(jax.tree.map(self.stop_gradient, theta))
+        return _root(equations, x, sound, theta), sound, report
+
     def sparse(self, matrix: Any, like: Array) -> Operator:
         if hasattr(matrix, "tocsr"):  # of scipy
             rows = matrix.tocsr()
@@ -139,6 +146,32 @@ def _eig(matrix: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray
 
 def _complex(matrix: Array) -> Any:
     return jnp.complex64 if matrix.dtype == jnp.float32 else jnp.complex128
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _root(equations: Equations, x: Array, sound: Array, theta: Tree) -> Array:
+    """x itself, which solves the equations, and moves with theta as they say."""
+    return x
+
+
+@_root.defjvp
+def _move(equations: Equations, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    x, sound, theta = primals
+    found = _root(equations, x, sound, theta)  # the rule again: it has all derivatives
+    at = equations.at(found, sound, theta)
+    _, change = jax.jvp(lambda theta: equations.field(at, sound, theta), (theta,), (tangents[2],))
+    if equations.by_products:
+
+        def product(direction: Array) -> Array:
+            return equations.product(at, sound, theta, direction)
+
+        def solve(product: Callable[[Array], Array], right: Array) -> Array:
+            return solve_by_products(jnp, product, right)
+
+        moved = jax.lax.custom_linear_solve(product, change, solve, transpose_solve=solve)
+    else:
+        moved = solve_vector(jnp, equations.matrix(at, sound, theta), change)
+    return found, -moved
 
 
 _MOST_PADDING = 4

@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from organics_core.backend import Array, GenericBackend, register_kernel
+from organics_core.backend import Array, GenericBackend, Tree, register_kernel
 from organics_core.circuit import Circuit
+from organics_core.implicit import Equations
 from organics_core.methods import Rosenbrock, RungeKutta
 from organics_core.weights import Operator
 
 from .kernels import torch_circuit, torch_rosenbrock, torch_runge_kutta
+from .torch_root import check_closed, solve_root
 
 T = TypeVar("T")
 
@@ -26,7 +28,12 @@ class TorchBackend(GenericBackend):
     def is_concrete(self, array: Array) -> bool:
         if torch.compiler.is_compiling():
             return False
-        return not torch._C._functorch.is_functorch_wrapped_tensor(array)  # noqa: SLF001 - no public name
+        functorch = torch._C._functorch  # noqa: SLF001 - no public name
+        while functorch.is_functorch_wrapped_tensor(array):  # those of grad and jvp hold one value, those of vmap many
+            if functorch.is_batchedtensor(array):
+                return False
+            array = functorch.get_unwrapped(array)
+        return True
 
     def stop_gradient(self, array: Array) -> Array:
         return array.detach()
@@ -43,6 +50,17 @@ class TorchBackend(GenericBackend):
 
     def jacobian(self, function: Callable[[Array], Array], x: Array) -> Array:
         return torch.func.jacrev(function)(x)
+
+    def root(self, equations: Equations, search: Callable[[Tree], Tree], theta: Tree) -> Tree:
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "a search for a fixed point looks at values and cannot be compiled by torch; "
+                "call it in a function decorated with torch.compiler.disable"
+            )
+        found = solve_root(equations, search, theta)
+        if torch.is_grad_enabled():
+            check_closed(equations, found, theta)
+        return found
 
     def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
         generator = torch.Generator(device=like.device).manual_seed(seed)
