@@ -14,8 +14,9 @@ from array_api_compat import device, is_array_api_obj
 
 from . import checks
 from .backend import Array, get_backend, to_numpy
+from .circuit import VARIANTS, Circuit, kinks
 from .linalg import broadcast_shapes, diagonal_matrix, solve, transpose
-from .stability import linearized
+from .stability import Linear, linearized
 
 Noise = Any
 """A number, amplitudes (..., N), a matrix L (..., N, m), or a tuple of amplitudes per population."""
@@ -121,7 +122,8 @@ def noise_covariance(circuit: Any, state: Any, noise: Noise, *, variant: str = "
     ------
     TypeError, ValueError
         Naming the argument that is wrong; ValueError for a state that is not
-        stable, with its spectral abscissa.
+        stable, with its spectral abscissa, and for one at a kink of a rectified
+        variant (while tracing, what stands there is the noise of the silent side).
 
     Notes
     -----
@@ -289,8 +291,23 @@ def _linearized(
     _check_frequencies(xp, **frequencies)
     for name, value in extra.items():
         checks.values(xp, name, value, "any")
+    _refuse_kinks(linear)
     sizes = tuple(int(part.shape[-1]) for part in linear.state)
     return xp, linear.jacobian, noise_term(xp, noise, sizes, like)
+
+
+def _refuse_kinks(linear: Linear) -> None:
+    """ValueError at a kink, where no one linear system describes the noise; while tracing this is not seen."""
+    if not isinstance(linear.model, Circuit) or not any(VARIANTS[linear.model.variant][:2]):
+        return
+    xp, made, state, _ = linear
+    count = kinks(xp, made, state, made.variant).count
+    if get_backend(xp).is_concrete(count) and bool(xp.any(count > 0)):
+        raise ValueError(
+            f"state lies at a kink of the variant {made.variant!r}: {int(xp.max(count))} of its rectified quantities are "
+            "zero, so that the circuit has another linearization on every side and no stationary noise of one; "
+            "move the input drive, or take linear_covariance of the Jacobian of one side"
+        )
 
 
 def _linear(jacobian: Array, noise: Noise, **frequencies: Array) -> tuple[Any, Array, NoiseTerm]:

@@ -13,11 +13,13 @@ from array_api_compat import device
 from . import checks
 from .backend import Array, get_backend, to_numpy
 from .circuit import (
+    VARIANTS,
     Circuit,
     State,
     circuit_jacobian,
     identity_fixed_point,
     is_identity,
+    kinks,
     of_variant,
     prepare,
     share_pool,
@@ -127,7 +129,8 @@ def spectrum(circuit: Any, state: Any, *, variant: str = "main", z: Array | None
     Returns
     -------
     complex array (..., N)
-        Per second, in no particular order.
+        Per second, in no particular order. At a kink those of the silent side,
+        as :func:`jacobian`; :func:`spectral_abscissa` looks at all sides.
 
     Raises
     ------
@@ -149,7 +152,12 @@ def spectral_abscissa(circuit: Any, state: Any, *, variant: str = "main", z: Arr
     Returns
     -------
     array (...)
-        Per second. NaN where the state is not finite.
+        Per second. NaN where the state is not finite. At a kink (a rectified
+        unit at y = 0, or a rectified recurrent drive of 0, both up to
+        eps**0.75 of the other terms) the largest of all the linear pieces that
+        meet there: negative only where every piece decays. NaN where more than
+        8 kinks meet, of units that drive each other, and none of the pieces
+        that were looked at grows; while tracing, where more than one meets.
 
     Raises
     ------
@@ -172,10 +180,22 @@ def abscissa_of(linear: Linear) -> Array:
 
 
 def _spectral_abscissa(xp: Any, circuit: Circuit, state: State, variant: str) -> Array:
+    """The largest of all pieces around a kink; NaN where some were not looked at and the others decay."""
     pooled = share_pool(xp, circuit)
-    abscissa = xp.max(
-        xp.real(get_backend(xp).eigvals(circuit_jacobian(xp, circuit, state, variant, pooled=pooled))), axis=-1
-    )
+
+    def of_piece(slope: Array | None) -> Array:
+        jac = circuit_jacobian(xp, circuit, state, variant, pooled=pooled, slope=slope)
+        return xp.max(xp.real(get_backend(xp).eigvals(jac)), axis=-1)
+
+    if any(VARIANTS[variant][:2]):
+        pieces = kinks(xp, circuit, state, variant)
+        abscissa = of_piece(pieces.slopes[0])
+        for slope in pieces.slopes[1:]:
+            other = of_piece(slope)
+            abscissa = xp.where(other <= abscissa, abscissa, other)  # NaN stays
+        abscissa = xp.where(pieces.complete | (abscissa >= 0), abscissa, xp.full_like(abscissa, xp.nan))
+    else:
+        abscissa = of_piece(None)
     if not pooled:
         return abscissa
     rest = -1.0 / (circuit.tau_a if circuit.tau_a.ndim == 0 else circuit.tau_a[..., 0])
@@ -184,6 +204,8 @@ def _spectral_abscissa(xp: Any, circuit: Circuit, state: State, variant: str) ->
 
 def jacobian_product(circuit: Any, state: Any, direction: Any, *, variant: str = "main", z: Array | None = None) -> Any:
     """The Jacobian times a vector; never the matrix where the model has its own product, as circuits have.
+
+    At a kink it is the derivative of the silent side, as in :func:`jacobian`.
 
     Parameters
     ----------
@@ -249,7 +271,8 @@ def leading_eigenvalues(
     Returns
     -------
     numpy complex array (count,)
-        Per second, in order of falling real part.
+        Per second, in order of falling real part; at a kink those of the silent
+        side, as :func:`jacobian`.
 
     Raises
     ------
