@@ -6,12 +6,15 @@ vanish or grow, so it runs wherever matrices can be multiplied, while tracing to
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from array_api_compat import device
 
-from .backend import Array, get_backend, to_numpy, tree_map
+from . import checks
+from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -48,6 +51,19 @@ def attraction(xp: Any, jac: Array, slowest: Array) -> Attraction:
     A**2, A**4, ... are formed until one has a Frobenius norm below 1 (all eigenvalues lie in the disk) or a trace
     above N (one lies outside). ``slowest`` (...) is the longest time constant, which chooses s.
     """
+    backend = get_backend(xp)
+    decide = _compiled(cast(Hashable, backend), _decide) if backend.is_concrete(jac) else _decide
+    return Attraction(*decide(jac, slowest))
+
+
+@cache
+def _compiled(backend: Any, function: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """A function with loops, compiled once where the library compiles loops."""
+    return backend.compile(function, static=static, loops=True)
+
+
+def _decide(jac: Array, slowest: Array) -> Attraction:
+    xp = checks.namespace({"jacobian": jac})
     backend = get_backend(xp)
     n = int(jac.shape[-1])
     size = xp.max(xp.sum(xp.abs(jac), axis=-1), axis=-1)
@@ -136,14 +152,28 @@ def follow(
     active: Array,
     *,
     steps: int = 300,
-    longest: float = float("inf"),
-    rtol: float = 1e-3,
+    longest: Array,
 ) -> Motion:
     """Follow the motion of the ``active`` members of a batch until they settle, or diverge, or the steps run out.
 
     The pair of Rosenbrock methods of Shampine & Reichelt (SIAM J. Sci. Comput. 18 (1997) 1), of order 2 and
-    L-stable: its steps, at most ``longest`` of the longest time constants each, grow as the motion slows down.
+    L-stable, to a relative accuracy of 1e-3 a step: its steps, at most ``longest`` of the longest time constants
+    each, grow as the motion slows down.
     """
+    backend = get_backend(xp)
+    concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, start, z, active)))
+    move = _compiled(cast(Hashable, backend), _move, (0, 1)) if concrete else _move
+    state, outcome = move(variant, steps, circuit, start, z, active, longest)
+    return Motion(State(*state), outcome)
+
+
+_RTOL = 1e-3
+
+
+def _move(
+    variant: str, steps: int, circuit: Circuit, start: State, z: Array, active: Array, longest: Array
+) -> tuple[State, Array]:
+    xp = checks.namespace({"z": z})
     backend = get_backend(xp)
     n = int(z.shape[-1])
     wide = xp.zeros_like(start.y)
@@ -174,7 +204,7 @@ def follow(
         new = slope(moved)
         k3 = matvec(xp, w, new - _E * (k2 - middle) - 2.0 * (k1 - f))
         error = h[..., None] / 6.0 * (k1 - 2.0 * k2 + k3)
-        error = xp.max(xp.abs(error) / scale(moved), axis=-1) / rtol
+        error = xp.max(xp.abs(error) / scale(moved), axis=-1) / _RTOL
         good = live & (error <= 1.0) & xp.all(moved[..., n:] > 0, axis=-1)
         safe = xp.where(xp.isfinite(error) & (error > 1e-3), error, xp.where(error <= 1e-3, 1e-3, 64.0))
         factor = 0.8 * safe ** (-1.0 / 3.0)
@@ -195,7 +225,7 @@ def follow(
     carry = x, slope(x), 0.1 * fast, outcome, xp.zeros_like(outcome)
     carry = backend.while_loop(lambda c: xp.any(c[3] == MOVING), body, carry, max_steps=steps)
     x = carry[0]
-    return Motion(State(x[..., :n], x[..., n:]), carry[3])
+    return State(x[..., :n], x[..., n:]), carry[3]
 
 
 def nudged(xp: Any, circuit: Circuit, state: State, z: Array, size: float) -> State:

@@ -16,9 +16,22 @@ from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 from array_api_compat import device
 
 from . import checks
+from .attractors import (
+    DIVERGED,
+    SETTLED,
+    attraction,
+    attracts,
+    follow,
+    gathered,
+    newton_in_both,
+    nudged,
+    random_starts,
+    relative_residual,
+)
 from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
@@ -27,7 +40,6 @@ from .circuit import (
     has_closed_form,
     identity,
     identity_fixed_point,
-    imbalance,
     is_identity,
     of_variant,
     pooled_response,
@@ -40,10 +52,22 @@ from .circuit import (
 )
 from .linalg import diagonal_matrix, solve, solve_vector
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
-from .stability import _spectral_abscissa
+from .one_neuron import roots_of_variant
+from .stability import Linear, _spectral_abscissa, abscissa_of, linearized
 from .weights import Operator, matvec
 
 METHODS = ("auto", "closed_form", "iteration", "newton")
+REASONS = (
+    "found by the method",
+    "the method led to no attracting point; the circuit settles here from rest",
+    "the method led to no attracting point, nor does the motion from rest; another start led here",
+    "no attracting point was found: from rest the circuit moves on and on",
+    "no attracting point was found: from rest the circuit diverges",
+    "no attracting point was found: from rest the circuit settles where none could be confirmed",
+    "the iterations ran out",
+)
+"""What the codes of :class:`SteadyState` mean, in their order."""
+_FOUND, _FROM_REST, _ELSEWHERE, _MOVES, _DIVERGES, _UNCONFIRMED, _RAN_OUT = range(len(REASONS))
 
 
 class SteadyState(NamedTuple):
@@ -59,12 +83,33 @@ class SteadyState(NamedTuple):
         Steps taken; 0 for the closed form.
     residual : array (...)
         Largest imbalance of the two equations, relative to their largest term.
+    stable, unstable : boolean arrays (...)
+        Whether the fixed point attracts or repels, by its linearization. Both
+        are false where that is unknown: nothing was found, the decision lies
+        within rounding, or it was not asked for.
+    status : integer array (...)
+        How it was come by: an index into ``REASONS``.
+    abscissa : array (...) or None
+        The spectral abscissa, per second, where asked for.
     """
 
     state: Any
     converged: Array
     iterations: Array
     residual: Array
+    stable: Array = None
+    unstable: Array = None
+    status: Array = None
+    abscissa: Array = None
+
+    @property
+    def message(self) -> str:
+        """What ``status`` says in words, of a single circuit or of a batch, with counts."""
+        codes = to_numpy(self.status)
+        if codes.ndim == 0:
+            return REASONS[int(codes)]
+        counts = [(int((codes == code).sum()), reason) for code, reason in enumerate(REASONS)]
+        return "; ".join(f"{count}: {reason}" for count, reason in counts if count)
 
 
 class FixedPoint(NamedTuple):
@@ -93,8 +138,10 @@ def steady_state(
     tol: float | None = None,
     max_iterations: int = 500,
     state0: State | None = None,
+    attracting: bool = True,
+    abscissa: bool = False,
 ) -> SteadyState:
-    """Fixed point of a circuit, or of any other model, under a constant input drive.
+    """Fixed point of a circuit, or of any other model, under a constant input drive: an attracting one if it finds any.
 
     Parameters
     ----------
@@ -113,16 +160,23 @@ def steady_state(
         (1.8e-12 in float64, 6e-6 in float32).
     max_iterations : int
     state0 : State, optional
-        Start of the iterations; by default the fixed point for W_r = I, and for
-        other models rest.
+        Start of the iterations, whose end is the answer whether it attracts or
+        not; by default the fixed point for W_r = I, and for other models rest.
+    attracting : bool
+        Decide whether the fixed point attracts, and where it does not look for
+        one that does (see the notes); for a Circuit, without ``state0``. If
+        false, the point that the method leads to is the answer, unjudged:
+        ``stable`` and ``unstable`` are false.
+    abscissa : bool
+        Also give the spectral abscissa, from eigenvalues.
 
     Returns
     -------
     SteadyState
-        With ``converged``, ``iterations`` and ``residual`` for every circuit of
-        the batch. Non-convergence is a result, not an error. The state is
-        differentiable in the circuit and in z, by the implicit function
-        theorem, without storing the iterations.
+        With ``converged``, ``stable`` and the rest of the report for every
+        circuit of the batch. Non-convergence is a result, not an error, and so
+        is a repelling point. The state is differentiable in the circuit and in
+        z, by the implicit function theorem, without storing the iterations.
 
     Raises
     ------
@@ -135,6 +189,18 @@ def steady_state(
     For W_r = I, the normalization equation (Rawat, Heeger & Martiniani 2024)::
 
         a = (b0 sigma)**2 + W (b z)**2,      y = b z / sqrt(a)
+
+    This one is stable whatever the parameters. Where the method leads to a point
+    that repels, or Newton's to none within 60 iterations, the circuit is
+    followed from rest (a nudge off it where rest is a fixed point itself, and
+    off any repelling point it comes to), for at most 300 steps of a stiff
+    method whose step follows the error, and the point where it settles is found
+    by Newton's method. Where it does not settle, Newton's method looks from 64
+    random starts, unless the call is traced; of several attracting points the
+    answer is the one that most starts led to. ``status`` says which of these it
+    was. A circuit with several attracting points may settle from rest at
+    another one than the method found: :func:`classify` follows the motion from
+    rest in every case, :func:`find_fixed_points` looks for all.
 
     With weights that are operators no matrix is made: the fixed-point iteration
     in a, y = (I - diag(1 - sqrt(a)) W_r)^-1 b z, a <- (b0 sigma)**2 + W (a y**2),
@@ -155,7 +221,7 @@ def steady_state(
     max_iterations = checks.positive_integer("max_iterations", max_iterations)
     made = of_variant(circuit, variant)
     if not isinstance(made, Circuit):
-        return _of_any_model(made, z, method, tol, max_iterations, state0)
+        return _of_any_model(made, z, method, tol, max_iterations, state0, attracting, abscissa)
     others = {} if state0 is None else validate_state(state0, "state0")
     xp = validate_circuit(circuit, values=True, z=z, **others)
     checks.values(xp, "z", z, "any")
@@ -170,7 +236,8 @@ def steady_state(
     tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
 
     if any(isinstance(part, Operator) for part in circuit[:2]):
-        return _by_products(xp, circuit, z, method, variant, tolerance, max_iterations, state0)
+        found = _by_products(xp, circuit, z, method, variant, tolerance, max_iterations, state0)
+        return _reported(xp, circuit, found, variant, abscissa, proven=circuit.w_r is None)
     unit = is_identity(xp, circuit.w_r) if has_closed_form(variant) else False
     if method == "closed_form" and not has_closed_form(variant):
         raise ValueError(f"variant {variant!r} has no closed form; use 'newton', 'iteration' or 'auto'")
@@ -179,18 +246,178 @@ def steady_state(
             "method 'closed_form' needs w_r to be the identity (or None); "
             "use 'newton', 'iteration' or 'auto' for this w_r"
         )
-    if method == "closed_form" or (method == "auto" and unit):
+    if method == "closed_form" or (unit and (method == "auto" or (method == "newton" and state0 is None))):
         state = identity_fixed_point(xp, circuit, z, variant)
         residual = relative_residual(xp, circuit, state, z, variant)
         iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
         # Round-off of a sum of many terms is not a failure to converge.
-        return SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+        found = SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+        return _reported(xp, circuit, found, variant, abscissa, proven=True)
     backend = get_backend(xp)
-    search = _Settings(variant, tolerance, max_iterations, method != "iteration")
     concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, z, state0)))
+    look = attracting and state0 is None
+    first = min(max_iterations, _PATIENCE) if look and method != "iteration" else max_iterations
+    search = _Settings(variant, tolerance, first, method != "iteration")
+    found = _search(backend, concrete, search, circuit, z, state0)
+    if look:
+        wanted = found.converged if method == "iteration" or max_iterations < _PATIENCE else None
+        found = _attracting(xp, backend, concrete, search, circuit, z, found, wanted)
+    elif attracting:
+        found = _judged(xp, circuit, found, variant)
+    return _reported(xp, circuit, found, variant, abscissa)
+
+
+_PATIENCE = 60
+"""Iterations of Newton's method after which the motion of the circuit itself is the better guide."""
+
+
+def _search(
+    backend: Any, concrete: bool, search: _Settings, circuit: Circuit, z: Array, state0: State | None
+) -> SteadyState:
     solve: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete else _solve
     found = SteadyState(*solve(search, circuit, z, state0))
     return found._replace(state=State(*found.state))
+
+
+def _judged(xp: Any, circuit: Any, found: SteadyState, variant: str) -> SteadyState:
+    """With the stability of a circuit's points, by products alone."""
+    stop = get_backend(xp).stop_gradient
+    stable, unstable = attracts(xp, tree_map(stop, circuit), tree_map(stop, found.state), variant)
+    return found._replace(stable=stable & found.converged, unstable=unstable & found.converged)
+
+
+def _reported(
+    xp: Any, circuit: Circuit, found: SteadyState, variant: str, abscissa: bool, *, proven: bool = False
+) -> SteadyState:
+    """With the fields of the report that are missing; ``proven``: what converged is stable by the theorem."""
+    nothing = xp.zeros_like(found.converged)
+    if found.stable is None:
+        found = found._replace(stable=found.converged if proven else nothing, unstable=nothing)
+    if found.status is None:
+        ran_out = xp.where(found.converged, _FOUND, _RAN_OUT)
+        found = found._replace(status=xp.astype(ran_out, xp.int32))
+    if abscissa:
+        rate = _spectral_abscissa(xp, circuit, found.state, variant)
+        found = found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))
+    return found
+
+
+def _chosen(xp: Any, take: Array, new: SteadyState, old: SteadyState, status: int) -> SteadyState:
+    """``new`` where ``take`` is true, with its ``status``."""
+
+    def pick(one: Array, other: Array) -> Array:
+        return xp.where(take[..., None] if one.ndim > take.ndim else take, one, other)
+
+    state = State(*(pick(one, other) for one, other in zip(new.state, old.state, strict=True)))
+    return SteadyState(
+        state,
+        take | old.converged,
+        xp.where(take, old.iterations + new.iterations, old.iterations),
+        pick(new.residual, old.residual),
+        take | old.stable,
+        ~take & old.unstable,
+        xp.where(take, xp.full_like(old.status, status), old.status),
+    )
+
+
+def _attracting(
+    xp: Any,
+    backend: Any,
+    concrete: bool,
+    search: _Settings,
+    circuit: Circuit,
+    z: Array,
+    found: SteadyState,
+    wanted: Array | None,
+) -> SteadyState:
+    """An attracting point in place of every one that repels, or was not found, where there is one to be found.
+
+    ``wanted`` limits this to some members of the batch.
+    """
+    found = _reported(xp, circuit, _judged(xp, circuit, found, search.variant), search.variant, False)
+    lacking = ~found.stable & (xp.ones_like(found.stable) if wanted is None else wanted)
+    if concrete and not bool(xp.any(lacking)):
+        return found
+    search = search._replace(max_iterations=_PATIENCE, newton=True)
+    wide = xp.zeros_like(found.state.y)
+    if not concrete:
+        better, outcome = _from_rest(xp, backend, False, search, circuit, z + wide, lacking)
+        failed = xp.where(outcome == DIVERGED, _DIVERGES, xp.where(outcome == SETTLED, _UNCONFIRMED, _MOVES))
+        status = xp.where(lacking, xp.astype(failed, found.status.dtype), found.status)
+        return _chosen(xp, lacking & better.stable, better, found._replace(status=status), _FROM_REST)
+    # one circuit after the other: each with its own steps, and what is not lacking costs nothing
+    shape = tuple(found.converged.shape)
+    for index in [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking).reshape(shape))]:
+        mask = np.zeros(shape, dtype=bool)
+        mask[index] = True
+        here = xp.asarray(mask.tolist(), device=device(z))
+        batch, drive = gathered(xp, circuit, z + wide, [index])
+        one, drive = Circuit._make(part if part is None else part[0, ...] for part in batch), drive[0, ...]
+        better, outcome = _from_rest(xp, backend, True, search, one, drive, xp.ones_like(drive[..., 0]) > 0)
+        status, failed = _FROM_REST, int(outcome)
+        if not bool(better.stable):
+            better, status = _from_many(xp, backend, search, one, drive), _ELSEWHERE
+        if better is not None and bool(better.stable):
+            found = _chosen(xp, here, better, found, status)
+        else:
+            code = {DIVERGED: _DIVERGES, SETTLED: _UNCONFIRMED}.get(failed, _MOVES)
+            found = found._replace(status=xp.where(here, xp.full_like(found.status, code), found.status))
+    return found
+
+
+def _from_rest(
+    xp: Any, backend: Any, concrete: bool, search: _Settings, circuit: Circuit, z: Array, active: Array
+) -> tuple[SteadyState, Array]:
+    """The point at which the active members settle, with its stability, and what became of their motion."""
+    variant = search.variant
+    free = tree_map(backend.stop_gradient, circuit)
+    free_z = backend.stop_gradient(z)
+    floor = (free.b0 * free.sigma) ** 2 + 0.0 * free_z
+    rest = State(xp.zeros_like(floor), floor)
+    at_rest = ~xp.any(free.b * free_z != 0, axis=-1)
+    moved = nudged(xp, free, rest, free_z, 1e-2)
+    state = State(xp.where(at_rest[..., None], moved.y, rest.y), floor)
+    found: Any = None
+    outcome: Any = None
+    for attempt in range(3):
+        # long steps would pass over the instability of a point that the motion begins at
+        longest = xp.where(at_rest, 1.0, math.inf if attempt == 0 else 1.0)
+        motion = follow(xp, free, state, free_z, variant, active, longest=longest)
+        settled = motion.outcome == SETTLED
+        polished = _judged(xp, free, _search(backend, concrete, search, circuit, z, motion.state), variant)
+        polished = _reported(xp, free, polished, variant, False)
+        away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
+        size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
+        near = settled & polished.converged & (away <= 0.1 * size + 1e-9)
+        good = active & near & polished.stable
+        polished = polished._replace(stable=good, unstable=polished.unstable & near)
+        if found is None:
+            found, outcome = polished, motion.outcome
+        else:
+            found = _chosen(xp, good, polished, found, _FROM_REST)
+            outcome = xp.where(active, motion.outcome, outcome)
+        # where it came to rest at a repelling point, a push leads on
+        active = active & near & polished.unstable
+        if concrete and not bool(xp.any(active)):
+            break
+        state = nudged(xp, free, tree_map(backend.stop_gradient, polished.state), free_z, 1e-2)
+    return found, outcome
+
+
+def _from_many(xp: Any, backend: Any, search: _Settings, circuit: Circuit, z: Array) -> SteadyState | None:
+    """The attracting point to which most of 64 random starts lead, or None."""
+    variant, tolerance = search.variant, search.tolerance
+    free, free_z = tree_map(backend.stop_gradient, circuit), backend.stop_gradient(z)
+    starts = random_starts(xp, free, free_z, variant, 64, 0)
+    state, residual = newton_in_both(xp, free, starts, free_z, variant, tolerance)
+    good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
+    if not good.any():
+        return None
+    points = to_numpy(xp.concat([state.y, state.a], axis=-1))[good]
+    close = np.abs(points[:, None] - points).max(axis=-1) <= 1e-4 * np.abs(points).max(axis=-1)
+    best = int(np.flatnonzero(good)[close.sum(axis=-1).argmax()])
+    found = _search(backend, True, search, circuit, z, State(state.y[best, :], state.a[best, :]))
+    return _judged(xp, circuit, found, variant)
 
 
 def _by_products(
@@ -275,14 +502,49 @@ def _solve_for_y(xp: Any, w_r: Any, gate: Array, drive: Array, guess: Array, tol
     return y
 
 
-def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_iterations: int, state0: Any) -> SteadyState:
+def _of_model_judged(xp: Any, made: Any, z: Array, found: SteadyState, attracting: bool, abscissa: bool) -> SteadyState:
+    """With the stability of the points of any model, from its Jacobian."""
+    backend = get_backend(xp)
+
+    def frozen(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, Operator) else backend.stop_gradient(leaf)
+
+    made, z, state = (tree_map(frozen, part) for part in (made, z, found.state))
+    linear = Linear(xp, made, state, z)
+    nothing = xp.zeros_like(found.converged)
+    stable = unstable = nothing
+    if attracting:
+        jac = linear.jacobian
+        # of the size of the longest time constant: the inverse of the smallest rate that a row of the Jacobian has
+        size = xp.min(xp.sum(xp.abs(jac), axis=-1), axis=-1)
+        stable, unstable = attraction(xp, jac, 1.0 / xp.where(size > 0, size, xp.ones_like(size)))
+    found = found._replace(stable=stable & found.converged, unstable=unstable & found.converged)
+    found = found._replace(status=xp.astype(xp.where(found.converged, _FOUND, _RAN_OUT), xp.int32))
+    if abscissa:
+        rate = abscissa_of(linear)
+        found = found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))
+    return found
+
+
+def _of_any_model(
+    made: Any,
+    z: Array,
+    method: str,
+    tol: float | None,
+    max_iterations: int,
+    state0: Any,
+    attracting: bool,
+    abscissa: bool,
+) -> SteadyState:
     """The model's own solver, or pseudo-transient continuation from rest."""
     check_model(made, "circuit")
     own = getattr(made, "equilibrium", None)
     if own is not None:
         if state0 is not None:
             raise ValueError(f"state0 must be None: a {type(made).__name__} has a solver of its own")
-        return own(z, method=method, tol=tol, max_iterations=max_iterations)  # type: ignore[no-any-return]
+        found: SteadyState = own(z, method=method, tol=tol, max_iterations=max_iterations)
+        xp, made, _, z = linearized(made, found.state, "main", z)
+        return _of_model_judged(xp, made, z, found._replace(stable=None), attracting, abscissa)
     if method not in ("auto", "newton"):
         raise ValueError(f"method {method!r} is one of a Circuit's; a {type(made).__name__} has 'newton'")
     others = {} if state0 is None else state_fields(made, state0, "state0")
@@ -359,22 +621,8 @@ def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_itera
     jac = backend.stop_gradient(backend_jacobian(free_model, fixed, free_z))
     polished = fixed - solve_vector(xp, jac, field(made, fixed, wide))
     x = xp.where((converged & xp.all(xp.isfinite(polished), axis=-1))[..., None], polished, fixed)
-    return SteadyState(layout.unpack(x), converged, count, residual)
-
-
-def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
-    """Largest imbalance over the neurons, relative to the largest term of its equation; shape (...)."""
-    found = imbalance(xp, circuit, state, z, variant)
-    drive = circuit.b * z
-    scale_y = xp.max(xp.abs(state.y), axis=-1) + xp.max(xp.abs(drive), axis=-1)
-    residual_y = xp.max(xp.abs(found.y), axis=-1)
-    silent = scale_y == 0
-    relative_y = xp.where(silent, residual_y, residual_y / xp.where(silent, xp.ones_like(scale_y), scale_y))
-    scale_a = xp.abs(state.a) + (circuit.b0 * circuit.sigma) ** 2
-    relative_a = xp.max(xp.abs(found.a) / scale_a, axis=-1)
-    worst = xp.where(relative_a > relative_y, relative_a, relative_y)
-    # a comparison with NaN is false: let NaN of either equation through
-    return worst + 0.0 * (relative_a + relative_y)
+    found = SteadyState(layout.unpack(x), converged, count, residual)
+    return _of_model_judged(xp, made, z, found, attracting, abscissa)
 
 
 def _eliminated_y(xp: Any, circuit: Circuit, a: Array, z: Array, slope: Array) -> tuple[Array, Array]:
@@ -586,7 +834,7 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
     w_r = 1.0 if circuit.w_r is None else float(circuit.w_r[0, 0])
     w, drive = float(circuit.w[0, 0]), _scalar(circuit.b) * float(z[0])
     floor = _scalar(circuit.b0) * _scalar(circuit.sigma)
-    pairs = sorted(_roots_of_variant(w_r, w, drive, floor, variant), key=lambda pair: (pair[1], pair[0]))
+    pairs = sorted(roots_of_variant(w_r, w, drive, floor, variant), key=lambda pair: (pair[1], pair[0]))
     points = []
     for y, a in pairs:
         state = State(
@@ -600,67 +848,3 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
 
 def _scalar(value: Array) -> float:
     return float(to_numpy(value).reshape(-1)[0])
-
-
-def _roots_of_variant(w_r: float, w: float, drive: float, floor: float, variant: str) -> list[tuple[float, float]]:
-    """All (y, a) of one neuron: solve on each side of the kink, keep what lies there."""
-    flags = VARIANTS[variant]
-    if not any(flags):
-        return _linear_roots(w_r, w, drive, floor, pooled=True)
-    found = []
-    for sign in (1, -1):  # the sign of y
-        source = sign > 0 or not flags.source
-        on = source and (w_r * sign > 0 or not flags.drive)
-        pooled = sign > 0 or not flags.response
-        for y, a in _linear_roots(w_r if on else 0.0, w, drive, floor, pooled=pooled):
-            if y * sign > 0 or (y == 0 and sign > 0):
-                found.append((y, a))
-    return found
-
-
-def _linear_roots(w_r: float, w: float, drive: float, floor: float, *, pooled: bool) -> list[tuple[float, float]]:
-    """(y, a) with y (1 - w_r + w_r s) = drive and a = floor**2 + [pooled] w a y**2."""
-    if not pooled or w == 0.0:
-        denominator = 1.0 - w_r + w_r * floor
-        return [(drive / denominator, floor**2)] if denominator != 0.0 else []
-    if drive == 0.0:
-        found = [(0.0, floor**2)]
-        s = (w_r - 1.0) / w_r if w_r != 0.0 else -1.0
-        if s > floor:  # the symmetric pair
-            y = math.sqrt((s * s - floor**2) / (w * s * s))
-            found += [(-y, s * s), (y, s * s)]
-        return found
-    if w_r == 0.0:
-        rest = 1.0 - w * drive**2
-        return [(drive, floor**2 / rest)] if rest > 0.0 else []
-    # |1 - w_r + w_r s| = h: with s = floor + t, q + r t = h has one root and q + r t = -h none or two
-    r = abs(w_r)
-    q = math.copysign(1.0, w_r) * (1.0 - w_r + w_r * floor)
-    root_c = math.sqrt(w) * abs(drive)
-
-    def h(t: float) -> float:
-        return root_c * (floor + t) / math.sqrt(t * (2.0 * floor + t))
-
-    # there q + r t > 1.2 root_c, and h < 1.2 root_c
-    far = max(floor, (abs(q) + 2.0 * root_c) / r)
-    roots = [(1.0, _bisect(lambda t: q + r * t - h(t), 0.0, far))]
-    # q + r t + h is convex; its lowest point
-    gap = (root_c * floor**2 / r) ** (2.0 / 3.0)
-    lowest = gap / (math.sqrt(floor**2 + gap) + floor)
-    if lowest > 0.0 and q + r * lowest + h(lowest) < 0.0:
-        roots.append((-1.0, _bisect(lambda t: -(q + r * t + h(t)), 0.0, lowest)))
-        roots.append((-1.0, _bisect(lambda t: q + r * t + h(t), lowest, -q / r)))
-    return [(drive / ((side if w_r > 0 else -side) * h(t)), (floor + t) ** 2) for side, t in roots]
-
-
-def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
-    """The root of a function that is negative just above ``low`` and positive at ``high``."""
-    for _ in range(1100):
-        middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
-        if rising(middle) < 0.0:
-            low = middle
-        else:
-            high = middle
-    return high
