@@ -266,9 +266,10 @@ def random_starts(xp: Any, circuit: Circuit, z: Array, variant: str, count: int,
 
 
 def newton_in_both(
-    xp: Any, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int = 60
+    xp: Any, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int = 30
 ) -> tuple[State, Array]:
     """Newton's method in y and a together, and the residual: without the poles that eliminating y leaves."""
+    concrete = get_backend(xp).is_concrete(start.y)
     n = int(z.shape[-1])
     state = start
     residual = relative_residual(xp, circuit, state, z, variant)
@@ -287,7 +288,7 @@ def newton_in_both(
         better = (residual < least)[..., None]
         best = State(*(xp.where(better, new, old) for new, old in zip(state, best, strict=True)))
         least = xp.where(better[..., 0], residual, least)
-        if bool(xp.all(least <= 1e-3 * tolerance)):
+        if concrete and bool(xp.all(least <= 1e-2 * tolerance)):
             break
     return best, least
 
