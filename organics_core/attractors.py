@@ -312,4 +312,7 @@ def gathered(xp: Any, circuit: Circuit, z: Array, wanted: list[tuple[int, ...]])
     """Several members of a batch as a batch with one axis."""
     picked = [members(circuit, z, index) for index in wanted]
     made = tree_map(lambda *parts: xp.stack(list(parts)), *(tuple(one) for one, _ in picked))
+    cores = (2, 2, 1, 1, 1, 1, 1)
+    # a number stands for all neurons
+    made = [part if part is None or part.ndim > core else part[:, None] for part, core in zip(made, cores, strict=True)]
     return Circuit._make(made), xp.stack([drive for _, drive in picked])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -27,6 +28,7 @@ from .attractors import (
     attracts,
     follow,
     gathered,
+    members,
     newton_in_both,
     nudged,
     random_starts,
@@ -261,12 +263,13 @@ def steady_state(
     first = min(max_iterations, _PATIENCE) if look and method != "iteration" else max_iterations
     search = Settings(variant, tolerance, first, method != "iteration")
     found = _search(backend, concrete, search, circuit, z, state0)
-    if look:
-        wanted = found.converged if method == "iteration" or max_iterations < _PATIENCE else None
-        found = _attracting(xp, backend, concrete, search, circuit, z, found, wanted)
-    elif attracting:
-        found = _judged(xp, circuit, found, variant)
-    return _reported(xp, circuit, found, variant, abscissa)
+    with getattr(backend, "quiet", nullcontext)():
+        if look:
+            wanted = found.converged if method == "iteration" or max_iterations < _PATIENCE else None
+            found = _attracting(xp, backend, concrete, search, circuit, z, found, wanted)
+        elif attracting:
+            found = _judged(xp, circuit, found, variant)
+        return _reported(xp, circuit, found, variant, abscissa)
 
 
 _PATIENCE = 60
@@ -308,15 +311,12 @@ def _reported(
 def _chosen(xp: Any, take: Array, new: SteadyState, old: SteadyState, status: int) -> SteadyState:
     """``new`` where ``take`` is true, with its ``status``."""
 
-    def pick(one: Array, other: Array) -> Array:
-        return xp.where(take[..., None] if one.ndim > take.ndim else take, one, other)
-
-    state = State(*(pick(one, other) for one, other in zip(new.state, old.state, strict=True)))
+    state = State(*(xp.where(take[..., None], one, other) for one, other in zip(new.state, old.state, strict=True)))
     return SteadyState(
         state,
         take | old.converged,
         xp.where(take, old.iterations + new.iterations, old.iterations),
-        pick(new.residual, old.residual),
+        xp.where(take, new.residual, old.residual),
         take | old.stable,
         ~take & old.unstable,
         xp.where(take, xp.full_like(old.status, status), old.status),
@@ -343,29 +343,35 @@ def _attracting(
         return found
     search = search._replace(max_iterations=_PATIENCE, newton=True)
     wide = xp.zeros_like(found.state.y)
+    shape = tuple(lacking.shape)
+    if backend.traces_loops or not concrete or not shape:
+        better, outcome = settle(xp, backend, concrete, search, circuit, z + wide, lacking)
+    else:  # what is not lacking costs nothing
+        index = [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking))]
+        some, drives = gathered(xp, circuit, z + wide, index)
+        every = xp.ones_like(drives[:, 0]) > 0
+        place = np.zeros(shape, dtype=int)
+        place[tuple(np.asarray(index).T)] = np.arange(len(index))
+        where = xp.asarray(place.reshape(-1).tolist(), dtype=xp.int64, device=device(z))
+
+        def back(leaf: Array) -> Array:
+            return xp.reshape(xp.take(leaf, where, axis=0), (*shape, *leaf.shape[1:]))
+
+        better, outcome = tree_map(back, tuple(settle(xp, backend, concrete, search, some, drives, every)))
+        better = SteadyState(State(*better[0]), *better[1:])
+    failed = xp.where(outcome == DIVERGED, _DIVERGES, xp.where(outcome == SETTLED, _UNCONFIRMED, _MOVES))
+    found = found._replace(status=xp.where(lacking, xp.astype(failed, xp.int32), found.status))
+    found = _chosen(xp, lacking & better.stable, better, found, _FROM_REST)
     if not concrete:
-        better, outcome = settle(xp, backend, False, search, circuit, z + wide, lacking)
-        failed = xp.where(outcome == DIVERGED, _DIVERGES, xp.where(outcome == SETTLED, _UNCONFIRMED, _MOVES))
-        status = xp.where(lacking, xp.astype(failed, found.status.dtype), found.status)
-        return _chosen(xp, lacking & better.stable, better, found._replace(status=status), _FROM_REST)
-    # one circuit after the other: each with its own steps, and what is not lacking costs nothing
-    shape = tuple(found.converged.shape)
-    for index in [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking).reshape(shape))]:
-        mask = np.zeros(shape, dtype=bool)
-        mask[index] = True
-        here = xp.asarray(mask.tolist(), device=device(z))
-        batch, drive = gathered(xp, circuit, z + wide, [index])
-        one, drive = Circuit._make(part if part is None else part[0, ...] for part in batch), drive[0, ...]
-        better, outcome = settle(xp, backend, True, search, one, drive, xp.ones_like(drive[..., 0]) > 0)
-        status, failed = _FROM_REST, int(outcome)
-        if not bool(better.stable):
-            starts = _STARTS if failed != DIVERGED or z.shape[-1] <= 4 else _STARTS // 4
-            better, status = _from_many(xp, backend, search, one, drive, starts), _ELSEWHERE
-        if better is not None and bool(better.stable):
-            found = _chosen(xp, here, better, found, status)
-        else:
-            code = {DIVERGED: _DIVERGES, SETTLED: _UNCONFIRMED}.get(failed, _MOVES)
-            found = found._replace(status=xp.where(here, xp.full_like(found.status, code), found.status))
+        return found
+    for index in [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking & ~found.stable))]:
+        one, drive = members(circuit, z + wide, index)
+        starts = _STARTS if int(found.status[index]) != _DIVERGES or z.shape[-1] <= 4 else _STARTS // 4
+        other = _from_many(xp, backend, search, one, drive, starts)
+        if other is not None and bool(other.stable):
+            here = np.zeros(shape, dtype=bool)
+            here[index] = True
+            found = _chosen(xp, xp.asarray(here.tolist(), device=device(z)), other, found, _ELSEWHERE)
     return found
 
 
