@@ -99,7 +99,10 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
     known = xp.all(xp.isfinite(state.y) & xp.isfinite(state.a), axis=-1)
     state = State(*(xp.where(known[..., None], part, xp.ones_like(part)) for part in state))
     if not any(VARIANTS[variant][:2]):
-        found = attraction(xp, circuit_jacobian(xp, circuit, state, variant), slowest)
+        backend = get_backend(xp)
+        concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, state)))
+        judge = _compiled(cast(Hashable, backend), _smooth, (0,)) if concrete else _smooth
+        found = Attraction(*judge(variant, circuit, state, slowest))
         return Attraction(found.stable & known, found.unstable & known)
     pieces = kinks(xp, circuit, state, variant)
     stable = unstable = None
@@ -108,6 +111,11 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
         stable = found.stable if stable is None else stable & found.stable
         unstable = found.unstable if unstable is None else unstable | found.unstable
     return Attraction(stable & known & pieces.complete, unstable & known)
+
+
+def _smooth(variant: str, circuit: Circuit, state: State, slowest: Array) -> Attraction:
+    xp = checks.namespace({"state": state.y})
+    return _decide(circuit_jacobian(xp, circuit, state, variant), slowest)
 
 
 def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:

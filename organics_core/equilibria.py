@@ -344,7 +344,11 @@ def _attracting(
     search = search._replace(max_iterations=_PATIENCE, newton=True)
     wide = xp.zeros_like(found.state.y)
     shape = tuple(lacking.shape)
-    if backend.traces_loops or not concrete or not shape:
+    if backend.traces_loops and concrete:  # one program
+        better, outcome = _compiled_settle(cast(Hashable, backend))(search, circuit, z + wide, lacking)
+        better = SteadyState(*better)
+        better = better._replace(state=State(*better.state))
+    elif not concrete or not shape:
         better, outcome = settle(xp, backend, concrete, search, circuit, z + wide, lacking)
     else:  # what is not lacking costs nothing
         index = [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking))]
@@ -375,6 +379,14 @@ def _attracting(
     return found
 
 
+@cache
+def _compiled_settle(backend: Any) -> Callable[..., Any]:
+    def function(search: Settings, circuit: Circuit, z: Array, active: Array) -> tuple[SteadyState, Array]:
+        return settle(checks.namespace({"z": z}), backend, False, search, circuit, z, active)
+
+    return backend.compile(function, static=(0,), loops=True)  # type: ignore[no-any-return]
+
+
 def settle(
     xp: Any,
     backend: Any,
@@ -387,7 +399,8 @@ def settle(
 ) -> tuple[SteadyState, Array]:
     """The point at which the active members settle, with its stability, and what became of their motion.
 
-    It begins at rest, or at ``start``.
+    It begins at rest, or at ``start``. What comes to rest at a repelling point is pushed on twice, but not while
+    tracing, where that would be compiled anew.
     """
     variant = search.variant
     free = tree_map(backend.stop_gradient, circuit)
@@ -401,12 +414,12 @@ def settle(
         state, at_rest = start, xp.zeros_like(at_rest)
     found: Any = None
     outcome: Any = None
-    for attempt in range(3):
+    for attempt in range(3 if concrete else 1):
         # long steps would pass over the instability of a point that the motion begins at
         longest = xp.where(at_rest, 1.0, math.inf if attempt == 0 else 1.0)
         motion = follow(xp, free, state, free_z, variant, active, longest=longest)
         settled = motion.outcome == SETTLED
-        exact, _ = newton_in_both(xp, free, motion.state, free_z, variant, search.tolerance, steps=8)
+        exact, _ = newton_in_both(xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4)
         polished = _judged(xp, free, _search(backend, concrete, search, circuit, z, exact), variant)
         polished = _reported(xp, free, polished, variant, False)
         away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)

@@ -304,8 +304,8 @@ def _refuse_kinks(linear: Linear) -> None:
     count = kinks(xp, made, state, made.variant).count
     if get_backend(xp).is_concrete(count) and bool(xp.any(count > 0)):
         raise ValueError(
-            f"state lies at a kink of the variant {made.variant!r}: {int(xp.max(count))} of its rectified quantities are "
-            "zero, so that the circuit has another linearization on every side and no stationary noise of one; "
+            f"state lies at a kink of the variant {made.variant!r}: {int(xp.max(count))} of its rectified quantities "
+            "are zero, so that the circuit has another linearization on every side and no stationary noise of one; "
             "move the input drive, or take linear_covariance of the Jacobian of one side"
         )
 

@@ -168,9 +168,7 @@ def find_fixed_points(
         raise ValueError(f"circuit and z must have no batch axes here, z of shape ({n},), got {tuple(z.shape)}")
     if n == 1:
         every = fixed_points(circuit, z, variant=variant)
-        report = (
-            "every fixed point of this one neuron" if every else "none exists: the equation of one neuron has no root"
-        )
+        report = "every fixed point of this one neuron" if every else "none exists: proved for one neuron"
         return FixedPoints.of(every, complete=True, report=report)
     circuit, z = prepare(xp, circuit, z)
     eps = float(xp.finfo(z.dtype).eps)
