@@ -7,6 +7,7 @@ vanish or grow, so it runs wherever matrices can be multiplied, while tracing to
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -277,7 +278,14 @@ def newton_in_both(
     xp: Any, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int = 30
 ) -> tuple[State, Array]:
     """Newton's method in y and a together, and the residual: without the poles that eliminating y leaves."""
-    concrete = get_backend(xp).is_concrete(start.y)
+    backend = get_backend(xp)
+    with getattr(backend, "quiet", nullcontext)():
+        return _newton_steps(xp, backend.is_concrete(start.y), circuit, start, z, variant, tolerance, steps)
+
+
+def _newton_steps(
+    xp: Any, concrete: bool, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int
+) -> tuple[State, Array]:
     n = int(z.shape[-1])
     state = start
     residual = relative_residual(xp, circuit, state, z, variant)

@@ -193,7 +193,8 @@ def steady_state(
         a = (b0 sigma)**2 + W (b z)**2,      y = b z / sqrt(a)
 
     This one is stable whatever the parameters. Where the method leads to a point
-    that repels, or Newton's to none within 60 iterations, the circuit is
+    that repels, or to none (Newton's within 60 iterations) although more than 60
+    were allowed, the circuit is
     followed from rest (a nudge off it where rest is a fixed point itself, and
     off any repelling point it comes to), for at most 300 steps of a stiff
     method whose step follows the error, and the point where it settles is found
@@ -265,7 +266,7 @@ def steady_state(
     found = _search(backend, concrete, search, circuit, z, state0)
     with getattr(backend, "quiet", nullcontext)():
         if look:
-            wanted = found.converged if method == "iteration" or max_iterations < _PATIENCE else None
+            wanted = found.converged if max_iterations <= _PATIENCE else None  # few were asked for
             found = _attracting(xp, backend, concrete, search, circuit, z, found, wanted)
         elif attracting:
             found = _judged(xp, circuit, found, variant)
@@ -368,13 +369,14 @@ def _attracting(
     found = _chosen(xp, lacking & better.stable, better, found, _FROM_REST)
     if not concrete:
         return found
-    for index in [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking & ~found.stable))]:
-        one, drive = members(circuit, z + wide, index)
-        starts = _STARTS if int(found.status[index]) != _DIVERGES or z.shape[-1] <= 4 else _STARTS // 4
+    for left in np.argwhere(to_numpy(lacking & ~found.stable)):
+        at = tuple(int(i) for i in left)
+        one, drive = members(circuit, z + wide, at)
+        starts = _STARTS if int(found.status[at]) != _DIVERGES or z.shape[-1] <= 4 else _STARTS // 4
         other = _from_many(xp, backend, search, one, drive, starts)
         if other is not None and bool(other.stable):
             here = np.zeros(shape, dtype=bool)
-            here[index] = True
+            here[at] = True
             found = _chosen(xp, xp.asarray(here.tolist(), device=device(z)), other, found, _ELSEWHERE)
     return found
 

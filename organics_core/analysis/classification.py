@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import device
 
 from .. import checks
-from ..attractors import members
+from ..attractors import members, relative_residual
 from ..backend import Array, get_backend, to_numpy
 from ..circuit import (
     VARIANTS,
@@ -27,7 +27,7 @@ from ..circuit import (
     validate_circuit,
     validate_state,
 )
-from ..equilibria import Settings, relative_residual, settle
+from ..equilibria import Settings, settle
 from ..integration import simulate
 from ..linalg import solve_vector
 from ..model import rest as model_rest
@@ -171,8 +171,8 @@ def classify(
     for index in np.argwhere(simulated):
         at = tuple(int(i) for i in index)
         one, drive = members(circuit, z, at)
-        begin = None if start is None else State(start.y[at], start.a[at])
-        kind[at], end = _simulated_kind(xp, one, drive, variant, chunks, rtol, max_steps, begin)
+        origin = None if start is None else State(start.y[at], start.a[at])
+        kind[at], end = _simulated_kind(xp, one, drive, variant, chunks, rtol, max_steps, origin)
         if end is not None:  # a fixed point that the search above did not find
             mask = xp.asarray((np.indices(kind.shape) == index.reshape(-1, *(1,) * kind.ndim)).all(axis=0).tolist())
             mask = xp.asarray(mask, device=device(z))
@@ -213,7 +213,7 @@ def _others(xp: Any, found: State, kind: np.ndarray[Any, Any], ends: list[tuple[
     shape = tuple(found.y.shape[:-1])
     settled = np.concatenate([to_numpy(part) for part in found], axis=-1)
     near = float(xp.finfo(found.y.dtype).eps) ** 0.375
-    lists = np.empty(shape, dtype=object)
+    lists: dict[tuple[int, ...], list[np.ndarray[Any, Any]]] = {}
     for at in np.ndindex(shape):
         known = [settled[at]] if kind[at] == FIXED_POINT else []
         lists[at] = []
@@ -223,7 +223,7 @@ def _others(xp: Any, found: State, kind: np.ndarray[Any, Any], ends: list[tuple[
             if bool(to_numpy(attracting)[at]) and far:
                 known.append(point)
                 lists[at].append(point)
-    most = max((len(points) for points in lists.reshape(-1)), default=0)
+    most = max((len(points) for points in lists.values()), default=0)
     table = np.full((*shape, most, 2 * n), np.nan)
     for at in np.ndindex(shape):
         for k, point in enumerate(lists[at]):

@@ -27,8 +27,18 @@ def pooled_modulators(w: Numbers, floor: Numbers, squares: Numbers) -> Numbers:
     return np.where(good[..., None], a, np.inf)
 
 
+def _pair(w: Numbers, floor: Numbers, squares: Numbers) -> Numbers:
+    """As :func:`pooled_modulators` for n = 2, by Cramer's rule."""
+    first, second = 1.0 - w[0, 0] * squares[..., 0], 1.0 - w[1, 1] * squares[..., 1]
+    right, left = w[0, 1] * squares[..., 1], w[1, 0] * squares[..., 0]
+    det = first * second - right * left
+    good = (first > 0) & (second > 0) & (det > 0)
+    a = np.stack([floor[0] * second + right * floor[1], floor[1] * first + left * floor[0]], axis=-1)
+    return np.where(good[..., None], a / np.where(good, det, 1.0)[..., None], np.inf)
+
+
 def grid_of_two(
-    w_r: Numbers, w: Numbers, drive: Numbers, floor: Numbers, variant: str, lines: int = 161
+    w_r: Numbers, w: Numbers, drive: Numbers, floor: Numbers, variant: str, lines: int = 101
 ) -> tuple[Numbers, Numbers]:
     """(y, a) at the middle of every cell of a grid over y on whose corners both equations change sign, for n = 2."""
     flags = VARIANTS[variant]
@@ -47,7 +57,7 @@ def grid_of_two(
         axes.append(np.unique(np.concatenate([fine, np.sign(drive[i]) * near, [-1e-9 * size, 1e-9 * size]])))
     y = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     response = np.maximum(y, 0.0) if flags.response else y
-    a = pooled_modulators(w, floor, response**2)
+    a = _pair(w, floor, response**2)
     source = np.maximum(y, 0.0) if flags.source else y
     recurrent = source @ w_r.T
     recurrent = np.maximum(recurrent, 0.0) if flags.drive else recurrent
@@ -61,11 +71,12 @@ def grid_of_two(
     high = np.where(lost, np.inf, corners).max(axis=0)
     inside = ~lost.all(axis=(0, -1))
     chosen = ((low <= 0) & (high >= 0)).all(axis=-1) & inside
-    i, j = np.nonzero(chosen)
+    row, column = np.nonzero(chosen)
     with np.errstate(all="ignore"):
-        y = np.stack([0.5 * (axes[0][i] + axes[0][i + 1]), 0.5 * (axes[1][j] + axes[1][j + 1])], axis=-1)
+        middles = [0.5 * (axis[1:] + axis[:-1]) for axis in axes]
+        y = np.stack([middles[0][row], middles[1][column]], axis=-1)
         response = np.maximum(y, 0.0) if flags.response else y
-        a = pooled_modulators(w, floor, response**2)
+        a = _pair(w, floor, response**2)
     beyond = ~np.isfinite(a)
     some = np.where(np.isfinite(a[..., :1]), a, 100.0 * floor + 10.0)
     return y, np.where(beyond, some, a)
