@@ -8,6 +8,7 @@ from . import models, phenomena
 from .analysis.classification import Classification, PhaseDiagram, classify, phase_diagram, random_recurrence
 from .analysis.multistability import (
     FirstOrder,
+    FixedPoints,
     StabilityBoundary,
     find_fixed_points,
     first_order_correction,
@@ -93,6 +94,7 @@ __all__ = [
     "Event",
     "FirstOrder",
     "FixedPoint",
+    "FixedPoints",
     "GenericBackend",
     "LargeCircuit",
     "MaxRates",

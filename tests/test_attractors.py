@@ -10,7 +10,7 @@ from support import Library, numpy_tree
 from test_multistart import random_circuits
 
 import organics_core as oc
-from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT
+from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE
 from organics_core.analysis.exhaustive import none_exists
 from organics_core.attractors import attraction
 
