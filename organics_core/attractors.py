@@ -215,7 +215,8 @@ def _move(
         error = h[..., None] / 6.0 * (k1 - 2.0 * k2 + k3)
         error = xp.max(xp.abs(error) / scale(moved), axis=-1) / _RTOL
         good = live & (error <= 1.0) & xp.all(moved[..., n:] > 0, axis=-1)
-        safe = xp.where(xp.isfinite(error) & (error > 1e-3), error, xp.where(error <= 1e-3, 1e-3, 64.0))
+        small = xp.full_like(error, 1e-3)
+        safe = xp.where(error <= 1e-3, small, xp.where(xp.isfinite(error), error, xp.full_like(error, 64.0)))
         factor = 0.8 * safe ** (-1.0 / 3.0)
         factor = xp.where(good, factor, xp.where(factor < 0.5, factor, 0.5))
         x = xp.where(good[..., None], moved, x)
@@ -230,7 +231,7 @@ def _move(
         return x, f, h, xp.where(lost, xp.full_like(outcome, DIVERGED), outcome), calm
 
     x = xp.concat([start.y + wide, start.a + wide], axis=-1)
-    outcome = xp.astype(xp.where(active, MOVING, SETTLED), xp.int32)
+    outcome = MOVING * xp.astype(active, xp.int32) + SETTLED
     carry = x, slope(x), 0.1 * fast, outcome, xp.zeros_like(outcome)
     carry = backend.while_loop(lambda c: xp.any(c[3] == MOVING), body, carry, max_steps=steps)
     x = carry[0]
@@ -317,7 +318,7 @@ def members(circuit: Circuit, z: Array, index: tuple[int, ...]) -> tuple[Circuit
             return value
         batch = value.shape[: value.ndim - core]
         own = index[len(index) - len(batch) :]
-        return value[tuple(0 if length == 1 else i for i, length in zip(own, batch, strict=True))]
+        return value[(*(0 if length == 1 else i for i, length in zip(own, batch, strict=True)), ...)]
 
     cores = (2, 2, 1, 1, 1, 1, 1)
     fields = [pick(value, core) for value, core in zip(circuit, cores, strict=True)]

@@ -301,12 +301,17 @@ def _reported(
     if found.stable is None:
         found = found._replace(stable=found.converged if proven else nothing, unstable=nothing)
     if found.status is None:
-        ran_out = xp.where(found.converged, _FOUND, _RAN_OUT)
-        found = found._replace(status=xp.astype(ran_out, xp.int32))
+        found = found._replace(status=_ran_out(xp, found.converged))
     if abscissa:
         rate = _spectral_abscissa(xp, circuit, found.state, variant)
         found = found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))
     return found
+
+
+def _ran_out(xp: Any, converged: Array) -> Array:
+    """The status of what was not looked into."""
+    zero = xp.astype(converged, xp.int32) * _FOUND
+    return xp.where(converged, zero, zero + _RAN_OUT)
 
 
 def _chosen(xp: Any, take: Array, new: SteadyState, old: SteadyState, status: int) -> SteadyState:
@@ -364,8 +369,10 @@ def _attracting(
 
         better, outcome = tree_map(back, tuple(settle(xp, backend, concrete, search, some, drives, every)))
         better = SteadyState(State(*better[0]), *better[1:])
-    failed = xp.where(outcome == DIVERGED, _DIVERGES, xp.where(outcome == SETTLED, _UNCONFIRMED, _MOVES))
-    found = found._replace(status=xp.where(lacking, xp.astype(failed, xp.int32), found.status))
+    failed = xp.full_like(found.status, _MOVES)
+    failed = xp.where(outcome == SETTLED, xp.full_like(failed, _UNCONFIRMED), failed)
+    failed = xp.where(outcome == DIVERGED, xp.full_like(failed, _DIVERGES), failed)
+    found = found._replace(status=xp.where(lacking, failed, found.status))
     found = _chosen(xp, lacking & better.stable, better, found, _FROM_REST)
     if not concrete:
         return found
@@ -418,7 +425,8 @@ def settle(
     outcome: Any = None
     for attempt in range(3 if concrete else 1):
         # long steps would pass over the instability of a point that the motion begins at
-        longest = xp.where(at_rest, 1.0, math.inf if attempt == 0 else 1.0)
+        ones = xp.ones_like(free_z[..., 0])
+        longest = xp.where(at_rest, ones, math.inf * ones) if attempt == 0 else ones
         motion = follow(xp, free, state, free_z, variant, active, longest=longest)
         settled = motion.outcome == SETTLED
         exact, _ = newton_in_both(xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4)
@@ -561,7 +569,7 @@ def _of_model_judged(xp: Any, made: Any, z: Array, found: SteadyState, attractin
         size = xp.min(xp.sum(xp.abs(jac), axis=-1), axis=-1)
         stable, unstable = attraction(xp, jac, 1.0 / xp.where(size > 0, size, xp.ones_like(size)))
     found = found._replace(stable=stable & found.converged, unstable=unstable & found.converged)
-    found = found._replace(status=xp.astype(xp.where(found.converged, _FOUND, _RAN_OUT), xp.int32))
+    found = found._replace(status=_ran_out(xp, found.converged))
     if abscissa:
         rate = abscissa_of(linear)
         found = found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))

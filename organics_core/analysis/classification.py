@@ -171,7 +171,7 @@ def classify(
     for index in np.argwhere(simulated):
         at = tuple(int(i) for i in index)
         one, drive = members(circuit, z, at)
-        origin = None if start is None else State(start.y[at], start.a[at])
+        origin = None if start is None else State(start.y[(*at, ...)], start.a[(*at, ...)])
         kind[at], end = _simulated_kind(xp, one, drive, variant, chunks, rtol, max_steps, origin)
         if end is not None:  # a fixed point that the search above did not find
             mask = xp.asarray((np.indices(kind.shape) == index.reshape(-1, *(1,) * kind.ndim)).all(axis=0).tolist())
