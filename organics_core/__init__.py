@@ -10,6 +10,7 @@ from .analysis.classification import Classification, PhaseDiagram, classify, pha
 from .analysis.cycles import Cycle, limit_cycle
 from .analysis.multistability import (
     FirstOrder,
+    FixedPoints,
     StabilityBoundary,
     find_fixed_points,
     first_order_correction,
@@ -109,6 +110,7 @@ __all__ = [
     "FiringRateNoise",
     "FirstOrder",
     "FixedPoint",
+    "FixedPoints",
     "GenericBackend",
     "LargeCircuit",
     "MaxRates",

@@ -321,6 +321,83 @@ def recurrent_slope(xp: Any, w_r: Array, y: Array, variant: str) -> Array:
     return matrix
 
 
+class Kinks(NamedTuple):
+    """The pieces that meet where a rectified quantity is zero.
+
+    Attributes
+    ----------
+    count : integer array (...)
+        How many quantities are zero, as far as the dtype can tell.
+    slopes : tuple of arrays (..., n, n)
+        The matrix R of every piece, as :func:`recurrent_slope` gives it away from kinks; one where there are no kinks.
+    complete : boolean array (...)
+        Whether these are all the pieces: 2**count of them are listed where that is at most 256.
+    """
+
+    count: Array
+    slopes: tuple[Array, ...]
+    complete: Array
+
+
+_MOST_KINKS = 8
+
+
+def kinks(xp: Any, circuit: Circuit, state: State, variant: str) -> Kinks:
+    """All linear pieces of the recurrence around states, at whose kinks a unit or its recurrent drive is zero.
+
+    Zero is what is below eps**0.75 of the other terms, the tolerance of fixed points: its sign is not known.
+    """
+    flags = VARIANTS[variant]
+    y = state.y + xp.zeros_like(state.a)
+    w_r = identity(xp, y) if circuit.w_r is None else weights.dense(xp, circuit.w_r, y, "w_r")
+    near = float(xp.finfo(y.dtype).eps) ** 0.75
+    largest = xp.max(xp.abs(y), axis=-1, keepdims=True)
+    source = relu(xp, y) if flags.source else y
+    at_zero, positive = [], []
+    if flags.source:
+        at_zero.append((xp.abs(y) <= near * largest) & xp.any(w_r != 0, axis=-2))
+        positive.append(y > 0)
+    if flags.drive:
+        drive = matvec(xp, w_r, source)
+        size = xp.sum(xp.abs(w_r), axis=-1)
+        at_zero.append((xp.abs(drive) <= near * size * largest) & (size > 0))
+        positive.append(drive > 0)
+    if not at_zero:
+        everywhere = xp.zeros(y.shape[:-1], dtype=xp.int32, device=device(y))
+        return Kinks(everywhere, (w_r,), everywhere == 0)
+    zero, on = xp.concat(at_zero, axis=-1), xp.concat(positive, axis=-1)
+    number = xp.astype(zero, xp.int32)
+    count = xp.sum(number, axis=-1, dtype=xp.int32)
+    rank = xp.cumulative_sum(number, axis=-1, dtype=xp.int32) - 1
+    seen = get_backend(xp).is_concrete(count)
+    most = int(xp.max(count)) if seen and 0 not in tuple(count.shape) else 2 * int(y.shape[-1])
+    enough = seen and most <= _MOST_KINKS
+    # the pieces by the units that are on: all combinations, or none, all, one, all but one
+    singles: list[set[int]] = [{k} for k in range(most)] if seen else []
+    everything = set(range(most))
+    some = [set(), everything, *singles, *(everything - one for one in singles)]
+    pieces = [{k for k in range(most) if p >> k & 1} for p in range(2**most)] if enough else some
+    slopes = []
+    for piece in pieces:
+        chosen = xp.zeros_like(zero)
+        if len(piece) == most:
+            chosen = ~chosen
+        elif piece:
+            for k in piece:
+                chosen = chosen | (rank == k)
+        live = xp.astype(xp.where(zero, chosen, on), y.dtype)
+        n = int(y.shape[-1])
+        slope = w_r
+        if flags.source:
+            slope = slope * live[..., None, :n]
+        if flags.drive:
+            slope = slope * live[..., -n:][..., None]
+        slopes.append(slope)
+    alone = xp.all((w_r == 0) | (identity(xp, y) != 0), axis=(-2, -1))  # units that do not drive each other
+    complete = xp.ones_like(count) > 0 if enough else (count <= 1) | alone
+    return Kinks(count, tuple(slopes), complete)
+
+
 def _step(xp: Any, x: Array) -> Array:
     return xp.where(x > 0, xp.ones_like(x), xp.zeros_like(x))
 
@@ -375,9 +452,18 @@ def identity_fixed_point(xp: Any, circuit: Circuit, z: Array, variant: str) -> S
 
 
 def circuit_jacobian(
-    xp: Any, circuit: Circuit, state: State, variant: str, *, pooled: bool = False, shift: Array | None = None
+    xp: Any,
+    circuit: Circuit,
+    state: State,
+    variant: str,
+    *,
+    pooled: bool = False,
+    shift: Array | None = None,
+    slope: Array | None = None,
 ) -> Array:
     """The Jacobian, minus ``shift`` (...) on its diagonal; with ``pooled``, that of (y, change common to all a).
+
+    ``slope`` is the matrix R of the recurrence, by default that of the silent side of every kink.
 
     Where all neurons share one pool (:func:`share_pool`), changes common to all a
     are an invariant subspace, on which the Jacobian has size n + 1; its other
@@ -389,7 +475,7 @@ def circuit_jacobian(
     eye = xp.eye(y.shape[-1], dtype=y.dtype, device=device(y))
     positive = a > 0
     root = sqrt_relu(xp, a)
-    slope = recurrent_slope(xp, circuit.w_r, y, variant)
+    slope = recurrent_slope(xp, circuit.w_r, y, variant) if slope is None else slope
     response = pooled_response(xp, y, variant)
     drive = recurrent_drive(xp, circuit.w_r, y, variant)
     half = xp.where(positive, 0.5 / xp.where(positive, root, xp.ones_like(root)), xp.zeros_like(root))

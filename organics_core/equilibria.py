@@ -13,12 +13,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 from array_api_compat import device
 
 from . import checks
+from .attractors import (
+    DIVERGED,
+    SETTLED,
+    attraction,
+    attracts,
+    follow,
+    gathered,
+    members,
+    newton_in_both,
+    nudged,
+    random_starts,
+    relative_residual,
+)
 from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
@@ -27,7 +42,6 @@ from .circuit import (
     has_closed_form,
     identity,
     identity_fixed_point,
-    imbalance,
     is_identity,
     of_variant,
     pooled_response,
@@ -42,10 +56,22 @@ from .circuit import (
 from .implicit import differentiable
 from .linalg import bicgstab, diagonal_matrix, matmul, solve, solve_vector
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
-from .stability import _spectral_abscissa
+from .one_neuron import roots_of_variant
+from .stability import Linear, _spectral_abscissa, abscissa_of, linearized
 from .weights import Operator, matvec
 
 METHODS = ("auto", "closed_form", "iteration", "newton")
+REASONS = (
+    "found by the method",
+    "the method led to no attracting point; the circuit settles here from rest",
+    "the method led to no attracting point, nor does the motion from rest; another start led here",
+    "no attracting point was found: from rest the circuit moves on and on",
+    "no attracting point was found: from rest the circuit diverges",
+    "no attracting point was found: from rest the circuit settles where none could be confirmed",
+    "the iterations ran out",
+)
+"""What the codes of :class:`SteadyState` mean, in their order."""
+_FOUND, _FROM_REST, _ELSEWHERE, _MOVES, _DIVERGES, _UNCONFIRMED, _RAN_OUT = range(len(REASONS))
 
 
 class SteadyState(NamedTuple):
@@ -61,12 +87,33 @@ class SteadyState(NamedTuple):
         Steps taken; 0 for the closed form.
     residual : array (...)
         Largest imbalance of the two equations, relative to their largest term.
+    stable, unstable : boolean arrays (...)
+        Whether the fixed point attracts or repels, by its linearization. Both
+        are false where that is unknown: nothing was found, the decision lies
+        within rounding, or it was not asked for.
+    status : integer array (...)
+        How it was come by: an index into ``REASONS``.
+    abscissa : array (...)
+        The spectral abscissa, per second; NaN where it was not asked for.
     """
 
     state: Any
     converged: Array
     iterations: Array
     residual: Array
+    stable: Array = None
+    unstable: Array = None
+    status: Array = None
+    abscissa: Array = None
+
+    @property
+    def message(self) -> str:
+        """What ``status`` says in words, of a single circuit or of a batch, with counts."""
+        codes = to_numpy(self.status)
+        if codes.ndim == 0:
+            return REASONS[int(codes)]
+        counts = [(int((codes == code).sum()), reason) for code, reason in enumerate(REASONS)]
+        return "; ".join(f"{count}: {reason}" for count, reason in counts if count)
 
 
 class FixedPoint(NamedTuple):
@@ -95,8 +142,10 @@ def steady_state(
     tol: float | None = None,
     max_iterations: int = 500,
     state0: State | None = None,
+    attracting: bool = True,
+    abscissa: bool = False,
 ) -> SteadyState:
-    """Fixed point of a circuit, or of any other model, under a constant input drive.
+    """Fixed point of a circuit, or of any other model, under a constant input drive: an attracting one if it finds any.
 
     Parameters
     ----------
@@ -115,14 +164,22 @@ def steady_state(
         (1.8e-12 in float64, 6e-6 in float32).
     max_iterations : int
     state0 : State, optional
-        Start of the iterations; by default the fixed point for W_r = I, and for
-        other models rest.
+        Start of the iterations, whose end is the answer whether it attracts or
+        not; by default the fixed point for W_r = I, and for other models rest.
+    attracting : bool
+        Decide whether the fixed point attracts, and where it does not look for
+        one that does (see the notes); for a Circuit, without ``state0``. If
+        false, the point that the method leads to is the answer, unjudged:
+        ``stable`` and ``unstable`` are false.
+    abscissa : bool
+        Also give the spectral abscissa, from eigenvalues.
 
     Returns
     -------
     SteadyState
-        With ``converged``, ``iterations`` and ``residual`` for every circuit of
-        the batch. Non-convergence is a result, not an error. The state is
+        With ``converged``, ``stable`` and the rest of the report for every
+        circuit of the batch. Non-convergence is a result, not an error, and so
+        is a repelling point. The state is
         differentiable in the circuit and in z, by the implicit function
         theorem, at every order and without storing the iterations: in torch,
         torch.func and jax, mapped too. Members that did not converge have
@@ -143,6 +200,22 @@ def steady_state(
 
         a = (b0 sigma)**2 + W (b z)**2,      y = b z / sqrt(a)
 
+    This one is stable whatever the parameters. Where the method leads to a point
+    that repels, or to none (Newton's within 60 iterations) although more than 60
+    were allowed, the circuit is
+    followed from rest (a nudge off it where rest is a fixed point itself, and
+    off any repelling point it comes to), for at most 300 steps of a stiff
+    method whose step follows the error, and the point where it settles is found
+    by Newton's method. Where it does not settle, Newton's method looks from 64
+    random starts (16 for more than 4 neurons that diverge from rest: of 344 such
+    circuits none had an attracting point that 64 starts found), unless the call
+    is traced (and under torch.func.vmap none of this is done: ``stable`` and
+    ``unstable`` are both false); of several attracting points the answer is the one that most
+    starts led to. ``status`` says which of these it
+    was. A circuit with several attracting points may settle from rest at
+    another one than the method found: :func:`classify` follows the motion from
+    rest in every case, :func:`find_fixed_points` looks for all.
+
     With weights that are operators no matrix is made: the fixed-point iteration
     in a, y = (I - diag(1 - sqrt(a)) W_r)^-1 b z, a <- (b0 sigma)**2 + W (a y**2),
     solves its linear systems by BiCGSTAB (van der Vorst 1992). Other models are
@@ -162,7 +235,7 @@ def steady_state(
     max_iterations = checks.positive_integer("max_iterations", max_iterations)
     made = of_variant(circuit, variant)
     if not isinstance(made, Circuit):
-        return _of_any_model(made, z, method, tol, max_iterations, state0)
+        return _of_any_model(made, z, method, tol, max_iterations, state0, attracting, abscissa)
     others = {} if state0 is None else validate_state(state0, "state0")
     xp = validate_circuit(circuit, values=True, z=z, **others)
     checks.values(xp, "z", z, "any")
@@ -177,7 +250,8 @@ def steady_state(
     tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
 
     if any(isinstance(part, Operator) for part in circuit[:2]):
-        return _by_products(xp, circuit, z, method, variant, tolerance, max_iterations, state0)
+        found = _by_products(xp, circuit, z, method, variant, tolerance, max_iterations, state0)
+        return _reported(xp, circuit, found, variant, abscissa, proven=circuit.w_r is None)
     unit = is_identity(xp, circuit.w_r) if has_closed_form(variant) else False
     if method == "closed_form" and not has_closed_form(variant):
         raise ValueError(f"variant {variant!r} has no closed form; use 'newton', 'iteration' or 'auto'")
@@ -186,18 +260,222 @@ def steady_state(
             "method 'closed_form' needs w_r to be the identity (or None); "
             "use 'newton', 'iteration' or 'auto' for this w_r"
         )
-    if method == "closed_form" or (method == "auto" and unit):
+    if method == "closed_form" or (unit and (method == "auto" or (method == "newton" and state0 is None))):
         state = identity_fixed_point(xp, circuit, z, variant)
         residual = relative_residual(xp, circuit, state, z, variant)
         iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
         # Round-off of a sum of many terms is not a failure to converge.
-        return SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+        found = SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+        return _reported(xp, circuit, found, variant, abscissa, proven=True)
     backend = get_backend(xp)
-    search = _Settings(variant, tolerance, max_iterations, method != "iteration")
     concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, z, state0)))
+    attracting = attracting and (concrete or backend.traces_loops)  # torch.func.vmap traces no loop
+    look = attracting and state0 is None
+    first = min(max_iterations, _PATIENCE) if look and method != "iteration" else max_iterations
+    search = Settings(variant, tolerance, first, method != "iteration")
+    found = _search(backend, concrete, search, circuit, z, state0)
+    with getattr(backend, "quiet", nullcontext)():
+        if look:
+            wanted = found.converged if max_iterations <= _PATIENCE else None  # few were asked for
+            found = _attracting(xp, backend, concrete, search, circuit, z, found, wanted)
+        elif attracting:
+            found = _judged(xp, circuit, found, variant)
+        return _reported(xp, circuit, found, variant, abscissa)
+
+
+_PATIENCE = 60
+"""Iterations of Newton's method after which the motion of the circuit itself is the better guide."""
+_STARTS = 64
+
+
+def _search(
+    backend: Any, concrete: bool, search: Settings, circuit: Circuit, z: Array, state0: State | None
+) -> SteadyState:
     solve: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete else _solve
     found = SteadyState(*solve(search, circuit, z, state0))
     return found._replace(state=State(*found.state))
+
+
+def _judged(xp: Any, circuit: Any, found: SteadyState, variant: str) -> SteadyState:
+    """With the stability of a circuit's points, by products alone."""
+    stop = get_backend(xp).stop_gradient
+    stable, unstable = attracts(xp, tree_map(stop, circuit), tree_map(stop, found.state), variant)
+    return found._replace(stable=stable & found.converged, unstable=unstable & found.converged)
+
+
+def _reported(
+    xp: Any, circuit: Circuit, found: SteadyState, variant: str, abscissa: bool, *, proven: bool = False
+) -> SteadyState:
+    """With the fields of the report that are missing; ``proven``: what converged is stable by the theorem."""
+    nothing = xp.zeros_like(found.converged)
+    if found.stable is None:
+        found = found._replace(stable=found.converged if proven else nothing, unstable=nothing)
+    if found.status is None:
+        found = found._replace(status=_ran_out(xp, found.converged))
+    rate = _spectral_abscissa(xp, circuit, found.state, variant) if abscissa else xp.full_like(found.residual, xp.nan)
+    return found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))
+
+
+def _ran_out(xp: Any, converged: Array) -> Array:
+    """The status of what was not looked into."""
+    zero = xp.astype(converged, xp.int32) * _FOUND
+    return xp.where(converged, zero, zero + _RAN_OUT)
+
+
+def _chosen(xp: Any, take: Array, new: SteadyState, old: SteadyState, status: int) -> SteadyState:
+    """``new`` where ``take`` is true, with its ``status``."""
+
+    state = State(*(xp.where(take[..., None], one, other) for one, other in zip(new.state, old.state, strict=True)))
+    return SteadyState(
+        state,
+        take | old.converged,
+        xp.where(take, old.iterations + new.iterations, old.iterations),
+        xp.where(take, new.residual, old.residual),
+        take | old.stable,
+        ~take & old.unstable,
+        xp.where(take, xp.full_like(old.status, status), old.status),
+    )
+
+
+def _attracting(
+    xp: Any,
+    backend: Any,
+    concrete: bool,
+    search: Settings,
+    circuit: Circuit,
+    z: Array,
+    found: SteadyState,
+    wanted: Array | None,
+) -> SteadyState:
+    """An attracting point in place of every one that repels, or was not found, where there is one to be found.
+
+    ``wanted`` limits this to some members of the batch.
+    """
+    found = _reported(xp, circuit, _judged(xp, circuit, found, search.variant), search.variant, False)
+    lacking = ~found.stable & (xp.ones_like(found.stable) if wanted is None else wanted)
+    if concrete and not bool(xp.any(lacking)):
+        return found
+    search = search._replace(max_iterations=_PATIENCE, newton=True)
+    wide = xp.zeros_like(found.state.y)
+    shape = tuple(lacking.shape)
+    if backend.traces_loops and concrete:  # one program
+        better, outcome = _compiled_settle(cast(Hashable, backend))(search, circuit, z + wide, lacking)
+        better = SteadyState(*better)
+        better = better._replace(state=State(*better.state))
+    elif not concrete or not shape:
+        better, outcome = settle(xp, backend, concrete, search, circuit, z + wide, lacking)
+    else:  # what is not lacking costs nothing
+        index = [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking))]
+        some, drives = gathered(xp, circuit, z + wide, index)
+        every = xp.ones_like(drives[:, 0]) > 0
+        place = np.zeros(shape, dtype=int)
+        place[tuple(np.asarray(index).T)] = np.arange(len(index))
+        where = xp.asarray(place.reshape(-1).tolist(), dtype=xp.int64, device=device(z))
+
+        def back(leaf: Array) -> Array:
+            return xp.reshape(xp.take(leaf, where, axis=0), (*shape, *leaf.shape[1:]))
+
+        better, outcome = tree_map(back, tuple(settle(xp, backend, concrete, search, some, drives, every)))
+        better = SteadyState(State(*better[0]), *better[1:])
+    failed = xp.full_like(found.status, _MOVES)
+    failed = xp.where(outcome == SETTLED, xp.full_like(failed, _UNCONFIRMED), failed)
+    failed = xp.where(outcome == DIVERGED, xp.full_like(failed, _DIVERGES), failed)
+    found = found._replace(status=xp.where(lacking, failed, found.status))
+    found = _chosen(xp, lacking & better.stable, better, found, _FROM_REST)
+    if not concrete:
+        return found
+    for left in np.argwhere(to_numpy(lacking & ~found.stable)):
+        at = tuple(int(i) for i in left)
+        one, drive = members(circuit, z + wide, at)
+        starts = _STARTS if int(found.status[at]) != _DIVERGES or z.shape[-1] <= 4 else _STARTS // 4
+        other = _from_many(xp, backend, search, one, drive, starts)
+        if other is not None and bool(other.stable):
+            here = np.zeros(shape, dtype=bool)
+            here[at] = True
+            found = _chosen(xp, xp.asarray(here.tolist(), device=device(z)), other, found, _ELSEWHERE)
+    return found
+
+
+@cache
+def _compiled_settle(backend: Any) -> Callable[..., Any]:
+    def function(search: Settings, circuit: Circuit, z: Array, active: Array) -> tuple[SteadyState, Array]:
+        return settle(checks.namespace({"z": z}), backend, False, search, circuit, z, active)
+
+    return backend.compile(function, static=(0,), loops=True)  # type: ignore[no-any-return]
+
+
+def settle(
+    xp: Any,
+    backend: Any,
+    concrete: bool,
+    search: Settings,
+    circuit: Circuit,
+    z: Array,
+    active: Array,
+    start: State | None = None,
+) -> tuple[SteadyState, Array]:
+    """The point at which the active members settle, with its stability, and what became of their motion.
+
+    It begins at rest, or at ``start``. What comes to rest at a repelling point is pushed on twice, but not while
+    tracing, where that would be compiled anew.
+    """
+    variant = search.variant
+    free = tree_map(backend.stop_gradient, circuit)
+    free_z = backend.stop_gradient(z)
+    floor = (free.b0 * free.sigma) ** 2 + 0.0 * free_z
+    rest = State(xp.zeros_like(floor), floor)
+    at_rest = ~xp.any(free.b * free_z != 0, axis=-1)
+    moved = nudged(xp, free, rest, free_z, 1e-2)
+    state = State(xp.where(at_rest[..., None], moved.y, rest.y), floor)
+    if start is not None:
+        state, at_rest = start, xp.zeros_like(at_rest)
+    found: Any = None
+    outcome: Any = None
+    for attempt in range(3 if concrete else 1):
+        # long steps would pass over the instability of a point that the motion begins at
+        ones = xp.ones_like(free_z[..., 0])
+        longest = xp.where(at_rest, ones, math.inf * ones) if attempt == 0 else ones
+        motion = follow(xp, free, state, free_z, variant, active, longest=longest)
+        settled = motion.outcome == SETTLED
+        exact, _ = newton_in_both(xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4)
+        polished = _judged(xp, free, _search(backend, concrete, search, circuit, z, exact), variant)
+        polished = _reported(xp, free, polished, variant, False)
+        away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
+        size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
+        near = settled & polished.converged & (away <= 0.1 * size + 1e-9)
+        good = active & near & polished.stable
+        polished = polished._replace(stable=good, unstable=polished.unstable & near)
+        if found is None:
+            found, outcome = polished, motion.outcome
+        else:
+            found = _chosen(xp, good, polished, found, _FROM_REST)
+            outcome = xp.where(active, motion.outcome, outcome)
+        # where it came to rest at a repelling point, a push leads on
+        active = active & near & polished.unstable
+        if concrete and not bool(xp.any(active)):
+            break
+        state = nudged(xp, free, tree_map(backend.stop_gradient, polished.state), free_z, 1e-2)
+    return found, outcome
+
+
+def _from_many(xp: Any, backend: Any, search: Settings, circuit: Circuit, z: Array, starts: int) -> SteadyState | None:
+    """The attracting point to which most of random starts lead, or None: by Newton's method in both, then in a."""
+    variant, tolerance = search.variant, search.tolerance
+    free, free_z = tree_map(backend.stop_gradient, circuit), backend.stop_gradient(z)
+    state, residual = newton_in_both(
+        xp, free, random_starts(xp, free, free_z, variant, starts, 0), free_z, variant, tolerance
+    )
+    good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
+    if not good.any() and starts == _STARTS:
+        other = _judged(xp, free, _search(backend, True, search, free, free_z, state), variant)
+        state, good = other.state, to_numpy(other.stable)
+    if not good.any():
+        return None
+    points = to_numpy(xp.concat([state.y, state.a], axis=-1))[good]
+    close = np.abs(points[:, None] - points).max(axis=-1) <= 1e-4 * np.abs(points).max(axis=-1)
+    best = int(np.flatnonzero(good)[close.sum(axis=-1).argmax()])
+    found = _search(backend, True, search, circuit, z, State(state.y[best, :], state.a[best, :]))
+    return _judged(xp, circuit, found, variant)
 
 
 def _by_products(
@@ -272,14 +550,48 @@ def _gated(xp: Any, w_r: Any, gate: Array, y: Array) -> Array:
     return y - gate * matvec(xp, w_r, y)
 
 
-def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_iterations: int, state0: Any) -> SteadyState:
+def _of_model_judged(xp: Any, made: Any, z: Array, found: SteadyState, attracting: bool, abscissa: bool) -> SteadyState:
+    """With the stability of the points of any model, from its Jacobian."""
+    backend = get_backend(xp)
+
+    def frozen(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, Operator) else backend.stop_gradient(leaf)
+
+    made, z, state = (tree_map(frozen, part) for part in (made, z, found.state))
+    linear = Linear(xp, made, state, z)
+    nothing = xp.zeros_like(found.converged)
+    stable = unstable = nothing
+    concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((made, z, state)) if hasattr(leaf, "dtype"))
+    if attracting and (concrete or backend.traces_loops):
+        jac = linear.jacobian
+        # of the size of the longest time constant: the inverse of the smallest rate that a row of the Jacobian has
+        size = xp.min(xp.sum(xp.abs(jac), axis=-1), axis=-1)
+        stable, unstable = attraction(xp, jac, 1.0 / xp.where(size > 0, size, xp.ones_like(size)))
+    found = found._replace(stable=stable & found.converged, unstable=unstable & found.converged)
+    found = found._replace(status=_ran_out(xp, found.converged))
+    rate = abscissa_of(linear) if abscissa else xp.full_like(found.residual, xp.nan)
+    return found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))
+
+
+def _of_any_model(
+    made: Any,
+    z: Array,
+    method: str,
+    tol: float | None,
+    max_iterations: int,
+    state0: Any,
+    attracting: bool,
+    abscissa: bool,
+) -> SteadyState:
     """The model's own solver, or pseudo-transient continuation from rest."""
     check_model(made, "circuit")
     own = getattr(made, "equilibrium", None)
     if own is not None:
         if state0 is not None:
             raise ValueError(f"state0 must be None: a {type(made).__name__} has a solver of its own")
-        return own(z, method=method, tol=tol, max_iterations=max_iterations)  # type: ignore[no-any-return]
+        found: SteadyState = own(z, method=method, tol=tol, max_iterations=max_iterations)
+        xp, made, _, z = linearized(made, found.state, "main", z)
+        return _of_model_judged(xp, made, z, found._replace(stable=None), attracting, abscissa)
     if method not in ("auto", "newton"):
         raise ValueError(f"method {method!r} is one of a Circuit's; a {type(made).__name__} has 'newton'")
     others = {} if state0 is None else state_fields(made, state0, "state0")
@@ -291,7 +603,7 @@ def _of_any_model(made: Any, z: Array, method: str, tol: float | None, max_itera
     tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
     state0 = made.state(*parts) if parts else None
     found = differentiable(xp, partial(_continuation, tolerance, max_iterations), made, z, state0)
-    return cast(SteadyState, found)
+    return _of_model_judged(xp, made, z, found, attracting, abscissa)
 
 
 def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, state0: Any) -> SteadyState:
@@ -364,21 +676,6 @@ def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, st
     return SteadyState(layout.unpack(x), converged, count, residual)
 
 
-def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
-    """Largest imbalance over the neurons, relative to the largest term of its equation; shape (...)."""
-    found = imbalance(xp, circuit, state, z, variant)
-    drive = circuit.b * z
-    scale_y = xp.max(xp.abs(state.y), axis=-1) + xp.max(xp.abs(drive), axis=-1)
-    residual_y = xp.max(xp.abs(found.y), axis=-1)
-    silent = scale_y == 0
-    relative_y = xp.where(silent, residual_y, residual_y / xp.where(silent, xp.ones_like(scale_y), scale_y))
-    scale_a = xp.abs(state.a) + (circuit.b0 * circuit.sigma) ** 2
-    relative_a = xp.max(xp.abs(found.a) / scale_a, axis=-1)
-    worst = xp.where(relative_a > relative_y, relative_a, relative_y)
-    # a comparison with NaN is false: let NaN of either equation through
-    return worst + 0.0 * (relative_a + relative_y)
-
-
 def _eliminated_y(xp: Any, circuit: Circuit, a: Array, z: Array, slope: Array) -> tuple[Array, Array]:
     """y from M(a) y = b z, and M."""
     gate = 1.0 - sqrt_relu(xp, a)
@@ -407,7 +704,7 @@ def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, 
     )
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """Everything about a search that is not an array: hashable, so that a compiler can specialize on it."""
 
     variant: str
@@ -435,15 +732,15 @@ class _Search(NamedTuple):
     active: Array
 
 
-def _solve(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
+def _solve(settings: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
     """The fixed point with its derivatives: the time constants have no part in it."""
     xp = checks.namespace({"z": z})
     model = of_variant(without_time(xp, circuit), settings.variant)
-    found = differentiable(xp, partial(_search, settings), model, z, state0)
+    found = differentiable(xp, partial(_iterate, settings), model, z, state0)
     return cast(SteadyState, found)
 
 
-def _search(settings: _Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
+def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
     xp = checks.namespace({"z": z})
     backend = get_backend(xp)
     variant, tolerance, max_iterations, newton = settings
@@ -593,7 +890,7 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
     w_r = 1.0 if circuit.w_r is None else float(circuit.w_r[0, 0])
     w, drive = float(circuit.w[0, 0]), _scalar(circuit.b) * float(z[0])
     floor = _scalar(circuit.b0) * _scalar(circuit.sigma)
-    pairs = sorted(_roots_of_variant(w_r, w, drive, floor, variant), key=lambda pair: (pair[1], pair[0]))
+    pairs = sorted(roots_of_variant(w_r, w, drive, floor, variant), key=lambda pair: (pair[1], pair[0]))
     points = []
     for y, a in pairs:
         state = State(
@@ -607,67 +904,3 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
 
 def _scalar(value: Array) -> float:
     return float(to_numpy(value).reshape(-1)[0])
-
-
-def _roots_of_variant(w_r: float, w: float, drive: float, floor: float, variant: str) -> list[tuple[float, float]]:
-    """All (y, a) of one neuron: solve on each side of the kink, keep what lies there."""
-    flags = VARIANTS[variant]
-    if not any(flags):
-        return _linear_roots(w_r, w, drive, floor, pooled=True)
-    found = []
-    for sign in (1, -1):  # the sign of y
-        source = sign > 0 or not flags.source
-        on = source and (w_r * sign > 0 or not flags.drive)
-        pooled = sign > 0 or not flags.response
-        for y, a in _linear_roots(w_r if on else 0.0, w, drive, floor, pooled=pooled):
-            if y * sign > 0 or (y == 0 and sign > 0):
-                found.append((y, a))
-    return found
-
-
-def _linear_roots(w_r: float, w: float, drive: float, floor: float, *, pooled: bool) -> list[tuple[float, float]]:
-    """(y, a) with y (1 - w_r + w_r s) = drive and a = floor**2 + [pooled] w a y**2."""
-    if not pooled or w == 0.0:
-        denominator = 1.0 - w_r + w_r * floor
-        return [(drive / denominator, floor**2)] if denominator != 0.0 else []
-    if drive == 0.0:
-        found = [(0.0, floor**2)]
-        s = (w_r - 1.0) / w_r if w_r != 0.0 else -1.0
-        if s > floor:  # the symmetric pair
-            y = math.sqrt((s * s - floor**2) / (w * s * s))
-            found += [(-y, s * s), (y, s * s)]
-        return found
-    if w_r == 0.0:
-        rest = 1.0 - w * drive**2
-        return [(drive, floor**2 / rest)] if rest > 0.0 else []
-    # |1 - w_r + w_r s| = h: with s = floor + t, q + r t = h has one root and q + r t = -h none or two
-    r = abs(w_r)
-    q = math.copysign(1.0, w_r) * (1.0 - w_r + w_r * floor)
-    root_c = math.sqrt(w) * abs(drive)
-
-    def h(t: float) -> float:
-        return root_c * (floor + t) / math.sqrt(t * (2.0 * floor + t))
-
-    # there q + r t > 1.2 root_c, and h < 1.2 root_c
-    far = max(floor, (abs(q) + 2.0 * root_c) / r)
-    roots = [(1.0, _bisect(lambda t: q + r * t - h(t), 0.0, far))]
-    # q + r t + h is convex; its lowest point
-    gap = (root_c * floor**2 / r) ** (2.0 / 3.0)
-    lowest = gap / (math.sqrt(floor**2 + gap) + floor)
-    if lowest > 0.0 and q + r * lowest + h(lowest) < 0.0:
-        roots.append((-1.0, _bisect(lambda t: -(q + r * t + h(t)), 0.0, lowest)))
-        roots.append((-1.0, _bisect(lambda t: q + r * t + h(t), lowest, -q / r)))
-    return [(drive / ((side if w_r > 0 else -side) * h(t)), (floor + t) ** 2) for side, t in roots]
-
-
-def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
-    """The root of a function that is negative just above ``low`` and positive at ``high``."""
-    for _ in range(1100):
-        middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
-        if rising(middle) < 0.0:
-            low = middle
-        else:
-            high = middle
-    return high

@@ -16,10 +16,10 @@ from array_api_compat import device, is_array_api_obj
 
 from . import checks
 from .backend import Array, get_backend, to_numpy
-from .circuit import sqrt_relu
+from .circuit import VARIANTS, Circuit, kinks, sqrt_relu
 from .linalg import broadcast_shapes, diagonal_matrix, matmul, solve, transpose, widen
 from .model import Layout, block_matrix, packed_jacobian
-from .stability import linearized
+from .stability import Linear, linearized
 
 Noise = Any
 """A number, amplitudes (..., N), a matrix L (..., N, m), or a tuple of amplitudes per population; or one of the
@@ -236,7 +236,8 @@ def noise_covariance(circuit: Any, state: Any, noise: Noise, *, variant: str = "
     TypeError, ValueError
         Naming the argument that is wrong; ValueError for a state (not in a
         batch) that is not stable, with its spectral abscissa, or whose P is not
-        known to that accuracy.
+        known to that accuracy, and for one at a kink of a rectified variant (while
+        tracing, what stands there is the noise of the silent side).
 
     Warns
     -----
@@ -492,8 +493,23 @@ class _System(NamedTuple):
 def _linearized(circuit: Any, state: Any, noise: Noise, variant: str, z: Array | None, **frequencies: Array) -> _System:
     linear = linearized(circuit, state, variant, z, values=True)
     xp, like = linear.xp, linear.state[0]
+    _refuse_kinks(linear)
     sizes = tuple(int(part.shape[-1]) for part in linear.state)
     return _system(xp, linear.jacobian, noise, sizes, like, linear.model, linear.state, **frequencies)
+
+
+def _refuse_kinks(linear: Linear) -> None:
+    """ValueError at a kink, where no one linear system describes the noise; while tracing this is not seen."""
+    if not isinstance(linear.model, Circuit) or not any(VARIANTS[linear.model.variant][:2]):
+        return
+    xp, made, state, _ = linear
+    count = kinks(xp, made, state, made.variant).count
+    if get_backend(xp).is_concrete(count) and bool(xp.any(count > 0)):
+        raise ValueError(
+            f"state lies at a kink of the variant {made.variant!r}: {int(xp.max(count))} of its rectified quantities "
+            "are zero, so that the circuit has another linearization on every side and no stationary noise of one; "
+            "move the input drive, or take linear_covariance of the Jacobian of one side"
+        )
 
 
 def _linear(jacobian: Array, noise: Noise, **frequencies: Array) -> _System:

@@ -15,12 +15,14 @@ from array_api_compat import device
 from . import checks
 from .backend import Array, get_backend, to_numpy, tree_map
 from .circuit import (
+    VARIANTS,
     Circuit,
     State,
     circuit_jacobian,
     identity,
     identity_fixed_point,
     is_identity,
+    kinks,
     of_variant,
     prepare,
     share_pool,
@@ -130,7 +132,8 @@ def spectrum(circuit: Any, state: Any, *, variant: str = "main", z: Array | None
     Returns
     -------
     complex array (..., N)
-        Per second, in no particular order.
+        Per second, in no particular order. At a kink those of the silent side,
+        as :func:`jacobian`; :func:`spectral_abscissa` looks at all sides.
 
     Raises
     ------
@@ -153,7 +156,12 @@ def spectral_abscissa(circuit: Any, state: Any, *, variant: str = "main", z: Arr
     -------
     array (...)
         Per second. NaN where the state is not finite, and where eigenvalues spread
-        over thirty decades and more hide it.
+        over thirty decades and more hide it. At a kink (a rectified
+        unit at y = 0, or a rectified recurrent drive of 0, both up to
+        eps**0.75 of the other terms) the largest of all the linear pieces that
+        meet there: negative only where every piece decays. NaN where more than
+        8 kinks meet, of units that drive each other, and none of the pieces
+        that were looked at grows; while tracing, where more than one meets.
 
     Raises
     ------
@@ -190,12 +198,27 @@ def abscissa_of(linear: Linear) -> Array:
 
 
 def _spectral_abscissa(xp: Any, circuit: Circuit, state: State, variant: str) -> Array:
+    """The largest of all pieces around a kink; NaN where some were not looked at and the others decay."""
     pooled = share_pool(xp, circuit)
-    matrix = circuit_jacobian(xp, circuit, state, variant, pooled=pooled)
+
     a = xp.max(state.a, axis=-1, keepdims=True) if pooled else state.a
     largest = xp.max(xp.abs(state.y), axis=-1, keepdims=True)
     sizes = [xp.where(part > 0, part, 1.0) for part in (xp.broadcast_to(largest, state.y.shape), a)]
-    abscissa = _largest_real_part(xp, matrix, xp.concat(sizes, axis=-1))
+    units = xp.concat(sizes, axis=-1)
+
+    def of_piece(slope: Array | None) -> Array:
+        jac = circuit_jacobian(xp, circuit, state, variant, pooled=pooled, slope=slope)
+        return _largest_real_part(xp, jac, units)
+
+    if any(VARIANTS[variant][:2]):
+        pieces = kinks(xp, circuit, state, variant)
+        abscissa = of_piece(pieces.slopes[0])
+        for slope in pieces.slopes[1:]:
+            other = of_piece(slope)
+            abscissa = xp.where(other <= abscissa, abscissa, other)  # NaN stays
+        abscissa = xp.where(pieces.complete | (abscissa >= 0), abscissa, xp.full_like(abscissa, xp.nan))
+    else:
+        abscissa = of_piece(None)
     if not pooled:
         return abscissa
     rest = -1.0 / (circuit.tau_a if circuit.tau_a.ndim == 0 else circuit.tau_a[..., 0])
@@ -246,6 +269,8 @@ def _largest_real_part(xp: Any, matrix: Array, size: Array) -> Array:
 
 def jacobian_product(circuit: Any, state: Any, direction: Any, *, variant: str = "main", z: Array | None = None) -> Any:
     """The Jacobian times a vector; never the matrix where the model has its own product, as circuits have.
+
+    At a kink it is the derivative of the silent side, as in :func:`jacobian`.
 
     Parameters
     ----------
@@ -311,7 +336,8 @@ def leading_eigenvalues(
     Returns
     -------
     numpy complex array (count,)
-        Per second, in order of falling real part.
+        Per second, in order of falling real part; at a kink those of the silent
+        side, as :func:`jacobian`.
 
     Raises
     ------

@@ -255,7 +255,7 @@ def static_steady_state(
     xp = _validate(parameters, x)
     circuit, z = static_circuit(xp, parameters, x, checks.positive_number("sigma", sigma))
     method = "closed_form" if parameters.w_r is None else "newton"
-    return steady_state(circuit, z, method=method, max_iterations=max_iterations)
+    return steady_state(circuit, z, method=method, max_iterations=max_iterations, attracting=False)
 
 
 def static_rates(parameters: StaticParameters, x: Array, *, sigma: float = 1.0, max_iterations: int = 100) -> Array:

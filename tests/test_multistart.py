@@ -135,7 +135,7 @@ def test_strong_drive_breaks_norm_one_recurrence(kind: str) -> None:
 
 
 def test_order_one_alone_does_not_suffice() -> None:
-    """A circuit with ||W_r|| = 1 and no parameter above one whose modulators exceed one: converged and unstable."""
+    """A circuit with ||W_r|| = 1 and no parameter above one: Newton's point repels, another one attracts."""
     w_r = np.array([[-0.5875808, 0.78967044], [-0.21110729, 0.06102597]])
     circuit = oc.Circuit(
         w_r / np.linalg.norm(w_r, 2),
@@ -147,10 +147,13 @@ def test_order_one_alone_does_not_suffice() -> None:
         np.array([0.0018051, 0.00135689]),
     )
     z = np.array([-0.96691553, -0.25509676])
+    first = oc.steady_state(circuit, z, attracting=False)
+    assert first.converged
+    assert first.state.a[0] > 1
+    assert oc.spectral_abscissa(circuit, first.state) > 100.0
     found = oc.steady_state(circuit, z)
-    assert found.converged
-    assert found.state.a[0] > 1
-    assert oc.spectral_abscissa(circuit, found.state) > 100.0
+    assert found.stable
+    assert oc.spectral_abscissa(circuit, found.state) < 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -31,6 +31,9 @@ from .proofs import prove
 ROWS = 12
 """Neurons shown in a table; more are left to the files."""
 
+MOST_SEARCHED = 100
+"""Neurons up to which ``certify`` looks for other fixed points."""
+
 
 def load_one(path: Path) -> CircuitFile:
     """Load a circuit file that must hold one circuit, not a batch."""
@@ -225,7 +228,10 @@ def certify(path: Path, proof: Path | None = None) -> int:
             prove(screen, circuit, z, variant, certificate.state, proof)
         screen.print(
             _verdict(
-                stable, "stable: proven by the certificate, whatever the time constants" if stable else "not stable"
+                stable,
+                "this fixed point is stable: proven by the certificate, whatever the time constants"
+                if stable
+                else "not certified",
             )
         )
         return EXIT_STABLE if stable else EXIT_NOT_STABLE
@@ -235,20 +241,39 @@ def certify(path: Path, proof: Path | None = None) -> int:
     facts = find(circuit, z, variant)
     table = _facts()
     table.add_row("steady state", _found(facts))
+    table.add_row("how", facts.steady.message)
     table.add_row("residual", f"{float(facts.steady.residual):.2g}")
     stable = facts.converged and facts.abscissa < 0
+    with np.errstate(all="ignore"):
+        every = oc.find_fixed_points(circuit, z, variant=variant) if n <= MOST_SEARCHED else ()
     if facts.converged:
         table.add_row("largest Re λ", _abscissa(facts.abscissa))
+        others = [p for p in every if relative_distance(p.state, facts.steady.state) > 1e-6]
+    else:
+        others = list(every)
+    for point in others[:ROWS]:
+        says = "attracts" if point.stable else "repels"
+        values = ", ".join(f"{value:.4g}" for value in point.state.y[:ROWS]) + (", …" if n > ROWS else "")
+        table.add_row("another fixed point", Text(f"{says}, y = ({values})", style="green" if point.stable else "red"))
+    if len(others) > ROWS:
+        table.add_row("", f"{len(others) - ROWS} more")
+    if n <= MOST_SEARCHED:
+        table.add_row("search", every.report)  # type: ignore[attr-defined]
     screen.print(table)
     screen.print()
     if facts.converged:
         prove(screen, circuit, z, variant, facts.steady.state, proof)
+    attracting = sum(point.stable for point in others)
     if not facts.converged:
         verdict = "no steady state found, so nothing to certify"
     elif stable:
-        verdict = "locally stable (this steady state; there may be others)"
+        verdict = "this fixed point is locally stable, by its eigenvalues"
     else:
-        verdict = "not stable: this steady state repels"
+        verdict = "this fixed point is not stable: it repels"
+    if facts.converged and attracting:
+        verdict += f"; {attracting} other{'s' if attracting > 1 else ''} found that attract{'s' * (attracting == 1)}"
+    elif facts.converged and not stable:
+        verdict += "; no fixed point that attracts was found"
     screen.print(_verdict(stable, verdict))
     return EXIT_STABLE if stable else EXIT_NOT_STABLE
 

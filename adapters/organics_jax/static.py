@@ -128,7 +128,7 @@ class DivisiveNorm(Part):
         """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
         circuit, z = self.circuit(x)
         method = "closed_form" if self.recurrent == "identity" else "newton"
-        return steady_state(circuit, z, method=method, max_iterations=self.max_iterations)
+        return steady_state(circuit, z, method=method, max_iterations=self.max_iterations, attracting=False)
 
     def __call__(self, x: Array) -> Array:
         """Squared rates (..., n) for inputs x (..., k); NaN where the fixed point was not found.

@@ -222,9 +222,9 @@ def residuals(
     -------
     array (K, ...)
     """
+    options: dict[str, Any] = {"method": method, "variant": variant, "tol": 1e-300, "attracting": False}
     runs = [
-        to_numpy(oc.steady_state(circuit, z, method=method, variant=variant, tol=1e-300, max_iterations=k).residual)
-        for k in range(1, iterations + 1)
+        to_numpy(oc.steady_state(circuit, z, max_iterations=k, **options).residual) for k in range(1, iterations + 1)
     ]
     return np.maximum(np.stack(runs), FLOOR)
 
@@ -328,7 +328,9 @@ def iterate_path(circuit: oc.Circuit, z: Any, *, iterations: int = 15, variant: 
     start = oc.steady_state(circuit._replace(w_r=None), z, variant=variant).state
     found = [to_numpy(start.a)]
     for k in range(1, iterations + 1):
-        report = oc.steady_state(circuit, z, method="iteration", variant=variant, tol=1e-300, max_iterations=k)
+        report = oc.steady_state(
+            circuit, z, method="iteration", variant=variant, tol=1e-300, max_iterations=k, attracting=False
+        )
         found.append(to_numpy(report.state.a))
     return np.stack(found)
 

@@ -117,7 +117,7 @@ class DivisiveNorm(nn.Module):
         if method == "newton" and z.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"Newton's method needs parameters of float32 or float64, these are {z.dtype}")
         with torch.autocast(x.device.type, enabled=False):
-            return steady_state(circuit, z, method=method, max_iterations=self.max_iterations)
+            return steady_state(circuit, z, method=method, max_iterations=self.max_iterations, attracting=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Squared rates (..., n) for inputs x (..., k); NaN where the fixed point was not found.

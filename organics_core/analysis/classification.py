@@ -7,13 +7,13 @@ recurrence (Morone, Rawat, Heeger & Martiniani, bioRxiv 2025.05.16.654567).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from .. import checks
+from ..attractors import members, relative_residual
 from ..backend import Array, get_backend, to_numpy
 from ..circuit import (
     VARIANTS,
@@ -25,8 +25,9 @@ from ..circuit import (
     prepare,
     share_pool,
     validate_circuit,
+    validate_state,
 )
-from ..equilibria import relative_residual
+from ..equilibria import Settings, settle
 from ..integration import simulate
 from ..linalg import solve_vector
 from ..model import rest as model_rest
@@ -40,22 +41,27 @@ ENSEMBLES = ("goe", "gaussian")
 
 
 class Classification(NamedTuple):
-    """What becomes of circuits under constant input.
+    """What becomes of circuits under constant input, from rest or from where they were started.
 
     Attributes
     ----------
     kind : integer array (...)
         0 stable fixed point, 1 limit cycle, 2 divergence, 3 undecided; see ``KINDS``.
     abscissa : array (...)
-        Spectral abscissa at the fixed point that was found, per second,
-        positive where it is unstable; NaN where none was found.
+        Spectral abscissa at ``state``, per second, positive where it is
+        unstable; NaN where no fixed point was found.
     distance : array (...)
         Distance of that fixed point's y from the closed form for W_r = I,
         relative to the latter's norm: the breakdown of normalization.
     simulated : boolean array (...)
-        Whether the linearization left the question open.
+        Whether the motion had to be simulated at length, because it did not settle soon.
     state : State of arrays (..., n)
-        The fixed point; NaN where none was found.
+        The fixed point where the circuit settles; where it does not, one that
+        was found elsewhere; NaN where none was found.
+    others : State of arrays (..., m, n)
+        Attracting fixed points that were found beside what becomes of the
+        circuit, to which other starts lead; NaN beyond those of a member. A
+        member without any may have some that were not found.
     """
 
     kind: Array
@@ -63,6 +69,7 @@ class Classification(NamedTuple):
     distance: Array
     simulated: Array
     state: State
+    others: State
 
 
 def classify(
@@ -73,8 +80,10 @@ def classify(
     chunks: int = 10,
     rtol: float = 1e-6,
     max_steps: int = 20_000,
+    start: State | None = None,
+    starts: int = 0,
 ) -> Classification:
-    """Decide whether circuits settle, oscillate or diverge.
+    """Decide whether circuits settle, oscillate or diverge from rest, or from another start.
 
     Parameters
     ----------
@@ -89,6 +98,12 @@ def classify(
         Tolerance of that simulation.
     max_steps : int
         Bound on its steps between two outputs, 1000 of which make a chunk.
+    start : State of arrays (..., n), optional
+        Where the motion begins; at rest by default, a nudge off it where there
+        is no input.
+    starts : int
+        How many random starts, besides the fixed point for W_r = I, to look for
+        other attracting points from.
 
     Returns
     -------
@@ -101,15 +116,19 @@ def classify(
 
     Notes
     -----
-    A fixed point is sought first, from that of W_r = I and then from rest, by implicit Euler steps that grow
-    as the field shrinks, until they are Newton's (pseudo-transient
-    continuation, Kelley & Keyes 1998); where its eigenvalues say stable, that
-    is the answer. Only what is left is simulated, from rest: settled means a
-    motion below a tenth of the state's size in a whole chunk, around a stable
-    fixed point to which the search leads from there; a limit cycle, that
-    two successive chunks have the same extent to 5 % and that the state comes
-    back to 3 % of it; divergence, that the state exceeds 1e6 times its scale
-    or stops being finite. Anything else, chaos included, stays undecided.
+    The motion is followed first, for at most 300 steps of a stiff method whose
+    step follows the error; where it settles at a fixed point whose linearization
+    decays, that is the answer. Only what is left is simulated, at length: settled
+    means a motion below a tenth of the state's size in a whole chunk, around a
+    stable fixed point to which implicit steps lead from there; a limit cycle,
+    that two successive stretches of one chunk or several have the same extent
+    to 5 % and that the state comes back to 3 % of it; divergence, that the state
+    exceeds 1e6 times its scale or stops being finite. Anything else, chaos
+    included, stays undecided.
+
+    Other fixed points are sought from that for W_r = I and from random starts, by
+    implicit Euler steps that grow as the field shrinks, until they are Newton's
+    (pseudo-transient continuation, Kelley & Keyes 1998).
     """
     checks.one_of("variant", variant, VARIANTS)
     chunks = checks.positive_integer("chunks", chunks)
@@ -121,24 +140,39 @@ def classify(
     if not get_backend(xp).is_concrete(z + circuit.b):
         raise ValueError("classify looks at values and cannot be traced; call it outside of jit and vmap")
     rest = State(*model_rest(xp, circuit, z))
+    wide = xp.zeros_like(rest.y)
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75
-    found, abscissa = rest, xp.full_like(rest.y[..., 0], xp.inf)
-    sound = abscissa < 0
-    for start in (identity_fixed_point(xp, circuit, rest.y + z, variant), rest):
-        state = _settle(xp, circuit, start, z, variant)
+    if start is not None:
+        fields = validate_state(start, "start")
+        validate_circuit(circuit, z=z, **fields)
+        start = State(*(xp.astype(part, z.dtype, copy=False) + wide for part in start))
+    settings = Settings(variant, tolerance, 60, newton=True)
+    everywhere = xp.sum(wide, axis=-1) == 0
+    first, _ = settle(xp, get_backend(xp), True, settings, circuit, z + wide, everywhere, start)
+    kind = np.where(to_numpy(first.stable), FIXED_POINT, UNDECIDED)
+    simulated = kind == UNDECIDED
+    rates, settled, sound = xp.full_like(rest.y[..., 0], xp.inf), first.state, first.stable
+    found, abscissa = rest, rates
+    ends: list[tuple[State, Array]] = []
+    begins = [identity_fixed_point(xp, circuit, wide + z, variant)]
+    for seed in range(starts):
+        begins.append(_random_start(xp, begins[0], seed))
+    for begin in begins:
+        state = _settle(xp, circuit, begin, z, variant)
         reached = relative_residual(xp, circuit, state, z, variant) <= tolerance
         state = State(*(xp.where(reached[..., None], part, other) for part, other in zip(state, rest, strict=True)))
         rate = _spectral_abscissa(xp, circuit, state, variant)
-        better = reached & (~sound | ((rate < 0) & (abscissa >= 0)))
+        ends.append((state, reached & (rate < 0)))
+        better = reached & ~first.stable & (~sound | ((rate < 0) & (abscissa >= 0)))
         found = State(*(xp.where(better[..., None], new, old) for new, old in zip(state, found, strict=True)))
         sound, abscissa = sound | reached, xp.where(better, rate, abscissa)
-        if bool(xp.all(sound & (abscissa < 0))):
-            break
-    kind = np.where(to_numpy(sound & (abscissa < 0)), FIXED_POINT, UNDECIDED)
-    simulated = kind == UNDECIDED
-    for index, one, drive in _members(circuit, z, simulated):
+    found = State(*(xp.where(first.stable[..., None], new, old) for new, old in zip(settled, found, strict=True)))
+    abscissa = xp.where(first.stable, _spectral_abscissa(xp, circuit, found, variant), abscissa)
+    for index in np.argwhere(simulated):
         at = tuple(int(i) for i in index)
-        kind[at], end = _simulated_kind(xp, one, drive, variant, chunks, rtol, max_steps)
+        one, drive = members(circuit, z, at)
+        origin = None if start is None else State(start.y[(*at, ...)], start.a[(*at, ...)])
+        kind[at], end = _simulated_kind(xp, one, drive, variant, chunks, rtol, max_steps, origin)
         if end is not None:  # a fixed point that the search above did not find
             mask = xp.asarray((np.indices(kind.shape) == index.reshape(-1, *(1,) * kind.ndim)).all(axis=0).tolist())
             mask = xp.asarray(mask, device=device(z))
@@ -157,7 +191,46 @@ def classify(
         xp.where(sound, away, nothing),
         xp.asarray(simulated.tolist(), dtype=xp.bool, device=where),
         State(*(xp.where(sound[..., None], part, xp.full_like(part, xp.nan)) for part in found)),
+        _others(xp, found, kind, ends),
     )
+
+
+def _random_start(xp: Any, reference: State, seed: int) -> State:
+    """States of the size of ``reference`` with any signs, modulators within a factor of ten of its."""
+    rng = np.random.default_rng(seed)
+    y, log = rng.standard_normal(reference.y.shape), rng.uniform(-1.0, 1.0, reference.a.shape)
+    factors = (
+        xp.asarray(part.tolist(), dtype=reference.y.dtype, device=device(reference.y)) for part in (y, 10.0**log)
+    )
+    size = xp.max(xp.abs(reference.y), axis=-1, keepdims=True) + 1e-3
+    y, log = factors
+    return State(2.0 * size * y, reference.a * log)
+
+
+def _others(xp: Any, found: State, kind: np.ndarray[Any, Any], ends: list[tuple[State, Array]]) -> State:
+    """The distinct attracting ends (..., m, n), without the point at which a circuit settles."""
+    n = int(found.y.shape[-1])
+    shape = tuple(found.y.shape[:-1])
+    settled = np.concatenate([to_numpy(part) for part in found], axis=-1)
+    near = float(xp.finfo(found.y.dtype).eps) ** 0.375
+    lists: dict[tuple[int, ...], list[np.ndarray[Any, Any]]] = {}
+    for at in np.ndindex(shape):
+        known = [settled[at]] if kind[at] == FIXED_POINT else []
+        lists[at] = []
+        for state, attracting in ends:
+            point = np.concatenate([to_numpy(part)[at] for part in state])
+            far = all(np.abs(point - other).max() > near * np.abs(other).max() for other in known)
+            if bool(to_numpy(attracting)[at]) and far:
+                known.append(point)
+                lists[at].append(point)
+    most = max((len(points) for points in lists.values()), default=0)
+    table = np.full((*shape, most, 2 * n), np.nan)
+    for at in np.ndindex(shape):
+        for k, point in enumerate(lists[at]):
+            table[(*at, k)] = point
+    where = {"dtype": found.y.dtype, "device": device(found.y)}
+    parts = (table[..., :n], table[..., n:])
+    return State(*(xp.reshape(xp.asarray(part.reshape(-1).tolist(), **where), part.shape) for part in parts))
 
 
 def _settle(xp: Any, circuit: Circuit, start: State, z: Array, variant: str, steps: int = 100) -> State:
@@ -200,35 +273,26 @@ def _settle(xp: Any, circuit: Circuit, start: State, z: Array, variant: str, ste
     return state
 
 
-def _members(circuit: Circuit, z: Array, wanted: np.ndarray[Any, Any]) -> Iterator[tuple[Any, Circuit, Array]]:
-    """(index, circuit, drive) of each wanted member of a batch."""
-
-    def pick(value: Array, core: int, at: tuple[int, ...]) -> Array:
-        if value is None or value.ndim <= core:
-            return value
-        batch = value.shape[: value.ndim - core]
-        own = at[len(at) - len(batch) :]
-        return value[tuple(0 if length == 1 else i for i, length in zip(own, batch, strict=True))]
-
-    for index in np.argwhere(wanted):
-        at = tuple(int(i) for i in index)
-        cores = (2, 2, 1, 1, 1, 1, 1)
-        fields = [pick(value, core, at) for value, core in zip(circuit, cores, strict=True)]
-        yield index, Circuit._make(fields), pick(z, 1, at)
-
-
 def _simulated_kind(
-    xp: Any, circuit: Circuit, z: Array, variant: str, chunks: int, rtol: float, max_steps: int
+    xp: Any,
+    circuit: Circuit,
+    z: Array,
+    variant: str,
+    chunks: int,
+    rtol: float,
+    max_steps: int,
+    start: State | None,
 ) -> tuple[int, State | None]:
-    """What a simulation from rest says of one circuit, and the fixed point it settles on, if it does."""
+    """What a simulation says of one circuit, and the fixed point it settles on, if it does."""
     state = State(*model_rest(xp, circuit, z))
     # off the fixed point, and off any symmetry
     state = State(state.y + 1e-3 * (xp.abs(z) + xp.arange(1, z.shape[-1] + 1, dtype=z.dtype) / z.shape[-1]), state.a)
+    state = state if start is None else start
     tau = max(float(xp.max(circuit.tau_y)), float(xp.max(circuit.tau_a)))
     times = xp.linspace(0.0, 100.0 * tau, 1001, dtype=z.dtype, device=device(z))
     large = 1e6 * (1.0 + float(xp.max(xp.abs(circuit.b * z))) + float(xp.max((circuit.b0 * circuit.sigma) ** 2)))
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75
-    extent = math.inf
+    paths: list[np.ndarray[Any, Any]] = []
     for _ in range(chunks):
         run = simulate(
             circuit, z, times, state0=state, rtol=rtol, atol=1e-3 * rtol, variant=variant, drive="constant",
@@ -242,7 +306,7 @@ def _simulated_kind(
             return UNDECIDED, None
         state = State(run.state.y[-1, ...], run.state.a[-1, ...])
         spread = np.ptp(path, axis=0)
-        previous, extent = extent, float(np.linalg.norm(spread))
+        paths.append(path)
         size = np.abs(path).max()
         if spread.max() < 0.1 * size:
             found = _settle(xp, circuit, state, z, variant)
@@ -250,12 +314,19 @@ def _simulated_kind(
             exact = float(relative_residual(xp, circuit, found, z, variant)) <= tolerance
             if near and exact and float(_spectral_abscissa(xp, circuit, found, variant)) < 0:
                 return FIXED_POINT, found
-        away = np.linalg.norm(path - path[0], axis=-1)
-        farthest = int(away.argmax())
-        returns = away[farthest:].min() < 0.03 * away[farthest]
-        if abs(extent - previous) < 0.05 * extent and returns and away[farthest] > 1e-3 * size:
+        if any(_cycles(paths, length, size) for length in range(1, len(paths) // 2 + 1)):
             return LIMIT_CYCLE, None
     return UNDECIDED, None
+
+
+def _cycles(paths: list[np.ndarray[Any, Any]], length: int, size: float) -> bool:
+    """Whether the last ``length`` chunks have the extent of those before, and come back to where they began."""
+    late, early = np.concatenate(paths[-length:]), np.concatenate(paths[-2 * length : -length])
+    extent, previous = (float(np.linalg.norm(np.ptp(path, axis=0))) for path in (late, early))
+    away = np.linalg.norm(late - late[0], axis=-1)
+    farthest = int(away.argmax())
+    returns = bool(away[farthest:].min() < 0.03 * away[farthest])
+    return abs(extent - previous) < 0.05 * extent and returns and bool(away[farthest] > 1e-3 * size)
 
 
 def random_recurrence(n: int, delta: Array, *, ensemble: str = "goe", seed: int = 0, like: Array) -> Array:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device, is_array_api_obj
 
 from .. import checks
+from ..attractors import newton_in_both, random_starts
 from ..backend import Array, to_numpy
-from ..circuit import VARIANTS, Circuit, State, circuit_jacobian, field, identity_fixed_point, prepare, validate_circuit
-from ..equilibria import FixedPoint, _roots_of_variant, steady_state
-from ..linalg import solve_vector
+from ..circuit import VARIANTS, Circuit, State, identity_fixed_point, prepare, validate_circuit
+from ..equilibria import FixedPoint, fixed_points, steady_state
+from ..one_neuron import roots_of_variant
 from ..stability import _spectral_abscissa
 from ..weights import matvec
+from .exhaustive import grid_of_two, none_exists
 
 
 class FirstOrder(NamedTuple):
@@ -74,6 +76,28 @@ def first_order_correction(circuit: Circuit, z: Array) -> FirstOrder:
     return FirstOrder(State(y + correction.y, a + correction.a), zeroth, correction)
 
 
+class FixedPoints(tuple[FixedPoint, ...]):
+    """Fixed points as a tuple, with what is known about others.
+
+    Attributes
+    ----------
+    complete : bool
+        Whether it is proved that there are no others: for one neuron, and where
+        none exists.
+    report : str
+        In words: all of them, those found, none found, or none exists.
+    """
+
+    complete: bool
+    report: str
+
+    @classmethod
+    def of(cls, points: Iterable[FixedPoint], *, complete: bool, report: str) -> FixedPoints:
+        made = cls(points)
+        made.complete, made.report = complete, report
+        return made
+
+
 def find_fixed_points(
     circuit: Circuit,
     z: Array,
@@ -84,7 +108,7 @@ def find_fixed_points(
     tol: float | None = None,
     max_iterations: int = 200,
     distinct: float | None = None,
-) -> tuple[FixedPoint, ...]:
+) -> FixedPoints:
     """Search for the fixed points of a circuit by Newton's method from many starts at once.
 
     Parameters
@@ -95,9 +119,11 @@ def find_fixed_points(
         Input drive.
     starts : int
         Number of random starts, besides the fixed point for W_r = I: modulators
-        log-uniform between (b0 sigma)**2 and ten times what W_r = I gives. Each
-        takes 30 plain Newton steps in y and a, then the safe ones of
-        :func:`steady_state`.
+        log-uniform between (b0 sigma)**2 and ten times what W_r = I gives; y of
+        the size that W_r = I gives, or within 1 / sqrt(w_ii). Each takes plain
+        Newton steps in y and a, and from where these end the safe ones of
+        :func:`steady_state`. For two neurons also every cell of a grid over y
+        at whose corners both equations change their sign.
     seed : int
     variant : {"main", "rectified", "rectified_recurrence"}
     tol, max_iterations
@@ -108,15 +134,25 @@ def find_fixed_points(
 
     Returns
     -------
-    tuple of FixedPoint
-        Those found, in order of rising mean a, each with its stability. A
-        search of this kind is no proof that there are no others; for n = 1
-        :func:`fixed_points` gives every one.
+    FixedPoints
+        A tuple of those found, in order of rising mean a, each with its
+        stability. One neuron has them all, as :func:`fixed_points` gives them,
+        and ``complete`` is true. For more a search is no proof that there are no
+        others; where it finds none, up to six neurons of the main circuit with
+        w_ii > 0, it tries to prove that none exists, by intervals.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> circuit = Circuit(np.array([[0.0, 1.0], [0.0, 0.0]]), np.eye(2), 1.0, 1.0, 0.1, 0.002, 0.002)
+    >>> found = find_fixed_points(circuit, np.array([1.0, 2.0]))  # y_2 = 2, above its bound of 1
+    >>> len(found), found.complete
+    (0, True)
     """
     starts = checks.positive_integer("starts", starts)
     xp = validate_circuit(circuit, values=True, z=z)
@@ -130,61 +166,63 @@ def find_fixed_points(
         )
     ):
         raise ValueError(f"circuit and z must have no batch axes here, z of shape ({n},), got {tuple(z.shape)}")
+    if n == 1:
+        every = fixed_points(circuit, z, variant=variant)
+        report = "every fixed point of this one neuron" if every else "none exists: proved for one neuron"
+        return FixedPoints.of(every, complete=True, report=report)
     circuit, z = prepare(xp, circuit, z)
-    rng = np.random.default_rng(seed)
-    reference = identity_fixed_point(xp, circuit, z, variant)
-    low = to_numpy((circuit.b0 * circuit.sigma) ** 2) + np.zeros(n)
-    high = np.maximum(10.0 * to_numpy(reference.a), 4.0)
-    a0 = np.exp(np.log(low) + rng.random((starts, n)) * np.log(high / low))
-    # a whole profile at once as well: solutions often differ by the common level
-    level = rng.random((starts, 1))
-    common = np.exp(np.log(low) + level * np.log(high / low))
-    a0 = np.where((np.arange(starts) % 2 == 0)[:, None], a0, common)
-    y0 = rng.standard_normal((starts, n)) * (1e-3 + np.abs(to_numpy(reference.y)).max())
+    eps = float(xp.finfo(z.dtype).eps)
+    tolerance = eps**0.75 if tol is None else tol
+    drive = to_numpy(circuit.b * z).astype(float)
+    floor = (to_numpy(circuit.b0 * circuit.sigma).astype(float) + np.zeros(n)) ** 2
+    w = to_numpy(circuit.w).astype(float)
+    w_r = np.eye(n) if circuit.w_r is None else to_numpy(circuit.w_r).astype(float)
 
     def convert(values: Any) -> Array:
         return xp.asarray(np.asarray(values).tolist(), dtype=z.dtype, device=device(z))
 
-    begun = _newton_in_both(xp, circuit, State(convert(y0), convert(a0)), z, variant)
-    start = State(xp.concat([reference.y[None, :], begun.y]), xp.concat([reference.a[None, :], begun.a]))
-    found = steady_state(
-        circuit, z, method="newton", variant=variant, tol=tol, max_iterations=max_iterations, state0=start
+    begun = random_starts(xp, circuit, z, variant, starts, seed)
+    if n == 2:
+        cells = grid_of_two(w_r, w, drive, floor, variant)
+        if len(cells[0]):
+            begun = State(*(xp.concat([one, convert(more)]) for one, more in zip(begun, cells, strict=True)))
+    plain, residual = newton_in_both(xp, circuit, begun, z, variant, tolerance)
+    reference = identity_fixed_point(xp, circuit, z, variant)
+    left = np.flatnonzero(~(to_numpy(residual) <= tolerance))[:starts]
+    start = State(
+        *(xp.stack([one, *(part[int(k), :] for k in left)]) for one, part in zip(reference, plain, strict=True))
     )
-    abscissae = to_numpy(_spectral_abscissa(xp, circuit, State(*found.state), variant))
-    eps = float(xp.finfo(z.dtype).eps)
-    near = math.sqrt(eps**0.75 if tol is None else tol) if distinct is None else distinct
-    points = np.concatenate([to_numpy(found.state.y), to_numpy(found.state.a)], axis=-1).astype(float)
-    sound = to_numpy(found.converged) & np.isfinite(points).all(axis=-1)
+    safe = steady_state(
+        circuit, z, method="newton", variant=variant, tol=tol, max_iterations=max_iterations, state0=start,
+        attracting=False,
+    )  # fmt: skip
+    state = State(*(xp.concat([one, other]) for one, other in zip(plain, safe.state, strict=True)))
+    if not drive.any() and not any(VARIANTS[variant]):  # the equations are odd in y
+        state = State(xp.concat([state.y, -state.y]), xp.concat([state.a, state.a]))
+    state, residual = newton_in_both(xp, circuit, state, z, variant, 1e-3 * tolerance, steps=3)
+    near = math.sqrt(tolerance) if distinct is None else distinct
+    points = np.concatenate([to_numpy(state.y), to_numpy(state.a)], axis=-1).astype(float)
+    worth = to_numpy(residual)
+    sound = (worth <= tolerance) & np.isfinite(points).all(axis=-1)
     kept: list[int] = []
-    for k in np.argsort(to_numpy(found.residual)):
+    for k in np.argsort(worth, kind="stable"):
         if not sound[k]:
             continue
         size = 1e-12 + np.abs(points[k]).max()
-        if all(np.abs(points[k] - points[other]).max() > near * size for other in kept):
+        if not kept or (np.abs(points[kept] - points[k]).max(axis=-1) > near * size).all():
             kept.append(int(k))
     kept.sort(key=lambda k: (points[k, n:].mean(), tuple(points[k, :n])))
     result = []
     for k in kept:
-        state = State(found.state.y[k, :], found.state.a[k, :])
-        result.append(FixedPoint(state, bool(abscissae[k] < 0), float(abscissae[k])))
-    return tuple(result)
-
-
-def _newton_in_both(xp: Any, circuit: Circuit, start: State, z: Array, variant: str, steps: int = 30) -> State:
-    """Plain Newton steps in y and a together: without the poles that eliminating y leaves between fixed points."""
-    n = int(z.shape[-1])
-    state = start
-    for _ in range(steps):
-        slope = field(xp, circuit, state, z, variant)
-        change = solve_vector(xp, circuit_jacobian(xp, circuit, state, variant), xp.concat(list(slope), axis=-1))
-        moved = State(state.y - change[..., :n], state.a - change[..., n:])
-        sound = xp.all(xp.isfinite(moved.y) & xp.isfinite(moved.a) & (moved.a > 0), axis=-1)[..., None]
-        # a step out of the domain: stay, at half the modulators
-        state = State(
-            xp.where(sound, moved.y, state.y),
-            xp.where(sound, moved.a, xp.where(state.a > 1e-12, 0.5 * state.a, state.a)),
-        )
-    return state
+        one = State(state.y[k, :], state.a[k, :])
+        abscissa = float(_spectral_abscissa(xp, circuit, one, variant))
+        result.append(FixedPoint(one, abscissa < 0, abscissa))
+    if not result and not any(VARIANTS[variant]) and none_exists(w_r, w, drive, floor):
+        return FixedPoints.of((), complete=True, report="none exists: proved by intervals that cover all bounded y")
+    report = (
+        f"{len(result)} found; whether there are others is not known" if result else "none found, which proves nothing"
+    )
+    return FixedPoints.of(result, complete=False, report=report)
 
 
 class StabilityBoundary(NamedTuple):
@@ -309,7 +347,7 @@ def _one_neuron(at: dict[str, float], variant: str) -> list[tuple[float, float, 
     """(y, a, spectral abscissa) of every fixed point."""
     found = []
     w_r, w, tau_y, tau_a = at["w_r"], at["w"], at["tau_y"], at["tau_a"]
-    for y, a in _roots_of_variant(w_r, w, at["b"] * at["z"], at["b0"] * at["sigma"], variant):
+    for y, a in roots_of_variant(w_r, w, at["b"] * at["z"], at["b0"] * at["sigma"], variant):
         flags = VARIANTS[variant]
         response = max(y, 0.0) if flags.response else y
         source = y if not flags.source else max(y, 0.0)

@@ -207,7 +207,7 @@ class V1Circuit(_V1Fields):
         circuit, z = prepare(xp, self, z)
         gain = _gain(circuit)
         main = Circuit(circuit.w_r, circuit.w, gain, gain, circuit.sigma, circuit.tau_y, circuit.tau_u)
-        found = steady_state(main, z, **options)
+        found = steady_state(main, z, attracting=False, **options)
         y, u = found.state
         root = xp.sqrt(u)
         exists = root < 1.0

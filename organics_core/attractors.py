@@ -1,0 +1,335 @@
+"""Which fixed points attract, and where a circuit settles: a test by products, the motion from rest, many starts.
+
+Nothing here computes an eigenvalue: the test of stability is a matrix whose powers
+vanish or grow, so it runs wherever matrices can be multiplied, while tracing too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from array_api_compat import device
+
+from . import checks
+from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
+from .circuit import (
+    VARIANTS,
+    Circuit,
+    State,
+    circuit_jacobian,
+    field,
+    identity_fixed_point,
+    imbalance,
+    kinks,
+)
+from .linalg import inverse, solve_vector
+from .weights import matvec
+
+SETTLED, MOVING, DIVERGED = 0, 1, 2
+"""What :func:`follow` says of a motion."""
+
+
+class Attraction(NamedTuple):
+    """Whether a linear system decays; neither where it is too close to call.
+
+    Attributes
+    ----------
+    stable, unstable : boolean arrays (...)
+    """
+
+    stable: Array
+    unstable: Array
+
+
+def attraction(xp: Any, jac: Array, slowest: Array) -> Attraction:
+    """Whether all eigenvalues of ``jac`` (..., N, N) have negative real parts, without computing any.
+
+    The Cayley transform A = (s I - J)^-1 (s I + J) maps the left half plane into the unit disk. Its powers
+    A**2, A**4, ... are formed until one has a Frobenius norm below 1 (all eigenvalues lie in the disk) or a trace
+    above N (one lies outside). ``slowest`` (...) is the longest time constant, which chooses s.
+    """
+    backend = get_backend(xp)
+    decide = _compiled(cast(Hashable, backend), _decide) if backend.is_concrete(jac) else _decide
+    return Attraction(*decide(jac, slowest))
+
+
+@cache
+def _compiled(backend: Any, function: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """A function with loops, compiled once where the library compiles loops."""
+    return backend.compile(function, static=static, loops=True)
+
+
+def _decide(jac: Array, slowest: Array) -> Attraction:
+    xp = checks.namespace({"jacobian": jac})
+    backend = get_backend(xp)
+    n = int(jac.shape[-1])
+    size = xp.max(xp.sum(xp.abs(jac), axis=-1), axis=-1)
+    known = xp.isfinite(size)
+    jac = xp.where(known[..., None, None], jac, xp.zeros_like(jac))
+    shift = xp.sqrt(xp.where(known & (size > 0), size, xp.ones_like(size)) / slowest)[..., None, None]
+    eye = shift * xp.eye(n, dtype=jac.dtype, device=device(jac))
+    power = xp.matmul(inverse(xp, eye - jac), eye + jac)
+
+    def judge(power: Array) -> tuple[Array, Array]:
+        norm = xp.sqrt(xp.sum(power * power, axis=(-2, -1)))
+        trace = xp.abs(xp.linalg.trace(power))
+        # NaN: a pole of the transform, an eigenvalue at s; or a power beyond the range of the dtype
+        return norm < 0.9, (trace > 1.1 * n) | ~xp.isfinite(norm)
+
+    def body(carry: Any) -> Any:
+        power, stable, unstable = carry
+        active = ~(stable | unstable)
+        power = xp.where(active[..., None, None], xp.matmul(power, power), power)
+        low, high = judge(power)
+        return power, stable | (active & low), unstable | (active & high)
+
+    low, high = judge(power)
+    carry = power, low & known, high & known
+    doublings = 24 if xp.finfo(jac.dtype).bits > 32 else 12  # beyond, rounding decides
+    carry = backend.while_loop(lambda c: xp.any(~(c[1] | c[2]) & known), body, carry, max_steps=doublings)
+    return Attraction(carry[1] & known, carry[2] & known)
+
+
+def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attraction:
+    """Whether states attract, by linearization; at a kink, where every piece around it does: seen, not traced."""
+    slowest = xp.max(circuit.tau_y + circuit.tau_a + 0.0 * state.y, axis=-1)
+    known = xp.all(xp.isfinite(state.y) & xp.isfinite(state.a), axis=-1)
+    state = State(*(xp.where(known[..., None], part, xp.ones_like(part)) for part in state))
+    if not any(VARIANTS[variant][:2]):
+        backend = get_backend(xp)
+        concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, state)))
+        judge = _compiled(cast(Hashable, backend), _smooth, (0,)) if concrete else _smooth
+        found = Attraction(*judge(variant, circuit, state, slowest))
+        return Attraction(found.stable & known, found.unstable & known)
+    pieces = kinks(xp, circuit, state, variant)
+    stable = unstable = None
+    for slope in pieces.slopes:
+        found = attraction(xp, circuit_jacobian(xp, circuit, state, variant, slope=slope), slowest)
+        stable = found.stable if stable is None else stable & found.stable
+        unstable = found.unstable if unstable is None else unstable | found.unstable
+    return Attraction(stable & known & pieces.complete, unstable & known)
+
+
+def _smooth(variant: str, circuit: Circuit, state: State, slowest: Array) -> Attraction:
+    xp = checks.namespace({"state": state.y})
+    return _decide(circuit_jacobian(xp, circuit, state, variant), slowest)
+
+
+def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
+    """Largest imbalance over the neurons, relative to the largest term of its equation; shape (...)."""
+    found = imbalance(xp, circuit, state, z, variant)
+    drive = circuit.b * z
+    scale_y = xp.max(xp.abs(state.y), axis=-1) + xp.max(xp.abs(drive), axis=-1)
+    residual_y = xp.max(xp.abs(found.y), axis=-1)
+    silent = scale_y == 0
+    relative_y = xp.where(silent, residual_y, residual_y / xp.where(silent, xp.ones_like(scale_y), scale_y))
+    scale_a = xp.abs(state.a) + (circuit.b0 * circuit.sigma) ** 2
+    relative_a = xp.max(xp.abs(found.a) / scale_a, axis=-1)
+    worst = xp.where(relative_a > relative_y, relative_a, relative_y)
+    # a comparison with NaN is false: let NaN of either equation through
+    return worst + 0.0 * (relative_a + relative_y)
+
+
+class Motion(NamedTuple):
+    """Where a circuit has come to.
+
+    Attributes
+    ----------
+    state : State of arrays (..., n)
+    outcome : integer array (...)
+        ``SETTLED``, ``MOVING`` (steps ran out) or ``DIVERGED``.
+    """
+
+    state: State
+    outcome: Array
+
+
+_D = 1.0 / (2.0 + 2.0**0.5)
+_E = 6.0 + 2.0**0.5
+
+
+def follow(
+    xp: Any,
+    circuit: Circuit,
+    start: State,
+    z: Array,
+    variant: str,
+    active: Array,
+    *,
+    steps: int = 300,
+    longest: Array,
+) -> Motion:
+    """Follow the motion of the ``active`` members of a batch until they settle, or diverge, or the steps run out.
+
+    The pair of Rosenbrock methods of Shampine & Reichelt (SIAM J. Sci. Comput. 18 (1997) 1), of order 2 and
+    L-stable, to a relative accuracy of 1e-3 a step: its steps, at most ``longest`` of the longest time constants
+    each, grow as the motion slows down.
+    """
+    backend = get_backend(xp)
+    concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, start, z, active)))
+    move = _compiled(cast(Hashable, backend), _move, (0, 1)) if concrete else _move
+    state, outcome = move(variant, steps, circuit, start, z, active, longest)
+    return Motion(State(*state), outcome)
+
+
+_RTOL = 1e-3
+
+
+def _move(
+    variant: str, steps: int, circuit: Circuit, start: State, z: Array, active: Array, longest: Array
+) -> tuple[State, Array]:
+    xp = checks.namespace({"z": z})
+    backend = get_backend(xp)
+    n = int(z.shape[-1])
+    wide = xp.zeros_like(start.y)
+    tau = xp.concat([circuit.tau_y + wide, circuit.tau_a + wide], axis=-1)
+    slow, fast = xp.max(tau, axis=-1), xp.min(tau, axis=-1)
+    drive = xp.max(xp.abs(circuit.b * z) + wide, axis=-1)
+    floor = (circuit.b0 * circuit.sigma) ** 2 + wide
+    limit = 1e8 * (1.0 + drive + xp.max(floor, axis=-1))
+    eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
+
+    def slope(x: Array) -> Array:
+        return xp.concat(list(field(xp, circuit, State(x[..., :n], x[..., n:]), z, variant)), axis=-1)
+
+    def scale(x: Array) -> Array:
+        """Of all y one, of every a its own."""
+        y = xp.max(xp.abs(x[..., :n]), axis=-1, keepdims=True)
+        return xp.concat([y + 1e-3 * drive[..., None] + 1e-9 + wide, floor + xp.abs(x[..., n:])], axis=-1)
+
+    def body(carry: Any) -> Any:
+        x, f, h, outcome, calm = carry
+        live = outcome == MOVING
+        state = State(x[..., :n], x[..., n:])
+        w = inverse(xp, eye - (_D * h)[..., None, None] * circuit_jacobian(xp, circuit, state, variant))
+        k1 = matvec(xp, w, f)
+        middle = slope(x + 0.5 * h[..., None] * k1)
+        k2 = matvec(xp, w, middle - k1) + k1
+        moved = x + h[..., None] * k2
+        new = slope(moved)
+        k3 = matvec(xp, w, new - _E * (k2 - middle) - 2.0 * (k1 - f))
+        error = h[..., None] / 6.0 * (k1 - 2.0 * k2 + k3)
+        error = xp.max(xp.abs(error) / scale(moved), axis=-1) / _RTOL
+        good = live & (error <= 1.0) & xp.all(moved[..., n:] > 0, axis=-1)
+        small = xp.full_like(error, 1e-3)
+        safe = xp.where(error <= 1e-3, small, xp.where(xp.isfinite(error), error, xp.full_like(error, 64.0)))
+        factor = 0.8 * safe ** (-1.0 / 3.0)
+        factor = xp.where(good, factor, xp.where(factor < 0.5, factor, 0.5))
+        x = xp.where(good[..., None], moved, x)
+        f = xp.where(good[..., None], new, f)
+        h = xp.where(live, h * factor, h)
+        h = xp.where(h > longest * slow, longest * slow, h)
+        speed = xp.max(xp.abs(tau * f) / scale(x), axis=-1)
+        calm = xp.where(good & (speed < 1e-3), calm + 1, xp.where(good, xp.zeros_like(calm), calm))
+        settled = live & ((speed < 1e-7) | ((calm > 3) & (speed < 1e-5)) | (h > 1e4 * slow))
+        lost = live & ((h < 1e-9 * fast) | (xp.max(xp.abs(x), axis=-1) > limit))
+        outcome = xp.where(settled, xp.full_like(outcome, SETTLED), outcome)
+        return x, f, h, xp.where(lost, xp.full_like(outcome, DIVERGED), outcome), calm
+
+    x = xp.concat([start.y + wide, start.a + wide], axis=-1)
+    outcome = MOVING * xp.astype(active, xp.int32) + SETTLED
+    carry = x, slope(x), 0.1 * fast, outcome, xp.zeros_like(outcome)
+    carry = backend.while_loop(lambda c: xp.any(c[3] == MOVING), body, carry, max_steps=steps)
+    x = carry[0]
+    return State(x[..., :n], x[..., n:]), carry[3]
+
+
+def nudged(xp: Any, circuit: Circuit, state: State, z: Array, size: float) -> State:
+    """A state off any symmetry: y moved by about ``size`` relative to the states and drives of the circuit."""
+    n = int(z.shape[-1])
+    scale = xp.max(xp.abs(state.y) + xp.abs(circuit.b * z), axis=-1, keepdims=True)
+    scale = xp.where(scale > 0, scale, xp.sqrt(xp.min(state.a, axis=-1, keepdims=True)))
+    ramp = xp.asarray([1.0 - 0.5 * ((0.618034 * i) % 1.0) for i in range(n)], dtype=z.dtype, device=device(z))
+    sign = xp.where(z < 0, -xp.ones_like(z), xp.ones_like(z))
+    return State(state.y + size * scale * ramp * sign, state.a)
+
+
+def random_starts(xp: Any, circuit: Circuit, z: Array, variant: str, count: int, seed: int) -> State:
+    """States (count, n) from which to look for fixed points of a circuit without batch axes.
+
+    Modulators log-uniform between (b0 sigma)**2 and ten times what W_r = I gives, each by itself or all at one level;
+    y of the size that W_r = I gives, or of 1 / sqrt(w_ii), below which every fixed point has its |y_i|.
+    """
+    n = int(z.shape[-1])
+    rng = np.random.default_rng(seed)
+    reference = identity_fixed_point(xp, circuit, z, variant)
+    low = to_numpy((circuit.b0 * circuit.sigma) ** 2) + np.zeros(n)
+    high = np.maximum(10.0 * to_numpy(reference.a), 4.0)
+    a = np.exp(np.log(low) + rng.random((count, n)) * np.log(high / low))
+    # a whole profile at once as well: solutions often differ by the common level
+    common = np.exp(np.log(low) + rng.random((count, 1)) * np.log(high / low))
+    a = np.where((np.arange(count) % 2 == 0)[:, None], a, common)
+    own = np.abs(to_numpy(reference.y)).max() + 1e-3
+    most = 1.0 / np.sqrt(np.maximum(np.diagonal(to_numpy(circuit.w)), 1e-2 * to_numpy(circuit.w).max() + 1e-300))
+    wide = (np.arange(count) % 4 < 2)[:, None]
+    y = np.where(wide, rng.uniform(-1.0, 1.0, (count, n)) * np.minimum(most, 1e3 * own), 0.0)
+    y = np.where(wide, y, rng.standard_normal((count, n)) * own)
+
+    def convert(values: Any) -> Array:
+        return xp.asarray(np.asarray(values).tolist(), dtype=z.dtype, device=device(z))
+
+    return State(convert(y), convert(a))
+
+
+def newton_in_both(
+    xp: Any, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int = 30
+) -> tuple[State, Array]:
+    """Newton's method in y and a together, and the residual: without the poles that eliminating y leaves."""
+    backend = get_backend(xp)
+    with getattr(backend, "quiet", nullcontext)():
+        return _newton_steps(xp, backend.is_concrete(start.y), circuit, start, z, variant, tolerance, steps)
+
+
+def _newton_steps(
+    xp: Any, concrete: bool, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int
+) -> tuple[State, Array]:
+    n = int(z.shape[-1])
+    state = start
+    residual = relative_residual(xp, circuit, state, z, variant)
+    best, least = state, residual
+    for _ in range(steps):
+        slope = field(xp, circuit, state, z, variant)
+        change = solve_vector(xp, circuit_jacobian(xp, circuit, state, variant), xp.concat(list(slope), axis=-1))
+        moved = State(state.y - change[..., :n], state.a - change[..., n:])
+        sound = xp.all(xp.isfinite(moved.y) & xp.isfinite(moved.a) & (moved.a > 0), axis=-1)[..., None]
+        # a step out of the domain: stay, at half the modulators
+        state = State(
+            xp.where(sound, moved.y, state.y),
+            xp.where(sound, moved.a, xp.where(state.a > 1e-12, 0.5 * state.a, state.a)),
+        )
+        residual = relative_residual(xp, circuit, state, z, variant)
+        better = (residual < least)[..., None]
+        best = State(*(xp.where(better, new, old) for new, old in zip(state, best, strict=True)))
+        least = xp.where(better[..., 0], residual, least)
+        if concrete and bool(xp.all(least <= 1e-2 * tolerance)):
+            break
+    return best, least
+
+
+def members(circuit: Circuit, z: Array, index: tuple[int, ...]) -> tuple[Circuit, Array]:
+    """One member of a batch: the circuit and its drive."""
+
+    def pick(value: Array, core: int) -> Array:
+        if value is None or value.ndim <= core:
+            return value
+        batch = value.shape[: value.ndim - core]
+        own = index[len(index) - len(batch) :]
+        return value[(*(0 if length == 1 else i for i, length in zip(own, batch, strict=True)), ...)]
+
+    cores = (2, 2, 1, 1, 1, 1, 1)
+    fields = [pick(value, core) for value, core in zip(circuit, cores, strict=True)]
+    return Circuit._make(fields), pick(z, 1)
+
+
+def gathered(xp: Any, circuit: Circuit, z: Array, wanted: list[tuple[int, ...]]) -> tuple[Circuit, Array]:
+    """Several members of a batch as a batch with one axis."""
+    picked = [members(circuit, z, index) for index in wanted]
+    made = tree_map(lambda *parts: xp.stack(list(parts)), *(tuple(one) for one, _ in picked))
+    cores = (2, 2, 1, 1, 1, 1, 1)
+    # a number stands for all neurons
+    made = [part if part is None or part.ndim > core else part[:, None] for part, core in zip(made, cores, strict=True)]
+    return Circuit._make(made), xp.stack([drive for _, drive in picked])

@@ -1,0 +1,316 @@
+"""Fixed points that attract: found where there are any, told from others, at kinks too; what happens from rest."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from support import Library, numpy_tree
+from test_multistart import random_circuits
+
+import organics_core as oc
+from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE
+from organics_core.analysis.exhaustive import none_exists
+from organics_core.attractors import attraction
+
+RECTIFIED = ("rectified", "rectified_recurrence")
+
+
+def doubled(n: int = 2, sigma: float = 0.1) -> oc.Circuit:
+    """W_r = 2 I, W = I, b = b0 = 0.5."""
+    return oc.Circuit(2.0 * np.eye(n), np.eye(n), 0.5, 0.5, sigma, 0.002, 0.002)
+
+
+def end_from_rest(circuit: oc.Circuit, z: np.ndarray, duration: float = 2.0) -> oc.State:
+    run = oc.simulate(circuit, z, np.array([0.0, duration]), rtol=1e-9, atol=1e-12, method="rodas5p")
+    assert run.success
+    return oc.State(run.state.y[-1], run.state.a[-1])
+
+
+def abscissa(circuit: oc.Circuit, state: oc.State) -> float:
+    """From a Jacobian by complex steps of the vector field, written out here."""
+    y, a = (np.asarray(part, dtype=complex) for part in state)
+    n, h = len(y), 1e-30
+    columns = []
+    for k in range(2 * n):
+        moved = np.concatenate([y, a])
+        moved[k] += 1j * h
+        u, v = moved[:n], moved[n:]
+        # the drive and the floor are constant
+        dy = (-u + (1 - np.sqrt(v)) * (circuit.w_r @ u)) / circuit.tau_y
+        da = (-v + circuit.w @ (v * u * u)) / circuit.tau_a
+        columns.append(np.concatenate([dy, da]).imag / h)
+    return float(np.linalg.eigvals(np.stack(columns, axis=-1)).real.max())
+
+
+@pytest.mark.parametrize("method", ["auto", "newton", "iteration"])
+def test_the_point_reached_from_rest_is_the_answer(xp64: Library, method: str) -> None:
+    """W_r = 2 I: Newton's point repels at +446 /s; the circuit settles at (0.998, 0.997), by every method."""
+    circuit, z = doubled(), np.array([1.0, 0.5])
+    first = oc.steady_state(xp64.tree(circuit), xp64.array(z), attracting=False)
+    np.testing.assert_allclose(numpy_tree(first.state.y), [-0.979, -0.279], atol=1e-3)
+    assert not bool(first.stable)
+    assert not bool(first.unstable)  # not asked for
+    found = oc.steady_state(xp64.tree(circuit), xp64.array(z), method=method, abscissa=True)
+    assert bool(found.converged)
+    assert bool(found.stable)
+    assert not bool(found.unstable)
+    assert found.message == "the method led to no attracting point; the circuit settles here from rest"
+    end = end_from_rest(circuit, z)
+    np.testing.assert_allclose(numpy_tree(found.state.y), end.y, rtol=1e-6)
+    np.testing.assert_allclose(end.y, [0.998, 0.997], atol=1e-3)
+    np.testing.assert_allclose(float(found.abscissa), abscissa(circuit, oc.State(*numpy_tree(found.state))), rtol=1e-8)
+
+
+def test_a_start_is_kept_to(xp64: Library) -> None:
+    """``state0`` asks for the point near it: a repelling one is the answer, and said to repel."""
+    circuit, z = xp64.tree(doubled()), xp64.array([1.0, 0.5])
+    first = oc.steady_state(circuit, z, attracting=False)
+    again = oc.steady_state(circuit, z, state0=first.state)
+    xp64.assert_close(again.state.y, numpy_tree(first.state.y), rtol=1e-9)
+    assert bool(again.unstable)
+    assert not bool(again.stable)
+
+
+def test_a_batch_is_answered_member_by_member(xp64: Library) -> None:
+    """Circuits with an attracting Newton point, one reached from rest, and none: each as by itself, compiled too."""
+    rng = np.random.default_rng(11)
+    circuit, z = random_circuits(6, 3, rng, gain=5.0, drive=0.3)
+    found = oc.steady_state(xp64.tree(circuit), xp64.array(z))
+    traced = xp64.compiled(oc.steady_state)(xp64.tree(circuit), xp64.array(z))
+    assert {0, 1} <= set(numpy_tree(found.status))
+    for k in range(6):
+        one = oc.Circuit(*(part[k] for part in circuit))
+        alone = oc.steady_state(one, z[k])
+        assert bool(found.stable[k]) == bool(alone.stable)
+        assert int(found.status[k]) == int(alone.status)
+        np.testing.assert_allclose(numpy_tree(found.state.y)[k], alone.state.y, rtol=1e-6, atol=1e-9)
+        if bool(traced.stable[k]):
+            np.testing.assert_allclose(numpy_tree(traced.state.y)[k], alone.state.y, rtol=1e-6, atol=1e-9)
+    assert ":" in found.message
+
+
+def test_one_neuron_with_strong_recurrence_always_gets_its_attracting_point() -> None:
+    """w_r in [1, 3], 300 random neurons: each has an attracting point (SPEC 6), which is the answer every time."""
+    rng = np.random.default_rng(5)
+    count = 300
+    numbers = (rng.uniform(0.1, 1.0, (count, 1)) for _ in range(3))
+    circuit = oc.Circuit(
+        rng.uniform(1.0, 3.0, (count, 1, 1)), rng.uniform(0.1, 1.0, (count, 1, 1)), *numbers, 0.002, 0.002
+    )
+    z = rng.uniform(-1.0, 1.0, (count, 1))
+    blind = oc.steady_state(circuit, z, attracting=False)
+    assert np.mean(oc.spectral_abscissa(circuit, blind.state) >= 0) > 0.2
+    found = oc.steady_state(circuit, z)
+    assert found.stable.all()
+    assert (oc.spectral_abscissa(circuit, found.state) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "gain", "drive"), [(5, 2.0, 0.1), (2, 5.0, 0.1), (2, 5.0, 1.0), (5, 5.0, 1.0), (2, 2.0, 30.0)]
+)
+def test_no_repelling_answer_where_a_search_finds_an_attracting_point(n: int, gain: float, drive: float) -> None:
+    """Strong recurrence and drives: against 64 starts of the search, and the claim of stability against eigenvalues."""
+    circuit, z = random_circuits(12, n, np.random.default_rng(7), gain=gain, drive=drive)
+    found = oc.steady_state(circuit, z)
+    for k in range(12):
+        one = oc.Circuit(*(part[k] for part in circuit))
+        state = oc.State(found.state.y[k], found.state.a[k])
+        if found.converged[k]:
+            assert bool(found.stable[k]) == (abscissa(one, state) < 0)
+            assert bool(found.unstable[k]) != bool(found.stable[k])
+        if not found.stable[k]:
+            assert not any(point.stable for point in oc.find_fixed_points(one, z[k], starts=64))
+
+
+def test_newton_takes_the_closed_form_where_there_is_one(xp: Library) -> None:
+    """W_r = eye(n) given as a matrix: no iteration, stable by the theorem."""
+    circuit = oc.Circuit(xp.array(np.eye(30)), xp.array(np.full((30, 30), 0.1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z = xp.array(np.linspace(-1.0, 1.0, 150).reshape(5, 30))
+    found = oc.steady_state(circuit, z, method="newton")
+    assert numpy_tree(found.iterations).max() == 0
+    assert numpy_tree(found.stable).all()
+    xp.assert_close(found.state.y, numpy_tree(oc.steady_state(circuit, z, method="closed_form").state.y), rtol=1e-12)
+
+
+def test_hopeless_circuits_say_why() -> None:
+    """Strong drive: no attracting point, and the motion from rest diverges or goes on; the report says which."""
+    circuit, z = random_circuits(8, 5, np.random.default_rng(3), gain=2.0, drive=100.0)
+    found = oc.steady_state(circuit, z)
+    hopeless = ~found.stable
+    assert hopeless.sum() >= 4
+    assert set(found.status[hopeless]) <= {3, 4, 5}
+    for k in np.flatnonzero(found.status == 4)[:2]:
+        one = oc.Circuit(*(part[k] for part in circuit))
+        run = oc.simulate(one, z[k], np.linspace(0.0, 1.0, 101), rtol=1e-4, method="rodas5p", max_steps=20_000)
+        assert not run.success or np.abs(run.state.a).max() > 1e6
+
+
+def test_attraction_is_what_the_eigenvalues_say(xp: Library) -> None:
+    """Random matrices, and spirals whose decay is a thousandth of their turning; an exact centre is undecided."""
+    rng = np.random.default_rng(0)
+    jac = rng.standard_normal((200, 6, 6)) - rng.uniform(0.0, 4.0, (200, 1, 1)) * np.eye(6)
+    want = np.linalg.eigvals(jac).real.max(axis=-1)
+    found = attraction(xp.namespace, xp.array(jac), xp.array(np.full(200, 0.5)))
+    clear = np.abs(want) > (1e-2 if xp.single else 1e-6)
+    np.testing.assert_array_equal(numpy_tree(found.stable)[clear] == 1, want[clear] < 0)
+    np.testing.assert_array_equal(numpy_tree(found.unstable)[clear] == 1, want[clear] > 0)
+    spirals = np.array([[[-d, 1.0], [-1.0, -d]] for d in (1e-3, -1e-3, 0.0)])
+    found = attraction(xp.namespace, xp.array(spirals), xp.array(np.ones(3)))
+    assert list(numpy_tree(found.stable)) == [1, 0, 0]
+    assert list(numpy_tree(found.unstable)) == [0, 1, 0]
+
+
+# Kinks.
+
+
+@pytest.mark.parametrize("variant", RECTIFIED)
+def test_a_kink_is_judged_from_every_side(xp64: Library, variant: str) -> None:
+    """w_r = 2, sigma = 0.2, z = 0: y = 0 is unstable, since a push of 1e-6 runs away to 0.61."""
+    numbers = doubled(1, sigma=0.2)
+    circuit, z = xp64.tree(numbers), xp64.array([0.0])
+    rest = xp64.tree(oc.State(np.zeros(1), np.array([0.01])))
+    assert float(oc.spectral_abscissa(circuit, rest, variant=variant)) == pytest.approx(400.0)
+    states = oc.fixed_points(circuit, z, variant=variant)
+    assert [point.stable for point in states] == [False, True]
+    pushed = oc.State(np.array([1e-6]), np.array([0.01]))
+    run = oc.simulate(numbers, np.zeros(1), np.array([0.0, 4.0]), state0=pushed, variant=variant)
+    np.testing.assert_allclose(run.state.y[-1], numpy_tree(states[1].state.y), rtol=1e-4)
+    found = oc.steady_state(circuit, z, variant=variant)
+    assert bool(found.stable)
+    np.testing.assert_allclose(numpy_tree(found.state.y), numpy_tree(states[1].state.y), rtol=1e-6)
+    assert bool(oc.steady_state(circuit, z, variant=variant, state0=rest).unstable)
+    for function, extra in ((oc.noise_covariance, ()), (oc.power_spectrum, (xp64.array([1.0]),))):
+        with pytest.raises(ValueError, match="kink"):
+            function(circuit, rest, 1.0, *extra, variant=variant)
+
+
+@pytest.mark.parametrize("variant", RECTIFIED)
+def test_all_pieces_around_a_kink_decide(variant: str) -> None:
+    """Three units at zero: the abscissa is the largest of those a push along each sign pattern finds."""
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        w_r = 2.0 * rng.standard_normal((3, 3))
+        circuit = oc.Circuit(w_r, rng.random((3, 3)), 0.5, 0.5, 0.3, 0.002, 0.003)
+        rest = oc.State(np.zeros(3), np.full(3, 0.0225))
+        gate = 1.0 - 0.15
+        pieces = []
+        for on in itertools.product((0.0, 1.0), repeat=3):
+            slope = w_r * np.array(on) if variant == "rectified" else w_r * np.array(on)[:, None]
+            pieces.append(np.linalg.eigvals((gate * slope - np.eye(3)) / 0.002).real.max())
+        want = max([*pieces, -1 / 0.003])
+        assert float(oc.spectral_abscissa(circuit, rest, variant=variant)) == pytest.approx(want, rel=1e-9)
+
+
+# The search for all.
+
+
+def test_zero_drive_has_nine_points() -> None:
+    """Two independent neurons with w_r = 2: three each, nine together, four of them stable."""
+    found = oc.find_fixed_points(doubled(), np.zeros(2))
+    assert len(found) == 9
+    assert sum(point.stable for point in found) == 4
+    assert not found.complete
+
+
+@pytest.mark.parametrize("variant", RECTIFIED)
+def test_rectified_neurons_are_found_as_products(variant: str) -> None:
+    """Two neurons that do not touch, any drives: the pairs of what each has by itself."""
+    rng = np.random.default_rng(4)
+    for _ in range(12):
+        w_r, z = rng.uniform(-3.0, 4.0, 2), rng.uniform(-1.0, 1.0, 2)
+        circuit = oc.Circuit(np.diag(w_r), np.eye(2), 0.5, 0.5, 0.1, 0.002, 0.002)
+        each = []
+        for i in range(2):
+            single = oc.Circuit(np.array([[w_r[i]]]), np.eye(1), 0.5, 0.5, 0.1, 0.002, 0.002)
+            each.append([float(p.state.y[0]) for p in oc.fixed_points(single, z[i : i + 1], variant=variant)])
+        found = oc.find_fixed_points(circuit, z, variant=variant)
+        want = {tuple(np.round(pair, 7)) for pair in itertools.product(*each)}
+        assert {tuple(np.round(point.state.y, 7)) for point in found} == want
+
+
+@pytest.mark.parametrize("variant", oc.VARIANTS)
+def test_one_neuron_has_them_all(variant: str) -> None:
+    """50 random neurons a variant: what fixed_points gives, and the report says complete."""
+    rng = np.random.default_rng(9)
+    for _ in range(50):
+        circuit = oc.Circuit(rng.uniform(-4.0, 4.0, (1, 1)), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+        z = rng.uniform(-3.0, 3.0, 1)
+        found = oc.find_fixed_points(circuit, z, variant=variant)
+        assert found.complete
+        every = oc.fixed_points(circuit, z, variant=variant)
+        assert [p.spectral_abscissa for p in found] == [p.spectral_abscissa for p in every]
+
+
+def test_that_none_exists_is_proved(xp64: Library) -> None:
+    """Nilpotent recurrence and a drive above 1 / sqrt(w_22): no y_2 = b z_2 can be; a weaker drive has a point."""
+    w_r = np.array([[0.0, 1.0], [0.0, 0.0]])
+    circuit = xp64.tree(oc.Circuit(w_r, np.eye(2), 1.0, 1.0, 0.1, 0.002, 0.002))
+    found = oc.find_fixed_points(circuit, xp64.array([1.0, 2.0]))
+    assert len(found) == 0
+    assert found.complete
+    assert found.report.startswith("none exists")
+    weaker = oc.find_fixed_points(circuit, xp64.array([0.1, 0.5]))
+    assert len(weaker) >= 1
+    assert not weaker.complete
+
+
+def test_no_proof_denies_a_point_that_exists() -> None:
+    """Circuits made to have a given fixed point, close to its bound or not: never proved to have none."""
+    rng = np.random.default_rng(6)
+    for _ in range(40):
+        w, w_r = rng.uniform(0.1, 1.0, (2, 2)), rng.standard_normal((2, 2))
+        y = rng.choice([-1.0, 1.0], 2) * rng.uniform(0.1, 0.999) / np.sqrt(np.linalg.eigvals(w).real.max())
+        floor = rng.uniform(1e-4, 1.0, 2)
+        a = np.linalg.solve(np.eye(2) - w * y**2, floor)
+        drive = y - (1.0 - np.sqrt(a)) * (w_r @ y)
+        assert (a > 0).all()
+        assert not none_exists(w_r, w, drive, floor)
+
+
+# What happens from rest.
+
+
+def test_divergence_from_rest_is_not_called_a_fixed_point() -> None:
+    """A circuit with an attracting point that diverges from rest: so the answer is, and the point is listed."""
+    circuit = oc.Circuit(
+        np.array([[1.5, -0.25], [-0.73, -0.43]]), np.array([[0.31, 0.2], [0.49, 0.47]]), 0.5, 0.5, 0.1, 0.002, 0.002
+    )
+    z = np.array([3.0, 0.09])
+    found = oc.classify(circuit, z)
+    assert int(found.kind) == DIVERGENCE
+    assert found.others.y.shape == (1, 2)
+    point = oc.State(found.others.y[0], found.others.a[0])
+    assert abscissa(circuit, point) < 0
+    started = oc.classify(circuit, z, start=oc.State(1.01 * point.y, point.a))
+    assert int(started.kind) == FIXED_POINT
+    np.testing.assert_allclose(started.state.y, point.y, rtol=1e-8)
+    assert started.others.y.shape == (0, 2)
+
+
+def test_other_attractors_are_listed_beside_that_from_rest() -> None:
+    """W_r = 4 I, weak drive: from rest one of the two attracting points of each neuron, 20 starts find another."""
+    circuit = oc.Circuit(4.0 * np.eye(2), np.eye(2), 0.5, 1.0, 0.5, 0.002, 0.002)
+    z = np.array([0.01, 0.01])
+    found = oc.classify(circuit, z, starts=20)
+    assert int(found.kind) == FIXED_POINT
+    np.testing.assert_allclose(found.state.y, end_from_rest(circuit, z).y, rtol=1e-6)
+    every = [point.state.y for point in oc.find_fixed_points(circuit, z) if point.stable]
+    assert len(every) > 1
+    assert 1 <= found.others.y.shape[0] < len(every)
+    for y in found.others.y:
+        assert min(np.abs(y - other).max() for other in every) < 1e-8
+        assert np.abs(y - found.state.y).max() > 1e-3
+
+
+def test_a_cycle_longer_than_a_chunk_is_found() -> None:
+    """A slow rotation without drive: one turn takes 133 tau, and a simulation with other tolerances agrees."""
+    w_r = np.array([[1.5, -0.0708], [0.0708, 1.5]])
+    circuit = oc.Circuit(w_r, np.full((2, 2), 0.5), 1.0, 1.0, 0.1, 0.002, 0.002)
+    z = np.array([1e-3, 0.0])
+    run = oc.simulate(circuit, z, np.linspace(0.0, 4.0, 4001), rtol=1e-8, atol=1e-11)
+    y = run.state.y[2000:, 0]
+    crossings = np.flatnonzero((y[:-1] < 0) & (y[1:] >= 0))
+    np.testing.assert_allclose(np.diff(crossings) * 1e-3 / 0.002, 133.0, atol=0.6)
+    assert int(oc.classify(circuit, z).kind) == LIMIT_CYCLE
