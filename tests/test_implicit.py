@@ -231,7 +231,7 @@ def test_transforms_of_torch_nest(xp64: Library) -> None:
 
 @pytest.mark.library("torch")
 def test_vmap_of_torch_is_a_batch(xp64: Library) -> None:
-    """Over a matrix, a number, the drive and the start, each along another axis; the report is mapped too."""
+    """Over a matrix, a number, the drive and the start, each along another axis; the report is mapped too, stability excepted."""
     import torch
 
     case = small_circuit(3, seed=1)
@@ -247,8 +247,9 @@ def test_vmap_of_torch_is_a_batch(xp64: Library) -> None:
     for i in range(2):
         want = solve(w[:, i], sigma[i], tree_map(lambda part, i=i: part[:, i], start))
         assert bool(want.converged.all())
-        for one, other in zip((*mapped.state, *mapped[1:]), (*want.state, *want[1:]), strict=True):
+        for one, other in zip((*mapped.state, *mapped[1:4]), (*want.state, *want[1:4]), strict=True):
             torch.testing.assert_close(one[i], other, rtol=1e-11, atol=1e-13)
+    assert not bool((mapped.stable | mapped.unstable).any())  # not known: no loop can be followed there
 
 
 @pytest.mark.library("torch")
