@@ -231,7 +231,7 @@ def test_transforms_of_torch_nest(xp64: Library) -> None:
 
 @pytest.mark.library("torch")
 def test_vmap_of_torch_is_a_batch(xp64: Library) -> None:
-    """Over a matrix, a number, the drive and the start, each along another axis; the report is mapped too, stability excepted."""
+    """Over a matrix, a number, the drive and the start, each along another axis; so is the report, but stability."""
     import torch
 
     case = small_circuit(3, seed=1)
