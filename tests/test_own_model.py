@@ -123,6 +123,7 @@ def test_its_size() -> None:
             return Excitable((self.gain * z - x.v) / self.tau, 0.0 * x.r)
 
     assert size(MODEL) == 3
+    assert size(MODEL._replace(w=W[None])) == 3
     assert size(Leak(np.ones(1), np.ones((2, 5)))) == 5
     with pytest.raises(ValueError, match=r"^nothing in this Leak tells its number of neurons; give weights a shape$"):
         size(Leak(1.0, 2.0))
