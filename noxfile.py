@@ -94,7 +94,7 @@ def mutation(session: nox.Session) -> None:
     modules = [argument.removesuffix(".py").replace("/", ".") for argument in session.posargs]
     session.run("mutmut", "run", *(f"{module}.*" for module in modules), env=ONE_THREAD)
     modules = modules or ["organics_core"]
-    lines = session.run("mutmut", "results", "--all", "true", silent=True).splitlines()
+    lines = str(session.run("mutmut", "results", "--all", "true", silent=True) or "").splitlines()
     results = [tuple(line.strip().rsplit(": ", 1)) for line in lines if ": " in line]
     tried = [(name, end) for name, end in results if end != "not checked" and name.startswith(tuple(modules))]
     alive = [(name, end) for name, end in tried if end in ("survived", "no tests", "suspicious")]

@@ -223,12 +223,12 @@ def test_the_product_with_ones_says_whether_weights_are_negative() -> None:
     sums = np.linspace(1.0, 2.0, N)
     for least, fine in ((0.0, True), (-1.9e-6, True), (-2.1e-6, False), (-1.0, False)):
         sums[0] = least
-        large = circuit._replace(w=lambda v: sums * v)  # noqa: B023
+        large = circuit._replace(w=lambda v: sums * v)
         for z in (drive, np.stack([drive, -drive])):
             if fine:
                 assert oc.simulate(large, z, np.array([0.0, 1e-4]), drive="constant").success
             else:
-                with pytest.raises(ValueError, match="^w must be non-negative, but its product with ones is not$"):
+                with pytest.raises(ValueError, match=r"^w must be non-negative, but its product with ones is not$"):
                     oc.simulate(large, z, np.array([0.0, 1e-4]), drive="constant")
     message = r"^w must map a vector \(12,\) to the same shape, got shape \(11,\)$"
     with pytest.raises(ValueError, match=message):
