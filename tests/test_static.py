@@ -49,6 +49,10 @@ def test_output_is_the_fixed_point(xp64: Library, recurrent: str) -> None:
             assert y[row, i] == pytest.approx(expected, rel=1e-8, abs=1e-10)
             assert a[row, i] == pytest.approx((b0 * SIGMA) ** 2 + pool, rel=1e-8)
     xp64.assert_close(rates, np.maximum(y, 0) ** 2, rtol=1e-12)
+    more = xp64.array(np.broadcast_to(x, (2, 3, K)).copy())  # any number of batch axes
+    xp64.assert_close(oc.static_rates(there, more, sigma=SIGMA), np.maximum([y, y], 0) ** 2, rtol=1e-9, atol=1e-12)
+    one = oc.static_rates(there, xp64.array(x[1]), sigma=SIGMA)
+    xp64.assert_close(one, np.maximum(y[1], 0) ** 2, rtol=1e-9, atol=1e-12)
 
 
 def test_start() -> None:
