@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from support import (
 )
 
 import organics_core as oc
-from organics_core.circuit import circuit_jacobian, prepare, share_pool
+from organics_core.circuit import Variant, circuit_jacobian, prepare, share_pool
 
 
 def difference_jacobian(case: Case, variant: str) -> np.ndarray:
@@ -101,9 +102,16 @@ def jacobian_by_hand(circuit: oc.Circuit, state: oc.State, variant: str) -> np.n
 
 
 @pytest.mark.parametrize("w_r", ["identity", "matrix"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_jacobian_at_the_kinks_is_that_of_the_equations(xp: Library, variant: str, w_r: str) -> None:
-    """Every block, as a matrix, less a shift, and as a product with directions, where rectifiers are at zero."""
+@pytest.mark.parametrize("flags", [*itertools.product([False, True], repeat=3)])
+def test_jacobian_at_the_kinks_is_that_of_the_equations(
+    xp: Library, flags: tuple[bool, bool, bool], w_r: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block, as a matrix, less a shift, and as a product with directions, where rectifiers are at zero.
+
+    Of the variants there are, and of those that a line could make.
+    """
+    variant = f"rectifies {flags}"
+    monkeypatch.setitem(oc.VARIANTS, variant, Variant(*flags))
     circuit = kinked(w_r)
     want = jacobian_by_hand(circuit, KINKS, variant)
     made, state = xp.tree(circuit), xp.tree(KINKS)

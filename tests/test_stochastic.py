@@ -208,6 +208,7 @@ def test_long_runs_draw_their_noise_in_parts(xp64: Library, monkeypatch: pytest.
     for part, want in zip(run.state, numpy_tree(whole.state), strict=True):
         xp64.assert_close(part, want, rtol=1e-12, atol=1e-14)
     assert (int(run.steps), int(run.rejected), run.success) == (15, 0, True)
+    assert all(count.dtype == xp64.namespace.int32 for count in (run.steps, run.rejected, run.status))
 
     def exploding(t: Any, state: tuple) -> tuple:
         return (state[0] ** 3,)
