@@ -14,6 +14,7 @@ import pytest
 from support import Library, small_circuit
 
 import organics_core as oc
+from organics_core import checks
 from organics_core.io.circuits import load_circuit
 
 
@@ -283,6 +284,11 @@ def test_what_is_said() -> None:
         (ValueError, make(w_r=np.eye(2)), "w_r must be square, of shape (..., 3, 3), got shape (2, 2)"),
         (ValueError, make(w=np.ones(3)), "w must be square, of shape (..., n, n), got shape (3,)"),
         (ValueError, make(w_r=None, w=np.ones((3, 2))), "w must be square, of shape (..., n, n), got shape (3, 2)"),
+        (
+            ValueError,
+            make(w_r=None, w=np.ones((2, 3, 2))),
+            "w must be square, of shape (..., n, n), got shape (2, 3, 2)",
+        ),
         (ValueError, make(w_r=None, w=np.ones((0, 0))), "w must have at least one neuron, got shape (0, 0)"),
         (ValueError, make(b=np.ones(2)), "b must have shape (..., 3) or a scalar, got shape (2,)"),
         (
@@ -294,6 +300,16 @@ def test_what_is_said() -> None:
             ValueError,
             make(w=np.ones((2, 3, 3)), b=np.ones((5, 1, 3)), sigma=np.ones(3), tau_a=np.ones((4, 3))),
             "the batch axes (4,) of tau_a (shape (4, 3)) do not broadcast with the batch axes (5, 2) of b",
+        ),
+        (
+            ValueError,
+            make(w=np.ones((1, 3, 3)), b=np.ones((2, 3)), tau_a=np.ones((4, 3))),
+            "the batch axes (4,) of tau_a (shape (4, 3)) do not broadcast with the batch axes (2,) of b",
+        ),
+        (
+            TypeError,
+            lambda: checks.namespace({"w": None, "b": 1.0}, numbers=("b",), optional=("w",)),
+            "at least one of w, b must be an array",
         ),
         (TypeError, make(w=1.0), "w must be an array, got the number 1.0"),
         (TypeError, make(b=True), f"b must be a number or an array {kinds} bool"),
@@ -362,6 +378,7 @@ def test_what_is_said() -> None:
         with pytest.raises(error) as raised:
             call()
         assert str(raised.value) == said
+    assert make(w=np.ones((5, 2, 3, 3)), w_r=np.ones((2, 3, 3)))().w.shape == (5, 2, 3, 3)
     assert noisy(seed=0)().success
     assert noisy(seed=np.int64(3), substeps=np.int32(1))().success
 

@@ -144,8 +144,17 @@ def test_ball(xp: Library) -> None:
     v = rng.standard_normal((3, 4, 4))
     v[0] *= 0.5 / np.linalg.norm(v[0], 2)
     v[1] *= 3 / np.linalg.norm(v[1], 2)
+    v[2] *= 1.5 / np.linalg.norm(v[2], 2)
     expected = np.stack([m / max(1.0, np.linalg.norm(m, 2)) for m in v])
     xp.assert_close(spectral_ball(xp.namespace, xp.array(v)), expected, rtol=1e-13)
+
+
+def test_ball_in_half_precision() -> None:
+    """Which has no decomposition of its own: by way of single precision."""
+    v = np.array([[3.0, 0.0], [0.0, 0.5]], dtype=np.float16)
+    found = spectral_ball(np, v)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, v / 3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("recurrent", STATIC_RECURRENT)

@@ -82,6 +82,8 @@ def test_runs_that_do_not_belong_together() -> None:
             one.then(other)
     with pytest.raises(TypeError, match=r"^later must be a Trajectory, got tuple$"):
         one.then(tuple(one))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^later\.times must be an array of numpy"):
+        one.then(one._replace(times=[1.0, 2.0]))
 
 
 def test_an_event_that_reaches_zero_and_stays() -> None:
