@@ -87,13 +87,14 @@ for _library in LIBRARIES:
 def mutation(session: nox.Session) -> None:
     """Faults put into the core one by one, and whether its quick tests see them; prints the score and the survivors.
 
-    ``-- organics_core/noise.py`` for some modules only. What has been tried is kept in mutants/: stop and go on
-    at will; remove the folder after a change of the tests.
+    ``-- organics_core/noise.py`` for some modules only, every fault of which is tried (again). Without names it goes
+    on where it was stopped; remove mutants/ after a change of the tests.
     """
     install(session, more=(*TESTING, "mutmut>=3.8"))
-    modules = [argument.removesuffix(".py").replace("/", ".") for argument in session.posargs] or ["organics_core"]
-    session.run("mutmut", "run", *(f"{module}.*" for module in modules), env=ONE_THREAD, success_codes=[0, 1])
-    lines = session.run("mutmut", "results", "--all", "true", silent=True).splitlines()
+    modules = [argument.removesuffix(".py").replace("/", ".") for argument in session.posargs]
+    session.run("mutmut", "run", *(f"{module}.*" for module in modules), env=ONE_THREAD)
+    modules = modules or ["organics_core"]
+    lines = str(session.run("mutmut", "results", "--all", "true", silent=True) or "").splitlines()
     results = [tuple(line.strip().rsplit(": ", 1)) for line in lines if ": " in line]
     tried = [(name, end) for name, end in results if end != "not checked" and name.startswith(tuple(modules))]
     alive = [(name, end) for name, end in tried if end in ("survived", "no tests", "suspicious")]

@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from support import Library, small_circuit
 
 import organics_core as oc
+from organics_core import checks
 from organics_core.io.circuits import load_circuit
 
 
@@ -242,6 +244,143 @@ def test_the_good_arguments_are_good(xp64: Library) -> None:
     assert bool(oc.certify(g.unit, g.z).stable)
     assert g.cell().y.shape == (3,)
     assert len(oc.fixed_points(one_neuron(g), g.array([1.0]))) == 1
+
+
+class Foreign:
+    """An array of another library, or of numpy on a device of its own: as much of it as the checks look at."""
+
+    def __init__(self, library: Any, where: str = "nowhere") -> None:
+        self.library, self.device, self.dtype, self.shape, self.ndim = library, where, np.dtype(float), (3,), 1
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return self.library
+
+
+def test_what_is_said() -> None:
+    """The whole sentence: the argument, what is wanted, its value, shape, library or device."""
+    case = small_circuit(3)
+    good, z, times = case.circuit, case.z, np.array([0.0, 0.001])
+    xp = oc.backend.array_namespace(z)
+    foreign, away = Foreign(ModuleType("foreign")), Foreign(xp, "gpu:1")
+    kinds = "of numpy, torch, jax, cupy or another array-API library, got"
+
+    def make(**changes: Any) -> Any:
+        return lambda: oc.Circuit(**{**good._asdict(), **changes})
+
+    def run(**options: Any) -> Any:
+        return lambda: oc.simulate(**{"circuit": good, "z": z, "times": times, **options})
+
+    def noisy(**options: Any) -> Any:
+        return lambda: oc.simulate_sde(good, z, times, noise=0.1, **options)
+
+    cases: list[tuple[type[Exception], Callable[[], Any], str]] = [
+        (ValueError, make(b=-0.5), "b must be positive, got -0.5"),
+        (ValueError, make(sigma=0), "sigma must be positive, got 0"),
+        (ValueError, make(w=good.w - 2), f"w must be non-negative, got {np.min(good.w - 2):g} as its smallest value"),
+        (ValueError, make(tau_y=np.array([1.0, 0.0, 2.0])), "tau_y must be positive, got 0 as its smallest value"),
+        (ValueError, make(b0=np.array([-1.0])), "b0 must be positive, got -1"),
+        (ValueError, make(w_r=good.w_r * np.nan), "w_r must be finite, got NaN or infinity among its values"),
+        (ValueError, make(b=10**400), "b must be finite, got NaN or infinity among its values"),
+        (ValueError, make(w_r=np.eye(2)), "w_r must be square, of shape (..., 3, 3), got shape (2, 2)"),
+        (ValueError, make(w=np.ones(3)), "w must be square, of shape (..., n, n), got shape (3,)"),
+        (ValueError, make(w_r=None, w=np.ones((3, 2))), "w must be square, of shape (..., n, n), got shape (3, 2)"),
+        (
+            ValueError,
+            make(w_r=None, w=np.ones((2, 3, 2))),
+            "w must be square, of shape (..., n, n), got shape (2, 3, 2)",
+        ),
+        (ValueError, make(w_r=None, w=np.ones((0, 0))), "w must have at least one neuron, got shape (0, 0)"),
+        (ValueError, make(b=np.ones(2)), "b must have shape (..., 3) or a scalar, got shape (2,)"),
+        (
+            ValueError,
+            make(w=np.ones((2, 3, 3)), b=np.ones((4, 3))),
+            "the batch axes (4,) of b (shape (4, 3)) do not broadcast with the batch axes (2,) of w",
+        ),
+        (
+            ValueError,
+            make(w=np.ones((2, 3, 3)), b=np.ones((5, 1, 3)), sigma=np.ones(3), tau_a=np.ones((4, 3))),
+            "the batch axes (4,) of tau_a (shape (4, 3)) do not broadcast with the batch axes (5, 2) of b",
+        ),
+        (
+            ValueError,
+            make(w=np.ones((1, 3, 3)), b=np.ones((2, 3)), tau_a=np.ones((4, 3))),
+            "the batch axes (4,) of tau_a (shape (4, 3)) do not broadcast with the batch axes (2,) of b",
+        ),
+        (
+            TypeError,
+            lambda: checks.namespace({"w": None, "b": 1.0}, numbers=("b",), optional=("w",)),
+            "at least one of w, b must be an array",
+        ),
+        (TypeError, make(w=1.0), "w must be an array, got the number 1.0"),
+        (TypeError, make(b=True), f"b must be a number or an array {kinds} bool"),
+        (TypeError, make(b="wide"), f"b must be a number or an array {kinds} str"),
+        (TypeError, make(w=[[1.0]]), f"w must be an array {kinds} list"),
+        (TypeError, make(w=Path("w.npy")), f"w must be an array {kinds} pathlib.{type(Path()).__name__}"),
+        (
+            TypeError,
+            make(w=np.ones((3, 3), dtype=int)),
+            "w must have a real floating dtype, got int64; convert it first",
+        ),
+        (
+            TypeError,
+            make(tau_y=foreign),
+            "all arrays must come from one library, but w_r is numpy.ndarray of shape (3, 3) and tau_y is "
+            "test_bad_input.Foreign of shape (3,)",
+        ),
+        (ValueError, make(tau_y=away), "all arrays must be on one device, but w_r is on cpu and tau_y is on gpu:1"),
+        (
+            TypeError,
+            run(z=foreign),
+            "all arrays must come from one library, but times is numpy.ndarray of shape (2,) and z is "
+            "test_bad_input.Foreign of shape (3,)",
+        ),
+        (
+            TypeError,
+            run(z=lambda t: foreign),
+            "all arrays must come from one library, but times is numpy.ndarray of shape (2,) and z(t) is "
+            "test_bad_input.Foreign of shape (3,)",
+        ),
+        (
+            ValueError,
+            run(z=lambda t: away),
+            "all arrays must be on one device, but times is on cpu and z(t) is on gpu:1",
+        ),
+        (
+            TypeError,
+            run(times=foreign),
+            "all arrays must come from one library, but circuit is numpy.ndarray of shape (3, 3) and times is "
+            "test_bad_input.Foreign of shape (3,)",
+        ),
+        (TypeError, run(rtol="small"), "rtol must be a number, got str"),
+        (ValueError, run(atol=float("inf")), "atol must be positive and finite, got inf"),
+        (ValueError, run(max_step=10**400), "max_step must be positive and finite, got inf"),
+        (TypeError, run(substeps=2.0), "substeps must be an integer, got float"),
+        (TypeError, run(max_steps=True), "max_steps must be an integer, got bool"),
+        (ValueError, run(max_steps=0), "max_steps must be at least 1, got 0"),
+        (ValueError, run(variant="all"), f"unknown variant 'all'; choose one of {str([*oc.VARIANTS])[1:-1]}"),
+        (TypeError, noisy(seed=1.0), "seed must be an integer, got float"),
+        (TypeError, noisy(seed=True), "seed must be an integer, got bool"),
+        (ValueError, noisy(seed=-1), "seed must not be negative, got -1"),
+        (TypeError, lambda: oc.certify(3, z), "circuit must be a Circuit, got int"),
+        (
+            TypeError,
+            lambda: oc.simulate({"w": 1}, z, times),
+            "circuit must be a Circuit or another model (a named tuple with spec, state and field), got dict",
+        ),
+        (TypeError, lambda: oc.vector_field(good, (z,), z), "state must be a State(y, a), got tuple"),
+        (
+            ValueError,
+            lambda: oc.vector_field(good, case.state, np.array(1.0)),
+            "z must have shape (..., 3), got shape ()",
+        ),
+    ]
+    for error, call, said in cases:
+        with pytest.raises(error) as raised:
+            call()
+        assert str(raised.value) == said
+    assert make(w=np.ones((5, 2, 3, 3)), w_r=np.ones((2, 3, 3)))().w.shape == (5, 2, 3, 3)
+    assert noisy(seed=0)().success
+    assert noisy(seed=np.int64(3), substeps=np.int32(1))().success
 
 
 @pytest.mark.library("strict", "torch", "jax", "cupy")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -232,6 +234,114 @@ def test_normalization_weights_saturate_at_one(xp: Library) -> None:
     np.testing.assert_array_equal(results[0], results[2])
     rate = RATES.a / (1 + np.exp(-parameters.theta_a))
     xp.assert_close(xp.array(results[3]), state.a + rate * (-state.a + (0.7 * state.b0) ** 2), rtol=1e-12)
+
+
+# What is refused.
+
+
+def test_what_a_cell_refuses() -> None:
+    """By the name of the argument, with its shape or value and what is wanted; a batch of cells is none of it."""
+    p, state, x = random_cell()  # 4 units, 3 inputs
+    cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: oc.cell_step(tuple(p), state, x), TypeError, "parameters must be CellParameters, got tuple"),
+        (lambda: oc.cell_step([*p], state, x), TypeError, "parameters must be CellParameters, got list"),
+        (lambda: oc.cell_step(p, state[:3], x), TypeError, "state must be a CellState(y, a, b0, b1), got tuple"),
+        (lambda: oc.cell_step(p, [*state], x), TypeError, "state must be a CellState(y, a, b0, b1), got list"),
+        (lambda: oc.cell_step(p._replace(log_w=np.ones((4, 3))), state, x), ValueError, "log_w must be square, of"),
+        *(
+            (
+                lambda name=name: oc.cell_step(p._replace(**{name: np.ones((3, 3))}), state, x),
+                ValueError,
+                f"{name} must be square, of shape (..., 4, 4), got shape (3, 3)",
+            )
+            for name in ("w_r", "w_by0", "w_ba0", "w_by1", "w_ba1")
+        ),
+        *(
+            (
+                lambda name=name: oc.cell_step(p._replace(**{name: np.ones((3, 3))}), state, x),
+                ValueError,
+                f"{name} must have shape (..., 4, 3), got shape (3, 3)",
+            )
+            for name in ("w_zx", "w_bx0", "w_bx1")
+        ),
+        *(
+            (
+                lambda name=name: oc.cell_step(p._replace(**{name: np.ones(1)}), state, x),
+                ValueError,
+                f"{name} must have shape (..., 4), got shape (1,)",
+            )
+            for name in ("theta_y", "theta_a", "theta_b0", "theta_b1")
+        ),
+        (
+            lambda: oc.cell_step(p._replace(sigma=np.ones(3)), state, x),
+            ValueError,
+            "sigma must have shape (..., 4) or a scalar, got shape (3,)",
+        ),
+        *(
+            (
+                lambda name=name: oc.cell_step(p, state._replace(**{name: np.ones(1)}), x),
+                ValueError,
+                f"state.{name} must have shape (..., 4), got shape (1,)",
+            )
+            for name in state._fields
+        ),
+        (lambda: oc.cell_step(p, state, np.ones(4)), ValueError, "x must have shape (..., 3), got shape (4,)"),
+        (lambda: oc.cell_step(p, state, 1.0), TypeError, "x must be an array, got the number 1.0"),
+        (
+            lambda: oc.cell_step(p._replace(theta_y=0.0), state, x),
+            TypeError,
+            "theta_y must be an array, got the number",
+        ),
+        (lambda: oc.cell_step(p._replace(w_zx=None), state, x), TypeError, "w_zx must be an array of numpy, torch"),
+        (
+            lambda: oc.cell_sequence(p, state, x),
+            ValueError,
+            "xs must have shape (T, ..., k) with T >= 1, got shape (3,)",
+        ),
+        (
+            lambda: oc.cell_sequence(p, state, np.ones((0, 3))),
+            ValueError,
+            "xs must have shape (T, ..., k) with T >= 1, got shape (0, 3)",
+        ),
+        (lambda: oc.init_cell(0, 0, 3), ValueError, "input_size must be at least 1, got 0"),
+        (lambda: oc.init_cell(0, 3, 0), ValueError, "hidden_size must be at least 1, got 0"),
+        (lambda: oc.init_cell(0, 3, 3, rate_spread=0.9), ValueError, "rate_spread must be at least 1, got 0.9"),
+        (lambda: oc.init_cell(0, 3, 3, rate_spread=-1), ValueError, "rate_spread must be positive and finite, got -1"),
+        (
+            lambda: oc.init_cell(0, 3, 3, recurrent="identity", initialization="oscillators"),
+            ValueError,
+            "oscillators need recurrent weights, and recurrent is 'identity'",
+        ),
+        (lambda: oc.init_cell(0, 3, 3, max_rates=(1, 1)), TypeError, "max_rates must be MaxRates(y, a, b), got tuple"),
+        (lambda: oc.init_cell(0, 3, 3, max_rates=0.1), TypeError, "max_rates must be MaxRates(y, a, b), got float"),
+        *(
+            (
+                lambda k=k: oc.init_cell(0, 3, 3, max_rates=[0.1 * (i != k) for i in range(3)]),
+                ValueError,
+                f"max_rates.{name} must be positive and finite, got 0",
+            )
+            for k, name in enumerate("yab")
+        ),
+        *(
+            (
+                lambda call=call, xs=xs: call(p, state, xs, variant="rectified"),
+                ValueError,
+                "unknown variant 'rectified'; choose",
+            )
+            for call, xs in ((oc.cell_step, x), (oc.cell_sequence, x[None]), (cell_jacobian_abscissa, x))
+        ),
+        (lambda: oc.init_cell(0, 3, 3, recurrent="zero"), ValueError, "unknown recurrent 'zero'; choose one of 'orth"),
+        (lambda: oc.init_cell(0, 3, 3, initialization="zero"), ValueError, "unknown initialization 'zero'; choose one"),
+    ]
+    for call, kind, said in cases:
+        with pytest.raises(kind, match=f"^{re.escape(said)}"):
+            call()
+    many = p._replace(w_zx=np.stack([p.w_zx] * 2), w_by0=np.stack([p.w_by0] * 2), sigma=0.7)
+    one, both = oc.cell_step(p._replace(sigma=0.7), state, x), oc.cell_step(many, state, x)
+    for part, want in zip(both, one, strict=True):
+        np.testing.assert_allclose(part, np.broadcast_to(want, part.shape), rtol=1e-12)
+    assert both.y.shape == (2, 4)
+    assert oc.init_cell(0, 3, 3, rate_spread=1)[0].theta_y.tolist() == [0.0, 0.0, 0.0]
 
 
 # Gradients.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -325,6 +326,20 @@ def test_a_tableau_that_does_not_fit_together_is_refused(kind: str) -> None:
     tableau = oc.INTEGRATORS["heun"]._replace(**SPOILT[kind])
     with pytest.raises(ValueError, match=f"^{kind.split()[0]} of the tableau 'heun' must"):
         oc.integrate(logistic, (np.ones(2),), np.array([0.0, 1.0]), method=tableau)
+
+
+def test_stiff_methods_take_states_of_several_parts(xp64: Library) -> None:
+    """The Jacobian is that of all parts together, in the order of the state."""
+
+    def field(t: Any, state: tuple) -> tuple:
+        x, y = state
+        return -y[..., :1], xp64.namespace.concat([x, -2.0 * y[..., 1:]], axis=-1)
+
+    start = (xp64.array([1.0]), xp64.array([0.0, 3.0]))
+    run = oc.integrate(field, start, xp64.array([0.0, 1.0]), method="rodas5p", rtol=1e-8, atol=1e-10)
+    xp64.assert_close(run.state[0][-1, :], np.array([math.cos(1.0)]), rtol=1e-6)
+    xp64.assert_close(run.state[1][-1, :], np.array([math.sin(1.0), 3.0 * math.exp(-2.0)]), rtol=1e-6)
+    assert int(run.steps) < 40
 
 
 def test_a_field_that_returns_the_wrong_shapes_is_named() -> None:

@@ -141,6 +141,30 @@ def test_reach(name: str) -> None:
         assert (abs(end[0]) > 2.0) == (factor > 1.0)
 
 
+def test_how_often_a_step_asks_for_the_slope() -> None:
+    """Once a stage; of a method that ends with a slope the last is the first of the next step."""
+
+    class Counted(Bernoulli):
+        count = 0
+
+        def __call__(self, t: Any, x: Any) -> Any:
+            self.count += 1
+            return super().__call__(t, x)
+
+    asked = {"euler": 1, "exponential_euler": 1, "heun": 2, "rk4": 4, "dopri5": 6, "euler_maruyama": 1}
+    asked |= {"stochastic_heun": 2, "rodas5p": 10}  # 8 stages, and 2 for the derivative by the time
+    assert set(asked) == set(METHODS)
+    for name, count in asked.items():
+        slope = Counted(Library("numpy", "float64"))
+        memory = METHODS[name].init(slope, 0.0, START)
+        assert slope.count == (name == "dopri5")
+        x = START
+        for k in range(3):
+            slope.count = 0
+            x, _, _, memory = METHODS[name].plain_step(slope, 0.1 * k, 0.1, x, memory)
+            assert slope.count == count, name
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.interpolates])
 def test_dense_output(xp64: Library, name: str) -> None:
     """Between its ends the order is one less than at them; there it is the states; theta may be an array."""

@@ -196,6 +196,60 @@ def test_bad_arguments_are_named() -> None:
         oc.leading_eigenvalues(good, oc.State(z, z), count=5)
 
 
+def test_an_operator_too_large_to_be_made_dense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its size, the largest, and what does without; as many neurons as that are made dense."""
+    circuit, drive = dense(identity=False)
+    monkeypatch.setattr("organics_core.weights._MOST_DENSE", N)
+    state = oc.State(drive, np.ones(N))
+    want = oc.jacobian(circuit, state)
+    functions = {"w_r": lambda v: circuit.w_r @ v, "w": lambda v: circuit.w @ v}
+    for name, function in functions.items():
+        large = circuit._replace(**{name: function})
+        np.testing.assert_allclose(oc.jacobian(large, state), want, atol=1e-12 * np.abs(want).max())
+    monkeypatch.setattr("organics_core.weights._MOST_DENSE", N - 1)
+    for name, function in functions.items():
+        message = (
+            f"^{name} of 12 neurons is an operator, and this function needs the matrix, which it makes for at most "
+            "11 neurons; steady_state, simulate, certify, jacobian_product and leading_eigenvalues do without$"
+        )
+        with pytest.raises(ValueError, match=message):
+            oc.jacobian(circuit._replace(**{name: function}), state)
+    np.testing.assert_array_equal(oc.jacobian(circuit, state), want)
+
+
+def test_the_product_with_ones_says_whether_weights_are_negative() -> None:
+    """Up to a rounding of a millionth of the largest; and whether a function is a square matrix at all."""
+    circuit, drive = dense(identity=True)
+    sums = np.linspace(1.0, 2.0, N)
+    for least, fine in ((0.0, True), (-1.9e-6, True), (-2.1e-6, False), (-1.0, False)):
+        sums[0] = least
+        large = circuit._replace(w=lambda v: sums * v)
+        for z in (drive, np.stack([drive, -drive])):
+            if fine:
+                assert oc.simulate(large, z, np.array([0.0, 1e-4]), drive="constant").success
+            else:
+                with pytest.raises(ValueError, match=r"^w must be non-negative, but its product with ones is not$"):
+                    oc.simulate(large, z, np.array([0.0, 1e-4]), drive="constant")
+    message = r"^w must map a vector \(12,\) to the same shape, got shape \(11,\)$"
+    with pytest.raises(ValueError, match=message):
+        oc.certify(circuit._replace(w=lambda v: v[1:]), drive)
+
+
+@pytest.mark.library("numpy", "torch", "jax")
+def test_sparse_weights_have_the_dtype_of_the_run(xp64: Library) -> None:
+    """In single precision where all else is; in double where a parameter is, whatever the drive."""
+    sparse = pytest.importorskip("scipy.sparse")
+    third = sparse.csr_array(np.eye(2) / 3)
+    ns, z = xp64.namespace, xp64.array([1.0, -2.0])
+    low = ns.astype(z, ns.float32)
+    a = ns.ones_like(low)
+    for b, wanted, tolerance in ((0.5, ns.float32, 1e-6), (xp64.array([0.5, 0.5]), ns.float64, 1e-14)):
+        slope = oc.vector_field(oc.Circuit(third, third, b, 1.0, 1.0, 1.0, 1.0), oc.State(low, a), low)
+        assert slope.a.dtype == wanted
+        np.testing.assert_allclose(numpy_tree(slope.a), [1 / 3, 4 / 3], rtol=tolerance)
+        np.testing.assert_allclose(numpy_tree(slope.y), [-0.5, 1.0], rtol=tolerance)
+
+
 def test_simulation_with_operators(xp: Library) -> None:
     """Every form of weights gives the trajectory of the dense ones, for one drive and for a batch, and a variant."""
     circuit, drive = dense(identity=False)

@@ -110,6 +110,39 @@ def test_what_is_wrong_with_it_is_named() -> None:
         oc.simulate(MODEL, Z, np.array([0.0, 1.0]), method="exponential_euler")
 
 
+def test_what_its_slope_refuses() -> None:
+    """A parameter out of range, another shape of the drive or the state, a variant."""
+    state = Excitable(np.ones(3), np.ones(3))
+    for call, error, said in (
+        (lambda: oc.vector_field(MODEL._replace(tau=-TAU), state, Z), ValueError, "tau must be positive, got -2"),
+        (
+            lambda: oc.vector_field(MODEL, state, Z[:2]),
+            ValueError,
+            r"z must have shape \(\.\.\., 3\), got shape \(2,\)",
+        ),
+        (lambda: oc.vector_field(MODEL, state, Z * np.nan), ValueError, None),
+        (lambda: oc.vector_field(MODEL, Excitable(Z, Z[:1]), Z), ValueError, r"state\.r must have shape \(\.\.\., 3\)"),
+        (lambda: oc.vector_field(MODEL, Z, Z), TypeError, r"state must be a Excitable\(v, r\), got numpy\.ndarray of"),
+        (lambda: oc.vector_field(Z, state, Z), TypeError, "circuit must be a Circuit or another model"),
+        (
+            lambda: oc.vector_field(MODEL, state, Z, variant="rectified"),
+            ValueError,
+            "variant 'rectified' is one of a Circuit's; a FitzHughNagumo has none$",
+        ),
+    ):
+        if said is None:  # values of the arguments are not looked at, so that steps trace
+            assert np.isnan(call().v).all()
+            continue
+        with pytest.raises(error, match=f"^{said}"):
+            call()
+    single = oc.vector_field(
+        FitzHughNagumo(*(np.asarray(part, dtype=np.float32) for part in MODEL)),
+        Excitable(*(part.astype(np.float32) for part in state)),
+        Z.astype(np.float32),
+    )
+    assert {part.dtype for part in single} == {np.dtype(np.float32)}
+
+
 def test_its_size() -> None:
     """Of weights, else of the longest parameter; nothing tells it where all are numbers."""
 
@@ -123,6 +156,7 @@ def test_its_size() -> None:
             return Excitable((self.gain * z - x.v) / self.tau, 0.0 * x.r)
 
     assert size(MODEL) == 3
+    assert size(MODEL._replace(w=W[None])) == 3
     assert size(Leak(np.ones(1), np.ones((2, 5)))) == 5
     with pytest.raises(ValueError, match=r"^nothing in this Leak tells its number of neurons; give weights a shape$"):
         size(Leak(1.0, 2.0))
@@ -152,7 +186,12 @@ class Leak(NamedTuple):
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("spec", {"tau": "> 0"}, "spec of Wrong must hold Parameters .*, got '> 0' for 'tau'"),
+        (
+            "spec",
+            {"tau": "> 0"},
+            "^spec of Wrong must hold Parameters with axes 1 or 2 and allowed one of 'any', '>= 0', '> 0', "
+            "got '> 0' for 'tau'$",
+        ),
         ("spec", {"tau": Parameter("positive")}, "spec of Wrong must hold Parameters .* for 'tau'"),
         ("spec", {"tau": Parameter("> 0", axes=3)}, "spec of Wrong must hold Parameters .* for 'tau'"),
         ("state", tuple, "state of Wrong must be the type of a named tuple, got <class 'tuple'>"),

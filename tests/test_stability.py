@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from support import (
 )
 
 import organics_core as oc
+from organics_core.circuit import Variant, circuit_jacobian, prepare, share_pool
 from organics_core.linalg import m_matrix_inverse
 
 
@@ -60,6 +64,112 @@ def test_jacobian_is_the_finite_difference(xp: Library, case: Case, variant: str
     tolerance = 1e-4 if xp.single else 3e-8
     np.testing.assert_allclose(normalized, np.broadcast_to(want / scale, normalized.shape), rtol=0, atol=tolerance)
     assert got.dtype == xp.dtype
+
+
+KINKS = oc.State(np.array([0.8, -0.5, 0.0, 0.3]), np.array([0.6, 0.0, -0.3, 1.44]))
+"""Both signs and zeros of y and of a; the first row of W_r below makes a recurrent drive of zero, too."""
+
+
+def kinked(w_r: str) -> oc.Circuit:
+    rng = np.random.default_rng(5)
+    recurrent = rng.standard_normal((4, 4))
+    recurrent[0] = 0.0
+    w = rng.uniform(0.1, 1.0, (4, 4))
+    taus = np.array([1.0, 2.0, 4.0, 0.5]), np.array([2.0, 0.25, 1.0, 8.0])
+    return oc.Circuit(None if w_r == "identity" else recurrent, w, 0.5, 0.7, 0.3, *taus)
+
+
+def jacobian_by_hand(circuit: oc.Circuit, state: oc.State, variant: str) -> np.ndarray:
+    """The derivatives of SPEC's equations, number by number; a rectifier has the derivative 0 at 0."""
+    y, a = state
+    n = len(y)
+    w_r = np.eye(n) if circuit.w_r is None else circuit.w_r
+    flags = oc.VARIANTS[variant]
+    matrix = np.zeros((2 * n, 2 * n))
+    for i in range(n):
+        recurrent = sum(w_r[i, j] * (max(y[j], 0.0) if flags.source else y[j]) for j in range(n))
+        on = recurrent > 0 or not flags.drive
+        for j in range(n):
+            slope = w_r[i, j] if on and (y[j] > 0 or not flags.source) else 0.0
+            matrix[i, j] = (1.0 - math.sqrt(max(a[i], 0.0))) * slope
+            response = max(y[j], 0.0) if flags.response else y[j]
+            matrix[n + i, j] = circuit.w[i, j] * max(a[j], 0.0) * 2.0 * response
+            matrix[n + i, n + j] = circuit.w[i, j] * response**2 if a[j] > 0 else 0.0
+        matrix[i, i] -= 1.0
+        matrix[n + i, n + i] -= 1.0
+        if a[i] > 0 and on:
+            matrix[i, n + i] = -recurrent / (2.0 * math.sqrt(a[i]))
+    return matrix / np.concatenate([circuit.tau_y, circuit.tau_a])[:, None]
+
+
+@pytest.mark.parametrize("w_r", ["identity", "matrix"])
+@pytest.mark.parametrize("flags", [*itertools.product([False, True], repeat=3)])
+def test_jacobian_at_the_kinks_is_that_of_the_equations(
+    xp: Library, flags: tuple[bool, bool, bool], w_r: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block, as a matrix, less a shift, and as a product with directions, where rectifiers are at zero.
+
+    Of the variants there are, and of those that a line could make.
+    """
+    variant = f"rectifies {flags}"
+    monkeypatch.setitem(oc.VARIANTS, variant, Variant(*flags))
+    circuit = kinked(w_r)
+    want = jacobian_by_hand(circuit, KINKS, variant)
+    made, state = xp.tree(circuit), xp.tree(KINKS)
+    xp.assert_close(oc.jacobian(made, state, variant=variant), want, rtol=1e-13, atol=1e-14)
+    shift = np.array([0.7, -2.0])
+    shifted = circuit_jacobian(xp.namespace, prepare(xp.namespace, made)[0], state, variant, shift=xp.array(shift))
+    xp.assert_close(shifted, want - shift[:, None, None] * np.eye(8), rtol=1e-13, atol=1e-14)
+    directions = np.random.default_rng(2).standard_normal((3, 8))
+    moved = oc.jacobian_product(made, state, xp.tree(oc.State(directions[:, :4], directions[:, 4:])), variant=variant)
+    wanted = directions @ want.T
+    xp.assert_close(moved.y, wanted[:, :4], rtol=1e-12, atol=1e-13)
+    xp.assert_close(moved.a, wanted[:, 4:], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_jacobian_of_a_shared_pool_is_that_of_changes_common_to_all(xp: Library, variant: str) -> None:
+    """Rows of y and of one a; its column adds up those of all a."""
+    circuit = kinked("matrix")
+    circuit = circuit._replace(w=np.broadcast_to(circuit.w[:1], (4, 4)).copy())
+    ns, state = xp.namespace, xp.tree(KINKS)
+    for tau_a in (0.25, np.full(4, 0.25)):
+        one = circuit._replace(tau_a=tau_a)
+        full = jacobian_by_hand(one._replace(tau_a=np.full(4, 0.25)), KINKS, variant)
+        want = np.concatenate([full[:5, :4], full[:5, 4:].sum(axis=1, keepdims=True)], axis=1)
+        made = prepare(ns, xp.tree(one))[0]
+        assert share_pool(ns, made)
+        xp.assert_close(circuit_jacobian(ns, made, state, variant, pooled=True), want, rtol=1e-13, atol=1e-14)
+        shift = np.array([0.7, -2.0])
+        shifted = circuit_jacobian(ns, made, state, variant, pooled=True, shift=xp.array(shift))
+        xp.assert_close(shifted, want - shift[:, None, None] * np.eye(5), rtol=1e-13, atol=1e-14)
+
+
+def test_what_makes_a_shared_pool(xp64: Library) -> None:
+    """Equal rows of W and equal tau_a, in every member of a batch; one neuron and operators have none to share."""
+    rows = np.tile(np.array([0.5, 0.25, 1.0]), (3, 1))
+    other, columns = rows.copy(), rows.T.copy()
+    other[2, 1] = 0.3
+    taus = np.array([0.1, 0.1, 0.2])
+    cases: list[tuple[Any, Any, bool]] = [
+        (rows, 0.1, True),
+        (rows, np.full(3, 0.1), True),
+        (rows, np.array([0.1]), True),
+        (rows, taus, False),
+        (rows, np.stack([np.full(3, 0.1), taus]), False),
+        (np.stack([rows, 2 * rows]), np.full((2, 3), 0.1), True),
+        (np.stack([rows, other]), 0.1, False),
+        (other, 0.1, False),
+        (columns, 0.1, False),
+        (rows[:1, :1], 0.1, False),
+        (np.ones((1, 2, 2)), 0.1, True),
+    ]
+    for w, tau_a, shared in cases:
+        circuit = xp64.tree(oc.Circuit(None, w, 0.5, 0.5, 0.1, 0.1, tau_a))
+        assert share_pool(xp64.namespace, prepare(xp64.namespace, circuit)[0]) is shared, (w, tau_a)
+    pool = xp64.array(rows)
+    circuit = oc.Circuit(None, lambda v: pool @ v, 0.5, 0.5, 0.1, 0.1, 0.1)
+    assert share_pool(xp64.namespace, prepare(xp64.namespace, circuit, pool[0, :])[0]) is False
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,7 +9,7 @@ import pytest
 from support import Library, numpy_tree, to_numpy
 
 import organics_core as oc
-from organics_core.static import STATIC_RECURRENT, init_static_2d, spectral_ball
+from organics_core.static import STATIC_RECURRENT, convolutional_rates, init_static_2d, spectral_ball
 
 K, N = 4, 5
 SIGMA = 0.4
@@ -49,6 +49,10 @@ def test_output_is_the_fixed_point(xp64: Library, recurrent: str) -> None:
             assert y[row, i] == pytest.approx(expected, rel=1e-8, abs=1e-10)
             assert a[row, i] == pytest.approx((b0 * SIGMA) ** 2 + pool, rel=1e-8)
     xp64.assert_close(rates, np.maximum(y, 0) ** 2, rtol=1e-12)
+    more = xp64.array(np.broadcast_to(x, (2, 3, K)).copy())  # any number of batch axes
+    xp64.assert_close(oc.static_rates(there, more, sigma=SIGMA), np.maximum([y, y], 0) ** 2, rtol=1e-9, atol=1e-12)
+    one = oc.static_rates(there, xp64.array(x[1]), sigma=SIGMA)
+    xp64.assert_close(one, np.maximum(y[1], 0) ** 2, rtol=1e-9, atol=1e-12)
 
 
 def test_start() -> None:
@@ -72,14 +76,85 @@ def test_start() -> None:
     assert (oc.init_static(rng, 9, 40).w_zx != p.w_zx).all()
 
 
+def test_start_of_the_convolutional_layer() -> None:
+    """Shapes, ranges and scales; V is zero at the centre of every pool alone; a generator goes on where it stands."""
+    p = init_static_2d(3, 4, 50, 3, pool_size=7)
+    assert p.w_r is None
+    assert (p.beta == np.zeros(50)).all()
+    assert p.log_w.shape == (50, 7, 7)
+    centre = np.zeros((50, 7, 7), dtype=bool)
+    centre[:, 3, 3] = True
+    np.testing.assert_array_equal(p.log_w == 0, centre)
+    off = np.exp(p.log_w[~centre])
+    assert off.min() > 0
+    assert off.max() <= 1
+    assert off.mean() == pytest.approx(0.5, abs=5 / math.sqrt(12 * off.size))
+    for w in (p.w_zx, p.w_bx):  # 4 * 3 * 3 inputs
+        assert w.shape == (50, 4, 3, 3)
+        assert np.abs(w).max() <= 1 / 6
+        assert w.std() == pytest.approx(1 / 6 / math.sqrt(3), rel=5 / math.sqrt(w.size))
+    assert (p.w_zx != p.w_bx).all()
+    rng = np.random.default_rng(3)
+    again = init_static_2d(rng, 4, 50, 3, pool_size=7, dtype=np.float32)
+    assert {part.dtype for part in again[:4]} == {np.dtype(np.float32)}
+    for one, other in zip(p[:4], again[:4], strict=True):
+        np.testing.assert_array_equal(one.astype(np.float32), other)
+    assert (init_static_2d(rng, 4, 50, 3, pool_size=7).w_zx != p.w_zx).all()
+    assert init_static_2d(0, 1, 1, 1).log_w.shape == (1, 5, 5)
+    assert init_static_2d(0, 1, 1, 1).w_zx.dtype == np.float64
+    assert init_static_2d(0, 1, 2, 1, pool_size=1).log_w.tolist() == [[[0.0]], [[0.0]]]
+
+
+def test_rates_of_the_convolutional_layer(xp: Library) -> None:
+    """max(b z, 0)**2 / ((b0 sigma)**2 + W * (b z)**2) pixel by pixel; z of norm one per channel, or silent."""
+    rng = np.random.default_rng(0)
+    drive, gain = rng.standard_normal((2, 3, 4, 5)), rng.standard_normal((2, 3, 4, 5))
+    drive[1, 2] = 0.0
+    p = init_static_2d(1, 2, 3, 3, pool_size=3)._replace(beta=np.array([0.5, -1.0, 0.2]))
+
+    def pool(squares: np.ndarray, kernels: np.ndarray) -> np.ndarray:
+        found = np.zeros_like(squares)
+        for b, d, i, j in np.ndindex(squares.shape):
+            for k, m in np.ndindex(3, 3):
+                if 0 <= i + k - 1 < 4 and 0 <= j + m - 1 < 5:
+                    found[b, d, i, j] += kernels[d, k, m] * squares[b, d, i + k - 1, j + m - 1]
+        return found
+
+    want = np.zeros_like(drive)
+    for b, d in np.ndindex(2, 3):
+        length = math.sqrt(sum(value**2 for value in drive[b, d].flat)) or 1.0
+        y = drive[b, d] / length / (1 + np.exp(-gain[b, d]))
+        floor = (SIGMA / (1 + math.exp(-p.beta[d]))) ** 2
+        pooled = pool((y * y)[None, None], np.exp(p.log_w[d])[None])[0, 0]
+        want[b, d] = np.maximum(y, 0) ** 2 / (floor + pooled)
+    found = convolutional_rates(
+        xp.namespace,
+        in_library(xp, p),
+        xp.array(drive),
+        xp.array(gain),
+        SIGMA,
+        lambda squares, kernels: xp.array(pool(to_numpy(squares), to_numpy(kernels))),
+    )
+    xp.assert_close(found, want, rtol=1e-12)
+
+
 def test_ball(xp: Library) -> None:
     """Inside it a matrix stays as it is, outside it is scaled onto the ball; batches work."""
     rng = np.random.default_rng(1)
     v = rng.standard_normal((3, 4, 4))
     v[0] *= 0.5 / np.linalg.norm(v[0], 2)
     v[1] *= 3 / np.linalg.norm(v[1], 2)
+    v[2] *= 1.5 / np.linalg.norm(v[2], 2)
     expected = np.stack([m / max(1.0, np.linalg.norm(m, 2)) for m in v])
     xp.assert_close(spectral_ball(xp.namespace, xp.array(v)), expected, rtol=1e-13)
+
+
+def test_ball_in_half_precision() -> None:
+    """Which has no decomposition of its own: by way of single precision."""
+    v = np.array([[3.0, 0.0], [0.0, 0.5]], dtype=np.float16)
+    found = spectral_ball(np, v)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, v / 3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("recurrent", STATIC_RECURRENT)
@@ -97,16 +172,53 @@ def test_nothing_found_is_nan() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda p, x: oc.static_rates(tuple(p), x), TypeError, "parameters must be StaticParameters"),
-        (lambda p, x: oc.static_rates(p, x[:, 1:]), ValueError, "x must have shape"),
-        (lambda p, x: oc.static_rates(p, x.tolist()), TypeError, "x must be an array"),
-        (lambda p, x: oc.static_rates(p._replace(w_bx=p.w_bx[1:]), x), ValueError, "w_bx must have shape"),
-        (lambda p, x: oc.static_rates(p._replace(w_r=np.eye(3)), x), ValueError, "w_r"),
-        (lambda p, x: oc.static_rates(p._replace(beta=p.beta[1:]), x), ValueError, "beta"),
-        (lambda p, x: oc.static_rates(p, x, sigma=0.0), ValueError, "sigma"),
-        (lambda p, x: oc.static_steady_state(p, x, sigma=-1.0), ValueError, "sigma"),
-        (lambda p, x: oc.init_static(0, 0, 3), ValueError, "in_features"),
-        (lambda p, x: oc.init_static(0, 3, 3, recurrent="orthogonal"), ValueError, "recurrent"),
+        (lambda p, x: oc.static_rates(tuple(p), x), TypeError, "^parameters must be StaticParameters, got tuple$"),
+        (lambda p, x: oc.static_rates([*p], x), TypeError, "^parameters must be StaticParameters, got list$"),
+        (
+            lambda p, x: oc.static_rates(p, x[:, 1:]),
+            ValueError,
+            r"^x must have shape \(\.\.\., 4\), got shape \(3, 3\)$",
+        ),
+        (lambda p, x: oc.static_rates(p, x.tolist()), TypeError, "^x must be an array"),
+        (lambda p, x: oc.static_rates(p._replace(beta=None), x), TypeError, "^beta must be an array"),
+        (
+            lambda p, x: oc.static_rates(p._replace(w_bx=p.w_bx[1:]), x),
+            ValueError,
+            r"^w_bx must have shape \(5, 4\), got shape \(4, 4\)$",
+        ),
+        (
+            lambda p, x: oc.static_rates(p._replace(w_zx=p.w_zx[1:]), x),
+            ValueError,
+            r"^w_zx must have shape \(5, 4\), got",
+        ),
+        (
+            lambda p, x: oc.static_rates(p._replace(log_w=np.ones((5, 4))), x),
+            ValueError,
+            "^log_w must be square, of shape",
+        ),
+        (
+            lambda p, x: oc.static_rates(p._replace(w_r=np.eye(3)), x),
+            ValueError,
+            r"^w_r must be square, of shape \(\.\.\., 5, 5",
+        ),
+        (
+            lambda p, x: oc.static_rates(p._replace(beta=p.beta[1:]), x),
+            ValueError,
+            r"^beta must have shape \(\.\.\., 5\), got",
+        ),
+        (lambda p, x: oc.static_rates(p, x, sigma=0.0), ValueError, "^sigma must be positive and finite, got 0$"),
+        (
+            lambda p, x: oc.static_steady_state(p, x, sigma=-1.0),
+            ValueError,
+            "^sigma must be positive and finite, got -1$",
+        ),
+        (lambda p, x: oc.init_static(0, 0, 3), ValueError, "^in_features must be at least 1, got 0$"),
+        (lambda p, x: oc.init_static(0, 3, 0), ValueError, "^out_features must be at least 1, got 0$"),
+        (lambda p, x: oc.init_static(0, 3, 3, recurrent="orthogonal"), ValueError, "^unknown recurrent 'orthogonal'"),
+        (lambda p, x: init_static_2d(0, 0, 1, 3), ValueError, "^in_channels must be at least 1, got 0$"),
+        (lambda p, x: init_static_2d(0, 1, 0, 3), ValueError, "^out_channels must be at least 1, got 0$"),
+        (lambda p, x: init_static_2d(0, 1, 1, 0), ValueError, "^kernel_size must be at least 1, got 0$"),
+        (lambda p, x: init_static_2d(0, 1, 1, 3, pool_size=0), ValueError, "^pool_size must be at least 1, got 0$"),
         (lambda p, x: init_static_2d(0, 1, 1, 3, pool_size=4), ValueError, "pool_size must be odd, got 4"),
     ],
 )

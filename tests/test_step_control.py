@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from support import small_circuit
 import organics_core as oc
 from organics_core.backend import get_backend
 from organics_core.methods import Method
+from organics_core.model import Parameter
 from organics_core.trajectory import STEP_TOO_SMALL, STIFF, SUCCESS, TOO_MANY_STEPS
 
 TINY = 1e-300
@@ -536,6 +537,32 @@ def test_settled_is_where_the_state_moves_by_the_tolerance(loop: str, rtol: floa
     early = oc.simulate(leaky(), np.ones(2), np.array([0.0, 0.01]), until="steady", rtol=rtol)
     assert math.isnan(float(early.settled))
     assert early.message == "reached the last time"
+
+
+def test_settled_without_time_constants(loop: str) -> None:
+    """Ten tolerances in the time since the start: of y = 4 (1 - exp(-50 t)), t y' = 10 rtol y."""
+
+    class Level(NamedTuple):
+        y: Any
+
+    class Leak(NamedTuple):
+        rate: Any
+        spec = {"rate": Parameter("> 0")}  # noqa: RUF012
+        state = Level
+        autonomous = True
+
+        def field(self, xp: Any, t: Any, x: Level, z: Any) -> Level:
+            return Level(self.rate * (4.0 * z - x.y))
+
+    rtol, times = 1e-4, np.linspace(0.0, 1.0, 6)
+    low, high = 0.05, 1.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        moves = 200.0 * middle * math.exp(-50.0 * middle) > 10.0 * rtol * 4.0 * -math.expm1(-50.0 * middle)
+        low, high = (middle, high) if moves else (low, middle)
+    options: dict[str, Any] = {"until": "steady", "rtol": rtol, "atol": 1e-12, "max_step": 5e-4}
+    run = oc.simulate(Leak(50.0), np.ones(2), times, **options)
+    assert high - 1e-5 <= float(run.settled) <= high + 5e-4 + 1e-5
 
 
 # The clock.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from support import Library, numpy_tree, small_circuit
 
 import organics_core as oc
+from organics_core.model import Parameter
 
 METHODS = ("euler_maruyama", "stochastic_heun")
 RATE, NOISE, LENGTH = 3.0, 0.8, 1.0
@@ -173,6 +175,53 @@ def test_divergence_is_a_status_not_a_crash(xp: Library) -> None:
     states = numpy_tree(run.state[0])
     assert np.all(np.isfinite(states[:, 0]))
     assert np.isnan(states[-1, 1, 0])
+
+
+def test_long_runs_draw_their_noise_in_parts(xp64: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run as with all increments at once, told after every part; a member lost in one part stays lost."""
+    monkeypatch.setattr("organics_core.integration._CHUNK", 2 * 3 * 2 * 2)  # two intervals of 3 steps of (2, 2)
+    times = xp64.array([0.0, 0.1, 0.3, 0.35, 0.5, 0.6])
+    ticks = np.linspace(1.0, 2.0, 6)[:, None, None] * np.array([[1.0], [-2.0]])
+
+    class Level(NamedTuple):
+        v: Any
+        w: Any
+
+    class Leak(NamedTuple):
+        tau: Any
+        spec = {"tau": Parameter("> 0")}  # noqa: RUF012
+        state = Level
+
+        def field(self, xp: Any, t: Any, x: Level, z: Any) -> Level:
+            return Level((z - x.v) / self.tau, x.v - x.w)
+
+    given = oc.wiener_increments(times, 2, seed=7, substeps=3, batch=(2,))
+    assert tuple(given.shape) == (15, 2, 2)
+    parts = np.split(numpy_tree(given), [6, 12])
+    assert (parts[0] != parts[1]).all()  # every part has a seed of its own
+    assert (parts[1][:3] != parts[2]).all()
+    options: dict[str, Any] = {"noise": 0.3, "seed": 7, "substeps": 3, "drive": "sampled"}
+    heard: list[float] = []
+    run = oc.simulate_sde(Leak(0.2), xp64.array(ticks), times, progress=heard.append, **options)
+    np.testing.assert_allclose(heard, [2 / 5, 4 / 5, 1.0], rtol=1e-15)
+    whole = oc.simulate_sde(Leak(0.2), xp64.array(ticks), times, increments=given, **options)
+    for part, want in zip(run.state, numpy_tree(whole.state), strict=True):
+        xp64.assert_close(part, want, rtol=1e-12, atol=1e-14)
+    assert (int(run.steps), int(run.rejected), run.success) == (15, 0, True)
+    assert all(count.dtype == xp64.namespace.int32 for count in (run.steps, run.rejected, run.status))
+
+    def exploding(t: Any, state: tuple) -> tuple:
+        return (state[0] ** 3,)
+
+    for first, last in ((1e90, 0), (1.4, 2)):  # in the first part, and in a later one
+        start = (xp64.array([[0.1, 0.1], [first, 0.1]]),)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lost = oc.integrate_sde(exploding, start, times, noise=1e-3, substeps=3)
+        assert [int(code) for code in lost.status] == [0, 3]
+        states = numpy_tree(lost.state[0])
+        assert np.isfinite(states[:, 0]).all()
+        assert np.isfinite(states[: last + 1, 1]).all()
+        assert np.isnan(states[-1, 1, 0])
 
 
 def test_bad_arguments_are_named() -> None:

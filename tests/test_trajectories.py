@@ -14,6 +14,7 @@ from scipy import sparse
 from support import small_circuit
 
 import organics_core as oc
+from organics_core.drive import read_drive, read_jumps
 from organics_core.trajectory import SUCCESS, TOO_MANY_STEPS
 from organics_core.weights import padded_rows
 
@@ -66,6 +67,38 @@ def test_joined_runs_keep_what_happened() -> None:
     later = oc.integrate(turning, START, np.array([50.0, 51.0]))
     assert int(lost.then(later).status[0]) == TOO_MANY_STEPS
     assert int(later.then(later._replace(times=later.times + 1.0)).status[0]) == SUCCESS
+
+
+def test_runs_that_do_not_belong_together() -> None:
+    """Other shapes of the states, other numbers of events, and what is no run."""
+    times = np.array([0.0, 1.0])
+    one = oc.integrate(turning, START, times, events=[first_part])
+    for other, said in (
+        (oc.integrate(turning, (START[0][:1],), 1.0 + times, events=[first_part]), "[(1, 2)] and 1"),
+        (oc.integrate(turning, START, 1.0 + times), "[(2, 2)] and 0"),
+    ):
+        wanted = f"later must have states of shapes [(2, 2)] and 1 kinds of events, got {said}"
+        with pytest.raises(ValueError, match=re.escape(wanted)):
+            one.then(other)
+    with pytest.raises(TypeError, match=r"^later must be a Trajectory, got tuple$"):
+        one.then(tuple(one))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^later\.times must be an array of numpy"):
+        one.then(one._replace(times=[1.0, 2.0]))
+
+
+def test_an_event_that_reaches_zero_and_stays() -> None:
+    """Is one event, at the time where it becomes zero, in every member; one that leaves zero is none."""
+
+    def falls(t: Any, state: tuple) -> Any:
+        return np.maximum(0.5 - t, 0.0) + 0.0 * state[0][..., 0]
+
+    def rises(t: Any, state: tuple) -> Any:
+        return np.maximum(t - 0.5, 0.0) + 0.0 * state[0][..., 0]
+
+    run = oc.integrate(turning, START, np.array([0.0, 2.0]), events=[falls, rises], max_step=0.1)
+    assert [event.times.shape for event in run.events] == [(2,), (0,)]
+    np.testing.assert_allclose(run.events[0].times, 0.5, rtol=1e-12)
+    np.testing.assert_array_equal(run.events[0].members, [[0], [1]])
 
 
 def test_an_event_that_is_zero_at_the_start_of_a_step() -> None:
@@ -203,6 +236,36 @@ def test_what_a_run_refuses() -> None:
             ValueError,
             "baseline must be finite",
         ),
+        (
+            lambda: oc.pulse_train(case.z, [0.0], 0.1, baseline=np.ones(2)),
+            ValueError,
+            "baseline must have shape (..., 3) or a scalar, got shape (2,)",
+        ),
+        (
+            lambda: oc.pulse_train(case.z, [0.0], 0.1, baseline=0.0),
+            TypeError,
+            "baseline must be an array, got the number 0.0",
+        ),
+        (lambda: oc.pulse_train([1.0], [0.0], 0.1), TypeError, "z must be an array of numpy, torch, jax, cupy or"),
+        (lambda: oc.pulse_train(case.z * math.nan, [0.0], 0.1), ValueError, "z must be finite, got NaN or infinity"),
+        (lambda: oc.pulse_train(case.z, "a", 0.1), ValueError, "onsets must be finite numbers, got 'a'"),
+        (lambda: oc.pulse_train(case.z, None, 0.1), TypeError, "onsets must be a number or numbers, got None"),
+        (lambda: oc.pulse_train(case.z, [True], 0.1), ValueError, "onsets must be finite numbers, got True"),
+        (
+            lambda: oc.simulate(case.circuit, lambda t: case.z, times, jumps=3.0),
+            TypeError,
+            "jumps must be times in seconds, a list of numbers, got float",
+        ),
+        (
+            lambda: oc.simulate(case.circuit, lambda t: case.z, times, jumps=[True]),
+            ValueError,
+            "jumps must be finite times in seconds, got True among them",
+        ),
+        (
+            lambda: oc.simulate(case.circuit, lambda t: case.z, times, drive="constant"),
+            ValueError,
+            "drive='constant' says how to read an array z, and z is a function of time: leave it out",
+        ),
     ]
     for call, kind, said in cases:
         with pytest.raises(kind, match=f"^{re.escape(said)}"):
@@ -274,6 +337,28 @@ def test_operators_multiply_batches_member_by_member() -> None:
     assert (alone.batched, together.batched) == (False, True)
     with pytest.raises(TypeError, match=r"^product must be a function of a vector, got"):
         oc.Operator(3)  # type: ignore[arg-type]
+
+
+def test_jumps_are_read_from_lists_and_arrays() -> None:
+    """Of any shape, in any order, twice the same once; those of the function itself come along."""
+    z, times = np.ones(2), np.array([0.0, 1.0])
+    train = oc.pulse_train(z, [0.25], 0.5)
+    own = (0.25, 0.75)
+    for jumps, wanted in (
+        (None, own),
+        ([0.5, 0.1], (0.1, *own[:1], 0.5, own[1])),
+        ({0.25}, own),
+        (np.array([[0.9, 0.75], [0.1, 0.75]]), (0.1, *own, 0.9)),
+        (np.array(0.5), (0.25, 0.5, 0.75)),
+    ):
+        assert read_drive(np, train, times, "auto", jumps).jumps == wanted
+    with pytest.raises(TypeError, match=r"^jumps must have a real floating dtype, got int64; convert it first$"):
+        read_jumps(np.array([1]))
+    constant = read_drive(np, z, times, "auto", [0.5], timed=True)  # of the model
+    assert (constant.jumps, constant.constant is z, constant.function) == ((0.5,), True, None)
+    sampled = read_drive(np, np.ones((2, 2)), times, "sampled", [0.5], timed=True)
+    assert (sampled.jumps, sampled.constant, sampled.sample.shape) == ((0.5,), None, (2,))
+    assert [*sampled.named, *constant.named, *read_drive(np, train, times, "auto").named] == ["z", "z", "z(t)"]
 
 
 def test_a_pulse_train_is_the_sum_of_its_pulses() -> None:
