@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -164,15 +165,15 @@ class ORGaNICsCell(nn.Module):
         return CellParameters(*(getattr(self, name) for name in CellParameters._fields))
 
     def start_state(self, *batch: int) -> CellState:
-        """The start state, for batch axes ``batch``; tensors ``(*batch, n)``."""
+        """A copy of the start state, for batch axes ``batch``; tensors ``(*batch, n)``."""
         shape = (*batch, self.hidden_size)
-        return CellState(*(getattr(self, f"start_{name}").expand(shape) for name in CellState._fields))
+        return CellState(*(getattr(self, f"start_{name}").expand(shape).clone() for name in CellState._fields))
 
     def derived(self, fields: CellParameters) -> tuple[Tensor, Rates]:
         """W and the rates dt/tau, which are the same at every step."""
         return normalization_weights(xp, fields.log_w), cell_rates(xp, fields, self.max_rates)
 
-    def forward(self, x: Tensor, state: CellState | None = None) -> CellState:
+    def forward(self, x: Tensor, state: CellState | None = None, *, through: Callable[..., Any] | None = None) -> Any:
         """One step.
 
         Parameters
@@ -180,6 +181,9 @@ class ORGaNICsCell(nn.Module):
         x : tensor (k,) or (N, k)
         state : CellState of tensors (n,) or (N, n), optional
             The start state by default.
+        through : callable, optional
+            How a layer takes this cell through a sequence, x (T, N, k), in one call: so hooks of the cell are called
+            once per sequence, around all that uses its parameters. What it gives is returned.
 
         Returns
         -------
@@ -190,6 +194,9 @@ class ORGaNICsCell(nn.Module):
         TypeError, ValueError
             Naming the tensor whose dtype or shape is wrong.
         """
+        if through is not None:
+            fields = self.fields()
+            return through(fields, *self.derived(fields), state, x, self.variant)
         check_tensor("x", x, self.w_zx)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -187,19 +188,8 @@ class ORGaNICs(nn.Module):
     def _run(
         self, cell: ORGaNICsCell, xs: Tensor, start: CellState, outputs: bool = True
     ) -> tuple[Tensor | None, CellState]:
-        fields = cell.fields()
-        w, rates = cell.derived(fields)
-        return run_sequence(
-            fields,
-            w,
-            rates,
-            start,
-            xs,
-            cell.variant,
-            self.implementation,
-            outputs=outputs,
-            checkpoint_every=self.checkpoint_every,
-        )
+        options = {"outputs": outputs, "checkpoint_every": self.checkpoint_every}
+        return cell(xs, start, through=partial(run_sequence, implementation=self.implementation, **options))
 
     def _forward_packed(self, packed: PackedSequence, hx: CellState | None) -> tuple[PackedSequence, CellState]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
