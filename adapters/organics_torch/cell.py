@@ -221,7 +221,9 @@ def check_tensor(name: str, value: object, like: Tensor) -> None:
     """TypeError or ValueError unless ``value`` is a tensor of the dtype and device of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {checks.describe(value)}")
-    if value.dtype != like.dtype and not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
+    kind = value.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if value.dtype != like.dtype and not (value.is_floating_point() and mixed):
         raise TypeError(f"{name} has dtype {value.dtype} but the parameters have {like.dtype}; convert one of them")
     if value.device != like.device:
         raise ValueError(f"{name} is on {value.device} but the parameters are on {like.device}; move one of them")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
-from .implementation import WEIGHTS, Reserve, Setup, address, misfit, shapes_of
+from .implementation import WEIGHTS, Reserve, Setup, address, check
 
 # The order of the arguments in sequence.cpp.
 ARGUMENTS = (
@@ -122,7 +121,7 @@ def backward(
     assert weights[2] is not None  # W; only W_r may be missing
     batch, n = xs.shape[1], weights[2].shape[0]
     [shape] = kept_shapes(setup._replace(gradient=True), xs, n, weights[1] is None)
-    check(xs, sigma, weights, n, {"g_ys": g_ys, "g_last": g_last, "kept": kept[0]}, kept=shape)
+    check(xs, sigma, weights, {"g_ys": g_ys, "g_last": g_last, "kept": kept[0]}, kept=shape)
     xs = _with_unit_stride(xs)
     arguments = _common(setup, xs, sigma, weights, kept, n)
     gradients = [
@@ -141,21 +140,6 @@ def backward(
     arguments.tensor("g_last", None if g_last is None else g_last.contiguous())
     arguments.run("backward", xs.dtype)
     return g_x, g_start, gradients
-
-
-def check(
-    xs: Tensor, sigma: Tensor, weights: Sequence[Tensor | None], n: int, more: dict[str, Tensor | None], **shapes: Any
-) -> None:
-    """RuntimeError unless all tensors are ordinary ones on the CPU, of one dtype and of the shapes they should have."""
-    if xs.ndim != 3 or xs.device.type != "cpu" or xs.dtype not in _SUFFIX or min(n, xs.shape[2]) < 1:
-        raise RuntimeError(f"native code takes xs (T, N, k) on the CPU, got {tuple(xs.shape)} on {xs.device}")
-    steps, batch, k = xs.shape
-    tensors = dict(zip(WEIGHTS, weights, strict=True)) | {"xs": xs, "sigma": sigma} | more
-    shapes |= shapes_of(n, k) | {"xs": (steps, batch, k), "sigma": (n,) if sigma.ndim else ()}
-    shapes |= dict.fromkeys(("start", "g_last"), (4, batch, n)) | {"g_ys": (steps, batch, n)}
-    reason = misfit(tensors, shapes, xs)
-    if reason is not None:
-        raise RuntimeError(f"native code cannot take this sequence: {reason}")
 
 
 def _common(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,22 @@ def misfit(tensors: Mapping[str, Tensor | None], shapes: Mapping[str, tuple[int,
     return None
 
 
+def check(
+    xs: Tensor, sigma: Tensor, weights: Sequence[Tensor | None], more: dict[str, Tensor | None], **shapes: Any
+) -> None:
+    """RuntimeError unless all tensors of a sequence are ordinary, of one dtype and device, of the shapes they need."""
+    w = weights[WEIGHTS.index("w")]
+    if xs.ndim != 3 or w is None or w.ndim != 2 or xs.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError(f"xs must be (T, N, k) of float32 or float64, got {tuple(xs.shape)} of {xs.dtype}")
+    (steps, batch, k), n = xs.shape, w.shape[0]
+    tensors = dict(zip(WEIGHTS, weights, strict=True)) | {"xs": xs, "sigma": sigma} | more
+    shapes |= shapes_of(n, k) | {"xs": (steps, batch, k), "sigma": (n,) if sigma.ndim else ()}
+    shapes |= dict.fromkeys(("start", "g_last"), (4, batch, n)) | {"g_ys": (steps, batch, n)}
+    reason = misfit(tensors, shapes, xs)
+    if reason is not None:
+        raise RuntimeError(f"the sequence cannot be computed: {reason}")
+
+
 def address(name: str, value: Tensor) -> int:
     """Where the numbers of a tensor begin; RuntimeError where its memory is not there."""
     pointer = value.data_ptr()
@@ -86,6 +103,12 @@ def address(name: str, value: Tensor) -> int:
         if not pointer or value.untyped_storage().nbytes() < needed:
             raise RuntimeError(f"{name} has no memory that native code could use: it is a {type(value).__name__}")
     return pointer
+
+
+def without_autocast(like: Tensor) -> Any:
+    """Computations in the dtype of their tensors; a backward pass, too, may run inside of autocast."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class Setup(NamedTuple):

@@ -26,7 +26,7 @@ from torch import Tensor
 from organics_core.cell import CellParameters, CellState, Rates, step
 
 from . import fused, native, plain
-from .implementation import WEIGHTS, Setup, intercepted, is_ordinary, misfit, shapes_of
+from .implementation import WEIGHTS, Setup, check, intercepted, is_ordinary, misfit, shapes_of, without_autocast
 
 IMPLEMENTATIONS = ("auto", "fused", "triton", "cuda", "function", "reference")
 _MODULES: dict[str, Any] = {"fused": fused, "function": plain}
@@ -63,11 +63,6 @@ def reference_sequence(
     return torch.stack(ys), state
 
 
-def _without_autocast(xs: Tensor) -> Any:
-    """The implementations compute in the dtype of their tensors; the backward pass, too, may run inside of autocast."""
-    return torch.autocast(xs.device.type, enabled=False)
-
-
 def _reference_gradients(
     setup: Setup, tensors: list[Tensor | None], wanted: list[bool], g_ys: Tensor | None, g_last: Tensor | None
 ) -> list[Tensor | None]:
@@ -97,7 +92,7 @@ class SequenceFunction(torch.autograd.Function):
     def forward(
         ctx: Any, implementation: str, setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, *weights: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        with _without_autocast(xs):
+        with without_autocast(xs):
             ys, last, kept = _module(implementation).forward(setup, xs, start, sigma, weights)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(xs, start, sigma, *weights, *kept)
@@ -110,11 +105,12 @@ class SequenceFunction(torch.autograd.Function):
         weights, kept = rest[: len(WEIGHTS)], rest[len(WEIGHTS) :]
         wants_x = ctx.needs_input_grad[2]
         ordinary = all(value is None or is_ordinary(value) for value in (g_ys, g_last))
-        with _without_autocast(xs):
+        with without_autocast(xs):
             if torch.is_grad_enabled() or not ordinary or intercepted():
                 wanted = list(ctx.needs_input_grad[2:])
                 tensors = [xs, start, sigma, *weights]
                 return None, None, *_reference_gradients(ctx.setup, tensors, wanted, g_ys, g_last)
+            check(xs, sigma, weights, {})  # someone may have put others in their places meanwhile
             found = _module(ctx.implementation).backward(ctx.setup, xs, sigma, weights, kept, g_ys, g_last, wants_x)
         g_x, g_start, gradients = found
         return None, None, g_x, g_start, None, *gradients
@@ -136,11 +132,11 @@ def _module_of_op(wanted: str, setup: Setup, xs: Tensor, units: int) -> Any:
 def sequence_op(*arguments: Any) -> list[Tensor]:
     """:class:`SequenceFunction` as one operation that torch.compile need not look into: [ys, last, *kept]."""
     setup, (xs, start, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:]
-    module = _module_of_op(arguments[0], setup, xs, start.shape[-1])
-    if module is fused:
-        fused.check(xs, sigma, weights, start.shape[-1], {"start": start})
-    with _without_autocast(xs):
-        ys, last, kept = module.forward(setup, xs, start, sigma, weights)
+    check(xs, sigma, weights, {"start": start})
+    with without_autocast(xs):
+        ys, last, kept = _module_of_op(arguments[0], setup, xs, start.shape[-1]).forward(
+            setup, xs, start, sigma, weights
+        )
     return [xs.new_empty(0) if ys is None else ys, last, *kept]
 
 
@@ -164,7 +160,8 @@ def _(*arguments: Any) -> list[Tensor]:
 def sequence_backward_op(*arguments: Any) -> list[Tensor]:
     """Its derivative: [g_xs or nothing, g_start, *g_weights without g_w_r for the identity]."""
     setup, (xs, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:-4]
-    with _without_autocast(xs):
+    check(xs, sigma, weights, dict(zip(("g_ys", "g_last"), arguments[-3:-1], strict=True)))
+    with without_autocast(xs):
         g_x, g_start, gradients = _module_of_op(arguments[0], setup, xs, weights[0].shape[0]).backward(
             setup, xs, sigma, weights, *arguments[-4:]
         )
@@ -290,7 +287,7 @@ def run_sequence(
     """ys (T, N, n), or None where they are not wanted, and the last state (N, n), for inputs xs (T, N, k)."""
     chosen = choose_implementation(implementation, fields, xs, checkpoint_every, state)
     if chosen == "reference":
-        with _without_autocast(xs):
+        with without_autocast(xs):
             ys, state = reference_sequence(fields, w, rates, state, xs, variant)
         return (ys if outputs else None), state
     gains = (fields.w_bx0, fields.w_by0, fields.w_ba0, fields.w_bx1, fields.w_by1, fields.w_ba1)

@@ -25,6 +25,7 @@ from organics_core.static import (
 )
 
 from .cell import SpectralBall, check_tensor, floating_dtype, random_source
+from .implementation import without_autocast
 
 
 class DivisiveNorm(nn.Module):
@@ -106,7 +107,7 @@ class DivisiveNorm(nn.Module):
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (..., {self.in_features}), got shape {tuple(x.shape)}")
         x = x.to(self.log_w.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return static_circuit(xp, _fields(self), x, self.sigma)
 
     @torch.compiler.disable
@@ -116,7 +117,7 @@ class DivisiveNorm(nn.Module):
         method = "closed_form" if self.recurrent == "identity" else "newton"
         if method == "newton" and z.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"Newton's method needs parameters of float32 or float64, these are {z.dtype}")
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return steady_state(circuit, z, method=method, max_iterations=self.max_iterations)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -218,7 +219,7 @@ class DivisiveNorm2d(nn.Module):
             raise ValueError(f"x is smaller than the kernel of side {self.kernel_size}: got shape {tuple(x.shape)}")
         x = x.to(self.log_w.dtype)
         convolve = nn.functional.conv2d
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             drive, gain = (convolve(x, w, None, self.stride, self.padding) for w in (self.w_zx, self.w_bx))
 
             def pool(squares: Tensor, kernels: Tensor) -> Tensor:
