@@ -230,7 +230,7 @@ def test_no_input_crashes_the_process(seed):
 
     Not tensors without storage: torch's own operations crash on them.
     """
-    command = [sys.executable, "-c", FUZZ, str(seed), "400"]
+    command = [sys.executable, "-c", FUZZ, str(seed), "300"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     answered, raised = map(int, done.stdout.split())
@@ -337,3 +337,56 @@ def test_start_states_are_ones_own():
             if source is not layer and batch:
                 assert (state.y[1:] != 7.0).any()
         assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_rates": (1.0, 0.5, 0.1)}, r"max_rates \[1.0, 0.5, 0.1\], and this one has max_rates \[0.05, 0.01, 0.1\]"),
+        ({"variant": "main"}, "variant 'main', and this one has variant 'rectified_recurrence'"),
+        ({"recurrent": "spectral"}, "recurrent 'spectral', and this one has recurrent 'orthogonal'"),
+        ({"recurrent": "identity"}, "recurrent 'identity', and this one has recurrent 'orthogonal'"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_dict_of_other_settings(settings, words, strict):
+    with pytest.raises(ValueError, match=words):
+        ot.ORGaNICs(K, H, num_layers=2).load_state_dict(ot.ORGaNICs(K, H, num_layers=2, **settings).state_dict(), strict)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (lambda: ot.DivisiveNorm(3, 4, sigma=0.5), lambda: ot.DivisiveNorm(3, 4), "sigma 0.5, and this one has sigma 1.0"),
+        (lambda: ot.DivisiveNorm2d(1, 2, 3, stride=2), lambda: ot.DivisiveNorm2d(1, 2, 3), "stride 2"),
+        (lambda: ot.DivisiveNorm2d(1, 2, 3, padding=1), lambda: ot.DivisiveNorm2d(1, 2, 3), "padding 1"),
+    ],
+)
+def test_a_state_dict_of_another_static_layer(one, other, words):
+    same = one()
+    assert same.load_state_dict(one().state_dict()).missing_keys == []
+    with pytest.raises(ValueError, match=words):
+        other().load_state_dict(one().state_dict())
+
+
+def test_settings_in_a_state_dict(tmp_path):
+    """They pass through every format; a state_dict without them, or one of halves, loads; a damaged one does not."""
+    layer, other = make(num_layers=2, dtype=torch.float32), make(num_layers=2, seed=4, dtype=torch.float32)
+    state, x = layer.state_dict(), numbers(1, T, N, K, dtype=torch.float32)
+    torch.save(state, tmp_path / "state.pt")
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    safetensors.save_file(state, tmp_path / "state.safetensors")
+    old = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+    assert len(old) == len(state) - 2
+    read = torch.load(tmp_path / "state.pt", weights_only=True), safetensors.load_file(tmp_path / "state.safetensors")
+    for given in (*read, old, {name: value.half() for name, value in state.items()}):
+        for parameter in other.parameters():
+            torch.nn.init.zeros_(parameter)
+        other.load_state_dict(given)
+        close(other(x)[0], layer(x)[0], 1e-2)
+    wanted = layer(x)[0]
+    assert torch.equal(torch.func.functional_call(other, state, (x,))[0], wanted)
+    with pytest.raises(RuntimeError, match="Missing key.*w_r"):
+        other.load_state_dict({name: value for name, value in old.items() if not name.endswith("w_r")})
+    with pytest.raises(ValueError, match="damaged"):
+        other.load_state_dict(state | {"cells.1._extra_state": torch.ones(5, dtype=torch.uint8)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ from organics_core.cell import (
     step,
 )
 from organics_core.static import spectral_ball
+
+from .implementation import is_ordinary
 
 RECURRENT = ("orthogonal", "identity", "spectral")
 
@@ -160,6 +163,18 @@ class ORGaNICsCell(nn.Module):
         if recurrent == "spectral":
             parametrize.register_parametrization(self, "w_r", SpectralBall())
 
+    def get_extra_state(self) -> Tensor:
+        """What the numbers of a state_dict depend on beside its tensors, as a tensor that any format can hold."""
+        names = ("recurrent", "variant", "max_rates")
+        return packed_settings({name: getattr(self, name) for name in names})
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """ValueError where the state_dict is of a cell with other settings."""
+        check_settings(self, state)
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        load_with_or_without_settings(super()._load_from_state_dict, *arguments, **keywords)
+
     def fields(self) -> CellParameters:
         """The parameters as the core's named tuple, still attached to autograd."""
         return CellParameters(*(getattr(self, name) for name in CellParameters._fields))
@@ -215,6 +230,39 @@ class ORGaNICsCell(nn.Module):
             f"{self.input_size}, {self.hidden_size}, recurrent={self.recurrent!r}, variant={self.variant!r}, "
             f"max_rates={tuple(self.max_rates)}, learn_rates={self.learn_rates}"
         )
+
+
+def packed_settings(settings: dict[str, Any]) -> Tensor:
+    """Settings as the bytes of their JSON."""
+    return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8, device="cpu")
+
+
+def check_settings(module: nn.Module, state: Tensor) -> None:
+    """ValueError naming the setting of ``module`` that is not as in ``state``, of :func:`packed_settings`."""
+    if not is_ordinary(state):  # on no device, or not computed: there is nothing to see
+        return
+    try:
+        codes = state.detach().to("cpu", torch.float64).round()  # whatever was done to all tensors of a state_dict
+        found = json.loads(bytes(codes.to(torch.uint8).tolist()))
+        items = list(found.items())
+    except (ValueError, AttributeError):
+        raise ValueError("the settings in the state_dict are damaged: they are no JSON") from None
+    for name, value in items:
+        here = getattr(module, name, None)
+        if json.loads(json.dumps(here)) != value:
+            raise ValueError(
+                f"the state_dict is of a {type(module).__name__} with {name} {value!r}, and this one has {name} "
+                f"{json.loads(json.dumps(here))!r}: its numbers would mean something else; build it with the same"
+            )
+
+
+def load_with_or_without_settings(load: Callable[..., None], state: Any, prefix: str, *rest: Any) -> None:
+    """A module's own part of a state_dict; those of older versions have no settings."""
+    missing = rest[2]
+    load(state, prefix, *rest)
+    key = f"{prefix}_extra_state"
+    if key in missing:
+        missing.remove(key)
 
 
 def check_tensor(name: str, value: object, like: Tensor) -> None:
