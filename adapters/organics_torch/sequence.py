@@ -247,6 +247,15 @@ def choose_implementation(
     return _choose(wanted, xs, fields.log_w.shape[-1], checkpoint_every)
 
 
+def settled(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation that "auto" is for ordinary tensors of a kind; elsewhere than on the CPU it hangs on sizes."""
+    if implementation != "auto" or device.type != "cpu":
+        return implementation
+    if dtype not in (torch.float32, torch.float64):
+        return "reference"
+    return "fused" if fused.available(dtype, device) else "function"
+
+
 def _choose(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -> str:
     if wanted in ("auto", "fused"):
         if fused.available(xs.dtype, xs.device):
