@@ -48,10 +48,14 @@ class ORGaNICs(nn.Module):
     -----
     The whole layer computes in the dtype of its parameters, also under
     autocast. The environment variable ``ORGANICS_TORCH_FUSED=0`` keeps "auto"
-    from compiling native code. Only ``"reference"`` can be differentiated
-    twice or forwards, or transformed by ``torch.func``; ``"auto"`` takes it
-    inside such transforms. Parameters of float16 and bfloat16 take it, too. A
-    layer with ``recurrent="spectral"`` is saved by its ``state_dict`` or by
+    from compiling native code. Only ``"reference"`` takes transforms of
+    ``torch.func``, forward derivatives, float16 and bfloat16, and tensors that
+    are more than their memory (subclasses, DTensor, fake and meta tensors);
+    ``"auto"`` takes it for them. Second derivatives, and the derivatives of
+    many cotangents at once, go by it whatever the implementation. The layer
+    calls its cells, once per sequence, so that hooks on them fire and FSDP2
+    may shard cell by cell. A ``state_dict`` carries the settings that its
+    numbers depend on, and one of other settings is refused. A layer with ``recurrent="spectral"`` is saved by its ``state_dict`` or by
     :func:`save`: torch cannot pickle parametrized modules.
 
     Attributes

@@ -204,7 +204,7 @@ def _unsuitable(fields: CellParameters, xs: Tensor, state: CellState | None) -> 
     if fields.sigma.requires_grad:
         return "sigma is trained"
     if xs.dtype not in (torch.float32, torch.float64):
-        return f"the dtype is {xs.dtype}, not float32 or float64"
+        return f"the dtype is {xs.dtype}"
     if torch.compiler.is_compiling():
         return None
     n, k = fields.log_w.shape[-1], xs.shape[-1]
@@ -239,8 +239,8 @@ def choose_implementation(
         if wanted == "auto":
             return "reference"
         raise RuntimeError(
-            f"implementation {wanted!r} needs ordinary tensors of float32 or float64 and a fixed sigma, and here "
-            f"{reason}; choose 'auto' or 'reference'"
+            f"implementation {wanted!r} needs float32 or float64, ordinary tensors of the cell's shapes and a fixed "
+            f"sigma, and here {reason}; choose 'auto' or 'reference'"
         )
     if torch.compiler.is_compiling():
         return wanted  # the operation chooses when it runs

@@ -3,8 +3,9 @@
 What a run does is a function of its :class:`Config` alone: the order of the
 batches comes from (seed, epoch), noise on the inputs from (seed, epoch, step),
 and a checkpoint holds parameters, optimizer
-moments, random numbers and the position within the epoch. A run that is killed
-and resumed goes through the same numbers, bit by bit, on the same machine.
+moments, random numbers, the position within the epoch and the implementation.
+A run that is killed and resumed goes through the same numbers, bit by bit, on
+the same machine.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _checksum(tensors: Arrays, metadata: dict[str, str]) -> str:
     found = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, value in sorted(tensors.items()):
         found.update(json.dumps([name, str(value.dtype), value.shape]).encode())
-        found.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        found.update(value.tobytes())
     return found.hexdigest()
 
 
