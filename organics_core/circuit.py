@@ -286,14 +286,14 @@ def resting_state(circuit: Circuit, z: Array) -> State:
 
 
 def relu(xp: Any, x: Array) -> Array:
-    """max(x, 0), with derivative 0 at 0 in every library."""
-    return xp.where(x > 0, x, 0.0)
+    """max(x, 0), with derivative 0 at 0 in every library; NaN stays NaN."""
+    return xp.where(x <= 0, 0.0, x)
 
 
 def sqrt_relu(xp: Any, a: Array) -> Array:
-    """sqrt(max(a, 0)), with derivative 0 (not NaN) where a <= 0."""
-    positive = a > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, a, 1.0)), 0.0)
+    """sqrt(max(a, 0)), with derivative 0 (not infinity) where a <= 0; NaN stays NaN."""
+    silent = a <= 0
+    return xp.where(silent, 0.0, xp.sqrt(xp.where(silent, 1.0, a)))
 
 
 def pooled_response(xp: Any, y: Array, variant: str) -> Array:

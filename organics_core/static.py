@@ -156,16 +156,30 @@ def _cast(values: tuple[Any, ...], dtype: Any) -> StaticParameters:
 
 
 def unit(xp: Any, u: Array, axis: int | tuple[int, ...]) -> Array:
-    """u / ||u|| along ``axis``, and 0 (with derivative 0) where u is 0."""
+    """u / ||u|| along ``axis``, and 0 (with derivative 0) where u is 0; half precision gives float32.
+
+    The numbers are first divided by a power of two near the largest of them: their squares would overflow, or vanish.
+    """
+    u = widened(xp, u)
+    largest = xp.max(xp.abs(u), axis=axis, keepdims=True)
+    largest = xp.where((largest > 0) & (largest < xp.inf), largest, 1.0)
+    exponent = xp.astype(xp.floor(xp.log2(largest)), xp.int32)  # integers: what depends on them has no derivative
+    most = 126 if xp.finfo(u.dtype).bits == 32 else 1022  # so that the power, too, is a number
+    exponent = xp.astype(xp.clip(exponent, -most, most), u.dtype)
+    u = u * xp.asarray(2.0, dtype=u.dtype, device=device(u)) ** -exponent
     square = xp.sum(u * u, axis=axis, keepdims=True)
     silent = square == 0
     return u / xp.where(silent, 1.0, xp.sqrt(xp.where(silent, 1.0, square)))
 
 
+def widened(xp: Any, x: Array) -> Array:
+    """``x`` in float32 at least."""
+    return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
+
+
 def spectral_ball(xp: Any, v: Array) -> Array:
     """V / max(1, ||V||_2): matrices (..., n, n) inside the ball of spectral norm 1 stay as they are."""
-    # half precision has no decomposition
-    wide = xp.astype(v, xp.float32) if xp.finfo(v.dtype).bits < 32 else v
+    wide = widened(xp, v)  # half precision has no decomposition
     outside = xp.linalg.matrix_norm(get_backend(xp).stop_gradient(wide), ord=2) > 1
     # inside, where matrices may have equal singular values, the norm's second derivatives are no one's business
     levels = xp.arange(1, v.shape[-1] + 1, dtype=wide.dtype, device=device(v))
@@ -176,7 +190,8 @@ def spectral_ball(xp: Any, v: Array) -> Array:
 def static_circuit(xp: Any, parameters: StaticParameters, x: Array, sigma: Array | float) -> tuple[Circuit, Array]:
     """The circuit under x (..., k), of time constants 1, and its drive z (..., n); unchecked, so that it traces."""
     p = parameters
-    z = unit(xp, matvec(xp, p.w_zx, x), -1)
+    drive = matvec(xp, p.w_zx, x)
+    z = xp.astype(unit(xp, drive, -1), drive.dtype)
     gain, normalization = sigmoid(xp, matvec(xp, p.w_bx, x)), sigmoid(xp, p.beta)
     return Circuit._make((p.w_r, xp.exp(p.log_w), gain, normalization, sigma, 1.0, 1.0)), z
 
@@ -217,9 +232,12 @@ def convolutional_rates(
         ``pool(squares, kernels)``: every channel of (..., d, h, w) convolved
         with its own kernel of (d, m, m), zeros beyond the border.
     """
+    dtype = drive.dtype
+    gain, beta, log_w = (widened(xp, value) for value in (gain, parameters.beta, parameters.log_w))
     driven = sigmoid(xp, gain) * unit(xp, drive, (-2, -1))
-    floor = (sigmoid(xp, parameters.beta) * sigma) ** 2
-    return squared_rates(xp, driven) / (floor[:, None, None] + pool(driven * driven, xp.exp(parameters.log_w)))
+    floor = (sigmoid(xp, beta) * sigma) ** 2
+    rates = squared_rates(xp, driven) / (floor[:, None, None] + pool(driven * driven, xp.exp(log_w)))
+    return xp.astype(rates, dtype)
 
 
 def static_steady_state(

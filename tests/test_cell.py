@@ -97,6 +97,31 @@ def test_sequence_is_its_steps(xp64: Library, variant: str) -> None:
             xp64.assert_close(one[member, :], other, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("variant", CELL_VARIANTS)
+def test_nan_comes_through(xp: Library, variant: str) -> None:
+    """From the input, and from every part of the state, into what depends on it, and into no other sequence."""
+    parameters, state, x = random_cell()
+    batch = oc.CellState(*(np.stack([part, part]) for part in state))
+    p, options = xp.tree(parameters), {"max_rates": RATES, "variant": variant}
+    for name in ("x", *oc.CellState._fields):
+        given = {**batch._asdict(), "x": np.stack([x, x])}
+        given[name] = given[name].copy()
+        given[name][0, 0] = np.nan
+        last = xp.array(given.pop("x"))
+        new = numpy_tree(oc.cell_step(p, xp.tree(oc.CellState(**given)), last, **options))
+        for part in new:
+            assert np.isfinite(part[1]).all()
+        bad = {field: np.isnan(part[0]) for field, part in new._asdict().items()}
+        if name == "x":
+            assert bad["y"].all()
+            assert bad["b0"].all()
+            assert bad["b1"].all()
+        assert bad[{"x": "y", "b0": "a", "b1": "y"}.get(name, name)].any()
+        if name in ("y", "a"):
+            assert bad["b0"].all()
+            assert bad["a"].all()
+
+
 def test_the_cell_is_euler_on_the_circuit() -> None:
     """With the gains held, one step is Euler's step of the circuit it stands for."""
     parameters, state, x = random_cell()

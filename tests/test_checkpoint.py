@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support import to_numpy
+from support import ELSEWHERE, to_numpy
 
 import organics_core as oc
 from organics_core.io.checkpoints import LayerSettings, load_checkpoint, save_checkpoint
@@ -159,3 +160,61 @@ def test_nothing_half_written(tmp_path: Path) -> None:
         save_checkpoint(path, [(parameters._replace(w_r=np.zeros((3, 3))), start)])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@torch_only
+@jax_only
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    """100 bytes of the numbers, or one of the settings; a file without a checksum is read as ever."""
+    from safetensors.numpy import load_file, save_file
+
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, [oc.init_cell(0, 2, 4)])
+    whole = path.read_bytes()
+    size = 8 + int.from_bytes(whole[:8], "little")
+    for first, count in ((size + 50, 100), (whole.index(b"0.05"), 1)):
+        damaged = bytearray(whole)
+        damaged[first : first + count] = bytes(byte ^ 1 for byte in damaged[first : first + count])
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    old = {"format": "organics-core layers", "version": "1"} | {
+        name: json.dumps(value._asdict() if name == "max_rates" else value)
+        for name, value in LayerSettings()._asdict().items()
+    }
+    save_file(load_file(path), path, metadata=old)
+    assert load_checkpoint(path).settings == LayerSettings()
+
+
+@torch_only
+@jax_only
+def test_equal_layers_are_equal_files_and_links_stay(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.safetensors", tmp_path / "folder" / "model.safetensors"
+    target.parent.mkdir()
+    try:
+        link.symlink_to(target)
+    except OSError:
+        pytest.skip(f"{ELSEWHERE}no symbolic links")
+    save_checkpoint(link, [oc.init_cell(0, 2, 4)])
+    assert link.is_symlink()
+    save_checkpoint(tmp_path / "again", [oc.init_cell(0, 2, 4)])
+    assert target.read_bytes() == (tmp_path / "again").read_bytes()
+
+
+@pytest.mark.parametrize("framework", [pytest.param("torch", marks=torch_only), pytest.param("jax", marks=jax_only)])
+def test_half_precision_is_refused_in_words(tmp_path: Path, framework: str) -> None:
+    if framework == "torch":
+        import torch
+
+        model, words = trained("torch").to(torch.bfloat16), r"model has torch\.bfloat16 .* save model\.float\(\)"
+    else:
+        import jax
+        import jax.numpy as jnp
+
+        from organics_jax import ORGaNICs
+
+        model, words = ORGaNICs(2, 3, key=jax.random.key(0), dtype=jnp.bfloat16), "float32 or float64, got bfloat16"
+    with pytest.raises((TypeError, ValueError), match=words):
+        adapter(framework).save(tmp_path / "model.safetensors", model)
+    assert list(tmp_path.iterdir()) == []

@@ -199,6 +199,40 @@ def test_jit_vmap_and_ensembles():
     np.testing.assert_array_equal(ensemble.parameters.w_zx[1], ORGaNICsCell(2, 3, key=keys[1]).parameters.w_zx)
 
 
+@pytest.mark.parametrize("variant", ["rectified_recurrence", "main"])
+@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+def test_nan_comes_through(implementation, variant):
+    """From the input, from its step on, into the states and the gradients, and into no other sequence."""
+    layer = ORGaNICs(2, 5, key=KEY, implementation=implementation, variant=variant, max_rates=RATES, dtype=jnp.float64)
+    xs = jax.random.normal(jax.random.key(1), (40, 3, 2)).at[7, 1, 0].set(jnp.nan)
+    output, hn = layer(xs)
+    wanted = np.zeros(output.shape, bool)
+    wanted[7:, 1] = True
+    np.testing.assert_array_equal(np.isnan(output), wanted)
+    assert all(np.isnan(part[0, 1]).all() for part in hn)
+    assert all(np.isfinite(part[0, ::2]).all() for part in hn)
+    slope = eqx.filter_grad(lambda layer: layer(xs)[0].sum())(layer)
+    assert bool(jnp.isnan(slope.cells[0].parameters.w_by0).any())
+
+
+@pytest.mark.parametrize("variant", ["rectified_recurrence", "main"])
+def test_second_derivatives(variant):
+    """Both orders of the modes against the reference's, at a = 0 too."""
+    layer = ORGaNICs(2, 4, key=KEY, variant=variant, max_rates=RATES, dtype=jnp.float64)
+    xs, hx = jax.random.normal(jax.random.key(1), (5, 2)), jax.tree.map(lambda p: p[None], layer.cells[0].start)
+    hx = hx._replace(a=hx.a.at[0, 0].set(0.0))
+
+    def loss(implementation, xs):
+        made = eqx.tree_at(lambda m: m.cells[0].parameters.log_w, layer, layer.cells[0].parameters.log_w)
+        object.__setattr__(made, "implementation", implementation)
+        return jnp.sum(made(xs, hx)[0] ** 2)
+
+    wanted = jax.hessian(lambda xs: loss("reference", xs))(xs)
+    assert float(jnp.abs(wanted).max()) > 1e-4
+    for again in (jax.jacrev, jax.jacfwd):
+        assert_trees_close(again(jax.grad(lambda xs: loss("auto", xs)))(xs), wanted)
+
+
 def test_forward_derivatives_need_the_reference():
     layer = ORGaNICs(1, 3, key=KEY, implementation="reference")
     xs = jnp.ones((4, 1))

@@ -32,6 +32,39 @@ def test_output_is_the_fixed_point_of_the_circuit(recurrent):
     np.testing.assert_allclose(layer(x), jnp.maximum(found.state.y, 0) ** 2, rtol=1e-12)
 
 
+@pytest.mark.parametrize("size", [30.0, 1e20, 1e-25])
+@pytest.mark.parametrize("kind", ["vector", "image"])
+def test_size_of_the_input_drive_does_not_matter(kind, size):
+    """Numbers whose squares overflow, or vanish: the drive is of unit norm before its gain."""
+    dtype = jnp.float16 if size == 30 else jnp.float32
+    made = (DivisiveNorm, (3, 300)) if kind == "vector" else (DivisiveNorm2d, (2, 3, 3))
+    layer = made[0](*made[1], key=KEY, dtype=jnp.float32)
+    x = jax.random.normal(jax.random.key(1), (2, 3) if kind == "vector" else (2, 2, 40, 40), jnp.float32)
+    grown = 300 if size == 30 else 1
+    layer = eqx.tree_at(lambda m: (m.w_bx, m.w_zx), layer, (0 * layer.w_bx, grown * layer.w_zx))
+    wanted = layer(x)
+    found = jax.tree.map(lambda leaf: leaf.astype(dtype), layer)((size * x).astype(dtype))
+    assert found.dtype == dtype
+    worst = jnp.abs(found.astype(jnp.float32) - wanted).max() / wanted.max()
+    assert float(worst) < (0.01 if dtype == jnp.float16 else 1e-5)
+    slope = jax.grad(lambda x: jnp.sum(layer(x) ** 2))(size * x)
+    assert bool(jnp.isfinite(slope).all())
+
+
+def test_nan_comes_through():
+    x = jnp.ones((3, 3)).at[1, 0].set(jnp.nan)
+    for recurrent in ("identity", "spectral"):
+        found = jax.jit(DivisiveNorm(3, 5, key=KEY, recurrent=recurrent).__call__)(x)
+        assert jnp.isnan(found[1]).all()
+    assert jnp.isnan(DivisiveNorm(3, 5, key=KEY)(x)).all(-1).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="must be finite"):
+        DivisiveNorm(3, 5, key=KEY, recurrent="spectral")(x)
+    images = jnp.ones((2, 1, 6, 6)).at[0, 0, 0, 0].set(jnp.nan)
+    found = DivisiveNorm2d(1, 3, 3, key=KEY)(images)
+    assert bool(jnp.isnan(found[0]).all())
+    assert bool(jnp.isfinite(found[1]).all())
+
+
 @pytest.mark.parametrize("recurrent", ["identity", "spectral"])
 def test_gradients_against_finite_differences(recurrent):
     layer = DivisiveNorm(3, 4, key=KEY, recurrent=recurrent, dtype=jnp.float64)

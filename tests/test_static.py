@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from support import Library, numpy_tree, to_numpy
+from support import Library, gradient, numpy_tree, to_numpy
 
 import organics_core as oc
-from organics_core.static import STATIC_RECURRENT, convolutional_rates, init_static_2d, spectral_ball
+from organics_core.static import STATIC_RECURRENT, convolutional_rates, init_static_2d, spectral_ball, unit
 
 K, N = 4, 5
 SIGMA = 0.4
@@ -161,6 +161,41 @@ def test_ball_in_half_precision() -> None:
 def test_silent_input(xp: Library, recurrent: str) -> None:
     p, _ = parameters_and_input(recurrent)
     xp.assert_close(oc.static_rates(in_library(xp, p), xp.array(np.zeros((2, K)))), np.zeros((2, N)))
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-25, 1e30, 1e-40])
+def test_size_does_not_matter(xp: Library, size: float) -> None:
+    """The unit vector of numbers whose squares overflow or vanish."""
+    u = np.random.default_rng(1).standard_normal((3, 7))
+    u[1] = 0
+    size = size if xp.eps > 1e-10 else size**7
+    found = unit(xp.namespace, xp.array(size * u), -1)
+    expected = u / np.where(u.any(-1, keepdims=True), np.linalg.norm(u, axis=-1, keepdims=True), 1)
+    xp.assert_close(found, expected, rtol=1e-3 if size == 1e-40 else 1e-6)
+    u[0, 0] = np.inf
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(to_numpy(unit(xp.namespace, xp.array(u), -1))).any()
+
+
+@pytest.mark.library("torch", "jax")
+def test_slope_of_a_unit_vector(xp64: Library) -> None:
+    """(I - v v^T) / ||u||, whatever the size of u."""
+    u = np.random.default_rng(1).standard_normal(5)
+    v = u / np.linalg.norm(u)
+    weights = np.arange(5.0)
+    expected = (weights - v * (v @ weights)) / np.linalg.norm(u)
+    for size in (1.0, 1e200, 1e-200):
+        found = gradient(
+            xp64, lambda x: (unit(xp64.namespace, x, -1) * xp64.array(weights)).sum(), xp64.array(size * u)
+        )
+        np.testing.assert_allclose(size * found, expected, rtol=1e-12)
+
+
+def test_nan_comes_through(xp: Library) -> None:
+    p, x = parameters_and_input("identity")
+    x[1, 0] = np.nan
+    found = to_numpy(oc.static_rates(in_library(xp, p), xp.array(x)))
+    assert np.isnan(found).tolist() == [[False] * N, [True] * N, [False] * N]
 
 
 def test_nothing_found_is_nan() -> None:

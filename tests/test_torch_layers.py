@@ -193,16 +193,6 @@ def test_gradcheck(implementation):
     assert torch.autograd.gradcheck(function, (x, *parts, *layer.parameters()), fast_mode=True)
 
 
-def test_second_derivatives_by_the_reference_and_an_error_by_the_others():
-    layer = make(implementation="reference")
-    x = numbers(4, 3, 2, K).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], (x,), fast_mode=True)
-    layer.implementation = "function"
-    (gradient,) = torch.autograd.grad((layer(x)[0] ** 2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 def test_transforms_of_torch_func():
     layer = make()
     x = numbers(4, 4, T, N, K)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from support import ELSEWHERE, PATIENCE
@@ -62,6 +63,31 @@ def test_a_compiler_that_fails(tmp_path, monkeypatch):
     library, status = native._load.__wrapped__()
     assert library is None
     assert "no such target" in status
+
+
+@pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}signals of a process group")
+def test_ctrl_c_does_not_reach_the_compiler():
+    """It goes to all processes of a terminal; the one that waits for the compiler may want to end in peace."""
+    program = """
+import os, signal, threading, time
+from organics_torch import native
+os.setpgrp()
+signal.signal(signal.SIGINT, lambda *_: print("asked"))
+threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()
+print(native._run("sh", "-c", "sleep 2; echo compiled").stdout)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout.split() == ["asked", "compiled"], done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}signals of a process group")
+def test_a_compiler_that_hangs_is_ended(monkeypatch):
+    """With all that it has begun."""
+    monkeypatch.setattr(native, "TIMEOUT", 1.0)
+    begun = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        native._run("sh", "-c", "sleep 600 & sleep 600")
+    assert time.monotonic() - begun < PATIENCE
 
 
 @needs_native

@@ -181,6 +181,41 @@ def test_agrees_with_the_core():
     np.testing.assert_allclose(to_numpy(layer.steady_state(x).state.y), found.state.y, rtol=1e-8)
 
 
+@pytest.mark.parametrize("size", [30.0, 1e20, 1e-25])
+@pytest.mark.parametrize("kind", ["vector", "image"])
+def test_size_of_the_input_drive_does_not_matter(kind, size):
+    """Numbers whose squares overflow, or vanish: the drive is of unit norm before its gain."""
+    dtype = torch.float16 if size == 30 else torch.float32
+    if kind == "vector":
+        layer, x = ot.DivisiveNorm(K, 300, seed=1), numbers(2, 5, K, dtype=torch.float32)
+    else:
+        layer, x = ot.DivisiveNorm2d(2, 3, 3, padding=1, seed=1), numbers(2, 2, 2, 40, 40, dtype=torch.float32)
+    with torch.no_grad():
+        layer.w_bx *= 0  # the gain alone does depend on it
+        layer.w_zx *= 300 if size == 30 else 1
+    wanted = layer(x)
+    found = layer.to(dtype)((size * x).to(dtype))
+    assert found.dtype == dtype
+    worst = (found.float() - wanted).detach().abs().max() / wanted.max()
+    assert float(worst) < (0.01 if dtype == torch.float16 else 1e-5)
+    grown = (size * x).requires_grad_()
+    [slope] = torch.autograd.grad(layer.float()(grown).square().sum(), grown)
+    assert slope.isfinite().all()
+
+
+def test_nan_comes_through():
+    x = numbers(2, 3, K)
+    x[1, 0] = torch.nan
+    assert make("identity")(x).isnan().all(-1).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="must be finite"):
+        make("spectral")(x)
+    images = numbers(2, 2, 2, 6, 6)
+    images[0, 0, 0, 0] = torch.nan
+    found = ot.DivisiveNorm2d(2, 3, 3, dtype=torch.float64)(images)
+    assert found[0].isnan().all()
+    assert found[1].isfinite().all()
+
+
 def test_half_precision():
     x = numbers(2, 5, K)
     half = make("identity").bfloat16()

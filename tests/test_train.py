@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import PATIENCE
+from support import ELSEWHERE, PATIENCE
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
@@ -30,7 +31,7 @@ ENVIRONMENT = {
 
 SCRIPT = """
 import os, signal, sys, time
-from organics_train import Config, checkpoint, train
+from organics_train import Config, train
 framework, out, wait = sys.argv[1], sys.argv[2], sys.argv[3] == "wait"
 config = Config(
     task="adding", framework=framework, hidden=8, length=12, samples=640, batch_size=40, epochs=2, seed=3,
@@ -45,7 +46,7 @@ if len(sys.argv) > 3 + 2:  # die in the middle of writing a checkpoint
         if len(written) == int(sys.argv[5]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.os.fsync = die
+    os.fsync = die
 
 def tell(progress):
     print(progress.epoch, progress.step, flush=True)
@@ -65,7 +66,7 @@ EVERY_FRAMEWORK = pytest.mark.parametrize(
 class Fake:
     """A learner without a framework: its state counts the examples it saw, in order."""
 
-    parameter_count, hidden = 1, 1
+    parameter_count, hidden, implementation = 1, 1, None
 
     def __init__(self, loss=1.0, norm=1.0):
         self.seen = np.zeros(0, dtype=np.int64)
@@ -122,6 +123,87 @@ def test_results_and_order_of_batches(fake, tmp_path):
     assert [record["gradient_norm"] for record in results["epochs"]] == [pytest.approx(10 / 6), 1.0]
     assert results["test_accuracy"] == 0.25
     assert not list((tmp_path / "a").glob("*.part"))
+
+
+def test_a_checkpoint_says_how_it_was_computed(fake, tmp_path, monkeypatch):
+    """A resumed run goes on so, or says that it cannot."""
+    fake()
+    monkeypatch.setattr(Fake, "implementation", "fast")
+    monkeypatch.setattr(Fake, "use", lambda self, name: setattr(self, "implementation", name), raising=False)
+    path = tmp_path / "checkpoint.safetensors"
+    train(Config(**SMALL), tmp_path)
+    assert load_checkpoint(path)[1]["implementation"] == "fast"
+    monkeypatch.setattr(Fake, "implementation", "slow")
+    assert train(Config(**SMALL), tmp_path, resume=True)["implementation"] == "fast"
+    monkeypatch.setattr(Fake, "use", lambda self, name: "no compiler")
+    with pytest.warns(RuntimeWarning, match=r"'fast', which cannot be had here \(no compiler\).* goes on by 'slow'"):
+        train(Config(**SMALL), tmp_path, resume=True)
+
+
+@pytest.mark.library("torch")
+def test_the_implementation_is_settled_before_the_first_step(tmp_path):
+    _needs("torch")
+    from organics_torch import native
+    from organics_train import torch_learner
+
+    config = Config(task="adding", hidden=6, length=8, samples=64, batch_size=32, epochs=1)
+    learner = torch_learner.make(config, config.data())
+    best = "function" if native.load() is None else "fused"
+    assert learner.implementation == best == learner.model.layer.implementation
+    assert learner.use("function") is None
+    assert learner.implementation == "function"
+    train(config, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["implementation"] == best
+
+
+def test_damage_is_noticed(fake, tmp_path):
+    """100 bytes anywhere in the numbers, or one in the record."""
+    fake()
+    train(Config(**SMALL), tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    size = 8 + int.from_bytes(whole[:8], "little")
+    at = whole.index(b"epochs")
+    for first, count in ((size, 100), (len(whole) - 100, 100), (at, 1)):
+        damaged = bytearray(whole)
+        damaged[first : first + count] = bytes(byte ^ 1 for byte in damaged[first : first + count])
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):
+            train(Config(**SMALL), tmp_path, resume=True)
+    path.write_bytes(whole)
+    train(Config(**SMALL), tmp_path, resume=True)
+
+
+def test_a_checkpoint_without_checksum_is_read(tmp_path):
+    from safetensors.numpy import save_file
+
+    arrays, metadata = {"a": np.ones(3)}, {"organics_train": "1", "record": '{"step": 1}'}
+    save_file(arrays, tmp_path / "old", metadata=metadata)
+    assert load_checkpoint(tmp_path / "old")[1] == {"step": 1}
+
+
+def test_equal_runs_leave_equal_files(tmp_path):
+    """In other processes, too: the order of the header does not hang on a hash."""
+    program = (
+        "import sys, numpy as np; from pathlib import Path; from organics_train.checkpoint import save_checkpoint\n"
+        "save_checkpoint(Path(sys.argv[1]), {n: np.ones(3) for n in 'bca'}, {'x': 1})"
+    )
+    found = set()
+    for name in "abcdef":
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], env=ENVIRONMENT, check=True)
+        found.add((tmp_path / name).read_bytes())
+    assert len(found) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason=f"{ELSEWHERE}no symbolic links")
+def test_a_link_stays_a_link(fake, tmp_path):
+    fake()
+    (tmp_path / "run").mkdir()
+    target, link = tmp_path / "elsewhere.safetensors", tmp_path / "run" / "model.safetensors"
+    link.symlink_to(target)
+    train(Config(**SMALL), tmp_path / "run")
+    assert link.is_symlink()
+    assert load_checkpoint(target)[0].keys() == {"seen"}
 
 
 def test_curve_is_a_png(fake, tmp_path):
@@ -227,7 +309,7 @@ def test_another_run_in_the_folder(fake, tmp_path):
     with pytest.raises(ValueError, match="is of a run with seed 0, not 1"):
         train(Config(**SMALL, seed=1), tmp_path, resume=True)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a readable"):
         train(Config(**SMALL), tmp_path, resume=True)
 
 
@@ -247,10 +329,10 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(path, {"a": np.ones(1)}, {"step": 1})
 
     def full(number):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("organics_train.checkpoint.os.fsync", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         save_checkpoint(path, {"a": np.zeros(1)}, {"step": 2})
     assert load_checkpoint(path)[1] == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["c"]

@@ -129,6 +129,21 @@ def test_table_errors(invoke, tmp_path):
     assert tables.collect([tmp_path]) == []
 
 
+def test_results_that_cannot_be_read_are_named(invoke, tmp_path):
+    for name, text in (("broken", '{"kind": "organics tr'), ("partial", '{"kind": "organics train"}'), ("other", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(text)
+    done = invoke("table", tmp_path)
+    assert done.exit_code == 0
+    for name in ("broken", "partial"):
+        assert f"{tmp_path / name / 'results.json'} cannot be read and is left out" in done.output.replace("\n", "")
+    assert "other" not in done.output
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert tables.collect([tmp_path]) == []
+    with pytest.raises(ValueError, match="holds no results of organics train: KeyError"):
+        tables.collect([tmp_path / "partial" / "results.json"])
+
+
 def test_options_of_the_model():
     assert cli.parse_option("rate=0.4") == ("rate", 0.4)
     assert cli.parse_option("gated=True") == ("gated", True)

@@ -6,7 +6,6 @@ import functools
 import inspect
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from organics_core.io.atomic import write_atomically
 
 EXIT_STABLE, EXIT_NOT_STABLE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -73,10 +74,7 @@ def quiet_matplotlib() -> None:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
 

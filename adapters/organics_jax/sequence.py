@@ -37,6 +37,7 @@ from organics_core.cell import (
     sigmoid,
     step,
 )
+from organics_core.circuit import relu, sqrt_relu
 
 Array = Any
 
@@ -177,8 +178,7 @@ def _chunk_length(length: int) -> int:
     return min(near, key=lambda size: abs(size - best)) if near else best
 
 
-def _relu(x: Array) -> Array:
-    return jnp.where(x > 0, x, jnp.zeros_like(x))
+_relu = functools.partial(relu, jnp)
 
 
 def _forward(variant: str, weights: _Weights, state: CellState, xs: Array, keep: bool) -> tuple[CellState, Array, Any]:
@@ -200,7 +200,7 @@ def _forward(variant: str, weights: _Weights, state: CellState, xs: Array, keep:
         target1 = sigmoid(jnp, px[..., 2 * n :] + from_y[..., given + n :] + from_a[..., n:])
         recurrent = _relu(drive) if rectified else drive
         new = CellState(
-            y + rates.y * (-y + b1 * z + (1.0 - jnp.sqrt(positive)) * recurrent),
+            y + rates.y * (-y + b1 * z + (1.0 - sqrt_relu(jnp, a)) * recurrent),
             a + rates.a * (-a + weights.sigma2 * b0 * b0 + pool),
             b0 + rates.b0 * (target0 - b0),
             b1 + rates.b1 * (target1 - b1),
@@ -229,28 +229,28 @@ def _backward(
         l_y, l_a, l_0, l_1 = adjoint
         l_y = l_y + y_bar
         g_y, g_a = rates.y * l_y, rates.a * l_a
-        alive = a > 0
+        silent = a <= 0
         positive = _relu(a)
-        root = jnp.sqrt(positive)
+        root = sqrt_relu(jnp, a)
         response = _relu(y) if rectified else y
         recurrent = _relu(drive) if rectified else drive
         d_drive = g_y * (1.0 - root)
         if rectified:
-            d_drive = jnp.where(drive > 0, d_drive, jnp.zeros_like(d_drive))
-        d_z = jnp.where(drive_z > 0, g_y * b1, jnp.zeros_like(g_y))
+            d_drive = jnp.where(drive <= 0, jnp.zeros_like(d_drive), d_drive)
+        d_z = jnp.where(drive_z <= 0, jnp.zeros_like(g_y), g_y * b1)
         d_0 = rates.b0 * l_0 * target0 * (1.0 - target0)
         d_1 = rates.b1 * l_1 * target1 * (1.0 - target1)
         d_logits = jnp.concatenate([d_0, d_1], axis=-1)
         d_from_y = jnp.concatenate([d_drive, d_0, d_1], axis=-1) if given else d_logits
         d_pooled = g_a @ weights.w
-        slope = g_y * recurrent * (0.5 / jnp.where(alive, root, jnp.ones_like(root)))
+        slope = g_y * recurrent * (0.5 / jnp.where(silent, jnp.ones_like(root), root))
         before = CellState(
             (l_y - g_y) + d_from_y @ back_y + 2.0 * d_pooled * positive * response,
             (l_a - g_a)
             + d_logits @ back_a
-            + jnp.where(alive, d_pooled * response * response - slope, jnp.zeros_like(slope)),
+            + jnp.where(silent, jnp.zeros_like(slope), d_pooled * response * response - slope),
             (l_0 - rates.b0 * l_0) + 2.0 * sigma2 * g_a * b0,
-            (l_1 - rates.b1 * l_1) + g_y * jnp.where(drive_z > 0, drive_z, jnp.zeros_like(drive_z)),
+            (l_1 - rates.b1 * l_1) + g_y * _relu(drive_z),
         )
         if not given:
             before = before._replace(y=before.y + d_drive)
@@ -274,7 +274,7 @@ def _backward(
     recurrent = _relu(drive) if rectified else drive
     pooled = positive * response * response
     products = l_a.T @ pooled  # the gradient of W is diag(r_a) times this, and W times this holds that of r_a
-    field_y = b1 * _relu(rows(drives_z)) - y + (1.0 - jnp.sqrt(positive)) * recurrent
+    field_y = b1 * _relu(rows(drives_z)) - y + (1.0 - sqrt_relu(jnp, a)) * recurrent
     gradient = _Weights(
         x=rows(xs).T @ d_from_x,
         y=y.T @ d_from_y,

@@ -14,12 +14,12 @@ from organics_core.equilibria import SteadyState, steady_state
 from organics_core.static import (
     STATIC_RECURRENT,
     StaticParameters,
+    closed_form_rates,
     convolutional_rates,
     found_rates,
     init_static,
     init_static_2d,
     spectral_ball,
-    squared_rates,
     static_circuit,
 )
 
@@ -116,13 +116,16 @@ class DivisiveNorm(Part):
 
     def circuit(self, x: Array) -> tuple[Circuit, Array]:
         """The circuit under an input (..., k), of time constants 1, and its input drive z (..., n)."""
+        circuit, z = self._circuit(x)
+        return Circuit(*circuit), z  # checked, and of the type that jax can take apart
+
+    def _circuit(self, x: Array) -> tuple[Circuit, Array]:
         x = floating("x", x).astype(self.log_w.dtype)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (..., {self.in_features}), got shape {x.shape}")
         w_r = None if self.recurrent == "identity" else spectral_ball(jnp, self.w_r)
         parameters = StaticParameters(self.w_zx, self.w_bx, self.log_w, self.beta, w_r)
-        circuit, z = static_circuit(jnp, parameters, x, self.sigma)
-        return Circuit(*circuit), z  # checked, and of the type that jax can take apart
+        return static_circuit(jnp, parameters, x, self.sigma)
 
     def steady_state(self, x: Array) -> SteadyState:
         """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
@@ -136,10 +139,11 @@ class DivisiveNorm(Part):
         Raises
         ------
         TypeError, ValueError
-            If x has a wrong dtype or shape.
+            If x has a wrong dtype or shape; with ``"spectral"`` also if x is seen to be not finite.
         """
-        found = self.steady_state(x)
-        return squared_rates(jnp, found.state.y) if self.recurrent == "identity" else found_rates(jnp, found)
+        if self.recurrent == "identity":
+            return closed_form_rates(jnp, *self._circuit(x))
+        return found_rates(jnp, self.steady_state(x))
 
 
 class DivisiveNorm2d(Part):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -24,6 +26,8 @@ from organics_core.cell import (
     step,
 )
 from organics_core.static import spectral_ball
+
+from .implementation import is_ordinary
 
 RECURRENT = ("orthogonal", "identity", "spectral")
 
@@ -159,20 +163,32 @@ class ORGaNICsCell(nn.Module):
         if recurrent == "spectral":
             parametrize.register_parametrization(self, "w_r", SpectralBall())
 
+    def get_extra_state(self) -> Tensor:
+        """What the numbers of a state_dict depend on beside its tensors, as a tensor that any format can hold."""
+        names = ("recurrent", "variant", "max_rates")
+        return packed_settings({name: getattr(self, name) for name in names})
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """ValueError where the state_dict is of a cell with other settings."""
+        check_settings(self, state)
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        load_with_or_without_settings(super()._load_from_state_dict, *arguments, **keywords)
+
     def fields(self) -> CellParameters:
         """The parameters as the core's named tuple, still attached to autograd."""
         return CellParameters(*(getattr(self, name) for name in CellParameters._fields))
 
     def start_state(self, *batch: int) -> CellState:
-        """The start state, for batch axes ``batch``; tensors ``(*batch, n)``."""
+        """A copy of the start state, for batch axes ``batch``; tensors ``(*batch, n)``."""
         shape = (*batch, self.hidden_size)
-        return CellState(*(getattr(self, f"start_{name}").expand(shape) for name in CellState._fields))
+        return CellState(*(getattr(self, f"start_{name}").expand(shape).clone() for name in CellState._fields))
 
     def derived(self, fields: CellParameters) -> tuple[Tensor, Rates]:
         """W and the rates dt/tau, which are the same at every step."""
         return normalization_weights(xp, fields.log_w), cell_rates(xp, fields, self.max_rates)
 
-    def forward(self, x: Tensor, state: CellState | None = None) -> CellState:
+    def forward(self, x: Tensor, state: CellState | None = None, *, through: Callable[..., Any] | None = None) -> Any:
         """One step.
 
         Parameters
@@ -180,6 +196,9 @@ class ORGaNICsCell(nn.Module):
         x : tensor (k,) or (N, k)
         state : CellState of tensors (n,) or (N, n), optional
             The start state by default.
+        through : callable, optional
+            How a layer takes this cell through a sequence, x (T, N, k), in one call: so hooks of the cell are called
+            once per sequence, around all that uses its parameters. What it gives is returned.
 
         Returns
         -------
@@ -190,6 +209,9 @@ class ORGaNICsCell(nn.Module):
         TypeError, ValueError
             Naming the tensor whose dtype or shape is wrong.
         """
+        if through is not None:
+            fields = self.fields()
+            return through(fields, *self.derived(fields), state, x, self.variant)
         check_tensor("x", x, self.w_zx)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(
@@ -210,11 +232,46 @@ class ORGaNICsCell(nn.Module):
         )
 
 
+def packed_settings(settings: dict[str, Any]) -> Tensor:
+    """Settings as the bytes of their JSON."""
+    return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8, device="cpu")
+
+
+def check_settings(module: nn.Module, state: Tensor) -> None:
+    """ValueError naming the setting of ``module`` that is not as in ``state``, of :func:`packed_settings`."""
+    if not is_ordinary(state):  # on no device, or not computed: there is nothing to see
+        return
+    try:
+        codes = state.detach().to("cpu", torch.float64).round()  # whatever was done to all tensors of a state_dict
+        found = json.loads(bytes(codes.to(torch.uint8).tolist()))
+        items = list(found.items())
+    except (ValueError, AttributeError):
+        raise ValueError("the settings in the state_dict are damaged: they are no JSON") from None
+    for name, value in items:
+        here = getattr(module, name, None)
+        if json.loads(json.dumps(here)) != value:
+            raise ValueError(
+                f"the state_dict is of a {type(module).__name__} with {name} {value!r}, and this one has {name} "
+                f"{json.loads(json.dumps(here))!r}: its numbers would mean something else; build it with the same"
+            )
+
+
+def load_with_or_without_settings(load: Callable[..., None], state: Any, prefix: str, *rest: Any) -> None:
+    """A module's own part of a state_dict; those of older versions have no settings."""
+    missing = rest[2]
+    load(state, prefix, *rest)
+    key = f"{prefix}_extra_state"
+    if key in missing:
+        missing.remove(key)
+
+
 def check_tensor(name: str, value: object, like: Tensor) -> None:
     """TypeError or ValueError unless ``value`` is a tensor of the dtype and device of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {checks.describe(value)}")
-    if value.dtype != like.dtype and not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
+    kind = value.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if value.dtype != like.dtype and not (value.is_floating_point() and mixed):
         raise TypeError(f"{name} has dtype {value.dtype} but the parameters have {like.dtype}; convert one of them")
     if value.device != like.device:
         raise ValueError(f"{name} is on {value.device} but the parameters are on {like.device}; move one of them")

@@ -24,7 +24,7 @@ def save(path: str | os.PathLike[str], model: ORGaNICs | ORGaNICsClassifier) -> 
     Raises
     ------
     TypeError
-        For another model.
+        For another model, or parameters of another dtype than float32 and float64.
     ImportError
         Without safetensors.
     """
@@ -32,6 +32,10 @@ def save(path: str | os.PathLike[str], model: ORGaNICs | ORGaNICsClassifier) -> 
         raise TypeError(f"model must be ORGaNICs or ORGaNICsClassifier, got {type(model).__name__}")
     layer = model if isinstance(model, ORGaNICs) else model.layer
     first = layer.cells[0]
+    if first.log_w.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"model has {first.log_w.dtype} and files hold float32 or float64: save model.float(), which rounds nothing"
+        )
     settings = LayerSettings(first.max_rates, first.variant, first.learn_rates, first.recurrent, layer.batch_first)
     readout = None if isinstance(model, ORGaNICs) else (model.readout.weight.detach(), model.readout.bias.detach())
     with torch.no_grad():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import on_chip
+from .implementation import address
 
 TEXT = Path(__file__).with_name("sequence.cu")
 
@@ -175,8 +176,8 @@ def launch(text: str, name: str, blocks: int, threads: int, memory: int, argumen
     with torch.cuda.device(device):
         function = _function(text, name, memory, device.index or 0)
         values = [
-            ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else ctypes.c_int(value)
-            for value in arguments
+            ctypes.c_void_p(address(f"argument {i}", value)) if isinstance(value, Tensor) else ctypes.c_int(value)
+            for i, value in enumerate(arguments)
         ]
         places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)

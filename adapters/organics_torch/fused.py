@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .implementation import WEIGHTS, Reserve, Setup
+from .implementation import WEIGHTS, Reserve, Setup, address, check
 
 # The order of the arguments in sequence.cpp.
 ARGUMENTS = (
@@ -49,14 +49,17 @@ class _Arguments:
     def tensor(self, name: str, value: Tensor | None) -> None:
         if value is not None:
             self._tensors.append(value)
-            self.number(name, value.data_ptr())
+            self.number(name, address(name, value))
 
     def call(self, function: str, dtype: torch.dtype) -> int:
         return int(getattr(native.load(), f"organics_{function}_{_SUFFIX[dtype]}")(ctypes.addressof(self._array)))
 
     def run(self, function: str, dtype: torch.dtype) -> None:
-        if self.call(function, dtype):
+        status = self.call(function, dtype)
+        if status == 1:
             raise MemoryError("the native sequence ran out of memory")
+        if status:
+            raise RuntimeError("the native sequence was given no memory for one of its arguments")
 
 
 def _layout(setup: Setup, xs: Tensor, n: int) -> dict[str, int]:
@@ -117,6 +120,8 @@ def backward(
     """Gradients of xs (where wanted), of the start state (4, N, n), and of the weights."""
     assert weights[2] is not None  # W; only W_r may be missing
     batch, n = xs.shape[1], weights[2].shape[0]
+    [shape] = kept_shapes(setup._replace(gradient=True), xs, n, weights[1] is None)
+    check(xs, sigma, weights, {"g_ys": g_ys, "g_last": g_last, "kept": kept[0]}, kept=shape)
     xs = _with_unit_stride(xs)
     arguments = _common(setup, xs, sigma, weights, kept, n)
     gradients = [

@@ -4,12 +4,111 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WEIGHTS = ("w_zx", "w_r", "w", "w_bx0", "w_by0", "w_ba0", "w_bx1", "w_by1", "w_ba1", "r_y", "r_a", "r_b0", "r_b1")
+
+
+_keys = torch._C._dispatch_keys  # noqa: SLF001 - torch has no public name for it
+
+
+@cache
+def _keys_of(device: str) -> int:
+    """What torch's dispatcher knows of an ordinary tensor on a device."""
+    return _keys(torch.empty(0, device=device)).raw_repr()
+
+
+_META = torch.device("meta")
+_ORDINARY = (Tensor, nn.Parameter, nn.Buffer)
+_keys_of("cpu")  # now, while no mode of torch is in force
+
+
+def is_ordinary(value: Tensor) -> bool:
+    """Whether a tensor is its memory and no more: dense, on a real device, no subclass and no transform's wrapper."""
+    if type(value) not in _ORDINARY or value.is_meta:
+        return False
+    return not _keys(value).raw_repr() & ~_keys_of(value.device.type)  # DTensor, fake, batched, sparse, negated, ...
+
+
+def intercepted() -> str | None:
+    """What stands between torch's operations and the memory at the moment, or None."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001 - torch has no public name for it
+        return "a torch.func transform is around it"
+    if torch._C._len_torch_dispatch_stack():  # noqa: SLF001
+        return "a dispatch mode of torch is in force"
+    if torch.autograd.forward_ad._current_level >= 0:  # noqa: SLF001
+        return "forward derivatives are being taken"
+    return None
+
+
+@cache
+def shapes_of(n: int, k: int) -> dict[str, tuple[int, ...]]:
+    """Of the weights, for n units and k inputs."""
+    shapes = {name: (n, k) if name.startswith(("w_zx", "w_bx")) else (n, n) for name in WEIGHTS[:9]}
+    return shapes | dict.fromkeys(WEIGHTS[9:], (n,))
+
+
+def misfit(tensors: Mapping[str, Tensor | None], shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> str | None:
+    """Why code that is given addresses cannot take some tensors, or None."""
+    dtype, device = like.dtype, like.device
+    foreign = ~_keys_of(device.type)
+    for name, value in tensors.items():
+        if value is None or (  # one look at each: a step of a stream pays for it
+            type(value) in _ORDINARY
+            and value.dtype is dtype
+            and value.shape == shapes[name]
+            and not _keys(value).raw_repr() & foreign
+            and (value.is_cpu or value.device == device != _META)
+        ):
+            continue
+        if not is_ordinary(value):
+            return f"{name} is no ordinary tensor but {type(value).__name__} on {value.device}"
+        if value.dtype != dtype or value.device != device:
+            return f"{name} has {value.dtype} on {value.device}, not {dtype} on {device}"
+        if value.shape != shapes[name]:
+            return f"{name} has shape {tuple(value.shape)}, not {shapes[name]}"
+    return None
+
+
+def check(
+    xs: Tensor, sigma: Tensor, weights: Sequence[Tensor | None], more: dict[str, Tensor | None], **shapes: Any
+) -> None:
+    """RuntimeError unless all tensors of a sequence are ordinary, of one dtype and device, of the shapes they need."""
+    w = weights[WEIGHTS.index("w")]
+    if xs.ndim != 3 or w is None or w.ndim != 2 or xs.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError(f"xs must be (T, N, k) of float32 or float64, got {tuple(xs.shape)} of {xs.dtype}")
+    (steps, batch, k), n = xs.shape, w.shape[0]
+    tensors = dict(zip(WEIGHTS, weights, strict=True)) | {"xs": xs, "sigma": sigma} | more
+    shapes |= shapes_of(n, k) | {"xs": (steps, batch, k), "sigma": (n,) if sigma.ndim else ()}
+    shapes |= dict.fromkeys(("start", "g_last"), (4, batch, n)) | {"g_ys": (steps, batch, n)}
+    reason = misfit(tensors, shapes, xs)
+    if reason is not None:
+        raise RuntimeError(f"the sequence cannot be computed: {reason}")
+
+
+def address(name: str, value: Tensor) -> int:
+    """Where the numbers of a tensor begin; RuntimeError where its memory is not there."""
+    pointer = value.data_ptr()
+    if value.numel():
+        last = value.numel() - 1
+        if not value.is_contiguous():
+            last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+        needed = (value.storage_offset() + last + 1) * value.element_size()
+        if not pointer or value.untyped_storage().nbytes() < needed:
+            raise RuntimeError(f"{name} has no memory that native code could use: it is a {type(value).__name__}")
+    return pointer
+
+
+def without_autocast(like: Tensor) -> Any:
+    """Computations in the dtype of their tensors; a backward pass, too, may run inside of autocast."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class Setup(NamedTuple):

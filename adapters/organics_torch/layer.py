@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,14 @@ class ORGaNICs(nn.Module):
     -----
     The whole layer computes in the dtype of its parameters, also under
     autocast. The environment variable ``ORGANICS_TORCH_FUSED=0`` keeps "auto"
-    from compiling native code. Only ``"reference"`` can be differentiated
-    twice or forwards, or transformed by ``torch.func``; ``"auto"`` takes it
-    inside such transforms. Parameters of float16 and bfloat16 take it, too. A
-    layer with ``recurrent="spectral"`` is saved by its ``state_dict`` or by
+    from compiling native code. Only ``"reference"`` takes transforms of
+    ``torch.func``, forward derivatives, float16 and bfloat16, and tensors that
+    are more than their memory (subclasses, DTensor, fake and meta tensors);
+    ``"auto"`` takes it for them. Second derivatives, and the derivatives of
+    many cotangents at once, go by it whatever the implementation. The layer
+    calls its cells, once per sequence, so that hooks on them fire and FSDP2
+    may shard cell by cell. A ``state_dict`` carries the settings that its
+    numbers depend on, and one of other settings is refused. A layer with ``recurrent="spectral"`` is saved by its ``state_dict`` or by
     :func:`save`: torch cannot pickle parametrized modules.
 
     Attributes
@@ -187,19 +192,8 @@ class ORGaNICs(nn.Module):
     def _run(
         self, cell: ORGaNICsCell, xs: Tensor, start: CellState, outputs: bool = True
     ) -> tuple[Tensor | None, CellState]:
-        fields = cell.fields()
-        w, rates = cell.derived(fields)
-        return run_sequence(
-            fields,
-            w,
-            rates,
-            start,
-            xs,
-            cell.variant,
-            self.implementation,
-            outputs=outputs,
-            checkpoint_every=self.checkpoint_every,
-        )
+        options = {"outputs": outputs, "checkpoint_every": self.checkpoint_every}
+        return cell(xs, start, through=partial(run_sequence, implementation=self.implementation, **options))
 
     def _forward_packed(self, packed: PackedSequence, hx: CellState | None) -> tuple[PackedSequence, CellState]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed

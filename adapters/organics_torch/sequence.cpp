@@ -149,7 +149,7 @@ inline float exponential(float x) {
 inline double exponential(double x) { return std::exp(x); }
 
 template <class T> inline T sigmoid(T x) { return T(1) / (T(1) + exponential(-x)); }
-template <class T> inline T positive(T x) { return x > T(0) ? x : T(0); }
+template <class T> inline T positive(T x) { return T(0) > x ? T(0) : x; }  // NaN stays NaN
 
 // ---- memory ---------------------------------------------------------------------------------------------
 
@@ -479,14 +479,14 @@ template <class T> struct Sequence {
                     sum_a[c] += gac * (q_s[c] * b0c * b0c - ac);
                     sum_0[c] += g0c * (t0c - b0c);
                     sum_1[c] += g1c * (t1c - b1c);
-                    const T through = MAIN_ || hc > T(0) ? u * gate : T(0);
+                    const T through = MAIN_ || !(hc <= T(0)) ? u * gate : T(0);
                     dh[c] = through;
                     da[c] = gac;
                     d0[c] = v0 * t0c * (T(1) - t0c);
                     d1[c] = v1 * t1c * (T(1) - t1c);
-                    dz[c] = zc > T(0) ? u * b1c : T(0);
+                    dz[c] = zc <= T(0) ? T(0) : u * b1c;
                     gy[c] = gyc - u + (EYE ? through : T(0));
-                    ga[c] = gac - v - (ac > T(0) ? T(0.5) * u * drive / root : T(0));
+                    ga[c] = gac - v - (ac <= T(0) ? T(0) : T(0.5) * u * drive / root);
                     g0[c] = g0c - v0 + T(2) * v * q_s[c] * b0c;
                     g1[c] = g1c - v1 + u * zp;
                 }
@@ -511,7 +511,7 @@ template <class T> struct Sequence {
             for (int c = 0; c < P; ++c) {
                 const T response = MAIN_ ? y[c] : positive(y[c]), gp = u[2 * R * P + c];
                 gy[c] += u[c] + T(2) * gp * positive(a[c]) * response;
-                ga[c] += u[R * P + c] + (a[c] > T(0) ? gp * response * response : T(0));
+                ga[c] += u[R * P + c] + (a[c] <= T(0) ? T(0) : gp * response * response);
             }
         }
     }
@@ -674,7 +674,22 @@ template <class F> int in_threads(int threads, const F &work) {
     return job.failed;
 }
 
+// Whether all sizes are in range and all memory is there that a pass needs
+bool given(const int64_t *arg, bool backward) {
+    for (int i : {INPUTS, UNITS, THREADS, ROWS, CHUNK, PERIOD})
+        if (arg[i] < 1) return false;
+    if (arg[STEPS] < 0 || arg[BATCH] < 0) return false;
+    for (int i = W_ZX; i <= SIGMA; ++i)
+        if (!arg[i] && i != W_R) return false;
+    if (!arg[STEPS] || !arg[BATCH]) return true;
+    if (!backward) return arg[X] && arg[START] && arg[LAST];
+    for (int i = G_W_ZX; i <= G_R_B1; ++i)
+        if (!arg[i] && (i != G_W_R || arg[W_R])) return false;
+    return arg[X] && (arg[KEEP] ? arg[TAPE] : arg[MARKS]);
+}
+
 template <class T> int forward(const int64_t *arg) {
+    if (!given(arg, false)) return 2;
     try {
         const Sequence<T> sequence(arg, false);
         if (arg[TAPE]) prefer_large_pages(sequence.at(TAPE), sizeof(T) * size_t(sequence.blocks() * sequence.block_tape(sequence.steps)));
@@ -685,6 +700,7 @@ template <class T> int forward(const int64_t *arg) {
 }
 
 template <class T> int backward(const int64_t *arg) {
+    if (!given(arg, true)) return 2;
     try {
         const Sequence<T> sequence(arg, true);
         const size_t size = sequence.scratch_size(!sequence.keep) + sequence.gradients_size();

@@ -89,7 +89,7 @@ __device__ __forceinline__ void fetch(const float *place) {
 #endif
 }
 
-__device__ __forceinline__ float relu(float x) { return fmaxf(x, 0.0f); }
+__device__ __forceinline__ float relu(float x) { return x <= 0.0f ? 0.0f : x; }  // NaN stays NaN
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 __device__ __forceinline__ float squared_response(float y) { return MAIN ? y * y : relu(y) * relu(y); }
 
@@ -218,7 +218,7 @@ organics_backward(const float *inputs, const float *tape_ya, const float *tape_b
     const float positive = relu(a), root = sqrtf(positive), response = MAIN ? y : relu(y), drive = MAIN ? h : relu(h);
     const float z = relu(raw_z), change_y = rate_y * gy, change_a = rate_a * ga;
     const float delta0 = rate_0 * g0 * target0 * (1.0f - target0), delta1 = rate_1 * g1 * target1 * (1.0f - target1);
-    const float delta_h = MAIN || h > 0.0f ? change_y * (1.0f - root) : 0.0f;
+    const float delta_h = MAIN || !(h <= 0.0f) ? change_y * (1.0f - root) : 0.0f;
     float *mine = (float *)(vectors + (t & 1) * 4 * ROWS * (UNITS / 4));
     if (writes) {
       mine[own * UNITS + out] = delta0;
@@ -229,7 +229,7 @@ organics_backward(const float *inputs, const float *tape_ya, const float *tape_b
     __syncthreads();
     if (stores) {
       g_inputs[at3] = delta0, g_inputs[n + at3] = delta1;
-      g_inputs[2 * n + at3] = raw_z > 0.0f ? change_y * b1 : 0.0f;
+      g_inputs[2 * n + at3] = raw_z <= 0.0f ? 0.0f : change_y * b1;
       g_a[at] = ga, pools[at] = positive * response * response;
       if (RECURRENT) g_h[at] = delta_h;
     }
@@ -267,7 +267,7 @@ organics_backward(const float *inputs, const float *tape_ya, const float *tape_b
     const float g_pool = collect(sums_p, lane);
     if (!RECURRENT) new_y += delta_h;
     new_y += g_pool * 2.0f * positive * response;
-    if (a > 0.0f) new_a += g_pool * response * response - __fdividef(0.5f * change_y * drive, root);
+    if (!(a <= 0.0f)) new_a += g_pool * response * response - __fdividef(0.5f * change_y * drive, root);
     gy += new_y - change_y;
     ga += new_a - change_a;
     g0 += 2.0f * change_a * square * b0 - rate_0 * g0;

@@ -26,7 +26,7 @@ from torch import Tensor
 from organics_core.cell import CellParameters, CellState, Rates, step
 
 from . import fused, native, plain
-from .implementation import WEIGHTS, Setup
+from .implementation import WEIGHTS, Setup, check, intercepted, is_ordinary, misfit, shapes_of, without_autocast
 
 IMPLEMENTATIONS = ("auto", "fused", "triton", "cuda", "function", "reference")
 _MODULES: dict[str, Any] = {"fused": fused, "function": plain}
@@ -63,32 +63,54 @@ def reference_sequence(
     return torch.stack(ys), state
 
 
-def _without_autocast(xs: Tensor) -> Any:
-    """The implementations compute in the dtype of their tensors; the backward pass, too, may run inside of autocast."""
-    return torch.autocast(xs.device.type, enabled=False)
+def _reference_gradients(
+    setup: Setup, tensors: list[Tensor | None], wanted: list[bool], g_ys: Tensor | None, g_last: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients of xs, start, sigma and the weights by the core's step, for cotangents of any kind; differentiable."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # of its own each, so that one tensor in two places counts in each of them alone
+        xs, start, sigma, *weights = (value if value is None else value.view_as(value) for value in tensors)
+        gains, rates = weights[3:9], Rates(*weights[9:])
+        fields = CellParameters(*weights[:2], None, *gains, *(None,) * 4, sigma)
+        variant = "main" if setup.main else "rectified_recurrence"
+        ys, state = reference_sequence(fields, weights[2], rates, CellState(*start.unbind(0)), xs, variant)
+        pairs = [(ys, g_ys), (torch.stack(list(state)), g_last)]
+        outputs, cotangents = zip(*(pair for pair in pairs if pair[1] is not None), strict=True)
+        inputs = [value for value, needed in zip((xs, start, sigma, *weights), wanted, strict=True) if needed]
+        found = iter(torch.autograd.grad(outputs, inputs, cotangents, create_graph=create_graph, allow_unused=True))
+    return [next(found) if needed else None for needed in wanted]
 
 
 class SequenceFunction(torch.autograd.Function):
-    """ys (T, N, n) or None, and the last state (4, N, n), by one of the implementations."""
+    """ys (T, N, n) or None, and the last state (4, N, n), by one of the implementations.
+
+    Second derivatives, and cotangents that are more than their memory, go by the core's step.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, implementation: str, setup: Setup, xs: Tensor, start: Tensor, sigma: Tensor, *weights: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        with _without_autocast(xs):
+        with without_autocast(xs):
             ys, last, kept = _module(implementation).forward(setup, xs, start, sigma, weights)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(xs, sigma, *weights, *kept)
+        ctx.save_for_backward(xs, start, sigma, *weights, *kept)
         ctx.implementation, ctx.setup = implementation, setup
         return ys, last
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_ys: Tensor | None, g_last: Tensor | None) -> tuple[Any, ...]:
-        xs, sigma, *rest = ctx.saved_tensors
+        xs, start, sigma, *rest = ctx.saved_tensors
         weights, kept = rest[: len(WEIGHTS)], rest[len(WEIGHTS) :]
         wants_x = ctx.needs_input_grad[2]
-        with _without_autocast(xs):
+        ordinary = all(value is None or is_ordinary(value) for value in (g_ys, g_last))
+        with without_autocast(xs):
+            if torch.is_grad_enabled() or not ordinary or intercepted():
+                wanted = list(ctx.needs_input_grad[2:])
+                tensors = [xs, start, sigma, *weights]
+                return None, None, *_reference_gradients(ctx.setup, tensors, wanted, g_ys, g_last)
+            check(xs, sigma, weights, {})  # someone may have put others in their places meanwhile
             found = _module(ctx.implementation).backward(ctx.setup, xs, sigma, weights, kept, g_ys, g_last, wants_x)
         g_x, g_start, gradients = found
         return None, None, g_x, g_start, None, *gradients
@@ -110,7 +132,8 @@ def _module_of_op(wanted: str, setup: Setup, xs: Tensor, units: int) -> Any:
 def sequence_op(*arguments: Any) -> list[Tensor]:
     """:class:`SequenceFunction` as one operation that torch.compile need not look into: [ys, last, *kept]."""
     setup, (xs, start, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:]
-    with _without_autocast(xs):
+    check(xs, sigma, weights, {"start": start})
+    with without_autocast(xs):
         ys, last, kept = _module_of_op(arguments[0], setup, xs, start.shape[-1]).forward(
             setup, xs, start, sigma, weights
         )
@@ -137,7 +160,8 @@ def _(*arguments: Any) -> list[Tensor]:
 def sequence_backward_op(*arguments: Any) -> list[Tensor]:
     """Its derivative: [g_xs or nothing, g_start, *g_weights without g_w_r for the identity]."""
     setup, (xs, sigma, *weights) = Setup(*arguments[1:6]), arguments[6:-4]
-    with _without_autocast(xs):
+    check(xs, sigma, weights, dict(zip(("g_ys", "g_last"), arguments[-3:-1], strict=True)))
+    with without_autocast(xs):
         g_x, g_start, gradients = _module_of_op(arguments[0], setup, xs, weights[0].shape[0]).backward(
             setup, xs, sigma, weights, *arguments[-4:]
         )
@@ -175,7 +199,32 @@ def _differentiate_op(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ..
 torch.library.register_autograd(sequence_op, _differentiate_op, setup_context=_keep_for_op)
 
 
-def choose_implementation(wanted: str, fields: CellParameters, xs: Tensor, checkpoint_every: int | None = None) -> str:
+def _unsuitable(fields: CellParameters, xs: Tensor, state: CellState | None) -> str | None:
+    """Why only the core's step can take these tensors, or None."""
+    if fields.sigma.requires_grad:
+        return "sigma is trained"
+    if xs.dtype not in (torch.float32, torch.float64):
+        return f"the dtype is {xs.dtype}"
+    if torch.compiler.is_compiling():
+        return None
+    n, k = fields.log_w.shape[-1], xs.shape[-1]
+    p = fields
+    underived = (p.w_zx, p.w_r, p.log_w, *p[3:9], p.theta_y, p.theta_a, p.theta_b0, p.theta_b1)
+    tensors = dict(zip(WEIGHTS, underived, strict=True)) | {"sigma": p.sigma, "xs": xs}
+    shapes = shapes_of(n, k) | {"sigma": (n,) if p.sigma.ndim else (), "xs": xs.shape}
+    if state is not None:
+        tensors |= state._asdict()
+        shapes |= dict.fromkeys(CellState._fields, (xs.shape[1], n))
+    return intercepted() or misfit(tensors, shapes, xs)
+
+
+def choose_implementation(
+    wanted: str,
+    fields: CellParameters,
+    xs: Tensor,
+    checkpoint_every: int | None = None,
+    state: CellState | None = None,
+) -> str:
     """The implementation that will run: ``wanted``, or for "auto" the fastest there is for these tensors.
 
     Raises
@@ -185,20 +234,26 @@ def choose_implementation(wanted: str, fields: CellParameters, xs: Tensor, check
     """
     if wanted == "reference":
         return wanted
-    plain = fields.sigma.requires_grad is False and xs.dtype in (torch.float32, torch.float64)
-    functorch = torch._C._functorch  # noqa: SLF001 - torch has no public name for it
-    if not torch.compiler.is_compiling() and functorch.peek_interpreter_stack() is not None:
-        plain = False
-    if not plain:
+    reason = _unsuitable(fields, xs, state)
+    if reason is not None:
         if wanted == "auto":
             return "reference"
         raise RuntimeError(
-            f"implementation {wanted!r} needs float32 or float64, a fixed sigma, and no torch.func transform "
-            "around it; choose 'auto' or 'reference'"
+            f"implementation {wanted!r} needs float32 or float64, ordinary tensors of the cell's shapes and a fixed "
+            f"sigma, and here {reason}; choose 'auto' or 'reference'"
         )
     if torch.compiler.is_compiling():
         return wanted  # the operation chooses when it runs
     return _choose(wanted, xs, fields.log_w.shape[-1], checkpoint_every)
+
+
+def settled(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation that "auto" is for ordinary tensors of a kind; elsewhere than on the CPU it hangs on sizes."""
+    if implementation != "auto" or device.type != "cpu":
+        return implementation
+    if dtype not in (torch.float32, torch.float64):
+        return "reference"
+    return "fused" if fused.available(dtype, device) else "function"
 
 
 def _choose(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -> str:
@@ -239,9 +294,9 @@ def run_sequence(
     checkpoint_every: int | None = None,
 ) -> tuple[Tensor | None, CellState]:
     """ys (T, N, n), or None where they are not wanted, and the last state (N, n), for inputs xs (T, N, k)."""
-    chosen = choose_implementation(implementation, fields, xs, checkpoint_every)
+    chosen = choose_implementation(implementation, fields, xs, checkpoint_every, state)
     if chosen == "reference":
-        with _without_autocast(xs):
+        with without_autocast(xs):
             ys, state = reference_sequence(fields, w, rates, state, xs, variant)
         return (ys if outputs else None), state
     gains = (fields.w_bx0, fields.w_by0, fields.w_ba0, fields.w_bx1, fields.w_by1, fields.w_ba1)

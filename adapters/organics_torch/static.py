@@ -24,7 +24,16 @@ from organics_core.static import (
     static_circuit,
 )
 
-from .cell import SpectralBall, check_tensor, floating_dtype, random_source
+from .cell import (
+    SpectralBall,
+    check_settings,
+    check_tensor,
+    floating_dtype,
+    load_with_or_without_settings,
+    packed_settings,
+    random_source,
+)
+from .implementation import without_autocast
 
 
 class DivisiveNorm(nn.Module):
@@ -100,13 +109,24 @@ class DivisiveNorm(nn.Module):
         if recurrent == "spectral":
             parametrize.register_parametrization(self, "w_r", SpectralBall())
 
+    def get_extra_state(self) -> Tensor:
+        """What the numbers of a state_dict depend on beside its tensors."""
+        return packed_settings({"recurrent": self.recurrent, "sigma": self.sigma})
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """ValueError where the state_dict is of a layer with other settings."""
+        check_settings(self, state)
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        load_with_or_without_settings(super()._load_from_state_dict, *arguments, **keywords)
+
     def circuit(self, x: Tensor) -> tuple[Circuit, Tensor]:
         """The circuit under an input (..., k), of time constants 1, and its input drive z (..., n)."""
         check_tensor("x", x, self.log_w)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (..., {self.in_features}), got shape {tuple(x.shape)}")
         x = x.to(self.log_w.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return static_circuit(xp, _fields(self), x, self.sigma)
 
     @torch.compiler.disable
@@ -116,7 +136,7 @@ class DivisiveNorm(nn.Module):
         method = "closed_form" if self.recurrent == "identity" else "newton"
         if method == "newton" and z.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"Newton's method needs parameters of float32 or float64, these are {z.dtype}")
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return steady_state(circuit, z, method=method, max_iterations=self.max_iterations, attracting=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,8 +145,8 @@ class DivisiveNorm(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If x has a wrong dtype, device or shape, or TypeError for
-            ``"spectral"`` in half precision.
+            If x has a wrong dtype, device or shape; with ``"spectral"`` also
+            TypeError for half precision and ValueError for an x that is not finite.
         """
         if self.recurrent == "identity":
             return closed_form_rates(xp, *self.circuit(x))
@@ -203,6 +223,17 @@ class DivisiveNorm2d(nn.Module):
         self.kernel_size, self.pool_size = int(kernel_size), int(pool_size)
         _add_parameters(self, values, device, dtype)
 
+    def get_extra_state(self) -> Tensor:
+        """What the numbers of a state_dict depend on beside its tensors."""
+        return packed_settings({name: getattr(self, name) for name in ("stride", "padding", "sigma")})
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """ValueError where the state_dict is of a layer with other settings."""
+        check_settings(self, state)
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        load_with_or_without_settings(super()._load_from_state_dict, *arguments, **keywords)
+
     def forward(self, x: Tensor) -> Tensor:
         """Squared rates (N, out_channels, H', W') for images x (N, in_channels, H, W); both also without N.
 
@@ -218,7 +249,7 @@ class DivisiveNorm2d(nn.Module):
             raise ValueError(f"x is smaller than the kernel of side {self.kernel_size}: got shape {tuple(x.shape)}")
         x = x.to(self.log_w.dtype)
         convolve = nn.functional.conv2d
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             drive, gain = (convolve(x, w, None, self.stride, self.padding) for w in (self.w_zx, self.w_bx))
 
             def pool(squares: Tensor, kernels: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ _BYTES = {"highest": 8, "high": 4, "medium": 2}
 
 @triton.jit
 def _relu(x):
-    return tl.where(x > 0, x, 0.0)
+    return tl.where(x <= 0, 0.0, x)  # NaN stays NaN
 
 
 @triton.jit
@@ -300,10 +300,10 @@ def _backward(
         delta1 = rate_1 * g1 * target1 * (1.0 - target1)
         delta_h = change_y * (1.0 - root)
         if not MAIN:
-            delta_h = tl.where(h > 0, delta_h, 0.0)
+            delta_h = tl.where(h <= 0, 0.0, delta_h)
         tl.store(g_inputs + at3, delta0, mask=live)
         tl.store(g_inputs + n + at3, delta1, mask=live)
-        tl.store(g_inputs + 2 * n + at3, tl.where(raw_z > 0, change_y * b1, 0.0), mask=live)
+        tl.store(g_inputs + 2 * n + at3, tl.where(raw_z <= 0, 0.0, change_y * b1), mask=live)
         tl.store(g_a + at, ga, mask=live)
         tl.store(pools + at, pool, mask=live)
         g_pool = tl.zeros([ROWS, UNITS], dtype=tl.float32)
@@ -319,9 +319,9 @@ def _backward(
             new_y += delta_h
         g_pool = _add_product(g_pool, change_a, w, weights, once, 4, RESIDENT, UNITS, DOT, ROUND)
         new_y += g_pool * 2.0 * positive * response
-        above = a > 0
-        steep = 0.5 * change_y * drive / tl.where(above, root, 1.0)
-        new_a += tl.where(above, g_pool * response * response - steep, 0.0)
+        silent = a <= 0
+        steep = 0.5 * change_y * drive / tl.where(silent, 1.0, root)
+        new_a += tl.where(silent, 0.0, g_pool * response * response - steep)
         g0 = g0 - rate_0 * g0 + 2.0 * change_a * square * b0
         g1 = g1 - rate_1 * g1 + change_y * z
         gy = gy - change_y + new_y

@@ -166,7 +166,7 @@ def table(
         places.append(output)
     elif any(value is not None for value in (task, seed, parameters, epochs, learning_rate, limit)):
         raise ValueError("settings of runs are given, but no --model to run")
-    results = collect(places or [OUTPUT.parent])
+    results = collect(places or [OUTPUT.parent], complain)
     if json_out is not None:
         write_text(json_out, rows_as_json(results))
     print_tables(results)
@@ -200,7 +200,10 @@ def _is_finished(path: Path, config: Config) -> bool:
     """Whether there are results of just this run."""
     if not path.is_file():
         return False
-    before = json.loads(path.read_text()).get("config")
+    try:
+        before = json.loads(path.read_text()).get("config")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read, remove it to train that run again: {error}") from None
     return isinstance(before, dict) and completed(before) == json.loads(json.dumps(config.asdict()))
 
 

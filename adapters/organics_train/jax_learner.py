@@ -61,6 +61,11 @@ class JaxLearner:
         self._step = step
         self._outputs = eqx.filter_jit(lambda model, x: model(x))
 
+    implementation = None  # there is one
+
+    def use(self, implementation: str) -> str | None:
+        return None
+
     def loss(self, outputs: Any, y: Any) -> tuple[Any, Any]:
         """Loss and accuracy, means over the examples."""
         if self.kind == "number":

@@ -3,8 +3,9 @@
 What a run does is a function of its :class:`Config` alone: the order of the
 batches comes from (seed, epoch), noise on the inputs from (seed, epoch, step),
 and a checkpoint holds parameters, optimizer
-moments, random numbers and the position within the epoch. A run that is killed
-and resumed goes through the same numbers, bit by bit, on the same machine.
+moments, random numbers, the position within the epoch and the implementation.
+A run that is killed and resumed goes through the same numbers, bit by bit, on
+the same machine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -50,10 +52,17 @@ class Learner(Protocol):
     Attributes
     ----------
     parameter_count, hidden : int
+    implementation : str or None
+        How the numbers are computed, where there is more than one way.
     """
 
     parameter_count: int
     hidden: int
+
+    implementation: str | None
+
+    def use(self, implementation: str) -> str | None:
+        """Compute as ``implementation`` says, that of another process; why that is impossible, or None."""
 
     def step(
         self, index: np.ndarray[Any, Any], learning_rate: float, noise: np.ndarray[Any, Any] | None = None
@@ -200,6 +209,16 @@ def train(
     if restored is not None:
         arrays, record = restored
         learner.load_state(arrays)
+        before = record.get("implementation")
+        if before is not None and before != learner.implementation:
+            problem = learner.use(before)
+            if problem is not None:
+                warnings.warn(
+                    f"{path} was made by the implementation {before!r}, which cannot be had here ({problem}): the run "
+                    f"goes on by {learner.implementation!r}, whose numbers differ by rounding",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         epoch, done, records, current = record["epoch"], record["step"], record["epochs"], _Epoch(record["current"])
 
     count = len(data.x_train)
@@ -207,6 +226,7 @@ def train(
 
     def save() -> None:
         record = {"config": config.asdict(), "epoch": epoch, "step": done, "epochs": records}
+        record["implementation"] = learner.implementation
         save_checkpoint(path, learner.state(), {**record, "current": current.values})
 
     with _interruptible() as stop:
@@ -273,6 +293,7 @@ def train(
         "test_diverged": test.diverged,
         "measured_at": "the parameters after the last epoch; the test set was looked at once",
         "gradient_clipping": "none",
+        "implementation": learner.implementation,
         "seconds": sum(record["seconds"] for record in records),
         "environment": environment(config.framework),
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import Config
+from .datasets import TASKS
 
 SEQUENTIAL = ("smnist", "psmnist", "rowmnist")
 NOTE = "The column 'paper' is recalled from memory of Rawat, Heeger & Martiniani (NeurIPS 2024): check it before use."
@@ -75,14 +77,16 @@ def _every_model(task: str, framework: str) -> list[str]:
     return [name for name, entry in MODELS.items() if task != "copy" or not entry.static]
 
 
-def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
+def collect(paths: Iterable[Path], say: Callable[[str], Any] = warnings.warn) -> list[dict[str, Any]]:
     """The results under some paths, in a fixed order.
 
     Parameters
     ----------
     paths : iterable of path
-        Files, or folders that are searched for ``*.json``; other JSON files in
-        a folder are passed over.
+        Files, or folders that are searched for ``*.json``; JSON files of
+        another kind in a folder are passed over.
+    say : callable
+        Is told which ``results.json`` in a folder cannot be read.
 
     Returns
     -------
@@ -96,20 +100,32 @@ def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
     ValueError
         For a file given by name that holds no results.
     """
-    found: list[dict[str, Any]] = []
+    found: list[tuple[tuple[str, str, float, int], dict[str, Any]]] = []
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            problem = None
             try:
                 content = json.loads(file.read_text())
-            except (ValueError, UnicodeDecodeError):
-                content = None
-            if isinstance(content, dict) and content.get("kind") == "organics train":
-                found.append(content)
-            elif not path.is_dir():
-                raise ValueError(f"{file} holds no results of organics train")
-    return sorted(found, key=lambda r: (r["config"]["task"], r["model"], -r["test_accuracy"], r["config"]["seed"]))
+                if isinstance(content, dict) and content.get("kind") == "organics train":
+                    rows_of([content], TASKS)
+                    found.append((_place(content), content))
+                    continue
+            except (OSError, ValueError) as error:
+                problem = str(error)
+            except (KeyError, TypeError, AttributeError) as error:
+                problem = f"{type(error).__name__} {error}"
+            if not path.is_dir():
+                raise ValueError(f"{file} holds no results of organics train" + (f": {problem}" if problem else ""))
+            if problem and file.name == "results.json":
+                say(f"{file} cannot be read and is left out: {problem}")
+    return [content for _, content in sorted(found, key=lambda pair: pair[0])]
+
+
+def _place(r: dict[str, Any]) -> tuple[str, str, float, int]:
+    """By which results are put in order."""
+    return r["config"]["task"], r["model"], -r["test_accuracy"], r["config"]["seed"]
 
 
 def rows_of(results: Iterable[dict[str, Any]], tasks: Iterable[str]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from organics_baselines import count_parameters, make_model
+from organics_torch import ORGaNICs, native
+from organics_torch.sequence import settled
 
 from .checkpoint import Arrays
 from .config import Config
@@ -39,12 +41,32 @@ class TorchLearner:
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        self._settled = [
+            module
+            for module in self.model.modules()
+            if isinstance(module, ORGaNICs) and module.implementation == "auto" and device.type == "cpu"
+        ]
+        for layer in self._settled:  # once, and before the first step: native code may have to be compiled
+            layer.implementation = settled("auto", device, layer.cells[0].log_w.dtype)
         self.kind, self.scored = data.kind, data.scored_steps
         # torch's own memory: aligned alike in every process, so that sums come out alike
         self.parts = {
             part: tuple(torch.tensor(getattr(data, f"{axis}_{part}"), device=device) for axis in "xy")
             for part in ("train", "validation", "test")
         }
+
+    @property
+    def implementation(self) -> str | None:
+        """How the recurrent layers are computed, where that has been settled."""
+        return ", ".join(dict.fromkeys(layer.implementation for layer in self._settled)) or None
+
+    def use(self, implementation: str) -> str | None:
+        """Compute the recurrent layers so; why that is impossible, or None."""
+        if implementation == "fused" and native.load() is None:
+            return f"the native library is {native.status()}"
+        for layer in self._settled:
+            layer.implementation = implementation
+        return None
 
     def loss(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy, means over the examples."""

@@ -15,10 +15,24 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Parameters
     ----------
     path : Path
-        Folders on the way are made.
+        Folders on the way are made. A symbolic link stays, and the file that it points to is written.
     write : callable
         Gets the open binary file.
+
+    Raises
+    ------
+    OSError
+        Naming ``path``, where it cannot be written: no space left, no permission.
     """
+    try:
+        _write(Path(os.path.realpath(path)), write)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:

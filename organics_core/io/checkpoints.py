@@ -20,7 +20,7 @@ import numpy as np
 from .. import checks
 from ..backend import Array, to_numpy
 from ..cell import CELL_VARIANTS, CellParameters, CellState, MaxRates, check_max_rates, validate_cell
-from .atomic import write_atomically
+from .tensors import read_tensors, write_tensors
 
 FORMAT = "organics-core layers"
 VERSION = 1
@@ -110,15 +110,13 @@ def save_checkpoint(
     >>> load_checkpoint("/tmp/layer.safetensors").layers[0].parameters.w_zx.shape  # doctest: +SKIP
     (4, 2)
     """
-    library = _safetensors()
     settings = _check_settings(settings, "settings")
     whole = _assemble("the checkpoint to save", _tensors(layers, readout), settings)
     tensors = _tensors(whole.layers, whole.readout)
     metadata = {"format": FORMAT, "version": str(VERSION)}
     metadata |= {name: json.dumps(value) for name, value in settings._asdict().items()}
     metadata["max_rates"] = json.dumps(settings.max_rates._asdict())
-    content = library.numpy.save(tensors, metadata=metadata)
-    write_atomically(Path(path), lambda file: file.write(content))
+    write_tensors(path, tensors, metadata)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -137,39 +135,21 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     ------
     ValueError
         Naming the file, and what is wrong with it: no such file, no
-        safetensors file, another format or version, a tensor that is missing,
+        safetensors file, a damaged one, another format or version, a tensor that is missing,
         unexpected, or of the wrong shape or dtype, a broken setting.
     ImportError
         Without safetensors.
     """
-    library = _safetensors()
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint file {path}")
-    try:
-        with library.safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (library.SafetensorError, TypeError, AttributeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"{path} is not a readable safetensors file: {reason}") from None
+    tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of ORGaNICs layers: its header lacks format {FORMAT!r}")
     if metadata.get("version") != str(VERSION):
         version = metadata.get("version")
         raise ValueError(f"{path} has version {version!r} of the checkpoint format; this library reads '{VERSION}'")
     return _assemble(str(path), tensors, _read_settings(path, metadata))
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.numpy  # noqa: F401 - not loaded by the line above
-    except ImportError:
-        raise ImportError(
-            'checkpoints need safetensors: pip install safetensors (or "organics-core[torch]", "organics-core[jax]")'
-        ) from None
-    return safetensors
 
 
 def _tensors(
@@ -192,9 +172,7 @@ def _tensors(
         if not isinstance(readout, tuple) or len(readout) != 2:
             raise TypeError(f"readout must be a pair (weight, bias), got {checks.describe(readout)}")
         found |= {"readout.weight": readout[0], "readout.bias": readout[1]}
-    arrays = {name: np.asarray(to_numpy(value)) for name, value in found.items() if value is not None}
-    # safetensors wants contiguous arrays; ascontiguousarray alone would turn () into (1,)
-    return {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    return {name: np.asarray(to_numpy(value)) for name, value in found.items() if value is not None}
 
 
 def _assemble(source: str, tensors: dict[str, np.ndarray[Any, Any]], settings: LayerSettings) -> Checkpoint:
