@@ -55,8 +55,9 @@ class ORGaNICs(nn.Module):
     many cotangents at once, go by it whatever the implementation. The layer
     calls its cells, once per sequence, so that hooks on them fire and FSDP2
     may shard cell by cell. A ``state_dict`` carries the settings that its
-    numbers depend on, and one of other settings is refused. A layer with ``recurrent="spectral"`` is saved by its ``state_dict`` or by
-    :func:`save`: torch cannot pickle parametrized modules.
+    numbers depend on, and one of other settings is refused. A layer with
+    ``recurrent="spectral"`` is saved by its ``state_dict`` or by :func:`save`:
+    torch cannot pickle parametrized modules.
 
     Attributes
     ----------
