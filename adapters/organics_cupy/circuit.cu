@@ -13,7 +13,7 @@
 #define PER_LANE ((N + LANES - 1) / LANES)
 #define PADDED (PER_LANE * LANES)
 
-__device__ inline REAL relu(REAL x) { return x > 0 ? x : REAL(0); }
+__device__ inline REAL relu(REAL x) { return x <= 0 ? REAL(0) : x; }  // NaN stays NaN
 
 #if NOISE == 1
 // Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011).
