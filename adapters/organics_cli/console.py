@@ -15,8 +15,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from organics_core.io.atomic import write_atomically
-
 EXIT_STABLE, EXIT_NOT_STABLE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,6 +72,8 @@ def quiet_matplotlib() -> None:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
+    from organics_core.io.atomic import write_atomically  # --help imports no science
+
     write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
