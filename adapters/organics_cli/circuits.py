@@ -258,7 +258,7 @@ def certify(path: Path, proof: Path | None = None) -> int:
     if len(others) > ROWS:
         table.add_row("", f"{len(others) - ROWS} more")
     if n <= MOST_SEARCHED:
-        table.add_row("search", every.report)  # type: ignore[attr-defined]
+        table.add_row("search", every.report)  # type: ignore[union-attr]
     screen.print(table)
     screen.print()
     if facts.converged:

@@ -178,10 +178,10 @@ def simulate_sde(
         steps = (problem.times.shape[0] - 1) * substeps
         if increments is not None and (increments.shape[0] != steps or increments.shape[-1] != 2 * n):
             reason = f"increments must have shape ({steps}, ..., {2 * n}), got {tuple(increments.shape)}"
-        if reason is None:
+        if reason is None and term is not None:
             given = _Noise(term.amplitude, increments, number)
             return _run(problem, tableau, substeps, given, launch)
-        _refuse(engine, reason)
+        _refuse(engine, str(reason))
     return core_simulate_sde(
         circuit,
         z,

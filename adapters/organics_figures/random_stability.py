@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import organics_core as oc
@@ -67,7 +69,7 @@ def draw(n: Numbers) -> Figure:
     return figure
 
 
-def _count(ax: plot.Axes, values: np.ndarray, lowest: float, highest: float, side: float = 0.98) -> None:
+def _count(ax: Any, values: np.ndarray, lowest: float, highest: float, side: float = 0.98) -> None:
     """Say how many circuits the panel does not show."""
     finite = values[np.isfinite(values)]
     beyond = int(((finite < lowest) | (finite > highest)).sum())

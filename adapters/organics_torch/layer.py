@@ -193,7 +193,7 @@ class ORGaNICs(nn.Module):
     def _run(
         self, cell: ORGaNICsCell, xs: Tensor, start: CellState, outputs: bool = True
     ) -> tuple[Tensor | None, CellState]:
-        options = {"outputs": outputs, "checkpoint_every": self.checkpoint_every}
+        options: dict[str, Any] = {"outputs": outputs, "checkpoint_every": self.checkpoint_every}
         return cell(xs, start, through=partial(run_sequence, implementation=self.implementation, **options))
 
     def _forward_packed(self, packed: PackedSequence, hx: CellState | None) -> tuple[PackedSequence, CellState]:

@@ -70,9 +70,10 @@ def _reference_gradients(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # of its own each, so that one tensor in two places counts in each of them alone
-        xs, start, sigma, *weights = (value if value is None else value.view_as(value) for value in tensors)
+        made: list[Any] = [value if value is None else value.view_as(value) for value in tensors]
+        xs, start, sigma, *weights = made
         gains, rates = weights[3:9], Rates(*weights[9:])
-        fields = CellParameters(*weights[:2], None, *gains, *(None,) * 4, sigma)
+        fields = CellParameters(*weights[:2], None, *gains, *(None,) * 4, sigma)  # type: ignore[call-arg]
         variant = "main" if setup.main else "rectified_recurrence"
         ys, state = reference_sequence(fields, weights[2], rates, CellState(*start.unbind(0)), xs, variant)
         pairs = [(ys, g_ys), (torch.stack(list(state)), g_last)]
@@ -264,7 +265,7 @@ def _choose(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -
             raise RuntimeError(
                 f"the fused implementation runs on the CPU only; the native library is {native.status()}"
             )
-    names = (wanted,) if wanted in ("triton", "cuda") else ()
+    names: tuple[str, ...] = (wanted,) if wanted in ("triton", "cuda") else ()
     if wanted == "auto" and xs.is_cuda:
         names = ("cuda", "triton") if _module("cuda").suits(xs, units) else ("triton", "cuda")
     for name in names:

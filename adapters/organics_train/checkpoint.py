@@ -9,6 +9,8 @@ from typing import Any
 from organics_core.io import atomic
 from organics_core.io.tensors import Arrays, read_tensors, write_tensors
 
+__all__ = ["Arrays", "load_checkpoint", "remove_parts", "save_checkpoint", "write_atomically"]
+
 VERSION = "1"
 
 

@@ -119,11 +119,11 @@ def _solve(equations: Any, at: Tensor, sound: Tensor, theta: Tree, right: Tensor
     (In torch 2.13 third derivatives of torch.linalg.solve are wrong where forward mode takes part.)
     """
     if equations.by_products:
-        linear: Any = _Products(equations, transposed)
+        linear: Any = _Products(equations, transposed)  # type: ignore[call-arg]
         given: Tree = _Given(at, sound, theta, right)
     else:
         linear, matrix = _Dense(), equations.matrix(at, sound, theta)
-        given = _System(matrix.mT if transposed else matrix, right)
+        given = _System(matrix.mT if transposed else matrix, right)  # type: ignore[call-arg]
         if _once():
             return solve_vector(xp, *given)
     return solve_root(linear, linear.search, given)[0]  # type: ignore[no-any-return]
@@ -144,7 +144,7 @@ class _System(NamedTuple):
 
     matrix: Tensor
     right: Tensor
-    spec = {"matrix": Parameter(axes=2), "right": Parameter()}  # noqa: RUF012 - an annotated one would be a field
+    spec = {"matrix": Parameter(axes=2), "right": Parameter()}  # type: ignore[misc]  # noqa: RUF012 - no field
 
 
 class _Dense:
@@ -153,7 +153,7 @@ class _Dense:
     by_products = False
 
     def search(self, system: _System) -> Tree:
-        u = solve_vector(xp, *system)
+        u = solve_vector(xp, system.matrix, system.right)
         return u, _all_sound(u), ()
 
     def at(self, u: Tensor, sound: Tensor, system: _System) -> Tensor:
@@ -180,7 +180,7 @@ class _Products(NamedTuple):
 
     equations: Any
     transposed: bool
-    by_products = True
+    by_products = True  # type: ignore[misc]
 
     def search(self, given: _Given) -> Tree:
         def product(u: Tensor) -> Tensor:
