@@ -351,6 +351,11 @@ def test_what_is_said() -> None:
             "all arrays must come from one library, but circuit is numpy.ndarray of shape (3, 3) and times is "
             "test_bad_input.Foreign of shape (3,)",
         ),
+        (
+            ValueError,
+            run(z=np.ones((2, 3)), drive="constant", state0=oc.State(np.ones((4, 3)), np.ones(3))),
+            "the batch axes (4,) of state0.y (shape (4, 3)) do not broadcast with the batch axes (2,) of z",
+        ),
         (TypeError, run(rtol="small"), "rtol must be a number, got str"),
         (ValueError, run(atol=float("inf")), "atol must be positive and finite, got inf"),
         (ValueError, run(max_step=10**400), "max_step must be positive and finite, got inf"),

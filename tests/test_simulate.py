@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -272,6 +273,19 @@ def test_progress_reaches_the_end(xp64: Library, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_bar_of_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing in the first half second; then the share done and the time left, ten times a second at most."""
+    clock = iter([0.0, 0.4, 2.0, 2.05, 3.0, 4.0])
+    monkeypatch.setattr("organics_core.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    case = small_circuit(3)
+    oc.simulate(case.circuit, case.z, np.linspace(0, 0.01, 6), progress=True)
+    lines = [(12, 18, 40, 3), (24, 6, 80, 1), (30, 0, 100, 0)]
+    want = "".join(f"\rsimulate [{'#' * a}{'.' * b}] {p:3.0f} %  {left:5.0f} s left " for a, b, p, left in lines)
+    assert capsys.readouterr() == ("", want + "\n")
+    with pytest.raises(TypeError, match=r"^progress must be True, False or a function of the fraction done, got int$"):
+        oc.simulate(case.circuit, case.z, np.linspace(0, 0.01, 6), progress=3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("ending", ["npz", "zarr"])
 def test_saved_runs(xp: Library, tmp_path: Any, ending: str) -> None:
     """What was saved comes back, in this library, and continues."""
@@ -323,6 +337,7 @@ def test_members_with_other_time_constants_take_their_own_steps(xp64: Library) -
         options = {"drive": how, "rtol": 1e-8, "atol": 1e-11}
         run = oc.simulate(xp64.tree(circuit), xp64.array(drive), xp64.array(times), **options)
         assert run.success
+        assert int(run.steps) > int(run.rejected) >= 0
         xp64.assert_kind(run.state.y, (3, count, n))
         for k in (0, 17, 129):
             one = circuit._replace(b=circuit.b[k], tau_y=tau[k], tau_a=2.0 * tau[k])
