@@ -193,6 +193,16 @@ def test_stiff_circuits(xp64: Library) -> None:
     assert "rodas5p" in slow.message
 
 
+def test_a_stiff_batch_is_said_to_be_stiff(xp64: Library) -> None:
+    """As one circuit is: 400 steps of 1e-5 s do not reach the second, in either member."""
+    circuit = oc.Circuit(None, np.ones((3, 3)), 1.0, 1.0, 1.0, 1e-5, 1.0)
+    z = xp64.array([[1.0, 0.5, 0.2], [0.3, 2.0, 0.1]])
+    for drive in (z[0, :], z):
+        run = oc.simulate(xp64.tree(circuit), drive, xp64.array([0.0, 1.0]), drive="constant", max_steps=400)
+        assert (numpy_tree(run.status) == STIFF).all()
+        assert run.status.shape == drive.shape[:-1]
+
+
 def test_a_batch_like_a_time_course_is_said_to_be_read_as_one() -> None:
     """``drive="auto"`` does not silently take a batch of T constant drives for T samples."""
     z, times = np.ones((3, 2)), np.array([0.0, 0.001, 0.002])
