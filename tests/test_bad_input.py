@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from support import Library, small_circuit
 
 import organics_core as oc
@@ -328,6 +329,16 @@ def test_what_is_said() -> None:
             "test_bad_input.Foreign of shape (3,)",
         ),
         (ValueError, make(tau_y=away), "all arrays must be on one device, but w_r is on cpu and tau_y is on gpu:1"),
+        (
+            ValueError,
+            make(w_r=None, tau_y=0.1, tau_a=away),
+            "all arrays must be on one device, but w is on cpu and tau_a is on gpu:1",
+        ),
+        (
+            TypeError,
+            make(b=csr_array(np.eye(3))),
+            f"b must be a number or an array {kinds} scipy.csr_array of shape (3, 3)",
+        ),
         (
             TypeError,
             run(z=foreign),
