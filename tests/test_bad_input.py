@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from support import Library, small_circuit
 
 import organics_core as oc
@@ -329,6 +330,16 @@ def test_what_is_said() -> None:
         ),
         (ValueError, make(tau_y=away), "all arrays must be on one device, but w_r is on cpu and tau_y is on gpu:1"),
         (
+            ValueError,
+            make(w_r=None, tau_y=0.1, tau_a=away),
+            "all arrays must be on one device, but w is on cpu and tau_a is on gpu:1",
+        ),
+        (
+            TypeError,
+            make(b=csr_array(np.eye(3))),
+            f"b must be a number or an array {kinds} scipy.csr_array of shape (3, 3)",
+        ),
+        (
             TypeError,
             run(z=foreign),
             "all arrays must come from one library, but times is numpy.ndarray of shape (2,) and z is "
@@ -350,6 +361,11 @@ def test_what_is_said() -> None:
             run(times=foreign),
             "all arrays must come from one library, but circuit is numpy.ndarray of shape (3, 3) and times is "
             "test_bad_input.Foreign of shape (3,)",
+        ),
+        (
+            ValueError,
+            run(z=np.ones((2, 3)), drive="constant", state0=oc.State(np.ones((4, 3)), np.ones(3))),
+            "the batch axes (4,) of state0.y (shape (4, 3)) do not broadcast with the batch axes (2,) of z",
         ),
         (TypeError, run(rtol="small"), "rtol must be a number, got str"),
         (ValueError, run(atol=float("inf")), "atol must be positive and finite, got inf"),

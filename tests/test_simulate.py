@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,6 +193,16 @@ def test_stiff_circuits(xp64: Library) -> None:
     assert "rodas5p" in slow.message
 
 
+def test_a_stiff_batch_is_said_to_be_stiff(xp64: Library) -> None:
+    """As one circuit is: 400 steps of 1e-5 s do not reach the second, in either member."""
+    circuit = oc.Circuit(None, np.ones((3, 3)), 1.0, 1.0, 1.0, 1e-5, 1.0)
+    z = xp64.array([[1.0, 0.5, 0.2], [0.3, 2.0, 0.1]])
+    for drive in (z[0, :], z):
+        run = oc.simulate(xp64.tree(circuit), drive, xp64.array([0.0, 1.0]), drive="constant", max_steps=400)
+        assert (numpy_tree(run.status) == STIFF).all()
+        assert run.status.shape == drive.shape[:-1]
+
+
 def test_a_batch_like_a_time_course_is_said_to_be_read_as_one() -> None:
     """``drive="auto"`` does not silently take a batch of T constant drives for T samples."""
     z, times = np.ones((3, 2)), np.array([0.0, 0.001, 0.002])
@@ -272,6 +283,19 @@ def test_progress_reaches_the_end(xp64: Library, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_bar_of_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing in the first half second; then the share done and the time left, ten times a second at most."""
+    clock = iter([0.0, 0.4, 2.0, 2.05, 3.0, 4.0])
+    monkeypatch.setattr("organics_core.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    case = small_circuit(3)
+    oc.simulate(case.circuit, case.z, np.linspace(0, 0.01, 6), progress=True)
+    lines = [(12, 18, 40, 3), (24, 6, 80, 1), (30, 0, 100, 0)]
+    want = "".join(f"\rsimulate [{'#' * a}{'.' * b}] {p:3.0f} %  {left:5.0f} s left " for a, b, p, left in lines)
+    assert capsys.readouterr() == ("", want + "\n")
+    with pytest.raises(TypeError, match=r"^progress must be True, False or a function of the fraction done, got int$"):
+        oc.simulate(case.circuit, case.z, np.linspace(0, 0.01, 6), progress=3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("ending", ["npz", "zarr"])
 def test_saved_runs(xp: Library, tmp_path: Any, ending: str) -> None:
     """What was saved comes back, in this library, and continues."""
@@ -323,6 +347,7 @@ def test_members_with_other_time_constants_take_their_own_steps(xp64: Library) -
         options = {"drive": how, "rtol": 1e-8, "atol": 1e-11}
         run = oc.simulate(xp64.tree(circuit), xp64.array(drive), xp64.array(times), **options)
         assert run.success
+        assert int(run.steps) > int(run.rejected) >= 0
         xp64.assert_kind(run.state.y, (3, count, n))
         for k in (0, 17, 129):
             one = circuit._replace(b=circuit.b[k], tau_y=tau[k], tau_a=2.0 * tau[k])
