@@ -47,7 +47,7 @@ def triton_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("n", "precision", "stack"),
     [
-        (64, "highest", 64),
+        (64, "highest", 160),
         (64, "high", 0),
         (64, "medium", 0),
         (128, "highest", 800),
