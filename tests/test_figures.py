@@ -281,7 +281,10 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     for arguments, message in (
         (["energy", "--checkpoint", str(path)], "holds a recurrent network, which only trajectories can show"),
         (["trajectories", "--checkpoint", str(tmp_path / "none")], "there is no checkpoint file"),
-        (["trajectories", "--checkpoint", str(tmp_path / "bad.safetensors")], "bad.safetensors is not a readable safetensors file"),
+        (
+            ["trajectories", "--checkpoint", str(tmp_path / "bad.safetensors")],
+            "bad.safetensors is not a readable safetensors file",
+        ),
         (["trajectories", *("--checkpoint", str(path)) * 2], "there are two checkpoints of recurrent networks"),
     ):
         done = CliRunner().invoke(app, ["figures", *arguments, "--output", str(tmp_path / "out")])

@@ -52,7 +52,7 @@ def draw(n: Numbers) -> Figure:
     _count(left, every, lowest, np.inf, side=0.03)
     for ax, values, title in (
         (middle, n["gains_to_one"], "Gains up to 1, n = 2: {bad} of {count} unstable"),
-        (right, n["strong"], "Strong drive, $W_r$ orthogonal: {share} unstable"),
+        (right, n["strong"], "Strong drive: {share} unstable"),
     ):
         seen = values[np.isfinite(values)]
         lowest, highest = np.quantile(seen, (0.002, 1.0 if ax is middle else 0.98))
@@ -65,6 +65,9 @@ def draw(n: Numbers) -> Figure:
         ax.set_title(title.format(bad=bad, count=len(seen), share=percent(round(bad / len(seen), 2))))
         ax.legend(loc="upper right")
         _count(ax, values, edges[0], edges[-1])
+    right.text(
+        0.98, 0.66, "$W_r$ orthogonal, n = 10", transform=right.transAxes, ha="right", va="top", fontsize="small"
+    )
     middle.set_yscale("log")
     return figure
 
