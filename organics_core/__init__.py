@@ -59,6 +59,7 @@ from .noise import (
     noise_covariance,
     power_spectrum,
 )
+from .parallel import ParallelReport, cell_lyapunov_exponent, parallel_cell_sequence
 from .stability import (
     Certificate,
     OscillatorForm,
@@ -102,6 +103,7 @@ __all__ = [
     "Model",
     "Operator",
     "OscillatorForm",
+    "ParallelReport",
     "Parameter",
     "PhaseDiagram",
     "PulseTrain",
@@ -119,6 +121,7 @@ __all__ = [
     "Variant",
     "WilsonCowan",
     "WilsonCowanState",
+    "cell_lyapunov_exponent",
     "cell_sequence",
     "cell_step",
     "certify",
@@ -149,6 +152,7 @@ __all__ = [
     "models",
     "noise_covariance",
     "oscillator_form",
+    "parallel_cell_sequence",
     "phase_diagram",
     "phenomena",
     "power_spectrum",
