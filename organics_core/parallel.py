@@ -18,7 +18,7 @@ Smith & Linderman (NeurIPS 2024), its quasi-Newton form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from array_api_compat import device
@@ -49,17 +49,53 @@ class ParallelReport(NamedTuple):
 
     Attributes
     ----------
-    converged : array () of bool
+    converged : array () of bool, or bool
         Whether the last update was small enough; otherwise the states are not to be used.
-    iterations : array () of int
-    change : array ()
-        The last update, relative: of y, a, b0 and b1 of every sequence the largest over the largest state, of
-        all steps and of the last one.
-    residual : array ()
-        Largest |f(x_{t-1}) - x_t| of the states, over the largest state in the same sense.
+    iterations : array () of int, or int
+    change : array (), or float
+        The last update, relative: the largest entry over the largest state, of y, a, b0 and b1 of every
+        sequence by themselves, over all steps and at the last step; of these ratios the largest.
+    residual : array (), or float
+        Largest f(x_{t-1}) - x_t before the last update, relative in the same sense.
     """
 
     converged: Array
+    iterations: Array
+    change: Array
+    residual: Array
+
+    def on_host(self) -> ParallelReport:
+        """With a bool, an int and floats."""
+        return ParallelReport(bool(self.converged), int(self.iterations), float(self.change), float(self.residual))
+
+
+class ParallelAdvice(NamedTuple):
+    """Whether all steps at once are faster than one after another.
+
+    Attributes
+    ----------
+    pays : bool
+        Whether they were.
+    reason : str
+        Why, in words.
+    exponent : float
+        Largest Lyapunov exponent, per step.
+    iterations : int
+        The most of any layer.
+    seconds_parallel, seconds_sequential : float
+        Of a forward pass; NaN where none was measured.
+    """
+
+    pays: bool
+    reason: str
+    exponent: float
+    iterations: int
+    seconds_parallel: float
+    seconds_sequential: float
+
+
+class _Progress(NamedTuple):
+    states: CellState
     iterations: Array
     change: Array
     residual: Array
@@ -69,15 +105,7 @@ class Solution(NamedTuple):
     """States, or adjoints, (T, ..., n) of all steps, and how they were found."""
 
     states: CellState
-    iterations: Array
-    change: Array
-    converged: Array
-
-
-class _Progress(NamedTuple):
-    states: CellState
-    iterations: Array
-    change: Array
+    report: ParallelReport
 
 
 def linear_recurrence(xp: Any, factor: Array, term: Array) -> Array:
@@ -181,12 +209,14 @@ def solve_recurrence(
         new, diagonal = system(progress.states)
         delta = tree_map(update, diagonal, new, progress.states)
         states = tree_map(lambda x, d: x + d, progress.states, delta)
-        return _Progress(states, progress.iterations + 1, relative_size(xp, delta, states))
+        residual = tree_map(lambda n, x: n - x, new, progress.states)
+        sizes = (relative_size(xp, part, states) for part in (delta, residual))
+        return _Progress(states, progress.iterations + 1, *sizes)
 
-    kind = {"device": device(like)}
-    begin = _Progress(guess, xp.asarray(0, dtype=xp.int32, **kind), xp.asarray(xp.inf, dtype=like.dtype, **kind))
+    infinite = xp.asarray(xp.inf, dtype=like.dtype, device=device(like))
+    begin = _Progress(guess, xp.asarray(0, dtype=xp.int32, device=device(like)), infinite, infinite)
     end = get_backend(xp).while_loop(lambda p: p.change > bound, body, begin, max_steps=max_iterations)
-    return Solution(end.states, end.iterations, end.change, end.change <= bound)
+    return Solution(end.states, ParallelReport(end.change <= bound, end.iterations, end.change, end.residual))
 
 
 def solve_states(
@@ -323,11 +353,8 @@ def parallel_cell_sequence(
         max_iterations=max_iterations,
         largest_update=LARGEST_UPDATE if damped else None,
     )
-    before = tree_map(lambda first, rest: shifted(xp, first, rest), start, found.states)
-    new = step(xp, parameters, w, rates, before, xs, variant)
-    residual = relative_size(xp, tree_map(lambda n, x: n - x, new, found.states), found.states)
     last = tree_map(lambda part: part[-1, ...], found.states)
-    return last, found.states.y, ParallelReport(found.converged, found.iterations, found.change, residual)
+    return last, found.states.y, found.report
 
 
 def cell_lyapunov_exponent(
@@ -360,10 +387,16 @@ def cell_lyapunov_exponent(
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_sequence(parameters, state, xs)
-    backend = get_backend(xp)
     rates = cell_rates(xp, parameters, MaxRates(*max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    start = broadcast_start(xp, state, xs)
+    return growth_rate(xp, parameters, w, rates, broadcast_start(xp, state, xs), xs, variant)
+
+
+def growth_rate(
+    xp: Any, parameters: CellParameters, w: Array, rates: Rates, start: CellState, xs: Array, variant: str
+) -> Array:
+    """The same (...), unchecked, with W and the rates already computed."""
+    backend = get_backend(xp)
     n = start.y.shape[-1]
 
     def parts(flat: Array) -> CellState:
@@ -386,3 +419,17 @@ def cell_lyapunov_exponent(
     first = backend.normal(0, tuple(flat.shape), flat)
     _, growth = backend.scan(body, (flat, first), xs)
     return xp.mean(growth[xs.shape[0] // 2 :, ...], axis=0)
+
+
+def advise(exponent: float, reports: Sequence[ParallelReport], parallel: float, sequential: float) -> ParallelAdvice:
+    """What the reports of all layers and the seconds of both ways come to."""
+    iterations = max((report.iterations for report in reports), default=0)
+    if not reports or not all(report.converged for report in reports):
+        pays, reason = (
+            False,
+            f"the iterations did not converge; the largest Lyapunov exponent is {exponent:.2g} per step",
+        )
+    else:
+        pays = parallel < sequential
+        reason = f"{iterations} iterations took {parallel:.2g} s, one step after another {sequential:.2g} s"
+    return ParallelAdvice(pays, reason, exponent, iterations, parallel, sequential)

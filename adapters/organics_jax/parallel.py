@@ -12,7 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from organics_core.cell import CellParameters, CellState, MaxRates, cell_rates, normalization_weights, step, step_diagonal
+from organics_core.cell import (
+    CellParameters,
+    CellState,
+    MaxRates,
+    cell_rates,
+    normalization_weights,
+    step,
+    step_diagonal,
+)
 from organics_core.parallel import shifted, solve_adjoint, solve_states
 
 Array = Any
@@ -49,8 +57,8 @@ def _forward(
         return CellState(*(part[-1] for part in found.states)), found.states.y
 
     sequential = functools.partial(_sequential, variant, max_rates)
-    result = jax.lax.cond(found.converged, parallel, sequential, parameters, start, xs)
-    return result, (parameters, start, xs, found.states, found.converged)
+    result = jax.lax.cond(found.report.converged, parallel, sequential, parameters, start, xs)
+    return result, (parameters, start, xs, found.states, found.report.converged)
 
 
 def _backward(variant: str, max_rates: MaxRates, saved: Any, bars: tuple[CellState, Array]) -> Any:
@@ -74,7 +82,7 @@ def _backward(variant: str, max_rates: MaxRates, saved: Any, bars: tuple[CellSta
     def sequential(*given: Any) -> Any:
         return jax.vjp(functools.partial(_sequential, variant, max_rates), *given)[1](bars)
 
-    return jax.lax.cond(converged & found.converged, parallel, sequential, parameters, start, xs)
+    return jax.lax.cond(converged & found.report.converged, parallel, sequential, parameters, start, xs)
 
 
 parallel_sequence.defvjp(_forward, _backward)

@@ -6,7 +6,7 @@ fastest sequential implementation takes over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -17,6 +17,9 @@ from organics_core.cell import CellParameters, CellState, Rates, step, step_diag
 from organics_core.parallel import solve_adjoint, solve_states
 
 from .implementation import WEIGHTS, Setup
+
+observers: list[Callable[..., Any]] = []
+"""Each is called after every solution, with it and, in forward passes, the arguments of the core's step."""
 
 
 def kept_shapes(setup: Setup, xs: Tensor, n: int, identity: bool) -> list[tuple[int, ...]]:
@@ -32,16 +35,19 @@ def forward(
     found = None
     if xs.shape[1]:
         with torch.no_grad():
-            found = solve_states(xp, *_core(sigma, weights), CellState(*start.unbind(0)), xs, _variant(setup))
-    if found is not None and found.converged:
+            arguments = (xp, *_core(sigma, weights), CellState(*start.unbind(0)), xs, _variant(setup))
+            found = solve_states(*arguments)
+            for observe in observers:
+                observe(found, *arguments)
+    converged = found is not None and bool(found.report.converged)
+    if found is not None and converged:
         states = torch.stack([torch.cat([first[None], rest]) for first, rest in zip(start, found.states, strict=True)])
         ys, last = states[0, 1:].clone(), states[:, -1].clone()
     else:
         states = start[:, None].expand(4, len(xs) + 1, *start.shape[1:]).contiguous()
         setup_once = setup._replace(gradient=False, checkpoint_every=0)
         ys, last, _ = _sequential(xs, start.shape[-1]).forward(setup_once, xs, start, sigma, weights)
-    flag = xs.new_tensor(float(found is not None and bool(found.converged)))
-    return (ys if setup.outputs else None), last, ([states, flag] if setup.gradient else [])
+    return (ys if setup.outputs else None), last, ([states, xs.new_tensor(float(converged))] if setup.gradient else [])
 
 
 def backward(
@@ -94,7 +100,9 @@ def _adjoint(
 
     with torch.no_grad():
         found = solve_adjoint(xp, pull, diagonal, CellState(*gradient))
-    if not found.converged:
+    for observe in observers:
+        observe(found)
+    if not found.report.converged:
         return None
     wanted = [value for value in (x if wants_x else None, *leaves) if value is not None]
     every = iter(torch.autograd.grad(new, [*parts, *wanted], found.states))
