@@ -201,15 +201,17 @@ def solve_recurrence(
     like = guess.y
     bound = default_tolerance(xp, like) if tolerance is None else tolerance
 
-    def update(factor: Array, new: Array, old: Array) -> Array:
-        delta = linear_recurrence(xp, xp.clip(factor, -1.0, 1.0), new - old)
-        return delta if largest_update is None else xp.clip(delta, -largest_update, largest_update)
+    def together(tree: CellState) -> Array:
+        return xp.stack(tree_leaves(tree), axis=1)  # one scan for all four
 
     def body(progress: _Progress) -> _Progress:
         new, diagonal = system(progress.states)
-        delta = tree_map(update, diagonal, new, progress.states)
-        states = tree_map(lambda x, d: x + d, progress.states, delta)
         residual = tree_map(lambda n, x: n - x, new, progress.states)
+        update = linear_recurrence(xp, xp.clip(together(diagonal), -1.0, 1.0), together(residual))
+        if largest_update is not None:
+            update = xp.clip(update, -largest_update, largest_update)
+        delta = CellState(*(update[:, part, ...] for part in range(4)))
+        states = tree_map(lambda x, d: x + d, progress.states, delta)
         sizes = (relative_size(xp, part, states) for part in (delta, residual))
         return _Progress(states, progress.iterations + 1, *sizes)
 

@@ -53,7 +53,11 @@ def test_values_and_gradients_are_the_cores(variant, recurrent, precision, no_fa
 
 
 def test_the_float32_gradients_are_as_exact_as_the_sequential_ones(no_fallback):
-    layer, x, hx = make(dtype=torch.float32), numbers(1, T, N, K, dtype=torch.float32), start(batch=N, dtype=torch.float32)
+    layer, x, hx = (
+        make(dtype=torch.float32),
+        numbers(1, T, N, K, dtype=torch.float32),
+        start(batch=N, dtype=torch.float32),
+    )
     _, found = run(layer, x, hx)
     _, wanted = core(layer.double(), x.double(), ot.CellState(*(part.double() for part in hx)))
     for one, other in zip(found, wanted, strict=True):

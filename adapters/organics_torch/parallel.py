@@ -87,28 +87,31 @@ def _adjoint(
         gradient[0] += g_ys
     if g_last is not None:
         gradient[:, -1] += g_last
-    with torch.no_grad():
-        diagonal = step_diagonal(xp, *_core(sigma, weights), CellState(*before), _variant(setup))
-    x = xs.detach().requires_grad_(wants_x)
-    leaves = [None if value is None else value.detach().requires_grad_() for value in weights]
-    parts = [part.detach().requires_grad_() for part in before]
-    with torch.enable_grad():
-        new = step(xp, *_core(sigma, leaves), CellState(*parts), x, _variant(setup))
+    weights = [None if value is None else value.detach() for value in weights]
+    xs, before = xs.detach(), before.detach()
+    diagonal = step_diagonal(xp, *_core(sigma, weights), CellState(*before), _variant(setup))
 
-    def pull(adjoint: CellState) -> CellState:
-        return CellState(*torch.autograd.grad(new, parts, adjoint, retain_graph=True))
+    def moved(parts: tuple[Tensor, ...], x: Tensor, some: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        return tuple(step(xp, *_core(sigma, some), CellState(*parts), x, _variant(setup)))
 
-    with torch.no_grad():
-        found = solve_adjoint(xp, pull, diagonal, CellState(*gradient))
+    # torch.func works inside of an operation of one's own, too, where autograd does not record
+    _, pull = torch.func.vjp(lambda *parts: moved(parts, xs, weights), *before)
+    found = solve_adjoint(xp, lambda adjoint: CellState(*pull(tuple(adjoint))), diagonal, CellState(*gradient))
     for observe in observers:
         observe(found)
     if not found.report.converged:
         return None
-    wanted = [value for value in (x if wants_x else None, *leaves) if value is not None]
-    every = iter(torch.autograd.grad(new, [*parts, *wanted], found.states))
-    start = torch.stack([next(every)[0] for _ in parts])
-    g_x = next(every) if wants_x else None
-    return g_x, start, [None if value is None else next(every) for value in leaves]
+    given = [value for value in weights if value is not None]
+
+    def of_all(parts: tuple[Tensor, ...], x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(given)
+        return moved(parts, x, [None if value is None else next(rest) for value in weights])
+
+    _, pull_all = torch.func.vjp(of_all, tuple(before), xs, *given)
+    g_parts, g_x, *g_given = pull_all(tuple(found.states))
+    every = iter(g_given)
+    start = torch.stack([part[0] for part in g_parts])
+    return (g_x if wants_x else None), start, [None if value is None else next(every) for value in weights]
 
 
 def _variant(setup: Setup) -> str:
