@@ -59,7 +59,7 @@ from .noise import (
     noise_covariance,
     power_spectrum,
 )
-from .parallel import ParallelReport, cell_lyapunov_exponent, parallel_cell_sequence
+from .parallel import ParallelAdvice, ParallelReport, cell_lyapunov_exponent, parallel_cell_sequence
 from .stability import (
     Certificate,
     OscillatorForm,
@@ -103,6 +103,7 @@ __all__ = [
     "Model",
     "Operator",
     "OscillatorForm",
+    "ParallelAdvice",
     "ParallelReport",
     "Parameter",
     "PhaseDiagram",

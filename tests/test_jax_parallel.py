@@ -45,7 +45,9 @@ def unstable(**options):
     return eqx.tree_at(lambda c: c.parameters.w_r, cell, 2 * cell.parameters.w_r)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)]
+)  # compiling takes seconds
 @pytest.mark.parametrize("recurrent", ["orthogonal", "identity", "spectral"])
 @pytest.mark.parametrize("variant", ["rectified_recurrence", "main"])
 def test_values_and_gradients_are_the_sequential_ones(variant, recurrent, dtype, monkeypatch):
@@ -88,6 +90,7 @@ def test_where_the_adjoints_do_not_converge_neither(monkeypatch):
     assert_trees_close(with_gradients("parallel", cell, xs), wanted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_layers_transforms_and_an_empty_batch():
     layer = ORGaNICs(K, H, num_layers=2, key=KEY, implementation="parallel", dtype=jnp.float64)
     other = ORGaNICs(K, H, num_layers=2, key=KEY, implementation="reference", dtype=jnp.float64)
