@@ -70,7 +70,7 @@ def test_all_steps_at_once_are_the_loop(xp: Library, variant: str, recurrent: st
     run = xp.compiled(oc.parallel_cell_sequence, variant=variant)
     got, found, report = run(xp.tree(parameters), xp.tree(start), xp.array(xs))
     assert bool(report.converged)
-    assert int(report.iterations) < 30
+    assert int(report.iterations) < 40
     assert 0 < float(report.residual) < 1e-4
     tolerance = 1e-10 if xp.precision == "float64" else 1e-5
     for one, other in ((found, ys), *zip(got, final, strict=True)):
@@ -88,7 +88,7 @@ def test_after_k_iterations_k_steps_are_exact() -> None:
         np.testing.assert_allclose(found[:k], ys[:k], rtol=1e-11)
         assert not report.converged
         assert report.iterations == k
-        assert report.change > 1e-11
+        assert report.change > 1e-13
 
 
 def test_damping_keeps_the_iterates_finite() -> None:
