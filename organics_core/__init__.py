@@ -65,6 +65,7 @@ from .noise import (
     power_spectrum,
     transfer_function,
 )
+from .parallel import ParallelAdvice, ParallelReport, cell_lyapunov_exponent, parallel_cell_sequence
 from .proof import Proof, ProofCheck, check_proof, euler_step_bound, load_proof, prove
 from .rational import RationalSpectrum, linear_rational_spectrum, rational_spectrum, symbolic_spectrum
 from .spikes import SpikeTrains, spike_trains
@@ -119,6 +120,8 @@ __all__ = [
     "MultiplicativeNoise",
     "Operator",
     "OscillatorForm",
+    "ParallelAdvice",
+    "ParallelReport",
     "Parameter",
     "PhaseDiagram",
     "Proof",
@@ -140,6 +143,7 @@ __all__ = [
     "Variant",
     "WilsonCowan",
     "WilsonCowanState",
+    "cell_lyapunov_exponent",
     "cell_sequence",
     "cell_step",
     "certify",
@@ -175,6 +179,7 @@ __all__ = [
     "models",
     "noise_covariance",
     "oscillator_form",
+    "parallel_cell_sequence",
     "phase_diagram",
     "phenomena",
     "power_spectrum",

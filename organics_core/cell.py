@@ -12,7 +12,7 @@ import numpy as np
 
 from . import checks
 from .backend import Array, get_backend
-from .circuit import pooled_response, recurrent_drive, relu, sqrt_relu
+from .circuit import VARIANTS, pooled_response, recurrent_drive, relu, sqrt_relu
 from .weights import matvec
 
 CELL_VARIANTS = ("rectified_recurrence", "main")
@@ -270,6 +270,20 @@ def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any
     return xp
 
 
+def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -> Any:
+    """As :func:`validate_cell`, for the inputs xs (T, ..., k) of a sequence."""
+    xp = validate_cell(parameters, state, xs)
+    if xs.ndim < 2 or xs.shape[0] == 0:
+        raise ValueError(f"xs must have shape (T, ..., k) with T >= 1, got shape {tuple(xs.shape)}")
+    return xp
+
+
+def broadcast_start(xp: Any, state: CellState, xs: Array) -> CellState:
+    """The start state in the batch axes of ``xs`` (T, ..., k)."""
+    shape = (*xs.shape[1:-1], state[0].shape[-1])
+    return CellState(*(xp.broadcast_to(part, shape) for part in state))
+
+
 def step(
     xp: Any,
     parameters: CellParameters,
@@ -294,6 +308,26 @@ def step(
         a + rates.a * da,
         b0 + rates.b0 * (target0 - b0),
         b1 + rates.b1 * (target1 - b1),
+    )
+
+
+def step_diagonal(
+    xp: Any, parameters: CellParameters, w: Array, rates: Rates, state: CellState, variant: str
+) -> CellState:
+    """Derivative of every entry of the new state by the same entry of the old one, unchecked."""
+    p = parameters
+    y, a = state[0], state[1]
+    ones = xp.ones_like(y)
+    slope = ones if p.w_r is None else ones * xp.linalg.diagonal(p.w_r)
+    if VARIANTS[variant].drive:
+        slope = xp.where(recurrent_drive(xp, p.w_r, y, variant) > 0, slope, xp.zeros_like(y))
+    response = pooled_response(xp, y, variant)
+    pool = xp.linalg.diagonal(w) * xp.where(a > 0, response * response, xp.zeros_like(a))
+    return CellState(
+        1.0 + rates.y * ((1.0 - sqrt_relu(xp, a)) * slope - 1.0),
+        1.0 + rates.a * (pool - 1.0),
+        (1.0 - rates.b0) * ones,
+        (1.0 - rates.b1) * ones,
     )
 
 
@@ -378,13 +412,10 @@ def cell_sequence(
         As :func:`cell_step`; ValueError for an empty sequence.
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
-    xp = validate_cell(parameters, state, xs)
-    if xs.ndim < 2 or xs.shape[0] == 0:
-        raise ValueError(f"xs must have shape (T, ..., k) with T >= 1, got shape {tuple(xs.shape)}")
+    xp = validate_sequence(parameters, state, xs)
     rates = cell_rates(xp, parameters, MaxRates(*max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    shape = (*xs.shape[1:-1], state[0].shape[-1])
-    start = CellState(*(xp.broadcast_to(part, shape) for part in state))
+    start = broadcast_start(xp, state, xs)
 
     def body(carry: CellState, x: Array) -> tuple[CellState, Array]:
         new = step(xp, parameters, w, rates, CellState(*carry), x, variant)

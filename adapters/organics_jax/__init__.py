@@ -18,6 +18,7 @@ if _missing:
 from organics_core.cell import CellParameters, CellState, MaxRates  # noqa: E402
 from organics_train.records import EpochRecord  # noqa: E402
 
+from .advice import parallel_advice, parallel_report  # noqa: E402
 from .checkpoint import load, save  # noqa: E402
 from .modules import trainable  # noqa: E402
 from .proving import prove_stable  # noqa: E402
@@ -37,6 +38,8 @@ __all__ = [
     "ORGaNICsClassifier",
     "fit",
     "load",
+    "parallel_advice",
+    "parallel_report",
     "prove_stable",
     "save",
     "trainable",

@@ -198,10 +198,12 @@ class ORGaNICs(Part):
     key : jax random key
     batch_first : bool
         Inputs and outputs are (B, T, ...) instead of (T, B, ...).
-    implementation : {"auto", "chunked", "reference"}
+    implementation : {"auto", "chunked", "parallel", "reference"}
         How a sequence is computed; all give the same numbers. ``"chunked"``
         keeps only the state of every 28th step or so and has a reverse
-        derivative written by hand; ``"reference"`` is the core's scan, for
+        derivative written by hand; ``"parallel"`` computes all steps at once by
+        iterations, where they converge (:func:`parallel_advice` says whether it
+        pays; with ``lengths`` it is not used); ``"reference"`` is the core's scan, for
         derivatives of other kinds (``jvp``, Hessians). ``"auto"`` is ``"chunked"``.
     recurrent, variant, initialization, rate_spread, max_rates, learn_rates, dtype
         As for :class:`ORGaNICsCell`.
@@ -309,15 +311,8 @@ class ORGaNICs(Part):
         TypeError, ValueError
             Naming the argument whose dtype or shape is wrong.
         """
-        xs = self.cells[0].cast("inputs", inputs)
-        if xs.ndim not in (2, 3):
-            raise ValueError(f"inputs must have 3 axes, or 2 without a batch, got shape {xs.shape}")
+        xs, starts = self.time_first(inputs, hx)
         swap = self.batch_first and xs.ndim == 3
-        if swap:
-            xs = jnp.swapaxes(xs, 0, 1)
-        if xs.shape[0] == 0:
-            raise ValueError(f"inputs must have at least one step, got shape {jnp.shape(inputs)}")
-        starts = self._starts(hx, xs.shape[1:-1])
         if lengths is not None:
             lengths = self._lengths(lengths, xs.shape[:-1])
         finals = []
@@ -330,6 +325,17 @@ class ORGaNICs(Part):
             finals.append(final)
         hn = CellState(*(jnp.stack(parts) for parts in zip(*finals, strict=True)))
         return (jnp.swapaxes(xs, 0, 1) if swap else xs), hn
+
+    def time_first(self, inputs: Array, hx: CellState | None = None) -> tuple[Array, list[CellState]]:
+        """The inputs, checked, (T, B, k) or (T, k), and the start state of every cell."""
+        xs = self.cells[0].cast("inputs", inputs)
+        if xs.ndim not in (2, 3):
+            raise ValueError(f"inputs must have 3 axes, or 2 without a batch, got shape {xs.shape}")
+        if self.batch_first and xs.ndim == 3:
+            xs = jnp.swapaxes(xs, 0, 1)
+        if xs.shape[0] == 0:
+            raise ValueError(f"inputs must have at least one step, got shape {jnp.shape(inputs)}")
+        return xs, self._starts(hx, xs.shape[1:-1])
 
     def _lengths(self, lengths: Array, shape: tuple[int, ...]) -> Array:
         seen = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)

@@ -39,9 +39,11 @@ from organics_core.cell import (
 )
 from organics_core.circuit import relu, sqrt_relu
 
+from .parallel import parallel_sequence
+
 Array = Any
 
-IMPLEMENTATIONS = ("auto", "chunked", "reference")
+IMPLEMENTATIONS = ("auto", "chunked", "parallel", "reference")
 
 
 class _Weights(NamedTuple):
@@ -84,10 +86,12 @@ def sequence(
     xs : array (T, ..., k)
     max_rates, variant
         As in :func:`organics_core.cell_step`.
-    implementation : {"auto", "chunked", "reference"}
+    implementation : {"auto", "chunked", "parallel", "reference"}
         ``"chunked"`` has a reverse derivative written by hand, and no forward
-        derivative (``jvp``, ``jacfwd``); ``"reference"`` is the core's scan,
-        which jax differentiates every way. ``"auto"`` is ``"chunked"``.
+        derivative (``jvp``, ``jacfwd``); ``"parallel"``, with a reverse
+        derivative only, too, computes all steps at once, where its iterations
+        converge, and is ``"chunked"`` where they do not; ``"reference"`` is the
+        core's scan, which jax differentiates every way. ``"auto"`` is ``"chunked"``.
     chunk : int, optional
         Steps between two states that are kept; about sqrt(T) by default.
 
@@ -100,6 +104,11 @@ def sequence(
     """
     if implementation == "reference":
         return cell_sequence(parameters, state, xs, max_rates=max_rates, variant=variant)
+    if implementation == "parallel":
+        shape = (*xs.shape[1:-1], parameters.log_w.shape[-1])
+        if math.prod(shape):
+            start = CellState(*(jnp.broadcast_to(part, shape) for part in state))
+            return parallel_sequence(variant, MaxRates(*max_rates), parameters, start, xs)
     p = parameters
     n = p.log_w.shape[-1]
     from_y = (p.w_by0, p.w_by1) if p.w_r is None else (p.w_r, p.w_by0, p.w_by1)

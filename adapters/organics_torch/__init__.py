@@ -17,6 +17,7 @@ except ImportError as error:  # pragma: no cover - seen only without torch
 from organics_core.cell import CellState, MaxRates
 from organics_train.records import EpochRecord
 
+from .advice import parallel_advice, parallel_report
 from .cell import ORGaNICsCell
 from .checkpoint import load, save
 from .introspection import CellReport, Monitor, inspect, measure_abscissa
@@ -40,6 +41,8 @@ __all__ = [
     "inspect",
     "load",
     "measure_abscissa",
+    "parallel_advice",
+    "parallel_report",
     "prove_stable",
     "save",
 ]

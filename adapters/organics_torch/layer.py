@@ -31,16 +31,18 @@ class ORGaNICs(nn.Module):
         (num_layers, N, n) either way.
     dropout : float
         Probability of dropping an output between layers while training.
-    implementation : {"auto", "fused", "cuda", "triton", "function", "reference"}
+    implementation : {"auto", "fused", "cuda", "triton", "function", "parallel", "reference"}
         How a sequence is computed; all give the same numbers. ``"auto"`` takes
         the fastest that the tensors and the machine allow, ``"fused"`` is
         native code compiled on first use (CPU), ``"cuda"`` and ``"triton"``
         kernels for float32 on CUDA, ``"function"`` plain torch with
-        the derivative by hand, ``"reference"`` the core's step under autograd.
+        the derivative by hand, ``"parallel"`` all steps at once by iterations, where
+        they converge (:func:`parallel_advice` says whether it pays, and "auto" never
+        takes it), ``"reference"`` the core's step under autograd.
     checkpoint_every : int, optional
         Keep the states of every so many steps only, and compute the others
         again in the backward pass: little memory for about a third more
-        arithmetic. ``"reference"`` does not use it.
+        arithmetic. ``"parallel"`` and ``"reference"`` do not use it.
     recurrent, variant, initialization, rate_spread, max_rates, learn_rates, seed, generator, device, dtype
         As for :class:`ORGaNICsCell`.
 

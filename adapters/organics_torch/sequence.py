@@ -11,6 +11,8 @@
     sequences (cuda_kernel.py).
 ``triton``
     Likewise with tensor cores, for larger ones, where Triton is (triton_kernel.py).
+``parallel``
+    All steps at once by iterations, on any device, where they converge (parallel.py).
 
 An implementation is a module with ``kept_shapes``, ``forward`` and ``backward``.
 """
@@ -25,11 +27,11 @@ from torch import Tensor
 
 from organics_core.cell import CellParameters, CellState, Rates, step
 
-from . import fused, native, plain
+from . import fused, native, parallel, plain
 from .implementation import WEIGHTS, Setup, check, intercepted, is_ordinary, misfit, shapes_of, without_autocast
 
-IMPLEMENTATIONS = ("auto", "fused", "triton", "cuda", "function", "reference")
-_MODULES: dict[str, Any] = {"fused": fused, "function": plain}
+IMPLEMENTATIONS = ("auto", "fused", "triton", "cuda", "function", "parallel", "reference")
+_MODULES: dict[str, Any] = {"fused": fused, "function": plain, "parallel": parallel}
 
 
 def _module(name: str) -> Any:
@@ -121,8 +123,13 @@ _TENSORS = ", ".join(f"Tensor{'?' if name == 'w_r' else ''} {name}" for name in 
 _SETUP = "str implementation, bool main, bool outputs, bool gradient, int checkpoint_every, int threads"
 
 
+def module_for(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None = None) -> Any:
+    """The implementation that will run, as a module."""
+    return _module(_choose(wanted, xs, units, checkpoint_every))
+
+
 def _module_of_op(wanted: str, setup: Setup, xs: Tensor, units: int) -> Any:
-    return _module(_choose(wanted, xs, units, setup.checkpoint_every or None))
+    return module_for(wanted, xs, units, setup.checkpoint_every or None)
 
 
 @torch.library.custom_op(
@@ -258,6 +265,8 @@ def settled(implementation: str, device: torch.device, dtype: torch.dtype) -> st
 
 
 def _choose(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -> str:
+    if wanted == "parallel":
+        return wanted
     if wanted in ("auto", "fused"):
         if fused.available(xs.dtype, xs.device):
             return "fused"

@@ -81,6 +81,10 @@ class JaxBackend:
         """Rounded as by :meth:`matmul`."""
         return jnp.vecdot(left, right, axis=axis, precision=_precision())
 
+    def linear_recurrence(self, factor: Array, term: Array) -> Array:
+        """s_t = factor_t s_{t-1} + term_t along axis 0, as an associative scan."""
+        return jax.lax.associative_scan(lambda s, t: (t[0] * s[0], t[0] * s[1] + t[1]), (factor, term))[1]
+
     def platform(self, array: Array) -> str:
         """Where ``array`` is, or while tracing will probably be."""
         if isinstance(array, jax.core.Tracer):

@@ -1,0 +1,161 @@
+"""implementation="parallel" in torch: the sequential numbers and gradients, its fallback, its reports, advice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from test_torch_layers import assert_same, core, numbers, run, start  # noqa: E402
+
+import organics_torch as ot  # noqa: E402
+from organics_torch import parallel  # noqa: E402
+
+T, N, K, H = 90, 3, 3, 6
+
+
+def make(**options):
+    return ot.ORGaNICs(K, H, **{"dtype": torch.float64, "seed": 3, "implementation": "parallel"} | options)
+
+
+def unstable():
+    """A net whose largest Lyapunov exponent is positive."""
+    options = {"variant": "main", "max_rates": (0.5, 0.5, 0.5), "initialization": "oscillators"}
+    layer = make(**options)
+    with torch.no_grad():
+        layer.cells[0].w_r.mul_(2.0)
+    return layer
+
+
+@pytest.fixture
+def no_fallback(monkeypatch):
+    def fail(*_):
+        raise AssertionError("fell back to the sequential implementation")
+
+    monkeypatch.setattr(parallel, "_sequential", fail)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("recurrent", ["orthogonal", "identity", "spectral"])
+@pytest.mark.parametrize("variant", ["rectified_recurrence", "main"])
+def test_values_and_gradients_are_the_cores(variant, recurrent, precision, no_fallback):
+    """Two layers over 90 steps; every gradient, that of the start state among them."""
+    dtype = getattr(torch, precision)
+    value, derivative = (1e-10, 1e-10) if precision == "float64" else (1e-5, 5e-5)
+    layer = make(num_layers=2, variant=variant, recurrent=recurrent, dtype=dtype)
+    x, hx = numbers(1, T, N, K, dtype=dtype), start(2, batch=N, dtype=dtype)
+    for outputs in (True, False):
+        found, wanted = run(layer, x, hx, outputs=outputs), core(layer, x, hx, outputs)
+        assert_same(found[:1], wanted[:1], value)
+        assert_same(found[1:], wanted[1:], derivative)
+    assert all(report.converged and report.iterations < 40 for report in ot.parallel_report(layer, x))
+
+
+def test_the_float32_gradients_are_as_exact_as_the_sequential_ones(no_fallback):
+    layer, x, hx = (
+        make(dtype=torch.float32),
+        numbers(1, T, N, K, dtype=torch.float32),
+        start(batch=N, dtype=torch.float32),
+    )
+    _, found = run(layer, x, hx)
+    _, wanted = core(layer.double(), x.double(), ot.CellState(*(part.double() for part in hx)))
+    for one, other in zip(found, wanted, strict=True):
+        assert float((one - other).abs().max()) < 5e-5 * float(other.abs().max())
+
+
+def test_where_the_states_do_not_converge_the_steps_are_run_one_by_one():
+    layer, x, hx = unstable(), numbers(1, 300, N, K), start(batch=N)
+    (report,) = ot.parallel_report(layer, x)
+    assert not report.converged
+    found = run(layer, x, hx)
+    layer.implementation = "auto"
+    assert_same(found, run(layer, x, hx), 1e-14)
+
+
+def test_where_the_adjoints_do_not_converge_neither(monkeypatch):
+    layer, x, hx = make(), numbers(1, T, N, K), start(batch=N)
+    wanted = core(layer, x, hx)
+    solve, calls = parallel.solve_adjoint, []
+
+    def in_one(*arguments):
+        calls.append(1)
+        return solve(*arguments, max_iterations=1)
+
+    monkeypatch.setattr(parallel, "solve_adjoint", in_one)
+    assert_same(run(layer, x, hx), wanted, 1e-10)
+    assert calls
+
+
+def test_the_seams_of_a_layer(no_fallback):
+    """No batch, an empty one, packed sequences, checkpoints asked for, autocast: as of the other implementations."""
+    layer = make(num_layers=2, checkpoint_every=4)
+    other = make(num_layers=2, implementation="reference")
+    x = numbers(1, 20, N, K)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [20, 13, 5])
+    for inputs in (x, x[:, 0], packed):
+        (one, last), (two, end) = layer(inputs), other(inputs)
+        pairs = [(one.data, two.data), *zip(last, end, strict=True)]
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in pairs)
+    assert len(ot.parallel_report(layer, packed)) == 6  # three stretches of each layer
+    with torch.autocast("cpu"):
+        assert layer(x)[0].dtype == torch.float64
+
+
+def test_an_empty_batch_and_frozen_parameters():
+    layer = make()
+    output, _ = layer(torch.zeros(T, 0, K, dtype=torch.float64))
+    assert output.shape == (T, 0, H)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    assert not layer(numbers(1, T, N, K))[0].requires_grad
+
+
+@pytest.mark.slow
+def test_compiled(no_fallback):
+    layer, x = make(), numbers(1, 20, N, K)
+    wanted = layer(x)[0]
+    gradients = torch.autograd.grad(wanted.square().sum(), list(layer.parameters()))
+    output = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0]
+    assert_same([[output]], [[wanted]], 1e-12)
+    assert_same([torch.autograd.grad(output.square().sum(), list(layer.parameters()))], [gradients], 1e-10)
+
+
+def test_reports_leave_the_model_as_it_was():
+    model = ot.ORGaNICsClassifier(K, H, 4, num_layers=2, seed=0, dropout=0.5)
+    x = torch.rand(2, 50, K)
+    reports = ot.parallel_report(model, x)
+    assert [type(value) for value in reports[1]] == [bool, int, float, float]
+    assert len(reports) == 2
+    assert all(report.converged and report.change <= 1e-6 for report in reports)
+    assert model.training
+    assert model.layer.implementation == "auto"
+    assert not parallel.observers
+
+
+def test_advice_is_what_was_measured():
+    x = numbers(1, 100, N, K)
+    advice = ot.parallel_advice(make(num_layers=2), x)
+    assert advice.exponent < 0
+    assert advice.iterations > 1
+    assert advice.pays == (advice.seconds_parallel < advice.seconds_sequential)
+    assert f"{advice.iterations} iterations" in advice.reason
+    advice = ot.parallel_advice(unstable(), numbers(1, 300, N, K))
+    assert not advice.pays
+    assert advice.exponent > 0
+    assert "did not converge" in advice.reason
+
+
+@pytest.mark.parametrize("function", [ot.parallel_report, ot.parallel_advice])
+def test_bad_arguments(function):
+    with pytest.raises(TypeError, match="model must be a torch module, got"):
+        function(3, torch.zeros(4, 1, K))
+    with pytest.raises(ValueError, match="model has no ORGaNICs layers"):
+        function(torch.nn.Linear(2, 2), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="input must have shape"):
+        function(make(), torch.zeros(4, 1, K + 1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="steps must be"):
+        ot.parallel_advice(make(), numbers(1, T, N, K), steps=0)
+    with pytest.raises(RuntimeError, match="'parallel' needs float32 or float64"):
+        make(dtype=torch.float16)(torch.zeros(4, 1, K, dtype=torch.float16))
+    assert np.isfinite(float(make()(numbers(1, T, N, K))[0].sum().detach()))
