@@ -44,7 +44,7 @@ def scaled(units: int, gain: float) -> ot.ORGaNICsClassifier:
 
 
 def checkpointed() -> ot.ORGaNICsClassifier:
-    """The net of the record: oscillators, variant "main", psMNIST (the table in the pages: after 17 of its 60 epochs)."""
+    """The net of the record: oscillators, variant "main", psMNIST (the pages show it after 17 of its 60 epochs)."""
     arrays, record = load_checkpoint(Path(CHECKPOINT))
     net = ot.ORGaNICsClassifier(1, 64, 10, seed=0, **record["config"]["options"])
     net.load_state_dict({name: torch.as_tensor(value) for name, value in arrays.items()})
