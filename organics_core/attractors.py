@@ -26,7 +26,7 @@ from .circuit import (
     imbalance,
     kinks,
 )
-from .linalg import inverse, solve_vector
+from .linalg import inverse, matmul, solve_vector
 from .weights import matvec
 
 SETTLED, MOVING, DIVERGED = 0, 1, 2
@@ -72,7 +72,7 @@ def _decide(jac: Array, slowest: Array) -> Attraction:
     jac = xp.where(known[..., None, None], jac, xp.zeros_like(jac))
     shift = xp.sqrt(xp.where(known & (size > 0), size, xp.ones_like(size)) / slowest)[..., None, None]
     eye = shift * xp.eye(n, dtype=jac.dtype, device=device(jac))
-    power = xp.matmul(inverse(xp, eye - jac), eye + jac)
+    power = matmul(xp, inverse(xp, eye - jac), eye + jac)
 
     def judge(power: Array) -> tuple[Array, Array]:
         norm = xp.sqrt(xp.sum(power * power, axis=(-2, -1)))
@@ -83,7 +83,7 @@ def _decide(jac: Array, slowest: Array) -> Attraction:
     def body(carry: Any) -> Any:
         power, stable, unstable = carry
         active = ~(stable | unstable)
-        power = xp.where(active[..., None, None], xp.matmul(power, power), power)
+        power = xp.where(active[..., None, None], matmul(xp, power, power), power)
         low, high = judge(power)
         return power, stable | (active & low), unstable | (active & high)
 
