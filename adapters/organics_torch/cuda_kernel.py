@@ -78,8 +78,9 @@ def arranged(matrices: Tensor, plan: Plan) -> Tensor:
     return parts.permute(0, 1, 3, 2, 4, 5).contiguous()
 
 
+@functools.cache
 def text(width: int, plan: Plan, **flags: bool) -> str:
-    """The kernel's text; ``flags`` are main, recurrent, outputs, save."""
+    """The kernel's text, which every launch asks for; ``flags`` are main, recurrent, outputs, save."""
     named = {"units": width, **plan._asdict(), **{name: int(value) for name, value in flags.items()}}
     lines = [f"#define {name.upper()} {value}" for name, value in named.items()]
     return "\n".join([*lines, TEXT.read_text()])
