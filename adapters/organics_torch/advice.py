@@ -80,9 +80,13 @@ def parallel_advice(model: nn.Module, x: Tensor | PackedSequence, *, steps: int 
         few = CellState(*(part[:4] for part in start))
         exponents.append(float(growth_rate(xp, fields, w, rates, few, xs[:steps, :4], variant).max()))
 
-    with _as(model, "parallel"), _observed(measure):
+    reports: list[ParallelReport] = []
+    with (
+        _as(model, "parallel"),
+        _observed(measure),
+        _observed(lambda found, *_: reports.append(found.report.on_host())),
+    ):
         model(x)
-    reports = parallel_report(model, x)
     seconds = {}
     for implementation in ("parallel", "auto"):
         with _as(model, implementation):
