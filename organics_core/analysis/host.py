@@ -8,7 +8,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from .. import checks
-from ..backend import Array, get_backend, to_numpy
+from ..backend import Array, to_numpy
 from ..circuit import of_variant
 from ..linalg import broadcast_shapes
 from ..model import Layout, check_field, check_model, field_jacobian, prepare, rest, state_fields, validate
@@ -16,7 +16,6 @@ from ..weights import Operator, dense
 
 Vector = np.ndarray[Any, Any]
 XP = array_namespace(np.zeros(1))
-BACKEND = get_backend(XP)
 
 
 class Hosted(NamedTuple):
