@@ -41,6 +41,27 @@ PATIENCE = 900
 VARIANTS = tuple(oc.VARIANTS)
 
 
+class Membrane(NamedTuple):
+    v: Any
+    w: Any
+
+
+class FitzHughNagumo(NamedTuple):
+    """A user's own model: no Jacobian, no rest, no time constants."""
+
+    a: Any
+    b: Any
+    epsilon: Any
+    tau: Any
+    spec = {name: oc.Parameter("> 0") for name in ("a", "b", "epsilon", "tau")}  # noqa: RUF012
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        v = x.v - x.v**3 / 3 - x.w + z
+        w = self.epsilon * (x.v + self.a - self.b * x.w)
+        return Membrane(v / self.tau, w / self.tau)
+
+
 class Library:
     """One array library at one precision: makes its arrays and checks them."""
 

@@ -7,35 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import Library, largest, numpy_tree, small_circuit
+from support import FitzHughNagumo, Library, Membrane, largest, numpy_tree, small_circuit
 
 import organics_core as oc
 from organics_core.backend import to_numpy
 
-NEURON = {name: oc.Parameter("> 0") for name in ("a", "b", "epsilon", "tau")}
 OSCILLATION = {"mu": oc.Parameter("> 0")}
 ROTATION = {"s": oc.Parameter(), "omega": oc.Parameter("> 0")}
-
-
-class Membrane(NamedTuple):
-    v: Any
-    w: Any
-
-
-class FitzHughNagumo(NamedTuple):
-    """Without a Jacobian of its own."""
-
-    a: Any
-    b: Any
-    epsilon: Any
-    tau: Any
-    spec = NEURON
-    state = Membrane
-
-    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
-        v = x.v - x.v**3 / 3 - x.w + z
-        w = self.epsilon * (x.v + self.a - self.b * x.w)
-        return Membrane(v / self.tau, w / self.tau)
 
 
 class VanDerPol(NamedTuple):

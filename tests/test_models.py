@@ -7,31 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import Library, assert_same_spectrum, largest, numpy_tree, to_numpy
+from support import FitzHughNagumo, Library, Membrane, assert_same_spectrum, largest, numpy_tree, to_numpy
 
 import organics_core as oc
 from organics_core.model import Layout, packed_jacobian
-
-
-class Membrane(NamedTuple):
-    v: Any
-    w: Any
-
-
-class FitzHughNagumo(NamedTuple):
-    """A user's own model: no Jacobian, no rest, no time constants."""
-
-    a: Any
-    b: Any
-    epsilon: Any
-    tau: Any
-    spec = {name: oc.Parameter("> 0") for name in ("a", "b", "epsilon", "tau")}  # noqa: RUF012
-    state = Membrane
-
-    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
-        v = x.v - x.v**3 / 3 - x.w + z
-        w = self.epsilon * (x.v + self.a - self.b * x.w)
-        return Membrane(v / self.tau, w / self.tau)
 
 
 class Case(NamedTuple):
