@@ -6,16 +6,15 @@ vanish or grow, so it runs wherever matrices can be multiplied, while tracing to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from contextlib import nullcontext
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
+from .backend import Array, compiled, from_numpy, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -53,14 +52,8 @@ def attraction(xp: Any, jac: Array, slowest: Array) -> Attraction:
     above N (one lies outside). ``slowest`` (...) is the longest time constant, which chooses s.
     """
     backend = get_backend(xp)
-    decide = _compiled(cast(Hashable, backend), _decide) if backend.is_concrete(jac) else _decide
+    decide = compiled(cast(Hashable, backend), _decide, ()) if backend.is_concrete(jac) else _decide
     return Attraction(*decide(jac, slowest))
-
-
-@cache
-def _compiled(backend: Any, function: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """A function with loops, compiled once where the library compiles loops."""
-    return backend.compile(function, static=static, loops=True)
 
 
 def _decide(jac: Array, slowest: Array) -> Attraction:
@@ -102,7 +95,7 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
     if not any(VARIANTS[variant][:2]):
         backend = get_backend(xp)
         concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, state)))
-        judge = _compiled(cast(Hashable, backend), _smooth, (0,)) if concrete else _smooth
+        judge = compiled(cast(Hashable, backend), _smooth) if concrete else _smooth
         found = Attraction(*judge(variant, circuit, state, slowest))
         return Attraction(found.stable & known, found.unstable & known)
     pieces = kinks(xp, circuit, state, variant)
@@ -171,7 +164,7 @@ def follow(
     """
     backend = get_backend(xp)
     concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, start, z, active)))
-    move = _compiled(cast(Hashable, backend), _move, (0, 1)) if concrete else _move
+    move = compiled(cast(Hashable, backend), _move, (0, 1)) if concrete else _move
     state, outcome = move(variant, steps, circuit, start, z, active, longest)
     return Motion(State(*state), outcome)
 
@@ -269,10 +262,7 @@ def random_starts(xp: Any, circuit: Circuit, z: Array, variant: str, count: int,
     y = np.where(wide, rng.uniform(-1.0, 1.0, (count, n)) * np.minimum(most, 1e3 * own), 0.0)
     y = np.where(wide, y, rng.standard_normal((count, n)) * own)
 
-    def convert(values: Any) -> Array:
-        return xp.asarray(np.asarray(values).tolist(), dtype=z.dtype, device=device(z))
-
-    return State(convert(y), convert(a))
+    return State(from_numpy(xp, y, z), from_numpy(xp, a, z))
 
 
 def newton_in_both(
@@ -320,8 +310,7 @@ def members(circuit: Circuit, z: Array, index: tuple[int, ...]) -> tuple[Circuit
         own = index[len(index) - len(batch) :]
         return value[(*(0 if length == 1 else i for i, length in zip(own, batch, strict=True)), ...)]
 
-    cores = (2, 2, 1, 1, 1, 1, 1)
-    fields = [pick(value, core) for value, core in zip(circuit, cores, strict=True)]
+    fields = [pick(value, Circuit.spec[name].axes) for name, value in circuit._asdict().items()]
     return Circuit._make(fields), pick(z, 1)
 
 
@@ -329,7 +318,7 @@ def gathered(xp: Any, circuit: Circuit, z: Array, wanted: list[tuple[int, ...]])
     """Several members of a batch as a batch with one axis."""
     picked = [members(circuit, z, index) for index in wanted]
     made = tree_map(lambda *parts: xp.stack(list(parts)), *(tuple(one) for one, _ in picked))
-    cores = (2, 2, 1, 1, 1, 1, 1)
+    cores = [Circuit.spec[name].axes for name in Circuit._fields]
     # a number stands for all neurons
     made = [part if part is None or part.ndim > core else part[:, None] for part, core in zip(made, cores, strict=True)]
     return Circuit._make(made), xp.stack([drive for _, drive in picked])

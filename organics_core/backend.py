@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -294,6 +295,17 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
     except RuntimeError:  # of torch.func: a tensor that has values but no memory of its own
         return np.asarray(array.tolist(), dtype=str(array.dtype).rpartition(".")[2])
+
+
+def from_numpy(xp: Any, values: Any, like: Array) -> Array:
+    """Numbers, in the library, dtype and device of ``like``; nested sequences are what every library reads."""
+    return xp.asarray(np.asarray(values).tolist(), dtype=like.dtype, device=device(like))
+
+
+@cache
+def compiled(backend: Any, function: Callable[..., Any], static: tuple[int, ...] = (0,)) -> Callable[..., Any]:
+    """A function with loops, compiled once per static arguments and shapes, where the library compiles loops."""
+    return backend.compile(function, static=static, loops=True)  # type: ignore[no-any-return]
 
 
 _GENERIC = GenericBackend()

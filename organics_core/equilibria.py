@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -34,7 +34,7 @@ from .attractors import (
     random_starts,
     relative_residual,
 )
-from .backend import Array, get_backend, to_numpy, tree_leaves, tree_map
+from .backend import Array, compiled, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -291,7 +291,7 @@ _STARTS = 64
 def _search(
     backend: Any, concrete: bool, search: Settings, circuit: Circuit, z: Array, state0: State | None
 ) -> SteadyState:
-    solve: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete else _solve
+    solve: Callable[..., Any] = compiled(cast(Hashable, backend), _solve) if concrete else _solve
     found = SteadyState(*solve(search, circuit, z, state0))
     return found._replace(state=State(*found.state))
 
@@ -359,7 +359,7 @@ def _attracting(
     wide = xp.zeros_like(found.state.y)
     shape = tuple(lacking.shape)
     if backend.traces_loops and concrete:  # one program
-        better, outcome = _compiled_settle(cast(Hashable, backend))(search, circuit, z + wide, lacking)
+        better, outcome = compiled(cast(Hashable, backend), _settle_traced)(search, circuit, z + wide, lacking)
         better = SteadyState(*better)
         better = better._replace(state=State(*better.state))
     elif not concrete or not shape:
@@ -396,12 +396,9 @@ def _attracting(
     return found
 
 
-@cache
-def _compiled_settle(backend: Any) -> Callable[..., Any]:
-    def function(search: Settings, circuit: Circuit, z: Array, active: Array) -> tuple[SteadyState, Array]:
-        return settle(checks.namespace({"z": z}), backend, False, search, circuit, z, active)
-
-    return backend.compile(function, static=(0,), loops=True)  # type: ignore[no-any-return]
+def _settle_traced(search: Settings, circuit: Circuit, z: Array, active: Array) -> tuple[SteadyState, Array]:
+    xp = checks.namespace({"z": z})
+    return settle(xp, get_backend(xp), False, search, circuit, z, active)
 
 
 def settle(
@@ -550,14 +547,15 @@ def _gated(xp: Any, w_r: Any, gate: Array, y: Array) -> Array:
     return y - gate * matvec(xp, w_r, y)
 
 
+def _frozen(backend: Any, tree: Any) -> Any:
+    """Without gradients; operators stay as they are."""
+    return tree_map(lambda leaf: leaf if isinstance(leaf, Operator) else backend.stop_gradient(leaf), tree)
+
+
 def _of_model_judged(xp: Any, made: Any, z: Array, found: SteadyState, attracting: bool, abscissa: bool) -> SteadyState:
     """With the stability of the points of any model, from its Jacobian."""
     backend = get_backend(xp)
-
-    def frozen(leaf: Any) -> Any:
-        return leaf if isinstance(leaf, Operator) else backend.stop_gradient(leaf)
-
-    made, z, state = (tree_map(frozen, part) for part in (made, z, found.state))
+    made, z, state = (_frozen(backend, part) for part in (made, z, found.state))
     linear = Linear(xp, made, state, z)
     nothing = xp.zeros_like(found.converged)
     stable = unstable = nothing
@@ -613,11 +611,7 @@ def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, st
     start = rest(xp, made, wide) if state0 is None else state0
     start = tree_map(lambda part: part + xp.zeros_like(wide), start)
     backend = get_backend(xp)
-
-    def frozen(leaf: Any) -> Any:
-        return leaf if isinstance(leaf, Operator) else backend.stop_gradient(leaf)
-
-    free_model, free_z, free = (tree_map(frozen, part) for part in (made, wide, start))
+    free_model, free_z, free = (_frozen(backend, part) for part in (made, wide, start))
     layout = Layout.of(start)
     n = sum(layout.sizes)
     eye = xp.eye(n, dtype=z.dtype, device=device(z))
@@ -711,12 +705,6 @@ class Settings(NamedTuple):
     tolerance: float
     max_iterations: int
     newton: bool
-
-
-@cache
-def _compiled(backend: Any) -> Callable[..., Any]:
-    """The whole search, compiled once per backend, settings and shapes, where the library compiles loops."""
-    return backend.compile(_solve, static=(0,), loops=True)
 
 
 class _Search(NamedTuple):

@@ -13,14 +13,13 @@ import itertools
 import math
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from array_api_compat import device
 
 from . import checks, model
-from .backend import Array, Backend, Tree, get_backend, kernel_for, to_numpy, tree_map
+from .backend import Array, Backend, Tree, compiled, get_backend, kernel_for, to_numpy, tree_map
 from .linalg import vecdot
 from .methods import Method, Step
 from .model import Layout
@@ -97,7 +96,9 @@ def run_in_parts(
             groups = None if pieces is not None else _groups(settings, some)
             with cast(Any, getattr(backend, "quiet", nullcontext))():
                 return run_once(settings, some, pieces) if groups is None else _run_groups(settings, some, groups)
-        run: Callable[..., Any] = _compiled(cast(Hashable, backend)) if concrete and _hashable(settings) else run_once
+        run: Callable[..., Any] = run_once
+        if concrete and _hashable(settings):
+            run = compiled(cast(Hashable, backend), run_once)
         return Found(*run(settings, some))
 
     count = int(arguments.times.shape[0]) - 1
@@ -205,12 +206,6 @@ def _hashable(settings: Settings) -> bool:
     except TypeError:
         return False
     return True
-
-
-@cache
-def _compiled(backend: Any) -> Callable[..., Any]:
-    """The whole run, compiled once per backend, settings and shapes, where the library compiles loops."""
-    return backend.compile(run_once, static=(0,), loops=True)
 
 
 def run_once(settings: Settings, arguments: Arguments, pieces: list[Any] | None = None) -> Found:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import device
 
 from . import checks
-from .backend import Array, to_numpy
+from .backend import Array, from_numpy, to_numpy
 from .integration import check_times
 
 
@@ -94,6 +93,6 @@ def spike_trains(rates: Array, times: Array, *, seed: int = 0) -> SpikeTrains:
     shaped = counts.reshape(len(clock) - 1, *rates.shape[1:])
     return SpikeTrains(
         times,
-        xp.asarray(shaped.tolist(), dtype=rates.dtype, device=device(rates)),
+        from_numpy(xp, shaped, rates),
         tuple(np.split(spikes[order], edges)),
     )

@@ -14,7 +14,7 @@ from array_api_compat import device
 
 from .. import checks
 from ..attractors import members, relative_residual
-from ..backend import Array, get_backend, to_numpy
+from ..backend import Array, from_numpy, get_backend, to_numpy
 from ..circuit import (
     VARIANTS,
     Circuit,
@@ -199,12 +199,8 @@ def _random_start(xp: Any, reference: State, seed: int) -> State:
     """States of the size of ``reference`` with any signs, modulators within a factor of ten of its."""
     rng = np.random.default_rng(seed)
     y, log = rng.standard_normal(reference.y.shape), rng.uniform(-1.0, 1.0, reference.a.shape)
-    factors = (
-        xp.asarray(part.tolist(), dtype=reference.y.dtype, device=device(reference.y)) for part in (y, 10.0**log)
-    )
     size = xp.max(xp.abs(reference.y), axis=-1, keepdims=True) + 1e-3
-    y, log = factors
-    return State(2.0 * size * y, reference.a * log)
+    return State(2.0 * size * from_numpy(xp, y, reference.y), reference.a * from_numpy(xp, 10.0**log, reference.y))
 
 
 def _others(xp: Any, found: State, kind: np.ndarray[Any, Any], ends: list[tuple[State, Array]]) -> State:

@@ -11,7 +11,7 @@ from array_api_compat import device, is_array_api_obj
 
 from .. import checks
 from ..attractors import newton_in_both, random_starts
-from ..backend import Array, to_numpy
+from ..backend import Array, from_numpy, to_numpy
 from ..circuit import VARIANTS, Circuit, State, identity_fixed_point, prepare, validate_circuit
 from ..equilibria import FixedPoint, fixed_points, steady_state
 from ..one_neuron import roots_of_variant
@@ -178,14 +178,11 @@ def find_fixed_points(
     w = to_numpy(circuit.w).astype(float)
     w_r = np.eye(n) if circuit.w_r is None else to_numpy(circuit.w_r).astype(float)
 
-    def convert(values: Any) -> Array:
-        return xp.asarray(np.asarray(values).tolist(), dtype=z.dtype, device=device(z))
-
     begun = random_starts(xp, circuit, z, variant, starts, seed)
     if n == 2:
         cells = grid_of_two(w_r, w, drive, floor, variant)
         if len(cells[0]):
-            begun = State(*(xp.concat([one, convert(more)]) for one, more in zip(begun, cells, strict=True)))
+            begun = State(*(xp.concat([one, from_numpy(xp, more, z)]) for one, more in zip(begun, cells, strict=True)))
     plain, residual = newton_in_both(xp, circuit, begun, z, variant, tolerance)
     reference = identity_fixed_point(xp, circuit, z, variant)
     left = np.flatnonzero(~(to_numpy(residual) <= tolerance))[:starts]
