@@ -97,6 +97,22 @@ def inverse(xp: Any, matrix: Array) -> Array:
         return xp.stack([inverse(xp, matrix[i, ...]) for i in range(matrix.shape[0])])
 
 
+def eigenvalues(xp: Any, matrix: Array) -> Array:
+    """Eigenvalues (..., N), complex, of general matrices (..., N, N) of any size.
+
+    Some builds of LAPACK, scipy's and jaxlib's among them, answer wrongly where the
+    largest entry lies beyond sqrt(smallest) / eps or its inverse (1e12 in float32):
+    such matrices go in divided by it.
+    """
+    backend = get_backend(xp)
+    info = xp.finfo(matrix.dtype)
+    most = 1e-3 * float(info.eps) / float(info.smallest_normal) ** 0.5
+    largest = backend.stop_gradient(xp.max(xp.abs(matrix), axis=(-2, -1)))
+    beyond = xp.isfinite(largest) & ((largest > most) | ((largest < 1.0 / most) & (largest > 0)))
+    size = xp.where(beyond, largest, xp.ones_like(largest))
+    return backend.eigvals(matrix / size[..., None, None]) * size[..., None]
+
+
 def m_matrix_inverse(xp: Any, couplings: Array, excess: Array) -> Array:
     """Inverse of the M-matrix with entries ``-couplings`` (..., n, n) off the diagonal and row sums ``excess`` > 0.
 

@@ -17,7 +17,7 @@ from array_api_compat import device, is_array_api_obj
 from . import checks
 from .backend import Array, get_backend, to_numpy
 from .circuit import VARIANTS, Circuit, kinks, sqrt_relu
-from .linalg import broadcast_shapes, diagonal_matrix, matmul, solve, transpose, widen
+from .linalg import broadcast_shapes, diagonal_matrix, eigenvalues, matmul, solve, transpose, widen
 from .model import Layout, block_matrix, packed_jacobian
 from .stability import Linear, linearized
 
@@ -564,7 +564,7 @@ def _report(xp: Any, bad: Array, sentence: str) -> None:
 def _stability(xp: Any, jac: Array, name: str) -> tuple[Array, Array]:
     """Where (...) ``jac`` is stable, reported where it is not, and its eigenvalues."""
     backend = get_backend(xp)
-    values = backend.eigvals(backend.stop_gradient(jac))
+    values = eigenvalues(xp, backend.stop_gradient(jac))
     slow = xp.min(-xp.real(values), axis=-1)
     stable = slow > 0  # false for NaN
     if backend.is_concrete(stable) and not bool(xp.all(stable)):

@@ -29,7 +29,7 @@ from .circuit import (
     validate_circuit,
     validate_state,
 )
-from .linalg import broadcast_shapes, diagonal_matrix, inverse, m_matrix_inverse, transpose
+from .linalg import broadcast_shapes, diagonal_matrix, eigenvalues, inverse, m_matrix_inverse, transpose
 from .model import Layout, block_matrix, check_model, check_products, field_jacobian, state_fields, validate
 from .weights import Operator, dense, matvec
 
@@ -141,7 +141,7 @@ def spectrum(circuit: Any, state: Any, *, variant: str = "main", z: Array | None
         Naming the argument that is wrong.
     """
     linear = linearized(circuit, state, variant, z)
-    return get_backend(linear.xp).eigvals(linear.jacobian)
+    return eigenvalues(linear.xp, linear.jacobian)
 
 
 def spectral_abscissa(circuit: Any, state: Any, *, variant: str = "main", z: Array | None = None) -> Array:
@@ -238,7 +238,7 @@ def _largest_real_part(xp: Any, matrix: Array, size: Array) -> Array:
     large; it is found with rows and components in units of their size.
     """
     backend = get_backend(xp)
-    values = backend.eigvals(matrix)
+    values = eigenvalues(xp, matrix)
     abscissa = xp.max(xp.real(values), axis=-1)
     if not backend.is_concrete(matrix):
         return abscissa
@@ -248,10 +248,10 @@ def _largest_real_part(xp: Any, matrix: Array, size: Array) -> Array:
         return abscissa
     with _quiet(backend):
         scaled = matrix * (size[..., None, :] / size[..., :, None])
-        values = backend.eigvals(scaled)
+        values = eigenvalues(xp, scaled)
         rows = xp.max(xp.abs(scaled), axis=-1)
         turned = inverse(xp, scaled / rows[..., None]) / rows[..., None, :]
-        inverses = backend.eigvals(turned)
+        inverses = eigenvalues(xp, turned)
         size = xp.abs(inverses)
         live = size > 0
         size = xp.where(live, size, 1.0)

@@ -22,6 +22,7 @@ from support import (
 )
 
 import organics_core as oc
+from organics_core.backend import to_numpy
 from organics_core.circuit import Variant, circuit_jacobian, prepare, share_pool
 from organics_core.linalg import m_matrix_inverse
 
@@ -382,6 +383,20 @@ def test_abscissa_under_enormous_drive(xp64: Library, scale: float) -> None:
     beyond = oc.State(xp64.array(0 * z), xp64.array([np.inf, 1.0, 1.0, 1.0]))
     with pytest.warns(RuntimeWarning, match="state is not finite"):
         assert np.isnan(float(oc.spectral_abscissa(circuit, beyond)))
+
+
+def test_spectrum_of_any_size(xp: Library) -> None:
+    """Rates of 1e-15 to 1e25 per second: builds of LAPACK differ in what they make of large entries."""
+    rng = np.random.default_rng(3)
+    z = rng.uniform(0.5, 1, 3)
+    known = oc.Circuit(np.eye(3), rng.uniform(0, 1, (3, 3)), 0.5, 0.5, 0.1, 1.0, 2.0)
+    want = np.linalg.eigvals(oc.jacobian(known, oc.steady_state(known, z).state))
+    for tau in (1e15, 1.0, 1e-15, 1e-25):
+        circuit = known._replace(tau_y=tau * known.tau_y, tau_a=tau * known.tau_a)
+        state = oc.steady_state(circuit, z).state
+        made, at = xp.tree(circuit), xp.tree(state)
+        assert_same_spectrum(tau * to_numpy(oc.spectrum(made, at)), want, rtol=1e5 * xp.eps)
+        xp.assert_close(oc.spectral_abscissa(made, at), want.real.max() / tau, rtol=1e3 * xp.eps)
 
 
 def test_slow_eigenvalues_beside_fast_ones(xp64: Library) -> None:
