@@ -155,26 +155,34 @@ def follow(
     *,
     steps: int = 300,
     longest: Array,
+    rtol: float = 1e-3,
+    target: State | None = None,
 ) -> Motion:
     """Follow the motion of the ``active`` members of a batch until they settle, or diverge, or the steps run out.
 
     The pair of Rosenbrock methods of Shampine & Reichelt (SIAM J. Sci. Comput. 18 (1997) 1), of order 2 and
-    L-stable, to a relative accuracy of 1e-3 a step: its steps, at most ``longest`` of the longest time constants
-    each, grow as the motion slows down.
+    L-stable, to a relative accuracy of ``rtol`` a step: its steps, at most ``longest`` of the longest time constants
+    each, grow as the motion slows down. A ``target`` ends the motion of those that come within 1 % of it and, for
+    three steps more, ever nearer.
     """
     backend = get_backend(xp)
     concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, start, z, active)))
     move = compiled(cast(Hashable, backend), _move, (0, 1)) if concrete else _move
-    state, outcome = move(variant, steps, circuit, start, z, active, longest)
+    state, outcome = move(variant, (steps, rtol), circuit, start, z, active, longest, target)
     return Motion(State(*state), outcome)
 
 
-_RTOL = 1e-3
-
-
 def _move(
-    variant: str, steps: int, circuit: Circuit, start: State, z: Array, active: Array, longest: Array
+    variant: str,
+    settings: tuple[int, float],
+    circuit: Circuit,
+    start: State,
+    z: Array,
+    active: Array,
+    longest: Array,
+    target: State | None,
 ) -> tuple[State, Array]:
+    steps, rtol = settings
     xp = checks.namespace({"z": z})
     backend = get_backend(xp)
     n = int(z.shape[-1])
@@ -194,8 +202,11 @@ def _move(
         y = xp.max(xp.abs(x[..., :n]), axis=-1, keepdims=True)
         return xp.concat([y + 1e-3 * drive[..., None] + 1e-9 + wide, floor + xp.abs(x[..., n:])], axis=-1)
 
+    x = xp.concat([start.y + wide, start.a + wide], axis=-1)
+    goal = xp.full_like(x, xp.nan) if target is None else xp.concat(list(target), axis=-1)  # no distance is below NaN
+
     def body(carry: Any) -> Any:
-        x, f, h, outcome, calm = carry
+        x, f, h, outcome, calm, away = carry
         live = outcome == MOVING
         state = State(x[..., :n], x[..., n:])
         w = inverse(xp, eye - (_D * h)[..., None, None] * circuit_jacobian(xp, circuit, state, variant))
@@ -206,7 +217,7 @@ def _move(
         new = slope(moved)
         k3 = matvec(xp, w, new - _E * (k2 - middle) - 2.0 * (k1 - f))
         error = h[..., None] / 6.0 * (k1 - 2.0 * k2 + k3)
-        error = xp.max(xp.abs(error) / scale(moved), axis=-1) / _RTOL
+        error = xp.max(xp.abs(error) / scale(moved), axis=-1) / rtol
         good = live & (error <= 1.0) & xp.all(moved[..., n:] > 0, axis=-1)
         small = xp.full_like(error, 1e-3)
         safe = xp.where(error <= 1e-3, small, xp.where(xp.isfinite(error), error, xp.full_like(error, 64.0)))
@@ -217,15 +228,16 @@ def _move(
         h = xp.where(live, h * factor, h)
         h = xp.where(h > longest * slow, longest * slow, h)
         speed = xp.max(xp.abs(tau * f) / scale(x), axis=-1)
-        calm = xp.where(good & (speed < 1e-3), calm + 1, xp.where(good, xp.zeros_like(calm), calm))
-        settled = live & ((speed < 1e-7) | ((calm > 3) & (speed < 1e-5)) | (h > 1e4 * slow))
+        before, away = away, xp.max(xp.abs(x - goal) / scale(goal), axis=-1)
+        near = (away < 1e-2) & (away <= before)
+        calm = xp.where(good & (near | (speed < 1e-3)), calm + 1, xp.where(good, xp.zeros_like(calm), calm))
+        settled = live & ((speed < 1e-7) | ((calm > 3) & (near | (speed < 1e-5))) | (h > 1e4 * slow))
         lost = live & ((h < 1e-9 * fast) | (xp.max(xp.abs(x), axis=-1) > limit))
         outcome = xp.where(settled, xp.full_like(outcome, SETTLED), outcome)
-        return x, f, h, xp.where(lost, xp.full_like(outcome, DIVERGED), outcome), calm
+        return x, f, h, xp.where(lost, xp.full_like(outcome, DIVERGED), outcome), calm, away
 
-    x = xp.concat([start.y + wide, start.a + wide], axis=-1)
     outcome = MOVING * xp.astype(active, xp.int32) + SETTLED
-    carry = x, slope(x), 0.1 * fast, outcome, xp.zeros_like(outcome)
+    carry = x, slope(x), 0.1 * fast, outcome, xp.zeros_like(outcome), xp.full_like(fast, xp.inf)
     carry = backend.while_loop(lambda c: xp.any(c[3] == MOVING), body, carry, max_steps=steps)
     x = carry[0]
     return State(x[..., :n], x[..., n:]), carry[3]

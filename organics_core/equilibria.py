@@ -63,15 +63,18 @@ from .weights import Operator, matvec
 METHODS = ("auto", "closed_form", "iteration", "newton")
 REASONS = (
     "found by the method",
-    "the method led to no attracting point; the circuit settles here from rest",
+    "the method led to no attracting point, or to another; the circuit settles here from rest",
     "the method led to no attracting point, nor does the motion from rest; another start led here",
     "no attracting point was found: from rest the circuit moves on and on",
     "no attracting point was found: from rest the circuit diverges",
     "no attracting point was found: from rest the circuit settles where none could be confirmed",
     "the iterations ran out",
+    "found by the method, but from rest the circuit moves on and on",
+    "found by the method, but from rest the circuit diverges",
+    "found by the method, but from rest the circuit settles where no point could be confirmed",
 )
 """What the codes of :class:`SteadyState` mean, in their order."""
-_FOUND, _FROM_REST, _ELSEWHERE, _MOVES, _DIVERGES, _UNCONFIRMED, _RAN_OUT = range(len(REASONS))
+_FOUND, _FROM_REST, _ELSEWHERE, _MOVES, _DIVERGES, _UNCONFIRMED, _RAN_OUT, _UNREACHED = range(len(REASONS) - 2)
 
 
 class SteadyState(NamedTuple):
@@ -200,21 +203,22 @@ def steady_state(
 
         a = (b0 sigma)**2 + W (b z)**2,      y = b z / sqrt(a)
 
-    This one is stable whatever the parameters. Where the method leads to a point
-    that repels, or to none (Newton's within 60 iterations) although more than 60
-    were allowed, the circuit is
-    followed from rest (a nudge off it where rest is a fixed point itself, and
-    off any repelling point it comes to), for at most 300 steps of a stiff
-    method whose step follows the error, and the point where it settles is found
-    by Newton's method. Where it does not settle, Newton's method looks from 64
+    This one is stable whatever the parameters. For other W_r the answer is the
+    attracting point that the circuit reaches from rest, where there is one. The
+    motion from rest is followed (a nudge off it where rest is a fixed point
+    itself, and off any repelling point it comes to), for at most 300 steps of a
+    stiff method whose step follows the error, unless the method's point attracts
+    and the gain, the norm of diag(1 - sqrt(a)) W_r, is below one at rest and
+    there: all of 1,509 such random circuits settled there. Where the motion does not settle, the
+    method's point is the answer if it attracts. If it does not, or there is none
+    (Newton's within 60 iterations, where more were allowed), Newton's method looks from 64
     random starts (16 for more than 4 neurons that diverge from rest: of 344 such
     circuits none had an attracting point that 64 starts found), unless the call
     is traced (and under torch.func.vmap none of this is done: ``stable`` and
     ``unstable`` are both false); of several attracting points the answer is the one that most
     starts led to. ``status`` says which of these it
-    was. A circuit with several attracting points may settle from rest at
-    another one than the method found: :func:`classify` follows the motion from
-    rest in every case, :func:`find_fixed_points` looks for all.
+    was. :func:`classify` tells what happens from rest otherwise,
+    :func:`find_fixed_points` looks for all fixed points.
 
     With weights that are operators no matrix is made: the fixed-point iteration
     in a, y = (I - diag(1 - sqrt(a)) W_r)^-1 b z, a <- (b0 sigma)**2 + W (a y**2),
@@ -352,11 +356,16 @@ def _attracting(
     ``wanted`` limits this to some members of the batch.
     """
     found = _reported(xp, circuit, _judged(xp, circuit, found, search.variant), search.variant, False)
-    lacking = ~found.stable & (xp.ones_like(found.stable) if wanted is None else wanted)
+    wide = xp.zeros_like(found.state.y)
+    doubtful = ~found.stable | _far_from_rest(
+        xp, *(tree_map(backend.stop_gradient, part) for part in (circuit, found.state))
+    )
+    if concrete and bool(xp.any(doubtful & found.stable)):
+        doubtful = ~_arrives(xp, backend, circuit, z + wide, found, search.variant, doubtful & found.stable)
+    lacking = doubtful & (xp.ones_like(found.stable) if wanted is None else wanted)
     if concrete and not bool(xp.any(lacking)):
         return found
     search = search._replace(max_iterations=_PATIENCE, newton=True)
-    wide = xp.zeros_like(found.state.y)
     shape = tuple(lacking.shape)
     if backend.traces_loops and concrete:  # one program
         better, outcome = compiled(cast(Hashable, backend), _settle_traced)(search, circuit, z + wide, lacking)
@@ -380,8 +389,10 @@ def _attracting(
     failed = xp.full_like(found.status, _MOVES)
     failed = xp.where(outcome == SETTLED, xp.full_like(failed, _UNCONFIRMED), failed)
     failed = xp.where(outcome == DIVERGED, xp.full_like(failed, _DIVERGES), failed)
-    found = found._replace(status=xp.where(lacking, failed, found.status))
-    found = _chosen(xp, lacking & better.stable, better, found, _FROM_REST)
+    failed = xp.where(found.stable, failed - _MOVES + _UNREACHED, failed)
+    same = found.stable & better.stable & _close(xp, better.state, found.state)
+    found = found._replace(status=xp.where(lacking & ~same, failed, found.status))
+    found = _chosen(xp, lacking & better.stable & ~same, better, found, _FROM_REST)
     if not concrete:
         return found
     for left in np.argwhere(to_numpy(lacking & ~found.stable)):
@@ -394,6 +405,47 @@ def _attracting(
             here[at] = True
             found = _chosen(xp, xp.asarray(here.tolist(), device=device(z)), other, found, _ELSEWHERE)
     return found
+
+
+def _far_from_rest(xp: Any, circuit: Circuit, state: State) -> Array:
+    """Whether a gain of one or more, the norm of diag(1 - sqrt(a)) W_r, lies between rest and ``state``.
+
+    Below it y follows the modulators, whatever these are. This is no proof that the motion from rest leads to the
+    state: it is counted in the notes of steady_state.
+    """
+    first = 1.0 - xp.min(circuit.b0 * circuit.sigma + 0.0 * state.a, axis=-1)
+    last = xp.max(xp.abs(1.0 - sqrt_relu(xp, state.a)), axis=-1)
+    norm = 1.0 if circuit.w_r is None else xp.max(xp.linalg.svdvals(circuit.w_r), axis=-1)
+    return ~((xp.abs(first) * norm < 1.0) & (last * norm < 1.0))
+
+
+def _close(xp: Any, state: State, other: State) -> Array:
+    """Whether two states are the same to within 5 % of the modulators and of the largest y."""
+    size = xp.max(xp.abs(other.y), axis=-1)
+    away = xp.max(xp.abs(state.y - other.y), axis=-1) <= 5e-2 * size + 1e-9
+    return away & xp.all(xp.abs(state.a - other.a) <= 5e-2 * xp.abs(other.a), axis=-1)
+
+
+def _arrives(
+    xp: Any, backend: Any, circuit: Circuit, z: Array, found: SteadyState, variant: str, active: Array
+) -> Array:
+    """Whether the points found attract and, for ``active`` ones, whether the motion from rest arrives there."""
+    free, free_z, target = (tree_map(backend.stop_gradient, part) for part in (circuit, z, tuple(found.state)))
+    start, longest = _beginning(xp, free, free_z)
+    motion = follow(xp, free, start, free_z, variant, active, longest=longest, rtol=3e-2, target=State(*target))
+    arrived = (motion.outcome == SETTLED) & _close(xp, motion.state, State(*target))
+    return found.stable & (arrived | ~active)
+
+
+def _beginning(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
+    """Rest, or a nudge off it where it is a fixed point, and the longest step to be taken from there."""
+    floor = (circuit.b0 * circuit.sigma) ** 2 + 0.0 * z
+    rest = State(xp.zeros_like(floor), floor)
+    at_rest = ~xp.any(circuit.b * z != 0, axis=-1)
+    moved = nudged(xp, circuit, rest, z, 1e-2)
+    # long steps would pass over the instability of a point that the motion begins at
+    ones = xp.ones_like(z[..., 0])
+    return State(xp.where(at_rest[..., None], moved.y, rest.y), floor), xp.where(at_rest, ones, math.inf * ones)
 
 
 def _settle_traced(search: Settings, circuit: Circuit, z: Array, active: Array) -> tuple[SteadyState, Array]:
@@ -419,19 +471,11 @@ def settle(
     variant = search.variant
     free = tree_map(backend.stop_gradient, circuit)
     free_z = backend.stop_gradient(z)
-    floor = (free.b0 * free.sigma) ** 2 + 0.0 * free_z
-    rest = State(xp.zeros_like(floor), floor)
-    at_rest = ~xp.any(free.b * free_z != 0, axis=-1)
-    moved = nudged(xp, free, rest, free_z, 1e-2)
-    state = State(xp.where(at_rest[..., None], moved.y, rest.y), floor)
-    if start is not None:
-        state, at_rest = start, xp.zeros_like(at_rest)
+    ones = xp.ones_like(free_z[..., 0])
+    state, longest = _beginning(xp, free, free_z) if start is None else (start, math.inf * ones)
     found: Any = None
     outcome: Any = None
-    for attempt in range(3 if concrete else 1):
-        # long steps would pass over the instability of a point that the motion begins at
-        ones = xp.ones_like(free_z[..., 0])
-        longest = xp.where(at_rest, ones, math.inf * ones) if attempt == 0 else ones
+    for _ in range(3 if concrete else 1):
         motion = follow(xp, free, state, free_z, variant, active, longest=longest)
         settled = motion.outcome == SETTLED
         exact, _ = newton_in_both(xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4)
@@ -451,7 +495,7 @@ def settle(
         active = active & near & polished.unstable
         if concrete and not bool(xp.any(active)):
             break
-        state = nudged(xp, free, tree_map(backend.stop_gradient, polished.state), free_z, 1e-2)
+        state, longest = nudged(xp, free, tree_map(backend.stop_gradient, polished.state), free_z, 1e-2), ones
     return found, outcome
 
 

@@ -56,11 +56,70 @@ def test_the_point_reached_from_rest_is_the_answer(xp64: Library, method: str) -
     assert bool(found.converged)
     assert bool(found.stable)
     assert not bool(found.unstable)
-    assert found.message == "the method led to no attracting point; the circuit settles here from rest"
+    assert found.message == "the method led to no attracting point, or to another; the circuit settles here from rest"
     end = end_from_rest(circuit, z)
     np.testing.assert_allclose(numpy_tree(found.state.y), end.y, rtol=1e-6)
     np.testing.assert_allclose(end.y, [0.998, 0.997], atol=1e-3)
     np.testing.assert_allclose(float(found.abscissa), abscissa(circuit, oc.State(*numpy_tree(found.state))), rtol=1e-8)
+
+
+SEVERAL = (  # W_r, W, z: the method's point attracts, the motion from rest leads to another
+    ([[2.2, -2.0], [1.3, -0.3]], [[1.0, 1.0], [0.5, 0.5]], [1.6, 1.8]),
+    ([[-1.2, -2.4], [1.5, 2.6]], [[0.8, 0.5], [0.5, 0.7]], [-1.2, -1.9]),
+)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_of_two_attracting_points_rest_decides(xp64: Library, traced: bool) -> None:
+    if traced and xp64.name != "jax":
+        pytest.skip("only jax traces steady_state")
+    find = oc.steady_state
+    if traced:
+        import jax
+
+        find = jax.jit(oc.steady_state)
+    for w_r, w, z in SEVERAL:
+        circuit = oc.Circuit(np.array(w_r), np.array(w), 0.5, 0.5, 0.1, 0.002, 0.002)
+        other = oc.steady_state(circuit, np.array(z), attracting=False)
+        assert abscissa(circuit, other.state) < 0
+        found = find(xp64.tree(circuit), xp64.array(z))
+        assert bool(found.stable)
+        assert int(found.status) == 1
+        end = end_from_rest(circuit, np.array(z))
+        np.testing.assert_allclose(numpy_tree(found.state.y), end.y, rtol=1e-6)
+        assert np.abs(end.y - other.state.y).max() > 0.1
+
+
+def test_a_point_that_rest_does_not_lead_to_says_so(xp64: Library) -> None:
+    """From rest it diverges; a point attracts all the same."""
+    w_r, w = np.array([[-1.2, -0.2], [-1.0, 2.3]]), np.array([[0.3, 1.1], [0.5, 1.1]])
+    circuit = oc.Circuit(w_r, w, 0.5, 0.5, 0.1, 0.002, 0.002)
+    z = np.array([-0.7, -1.7])
+    assert not oc.simulate(circuit, z, np.linspace(0, 0.1, 2)).success
+    found = oc.steady_state(xp64.tree(circuit), xp64.array(z))
+    assert bool(found.stable)
+    assert found.message == "found by the method, but from rest the circuit diverges"
+    assert abscissa(circuit, oc.State(*numpy_tree(found.state))) < 0
+
+
+def test_rest_decides_in_random_circuits() -> None:
+    """Strong positive or orthogonal weights: where the motion from rest settles, its end is the answer."""
+    rng = np.random.default_rng(11)
+    settled = 0
+    for i in range(40):
+        n = int(rng.integers(1, 6))
+        w_r = np.abs(rng.standard_normal((n, n))) if i % 2 else np.linalg.qr(rng.standard_normal((n, n)))[0]
+        w_r *= rng.uniform(1.0, 3.0) / np.linalg.norm(w_r, 2)
+        circuit = oc.Circuit(w_r, rng.uniform(0, 1, (n, n)), 0.5, 0.5, 0.1, 0.002, 0.002 * rng.uniform(0.3, 3))
+        z = rng.standard_normal(n)
+        run = oc.simulate(circuit, z, np.array([0.0, 1.0, 1.1]))
+        if not run.success or np.abs(run.state.y[-1] - run.state.y[-2]).max() > 1e-6:
+            continue
+        settled += 1
+        found = oc.steady_state(circuit, z)
+        np.testing.assert_allclose(found.state.y, run.state.y[-1], rtol=1e-3, atol=1e-5)
+        assert bool(found.stable)
+    assert settled > 20
 
 
 def test_a_start_is_kept_to(xp64: Library) -> None:
