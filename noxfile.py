@@ -1,3 +1,8 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2024.10.9"]
+# ///
 """Sessions: one per array library, and one per thing worth proving. `nox -l` lists them.
 
 Plain `nox` runs the default set, everything that needs no GPU. Other virtual
@@ -84,6 +89,14 @@ for _library in LIBRARIES:
 
 
 @nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Lines and branches of the core that the tests in numpy reach; fails below 95 %."""
+    install(session, *LIBRARIES["numpy"]["extras"], more=(*TESTING, *LIBRARIES["numpy"]["packages"], "pytest-cov>=6"))
+    options = ("--cov", "--cov-report=term", "--cov-fail-under=95")
+    session.run("pytest", "--library", "numpy", *options, *WORKERS, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def mutation(session: nox.Session) -> None:
     """Faults put into the core one by one, and whether its quick tests see them; prints the score and the survivors.
 
@@ -133,9 +146,10 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and common mistakes."""
-    session.install("ruff>=0.9")
+    session.install("ruff>=0.9", "codespell>=2.4")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
 
 
 @nox.session
@@ -288,3 +302,7 @@ def embed(session: nox.Session) -> None:
     )
     present = [name for name in FRAMEWORKS if "missing" not in SETTINGS["embed"].get(name, {})]
     session.run("python", "tests/embed/summary.py", str(out), *present)
+
+
+if __name__ == "__main__":
+    nox.main()
