@@ -56,6 +56,7 @@ ADAPTERS = {
     "train_command",
 }
 """Files ``test_*.py`` that need more than the core, beside those of one library (``test_torch_*.py``)."""
+QUICK_XLA = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 _SELECTED = pytest.StashKey[tuple[str, ...]]()
 
 
@@ -106,11 +107,12 @@ def pytest_configure(config: pytest.Config) -> None:
         if cupy.cuda.runtime.getDeviceCount() < 1:
             raise pytest.UsageError("the library cupy was asked for but there is no CUDA device")
     if "jax" in selected:
+        # Most of the time goes into compiling small programs that run once: with the older emitters of XLA a quarter.
+        os.environ["XLA_FLAGS"] = f"{QUICK_XLA} {os.environ.get('XLA_FLAGS', '')}"
         import jax
 
         # Only here: the library itself never touches this switch.
         jax.config.update("jax_enable_x64", True)
-        # Most of the time goes into compiling small programs that run once.
         jax.config.update("jax_disable_most_optimizations", True)
         if on_cuda and jax.default_backend() != "gpu":
             raise pytest.UsageError("jax was asked for on CUDA but sees no GPU")
