@@ -130,9 +130,8 @@ def gpu(session: nox.Session) -> None:
 def agreement(session: nox.Session) -> None:
     """All array libraries side by side on the same circuits; prints and saves the table. Checkpoints go both ways."""
     install(session, "cli", "torch", "jax", more=(*TESTING, "array-api-strict>=2.3"))
-    together = ("--library", "torch", "--library", "jax")
-    files = ("tests/test_checkpoint.py", "tests/test_static.py", "tests/test_documentation.py")
-    session.run("pytest", "-q", *files, *together, env=ONE_THREAD)
+    together = ("--together", "--library", "torch", "--library", "jax")
+    session.run("pytest", "-q", *together, env=ONE_THREAD)
     session.run("organics", "agree", "--require", "torch", "--require", "jax", *session.posargs, env=ONE_THREAD)
 
 

@@ -282,18 +282,21 @@ def newton_in_both(
 ) -> tuple[State, Array]:
     """Newton's method in y and a together, and the residual: without the poles that eliminating y leaves."""
     backend = get_backend(xp)
+    concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, start, z)))
+    search = compiled(cast(Hashable, backend), _newton_steps, (0, 1)) if concrete else _newton_steps
     with getattr(backend, "quiet", nullcontext)():
-        return _newton_steps(xp, backend.is_concrete(start.y), circuit, start, z, variant, tolerance, steps)
+        best, least = search(variant, steps, circuit, start, z, 1e-2 * tolerance)
+    return State(*best), least
 
 
 def _newton_steps(
-    xp: Any, concrete: bool, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int
+    variant: str, steps: int, circuit: Circuit, start: State, z: Array, enough: float
 ) -> tuple[State, Array]:
+    xp = checks.namespace({"z": z})
     n = int(z.shape[-1])
-    state = start
-    residual = relative_residual(xp, circuit, state, z, variant)
-    best, least = state, residual
-    for _ in range(steps):
+
+    def body(carry: Any) -> Any:
+        state, best, least = carry
         slope = field(xp, circuit, state, z, variant)
         change = solve_vector(xp, circuit_jacobian(xp, circuit, state, variant), xp.concat(list(slope), axis=-1))
         moved = State(state.y - change[..., :n], state.a - change[..., n:])
@@ -306,10 +309,14 @@ def _newton_steps(
         residual = relative_residual(xp, circuit, state, z, variant)
         better = (residual < least)[..., None]
         best = State(*(xp.where(better, new, old) for new, old in zip(state, best, strict=True)))
-        least = xp.where(better[..., 0], residual, least)
-        if concrete and bool(xp.all(least <= 1e-2 * tolerance)):
-            break
-    return best, least
+        return state, best, xp.where(better[..., 0], residual, least)
+
+    least = relative_residual(xp, circuit, start, z, variant)
+    wide = xp.zeros_like(least)[..., None]
+    start = State(start.y + wide, start.a + wide)
+    loop = get_backend(xp).while_loop
+    carry = loop(lambda c: xp.any(~(c[2] <= enough)), body, (start, start, least), max_steps=steps)
+    return carry[1], carry[2]
 
 
 def members(circuit: Circuit, z: Array, index: tuple[int, ...]) -> tuple[Circuit, Array]:

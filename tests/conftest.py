@@ -10,7 +10,8 @@ installed and need no GPU. pyproject.toml describes them.
 
 ``--complete`` says that whatever the tests can use was installed: then a skip is
 a failure, unless the machine is its reason (``support.elsewhere``). ``--core``
-leaves out the adapters and what is marked ``slow`` or ``size``. With pytest-xdist
+leaves out the adapters and what is marked ``slow`` or ``size``; ``--together``
+keeps what needs several of the libraries at once. With pytest-xdist
 (``-n 2``) every process computes on one thread.
 """
 
@@ -56,6 +57,7 @@ ADAPTERS = {
     "train_command",
 }
 """Files ``test_*.py`` that need more than the core, beside those of one library (``test_torch_*.py``)."""
+QUICK_XLA = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 _SELECTED = pytest.StashKey[tuple[str, ...]]()
 
 
@@ -68,6 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="array library to test (repeatable); one that is missing is an error",
     )
     parser.addoption("--complete", action="store_true", help="all that tests need is installed: a skip is a failure")
+    parser.addoption("--together", action="store_true", help="only what needs several array libraries at once")
     parser.addoption("--core", action="store_true", help="the quick tests of the core alone")
     parser.addoption(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where torch and jax compute; cupy is always on CUDA"
@@ -106,11 +109,12 @@ def pytest_configure(config: pytest.Config) -> None:
         if cupy.cuda.runtime.getDeviceCount() < 1:
             raise pytest.UsageError("the library cupy was asked for but there is no CUDA device")
     if "jax" in selected:
+        # Most of the time goes into compiling small programs that run once: with the older emitters of XLA a quarter.
+        os.environ["XLA_FLAGS"] = f"{QUICK_XLA} {os.environ.get('XLA_FLAGS', '')}"
         import jax
 
         # Only here: the library itself never touches this switch.
         jax.config.update("jax_enable_x64", True)
-        # Most of the time goes into compiling small programs that run once.
         jax.config.update("jax_disable_most_optimizations", True)
         if on_cuda and jax.default_backend() != "gpu":
             raise pytest.UsageError("jax was asked for on CUDA but sees no GPU")
@@ -168,7 +172,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what concerns none of the selected libraries."""
+    """Leave out what concerns none of the selected libraries; what takes longest comes first."""
     selected = config.stash[_SELECTED]
     kept, left = [], []
     for item in items:
@@ -183,12 +187,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         else:
             own = _file_library(item.path)
             fits = (own or "numpy") in selected
+        if config.getoption("--together"):
+            fits = fits and any(marker.kwargs.get("together") for marker in item.iter_markers("library"))
         if config.getoption("--core") and any(item.get_closest_marker(name) for name in ("slow", "size")):
             fits = False
         (kept if fits else left).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = kept
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def _missing(report: pytest.TestReport | pytest.CollectReport) -> str | None:

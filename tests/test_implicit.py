@@ -22,8 +22,8 @@ def derivatives(xp: Library, function: Callable[[Any], Any]) -> tuple[float, flo
     if xp.name == "jax":
         import jax
 
-        transform, zero = jax.grad, xp.array(0.0)
-        return float(jax.jit(transform(function))(zero)), float(jax.jit(transform(transform(function)))(zero))
+        first, second = jax.jit(jax.value_and_grad(jax.grad(function)))(xp.array(0.0))
+        return float(first), float(second)
     import torch
 
     zero = xp.array(0.0).requires_grad_()
