@@ -207,13 +207,18 @@ def _differentiate_op(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ..
 torch.library.register_autograd(sequence_op, _differentiate_op, setup_context=_keep_for_op)
 
 
+def _recorded() -> bool:
+    """Whether operations are recorded, to be done later with other tensors."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _unsuitable(fields: CellParameters, xs: Tensor, state: CellState | None) -> str | None:
     """Why only the core's step can take these tensors, or None."""
     if fields.sigma.requires_grad:
         return "sigma is trained"
     if xs.dtype not in (torch.float32, torch.float64):
         return f"the dtype is {xs.dtype}"
-    if torch.compiler.is_compiling():
+    if _recorded():
         return None
     n, k = fields.log_w.shape[-1], xs.shape[-1]
     p = fields
@@ -250,7 +255,7 @@ def choose_implementation(
             f"implementation {wanted!r} needs float32 or float64, ordinary tensors of the cell's shapes and a fixed "
             f"sigma, and here {reason}; choose 'auto' or 'reference'"
         )
-    if torch.compiler.is_compiling():
+    if _recorded():
         return wanted  # the operation chooses when it runs
     return _choose(wanted, xs, fields.log_w.shape[-1], checkpoint_every)
 
@@ -312,9 +317,11 @@ def run_sequence(
     gains = (fields.w_bx0, fields.w_by0, fields.w_ba0, fields.w_bx1, fields.w_by1, fields.w_ba1)
     weights = (fields.w_zx, fields.w_r, w, *gains, *rates)
     start = torch.stack(list(state))
-    gradient = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (xs, start, *weights))
+    # what is recorded may be trained later although it is not now
+    gradient = any(p is not None and p.requires_grad for p in (xs, start, *weights))
+    gradient = gradient and (torch.is_grad_enabled() or torch.jit.is_tracing())
     setup = Setup(variant == "main", outputs, gradient, checkpoint_every or 0, _threads())
-    if torch.compiler.is_compiling():
+    if _recorded():
         ys, last, *_ = torch.ops.organics_torch.sequence(chosen, *setup, xs, start, fields.sigma, *weights)
         return (ys if outputs else None), CellState(*last.unbind(0))
     ys, last = SequenceFunction.apply(chosen, setup, xs, start, fields.sigma, *weights)
