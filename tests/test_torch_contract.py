@@ -245,8 +245,81 @@ def test_both_do_the_same(row):
 
 
 def test_the_page_has_a_row_for_every_call():
-    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", PAGE.read_text(), re.MULTILINE)
+    table = PAGE.read_text().split("\n## ")[0]
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", table, re.MULTILINE)
     assert [row for row, *_ in rows[1:]] == list(CALLS)
+
+
+# ---- recorded for other sizes; nn.LSTM itself cannot be exported for any number of steps
+
+
+def trained(layer, compute, x):
+    layer.zero_grad()
+    output, state = compute(x)
+    (output.square().sum() + state[1].sum()).backward()
+    return [output.detach(), *(value.grad.clone() for value in layer.parameters())]
+
+
+def agree(found, wanted, tolerance=1e-10):
+    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("implementation", ["auto", "function"])
+def test_compiled_once_for_all_lengths(implementation):
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs = []
+
+    def compiler(graph, _):
+        graphs.append(graph)
+        return make_boxed_func(graph)
+
+    layer = ot.ORGaNICs(K, H, implementation=implementation, seed=0, dtype=torch.float64)
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=lambda graph, _: make_boxed_func(graph))
+    compiled = torch.compile(layer, dynamic=True, fullgraph=True, backend=backend)
+    for steps in range(3, 15):
+        x = numbers(steps, steps, N, K, dtype=torch.float64)
+        assert agree(trained(layer, compiled, x), trained(layer, layer, x))
+    assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("implementation", ["auto", "function", pytest.param("reference", marks=pytest.mark.slow)])
+def test_exported_for_any_batch_and_number_of_steps(axes, implementation):
+    layer = ot.ORGaNICs(K, H, implementation=implementation, seed=0, dtype=torch.float64)
+    shapes = (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)
+    module = torch.export.export(layer, (X.double(),), dynamic_shapes=shapes).module()
+    x = numbers(2, 8 if 0 in axes else T, 7 if 1 in axes else N, K, dtype=torch.float64)
+    assert agree(trained(module, module, x), trained(layer, layer, x))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Exporting a model", "ignore:.isinstance")
+@pytest.mark.parametrize("kind", ["layer", "classifier", "all options"])
+def test_onnx_for_any_batch_and_number_of_steps(kind, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    options = {"seed": 0, "max_rates": (0.6, 0.4, 0.5)}
+    if kind == "layer":
+        model = ot.ORGaNICs(K, H, **options)
+    elif kind == "classifier":
+        model = ot.ORGaNICsClassifier(K, H, 3, variant="main", **options)
+    else:
+        model = ot.ORGaNICs(K, H, bidirectional=True, bias=True, proj_size=2, recurrent="spectral", **options)
+        model.cells[0].parametrizations.w_r.original.data *= 1.7  # out of the ball
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(model, (X,), dynamo=True, dynamic_shapes=({0: dynamic, 1: dynamic},), verbose=False)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for shape in ((T, N, K), (9, 2, K), (1, 1, K)):
+        x = numbers(3, *shape)
+        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        result = model(x)
+        wanted = [result] if kind == "classifier" else [result[0], *result[1]]
+        assert agree(map(torch.as_tensor, found), [value.detach() for value in wanted], 1e-5)
 
 
 # ---- what differs, as the page says

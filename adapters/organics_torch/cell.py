@@ -62,7 +62,15 @@ class SpectralBall(nn.Module):
     """
 
     def forward(self, v: Tensor) -> Tensor:
-        return spectral_ball(xp, v)
+        if not torch.onnx.is_in_onnx_export():
+            return spectral_ball(xp, v)
+        # ONNX has no singular values: the norm of (V'V)^p is that of V to the power 2 p, and for a large p it is
+        # Frobenius' norm, but for a factor of at most sqrt(n)
+        power, log_norm = v.mT @ v, torch.zeros_like(v[0, 0])
+        for doubled in range(25):
+            size = power.square().sum().sqrt().clamp(min=torch.finfo(v.dtype).tiny)
+            power, log_norm = (power / size) @ (power / size), log_norm + torch.log(size) / 2 ** (doubled + 1)
+        return v / torch.exp(log_norm).clamp(min=1.0)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         return w
