@@ -178,6 +178,8 @@ class ORGaNICsCell(Picklable):
     :func:`organics_core.cell_step`.
     """
 
+    bias, initialization, rate_spread = False, "paper", 1.0  # of cells that an older version pickled
+
     def __init__(
         self,
         input_size: int,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree  # noqa: PLC2701 - torch has no public name for what is needed of it
 
 from organics_core import checks
 from organics_core.cell import CellState, MaxRates
@@ -39,6 +40,10 @@ class LayerState(CellState):
                     "write `output, state = layer(x)`, read state.y in place of h, and pass state on as a whole"
                 )
         return super().__iter__()
+
+
+for _kind in (CellState, LayerState):  # so that torch.export.save knows them
+    _pytree._register_namedtuple(_kind, serialized_type_name=f"organics_torch.{_kind.__name__}")  # noqa: SLF001
 
 
 class ORGaNICs(nn.Module):
@@ -83,13 +88,13 @@ class ORGaNICs(nn.Module):
     The whole layer computes in the dtype of its parameters, also under
     autocast, which decides on the dtype of the output alone. The environment
     variable ``ORGANICS_TORCH_FUSED=0`` keeps "auto" from compiling native code.
-    Only ``"reference"`` takes transforms of ``torch.func``, forward derivatives, float16 and bfloat16, and tensors that
-    are more than their memory (subclasses, DTensor, fake and meta tensors);
-    ``"auto"`` takes it for them. Second derivatives, and the derivatives of
-    many cotangents at once, go by it whatever the implementation. The layer
-    calls its cells, once per sequence, so that hooks on them fire and FSDP2
-    may shard cell by cell. A ``state_dict`` carries the settings that its
-    numbers depend on, and one of other settings is refused.
+    Only ``"reference"`` takes transforms of ``torch.func``, forward derivatives,
+    float16 and bfloat16, and tensors that are more than their memory (subclasses,
+    DTensor, fake and meta tensors); ``"auto"`` takes it for them. Second
+    derivatives, and the derivatives of many cotangents at once, go by it whatever
+    the implementation. The layer calls its cells, once per sequence, so that
+    hooks on them fire and FSDP2 may shard cell by cell. A ``state_dict`` carries
+    the settings that its numbers depend on, and one of other settings is refused.
 
     Attributes
     ----------
@@ -100,6 +105,8 @@ class ORGaNICs(nn.Module):
     projections : ModuleList of Linear
         One per cell in the order of the states, where ``proj_size`` is not 0.
     """
+
+    bias, bidirectional, proj_size = False, False, 0  # of layers that an older version pickled
 
     def __init__(
         self,
