@@ -79,6 +79,23 @@ def test_sharded_cell_by_cell(mesh, whole):
         close(gradient.full_tensor(), wanted[name])
 
 
+@pytest.mark.parametrize("options", [{"recurrent": "spectral"}, {"bidirectional": True, "bias": True, "proj_size": 2}])
+def test_sharded_before_there_are_numbers(mesh, options):
+    """FSDP2 of a layer on meta: its numbers are drawn into the shards, and are those of a new layer."""
+    from torch.distributed.fsdp import fully_shard
+
+    layer, wanted = make(device="meta", **options), make(seed=7, **options)
+    for cell in [part for part in layer.modules() if isinstance(part, ot.ORGaNICsCell)]:
+        fully_shard(cell, mesh=mesh)
+    fully_shard(layer, mesh=mesh)
+    layer.to_empty(device="cpu").reset_parameters(seed=7)
+    x = numbers(1, T, N, K)
+    close(layer(x)[0], wanted(x)[0])
+    expected = gradients(wanted, x)
+    for name, gradient in gradients(layer, x).items():
+        close(gradient.full_tensor(), expected[name])
+
+
 class Named(torch.Tensor):
     """A subclass."""
 

@@ -326,8 +326,10 @@ def test_state_dict_pickle_and_deepcopy(recurrent):
     other.load_state_dict(layer.state_dict(), strict=True)
     assert torch.equal(other(x)[0], wanted)
     assert torch.equal(copy.deepcopy(layer)(x)[0], wanted)
-    if recurrent != "spectral":  # parametrized modules of torch cannot be pickled
-        assert torch.equal(pickle.loads(pickle.dumps(layer))(x)[0], wanted)
+    for again in (pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
+        assert repr(again) == repr(layer)
+        assert torch.equal(again(x)[0], wanted)
+        assert [name for name, _ in again.named_parameters()] == [name for name, _ in layer.named_parameters()]
 
 
 def test_seeds():
@@ -362,10 +364,12 @@ def test_autocast_computes_in_the_parameters_dtype(implementation):
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
         middle = below(x)
         assert middle.dtype == torch.bfloat16
-        output, _ = layer(middle)
+        output, hn = layer(middle)
         output.square().sum().backward()
-    assert output.dtype == torch.float32
-    assert torch.equal(output, layer(middle.detach().float())[0])
+    assert output.dtype == torch.bfloat16
+    wanted, wanted_hn = layer(middle.detach().float())
+    assert torch.equal(output, wanted.bfloat16())
+    assert all(torch.equal(a, b) for a, b in zip(hn, wanted_hn, strict=True))
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in below.parameters())
 
 

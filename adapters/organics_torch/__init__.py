@@ -1,4 +1,4 @@
-"""ORGaNICs in torch: recurrent layers that stand in for ``nn.LSTM``, static normalization layers, and training.
+"""ORGaNICs in torch: recurrent layers that are called like ``nn.LSTM``, static normalization layers, and training.
 
 The equations live in :mod:`organics_core`; here are the modules around them.
 

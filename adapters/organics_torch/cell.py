@@ -30,6 +30,29 @@ from organics_core.static import spectral_ball
 from .implementation import is_ordinary
 
 RECURRENT = ("orthogonal", "identity", "spectral")
+BIASES = {"bias_z": "w_zx", "bias_b0": "w_bx0", "bias_b1": "w_bx1"}
+"""Each beside the weights of the input that it goes with."""
+
+
+def stored(module: nn.Module, name: str) -> Tensor:
+    """The tensor behind a name: the one that is trained, where it is parametrized."""
+    if parametrize.is_parametrized(module, name):
+        return module.parametrizations[name].original
+    return getattr(module, name)
+
+
+def fill(module: nn.Module, values: dict[str, Any]) -> None:
+    """Numpy arrays into the tensors of a module, also where these are sharded; None is left out."""
+    with torch.no_grad():
+        for name, value in values.items():
+            if value is None:
+                continue
+            target, value = stored(module, name), torch.as_tensor(value)
+            if hasattr(target, "device_mesh"):  # a DTensor
+                from torch.distributed.tensor import distribute_tensor
+
+                value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+            target.copy_(value)
 
 
 class SpectralBall(nn.Module):
@@ -39,10 +62,38 @@ class SpectralBall(nn.Module):
     """
 
     def forward(self, v: Tensor) -> Tensor:
-        return spectral_ball(xp, v)
+        if not torch.onnx.is_in_onnx_export():
+            return spectral_ball(xp, v)
+        # ONNX has no singular values: the norm of (V'V)^p is that of V to the power 2 p, and for a large p it is
+        # Frobenius' norm, but for a factor of at most sqrt(n)
+        power, log_norm = v.mT @ v, torch.zeros_like(v[0, 0])
+        for doubled in range(25):
+            size = power.square().sum().sqrt().clamp(min=torch.finfo(v.dtype).tiny)
+            power, log_norm = (power / size) @ (power / size), log_norm + torch.log(size) / 2 ** (doubled + 1)
+        return v / torch.exp(log_norm).clamp(min=1.0)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         return w
+
+
+class Picklable(nn.Module):
+    """A module that can be pickled although its W_r is kept in the ball; torch refuses parametrized modules."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        lists = dict(getattr(self, "parametrizations", {}))
+        if not lists or any([type(part) for part in parts] != [SpectralBall] for parts in lists.values()):
+            return super().__reduce_ex__(protocol)
+        state = dict(self.__dict__, _modules={k: v for k, v in self._modules.items() if k != "parametrizations"})
+        return _unpickled, (parametrize.type_before_parametrizations(self), state, {k: stored(self, k) for k in lists})
+
+
+def _unpickled(kind: Any, state: dict[str, Any], kept: dict[str, nn.Parameter]) -> nn.Module:
+    module: nn.Module = kind.__new__(kind)
+    module.__setstate__(state)
+    for name, value in kept.items():
+        module.register_parameter(name, value)
+        parametrize.register_parametrization(module, name, SpectralBall())
+    return module
 
 
 def random_source(seed: int | np.random.Generator | None, generator: torch.Generator | None) -> np.random.Generator:
@@ -58,6 +109,13 @@ def random_source(seed: int | np.random.Generator | None, generator: torch.Gener
     return np.random.default_rng(seed)
 
 
+def flag(name: str, value: object) -> bool:
+    """``value``, or TypeError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def floating_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """``dtype``, torch's default one for None; TypeError unless it is a real floating dtype."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -66,13 +124,16 @@ def floating_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-class ORGaNICsCell(nn.Module):
+class ORGaNICsCell(Picklable):
     """One step of the trained ORGaNICs cell, in place of ``nn.LSTMCell``.
 
     Parameters
     ----------
     input_size, hidden_size : int
         Number k of inputs and n of principal neurons.
+    bias : bool
+        Whether the input drive and the targets of the gains have biases: weights of a further input that is
+        always 1, which is how the core sees them.
     recurrent : {"orthogonal", "identity", "spectral"}
         W_r: free, orthogonal at the start; the fixed identity; or free within
         the ball of spectral norm 1 (orthogonal at the start).
@@ -102,6 +163,8 @@ class ORGaNICsCell(nn.Module):
     w_zx, w_r, log_w, w_bx0, w_by0, w_ba0, w_bx1, w_by1, w_ba1 : Parameter
         Weights, as in :class:`organics_core.CellParameters`; ``w_r`` is None
         for the identity.
+    bias_z, bias_b0, bias_b1 : Parameter (n,) or None
+        Zero at the start.
     theta_y, theta_a, theta_b0, theta_b1 : Parameter or buffer (n,)
         Rates: dt/tau = (dt/tau)_max * sigmoid(theta).
     sigma : buffer ()
@@ -115,10 +178,13 @@ class ORGaNICsCell(nn.Module):
     :func:`organics_core.cell_step`.
     """
 
+    bias, initialization, rate_spread = False, "paper", 1.0  # of cells that an older version pickled
+
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
+        bias: bool = False,
         *,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
@@ -138,30 +204,43 @@ class ORGaNICsCell(nn.Module):
             raise ValueError("oscillators are outside of the ball of spectral norm 1, and recurrent is 'spectral'")
         self.input_size = checks.positive_integer("input_size", input_size)
         self.hidden_size = checks.positive_integer("hidden_size", hidden_size)
+        self.bias = flag("bias", bias)
         self.recurrent = recurrent
         self.variant = variant
+        self.initialization, self.rate_spread = initialization, rate_spread
         self.max_rates = check_max_rates(max_rates)
         self.learn_rates = bool(learn_rates)
         dtype = floating_dtype(dtype)
-        values, start = init_cell(
-            random_source(seed, generator),
-            self.input_size,
-            self.hidden_size,
-            recurrent="identity" if recurrent == "identity" else "orthogonal",
-            initialization=initialization,
-            rate_spread=rate_spread,
-            max_rates=self.max_rates,
-        )
-        for name, value in values._asdict().items():
+        values = self._draw(random_source(seed, generator))
+        for name, value in values.items():
             tensor = None if value is None else torch.as_tensor(value).to(device=device, dtype=dtype)
-            if name == "sigma" or (name.startswith("theta") and not learn_rates):
+            fixed = name == "sigma" or name.startswith("start") or (name.startswith("theta") and not learn_rates)
+            if fixed:
                 self.register_buffer(name, tensor)
             else:
                 self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
-        for name, value in start._asdict().items():
-            self.register_buffer(f"start_{name}", torch.as_tensor(value).to(device=device, dtype=dtype))
         if recurrent == "spectral":
             parametrize.register_parametrization(self, "w_r", SpectralBall())
+
+    def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """The numbers to start from, by the names of the tensors."""
+        values, start = init_cell(
+            rng,
+            self.input_size,
+            self.hidden_size,
+            recurrent="identity" if self.recurrent == "identity" else "orthogonal",
+            initialization=self.initialization,
+            rate_spread=self.rate_spread,
+            max_rates=self.max_rates,
+        )
+        biases = dict.fromkeys(BIASES, np.zeros(self.hidden_size) if self.bias else None)
+        return values._asdict() | biases | {f"start_{name}": value for name, value in start._asdict().items()}
+
+    def reset_parameters(
+        self, seed: int | np.random.Generator | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        """Draw all numbers anew, those of the start state among them; ``seed`` and ``generator`` as at construction."""
+        fill(self, self._draw(random_source(seed, generator)))
 
     def get_extra_state(self) -> Tensor:
         """What the numbers of a state_dict depend on beside its tensors, as a tensor that any format can hold."""
@@ -176,8 +255,15 @@ class ORGaNICsCell(nn.Module):
         load_with_or_without_settings(super()._load_from_state_dict, *arguments, **keywords)
 
     def fields(self) -> CellParameters:
-        """The parameters as the core's named tuple, still attached to autograd."""
-        return CellParameters(*(getattr(self, name) for name in CellParameters._fields))
+        """The parameters as the core's named tuple, still attached to autograd; biases as the last columns."""
+        fields = CellParameters(*(getattr(self, name) for name in CellParameters._fields))
+        if not self.bias:
+            return fields
+        pairs = {of: (getattr(fields, of), getattr(self, name)[:, None]) for name, of in BIASES.items()}
+        return fields._replace(**{of: torch.cat(pair, 1) for of, pair in pairs.items()})
+
+    def _with_one(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, 1), value=1.0) if self.bias else x
 
     def start_state(self, *batch: int) -> CellState:
         """A copy of the start state, for batch axes ``batch``; tensors ``(*batch, n)``."""
@@ -211,7 +297,7 @@ class ORGaNICsCell(nn.Module):
         """
         if through is not None:
             fields = self.fields()
-            return through(fields, *self.derived(fields), state, x, self.variant)
+            return through(fields, *self.derived(fields), state, self._with_one(x), self.variant)
         check_tensor("x", x, self.w_zx)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(
@@ -223,12 +309,12 @@ class ORGaNICsCell(nn.Module):
             state = check_state(state, (*x.shape[:-1], self.hidden_size), self.w_zx, "state")
         fields = self.fields()
         w, rates = self.derived(fields)
-        return step(xp, fields, w, rates, state, x, self.variant)
+        return step(xp, fields, w, rates, state, self._with_one(x), self.variant)
 
     def extra_repr(self) -> str:
         return (
-            f"{self.input_size}, {self.hidden_size}, recurrent={self.recurrent!r}, variant={self.variant!r}, "
-            f"max_rates={tuple(self.max_rates)}, learn_rates={self.learn_rates}"
+            f"{self.input_size}, {self.hidden_size}, bias={self.bias}, recurrent={self.recurrent!r}, "
+            f"variant={self.variant!r}, max_rates={tuple(self.max_rates)}, learn_rates={self.learn_rates}"
         )
 
 
@@ -281,7 +367,14 @@ def check_state(state: object, shape: tuple[int, ...], like: Tensor, name: str) 
     """``state`` as a CellState of tensors of exactly ``shape``."""
     if not isinstance(state, (tuple, list)) or len(state) != 4:
         size = f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
-        raise TypeError(f"{name} must be a CellState(y, a, b0, b1) of tensors, got {checks.describe(state)}{size}")
+        advice = (
+            "; in place of an LSTM's (h, c) pass the state that the last call gave, nothing for the start state, or "
+            "start_state(N)._replace(y=h)"
+        )
+        raise TypeError(
+            f"{name} must be a CellState(y, a, b0, b1) of tensors, got {checks.describe(state)}{size}"
+            + (advice if size == " of 2" else "")
+        )
     for field, value in zip(CellState._fields, state, strict=True):
         check_tensor(f"{name}.{field}", value, like)
         if tuple(value.shape) != tuple(shape):

@@ -10,6 +10,7 @@ import torch
 from organics_core.cell import CellParameters, CellState
 from organics_core.io.checkpoints import LayerSettings, load_checkpoint, save_checkpoint
 
+from .cell import stored
 from .layer import ORGaNICs, ORGaNICsClassifier
 
 
@@ -25,6 +26,8 @@ def save(path: str | os.PathLike[str], model: ORGaNICs | ORGaNICsClassifier) -> 
     ------
     TypeError
         For another model, or parameters of another dtype than float32 and float64.
+    ValueError
+        For a bidirectional layer, and one with biases or projections.
     ImportError
         Without safetensors.
     """
@@ -35,6 +38,11 @@ def save(path: str | os.PathLike[str], model: ORGaNICs | ORGaNICsClassifier) -> 
     if first.log_w.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"model has {first.log_w.dtype} and files hold float32 or float64: save model.float(), which rounds nothing"
+        )
+    if layer.bidirectional or layer.bias or layer.proj_size:
+        raise ValueError(
+            "files hold layers of one direction, without biases and projections: keep this model's state_dict with "
+            "torch.save"
         )
     settings = LayerSettings(first.max_rates, first.variant, first.learn_rates, first.recurrent, layer.batch_first)
     readout = None if isinstance(model, ORGaNICs) else (model.readout.weight.detach(), model.readout.bias.detach())
@@ -81,12 +89,10 @@ def load(path: str | os.PathLike[str], *, device: Any = None) -> ORGaNICs | ORGa
     with torch.no_grad():
         for cell, (parameters, start) in zip(layer.cells, found.layers, strict=True):
             for name, value in parameters._asdict().items():
-                if name == "w_r" and cell.recurrent == "spectral":
-                    cell.parametrizations.w_r.original.copy_(torch.from_numpy(value))
-                elif name == "sigma":
+                if name == "sigma":
                     cell.sigma = torch.from_numpy(value).to(cell.sigma.device)
                 elif value is not None:
-                    getattr(cell, name).copy_(torch.from_numpy(value))
+                    stored(cell, name).copy_(torch.from_numpy(value))
             for name, value in start._asdict().items():
                 getattr(cell, f"start_{name}").copy_(torch.from_numpy(value))
         if found.readout is not None:

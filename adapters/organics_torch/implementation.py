@@ -106,6 +106,14 @@ def without_autocast(like: Tensor) -> Any:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+def as_autocast_gives(value: Tensor) -> Tensor:
+    """A result in the dtype that torch's own layers give within autocast, which leaves float64 alone."""
+    kind = value.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or value.dtype == torch.float64:
+        return value
+    return value.to(torch.get_autocast_dtype(kind))
+
+
 class Setup(NamedTuple):
     """Everything about a pass over a sequence that is no tensor.
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from organics_core import checks
 from organics_core.cell import CellParameters, CellState, cell_jacobian_abscissa
@@ -67,30 +66,28 @@ def inspect(model: nn.Module, x: Tensor, *, points: int = 4) -> tuple[CellReport
         Where ``points`` is no positive integer.
     """
     points = checks.positive_integer("points", points)
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, ORGaNICs)}
+    layers = [part for part in model.modules() if isinstance(part, ORGaNICs)]
+    inside = {cell for layer in layers for cell in layer.modules() if isinstance(cell, ORGaNICsCell)}
+    cells = {name: part for name, part in model.named_modules() if part in inside}
     found: dict[str, float] = {}
 
-    def record(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
-        prefix = next(name for name, part in layers.items() if part is layer)
-        for state in _states(layer, points, *arguments, **named):
-            for index, cell in enumerate(layer.cells):
-                name = f"{prefix}.cells.{index}".lstrip(".")
-                largest = _abscissa(cell, CellState(*(part[index] for part in state)))
-                found[name] = max(found.get(name, -math.inf), largest)
+    def record(cell: ORGaNICsCell, arguments: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
+        name = next(name for name, part in cells.items() if part is cell)
+        for state in _states(cell, points, *arguments, **named):
+            found[name] = max(found.get(name, -math.inf), _abscissa(cell, state))
 
-    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers.values()]
+    handles = [cell.register_forward_hook(record, with_kwargs=True) for cell in cells.values()]
     training = [part for part in model.modules() if part.training]
     try:
         model.eval()
         with torch.no_grad():
-            if layers:
+            if cells:
                 model(x)
     finally:
         for handle in handles:
             handle.remove()
         for part in training:
             part.training = True
-    cells = dict(model.named_modules())
     return tuple(CellReport(name, value, _radius(cells[name]), _norm(cells[name])) for name, value in found.items())
 
 
@@ -169,25 +166,18 @@ class Monitor:
             )
 
 
-def _states(
-    layer: ORGaNICs, points: int, x: Tensor | PackedSequence, hx: CellState | None = None, **rest: Any
-) -> Iterator[CellState]:
-    """The states of a layer (num_layers, ..., n) at some steps of a sequence."""
-    if isinstance(x, PackedSequence):
-        yield layer.forward(x, hx)[1]
-        return
-    axis = 1 if layer.batch_first and x.ndim == 3 else 0
-    steps = x.shape[axis]
-    edges = sorted({round(steps * part / points) for part in range(points + 1)})
+def _states(cell: ORGaNICsCell, points: int, xs: Tensor, state: CellState, **rest: Any) -> Iterator[CellState]:
+    """The states (..., n) of a cell, which a layer takes through sequences (T, N, k), at some of the steps."""
+    edges = sorted({round(len(xs) * part / points) for part in range(points + 1)})
     for begin, end in itertools.pairwise(edges):
-        _, hx = layer.forward(x.narrow(axis, begin, end - begin), hx, outputs=False)
-        yield hx
+        _, state = cell.forward(xs[begin:end], state, **rest)
+        yield state
 
 
 def _abscissa(cell: ORGaNICsCell, state: CellState) -> float:
     fields = CellParameters(*(None if p is None else p.detach().double() for p in cell.fields()))
     state = CellState(*(part.double() for part in state))
-    drive = state.y.new_zeros(*state.y.shape[:-1], cell.input_size)  # the Jacobian does not depend on it
+    drive = state.y.new_zeros(*state.y.shape[:-1], fields.w_zx.shape[-1])  # the Jacobian does not depend on it
     return float(cell_jacobian_abscissa(fields, state, drive, max_rates=cell.max_rates, variant=cell.variant).max())
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -9,12 +13,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree  # noqa: PLC2701 - torch has no public name for what is needed of it
 
 from organics_core import checks
 from organics_core.cell import CellState, MaxRates
 
-from .cell import ORGaNICsCell, check_state, check_tensor, random_source
+from .cell import ORGaNICsCell, check_state, check_tensor, fill, flag, random_source
+from .implementation import as_autocast_gives, without_autocast
 from .sequence import IMPLEMENTATIONS, run_sequence
+
+_UNPACK = bytes([dis.opmap["UNPACK_SEQUENCE"], 2])
+
+
+class LayerState(CellState):
+    """The state that a layer gives: a :class:`CellState` that answers those who unpack it as an LSTM's."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        if not torch.compiler.is_compiling():
+            caller = sys._getframe(1)  # noqa: SLF001 - who unpacks this is seen nowhere else
+            at, code = caller.f_lasti, caller.f_code.co_code
+            if code[at : at + 2] == _UNPACK and dis.opname[code[at - 2]].startswith("STORE_"):  # in o, (h, c) = ...
+                raise ValueError(
+                    "ORGaNICs give (output, state), where state is a CellState(y, a, b0, b1) and not an LSTM's (h, c): "
+                    "write `output, state = layer(x)`, read state.y in place of h, and pass state on as a whole"
+                )
+        return super().__iter__()
+
+
+for _kind in (CellState, LayerState):  # so that torch.export.save knows them
+    _pytree._register_namedtuple(_kind, serialized_type_name=f"organics_torch.{_kind.__name__}")  # noqa: SLF001
 
 
 class ORGaNICs(nn.Module):
@@ -26,11 +55,19 @@ class ORGaNICs(nn.Module):
         Number k of inputs and n of principal neurons of every layer.
     num_layers : int
         Layers stacked; each sees the membrane potentials y of the one below.
+    bias : bool
+        Whether the cells have biases; see :class:`ORGaNICsCell`. The paper's have none.
     batch_first : bool
         Input and output (N, T, ...) instead of (T, N, ...). The states are
         (num_layers, N, n) either way.
     dropout : float
         Probability of dropping an output between layers while training.
+    bidirectional : bool
+        Whether every layer has a second cell, which takes the sequence from its end. Outputs are those of both,
+        (..., 2 n), and the states (2 num_layers, N, n), of the cells of a layer one after another, as in ``nn.LSTM``.
+    proj_size : int
+        Where not 0, the output of every cell is multiplied by a learned matrix (proj_size, n), so that the layer
+        above and the caller see proj_size numbers of it. The recurrence keeps y itself, unlike ``nn.LSTM``'s.
     implementation : {"auto", "fused", "cuda", "triton", "function", "parallel", "reference"}
         How a sequence is computed; all give the same numbers. ``"auto"`` takes
         the fastest that the tensors and the machine allow, ``"fused"`` is
@@ -49,32 +86,41 @@ class ORGaNICs(nn.Module):
     Notes
     -----
     The whole layer computes in the dtype of its parameters, also under
-    autocast. The environment variable ``ORGANICS_TORCH_FUSED=0`` keeps "auto"
-    from compiling native code. Only ``"reference"`` takes transforms of
-    ``torch.func``, forward derivatives, float16 and bfloat16, and tensors that
-    are more than their memory (subclasses, DTensor, fake and meta tensors);
-    ``"auto"`` takes it for them. Second derivatives, and the derivatives of
-    many cotangents at once, go by it whatever the implementation. The layer
-    calls its cells, once per sequence, so that hooks on them fire and FSDP2
-    may shard cell by cell. A ``state_dict`` carries the settings that its
-    numbers depend on, and one of other settings is refused. A layer with
-    ``recurrent="spectral"`` is saved by its ``state_dict`` or by :func:`save`:
-    torch cannot pickle parametrized modules.
+    autocast, which decides on the dtype of the output alone. The environment
+    variable ``ORGANICS_TORCH_FUSED=0`` keeps "auto" from compiling native code.
+    Only ``"reference"`` takes transforms of ``torch.func``, forward derivatives,
+    float16 and bfloat16, and tensors that are more than their memory (subclasses,
+    DTensor, fake and meta tensors); ``"auto"`` takes it for them. Second
+    derivatives, and the derivatives of many cotangents at once, go by it whatever
+    the implementation. The layer calls its cells, once per sequence, so that
+    hooks on them fire and FSDP2 may shard cell by cell. A ``state_dict`` carries
+    the settings that its numbers depend on, and one of other settings is refused.
 
     Attributes
     ----------
     cells : ModuleList of ORGaNICsCell
         One per layer.
+    reverse_cells : ModuleList of ORGaNICsCell
+        One per layer, where ``bidirectional``.
+    projections : ModuleList of Linear
+        One per cell in the order of the states, where ``proj_size`` is not 0.
     """
+
+    bias, bidirectional, proj_size = False, False, 0  # of layers that an older version pickled
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        *,
+        bias: bool = False,
         batch_first: bool = False,
         dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
         implementation: str = "auto",
         checkpoint_every: int | None = None,
         recurrent: str = "orthogonal",
@@ -85,43 +131,82 @@ class ORGaNICs(nn.Module):
         learn_rates: bool = True,
         seed: int | np.random.Generator | None = None,
         generator: torch.Generator | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_layers = checks.positive_integer("num_layers", num_layers)
+        self.batch_first, self.bidirectional = flag("batch_first", batch_first), flag("bidirectional", bidirectional)
         if not (checks.is_number(dropout) and 0 <= dropout <= 1):
             raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
+        if dropout and self.num_layers == 1:
+            warnings.warn(
+                f"dropout {dropout} does nothing: it is between layers, and num_layers is 1", UserWarning, stacklevel=2
+            )
+        self.dropout = float(dropout)
+        self.proj_size = checks.positive_integer("proj_size", proj_size) if proj_size else 0
         checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        self.implementation = implementation
         if checkpoint_every is not None:
             checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)
-        rng = random_source(seed, generator)
-        self.cells = nn.ModuleList(
-            ORGaNICsCell(
-                input_size if layer == 0 else hidden_size,
-                hidden_size,
-                recurrent=recurrent,
-                variant=variant,
-                initialization=initialization,
-                rate_spread=rate_spread,
-                max_rates=max_rates,
-                learn_rates=learn_rates,
-                seed=rng,
-                device=device,
-                dtype=dtype,
-            )
-            for layer in range(self.num_layers)
-        )
-        self.input_size = self.cells[0].input_size
-        self.hidden_size = self.cells[0].hidden_size
-        self.batch_first = bool(batch_first)
-        self.dropout = float(dropout)
-        self.implementation = implementation
         self.checkpoint_every = checkpoint_every
+        rng = random_source(seed, generator)
+        directions = 1 + self.bidirectional
+
+        def cells() -> nn.ModuleList:
+            return nn.ModuleList(
+                ORGaNICsCell(
+                    input_size if layer == 0 else directions * (self.proj_size or hidden_size),
+                    hidden_size,
+                    bias,
+                    recurrent=recurrent,
+                    variant=variant,
+                    initialization=initialization,
+                    rate_spread=rate_spread,
+                    max_rates=max_rates,
+                    learn_rates=learn_rates,
+                    seed=rng,
+                    device=device,
+                    dtype=dtype,
+                )
+                for layer in range(self.num_layers)
+            )
+
+        self.cells = cells()
+        first = self.cells[0]
+        self.input_size, self.hidden_size, self.bias = first.input_size, first.hidden_size, first.bias
+        if bidirectional:
+            self.reverse_cells = cells()
+        if self.proj_size:
+            self.projections = nn.ModuleList(
+                nn.Linear(self.hidden_size, self.proj_size, bias=False, device=device, dtype=dtype)
+                for _ in range(directions * self.num_layers)
+            )
+            self._draw_projections(rng)
+
+    def _draw_projections(self, rng: np.random.Generator) -> None:
+        bound = self.hidden_size**-0.5
+        for projection in self.projections if self.proj_size else ():
+            fill(projection, {"weight": rng.uniform(-bound, bound, projection.weight.shape)})
+
+    def reset_parameters(
+        self, seed: int | np.random.Generator | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        """Draw all parameters and start states anew; ``seed`` and ``generator`` as at construction."""
+        rng = random_source(seed, generator)
+        for cell in (*self.cells, *(self.reverse_cells if self.bidirectional else ())):
+            cell.reset_parameters(rng)
+        self._draw_projections(rng)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: for callers of ``nn.LSTM``, whose cuDNN wants its weights in one piece."""
+
+    def _in_order_of_states(self) -> list[ORGaNICsCell]:
+        if not self.bidirectional:
+            return list(self.cells)
+        return [cell for pair in zip(self.cells, self.reverse_cells, strict=True) for cell in pair]
 
     def start_state(self, *batch: int) -> CellState:
-        """The start state of all layers; tensors ``(num_layers, *batch, n)``."""
-        states = [cell.start_state(*batch) for cell in self.cells]
+        """The start state of all cells; tensors ``(num_layers, *batch, n)``, twice as many where bidirectional."""
+        states = [cell.start_state(*batch) for cell in self._in_order_of_states()]
         return CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
     def forward(
@@ -133,16 +218,18 @@ class ORGaNICs(nn.Module):
         ----------
         input : tensor (T, N, k), (N, T, k) with ``batch_first``, (T, k), or PackedSequence
         hx : CellState of tensors (num_layers, N, n), or (num_layers, n) for input (T, k); optional
-            The start state by default.
+            The start state by default. (2 num_layers, ...) where bidirectional.
         outputs : bool
             Where False, ``output`` is None, which saves its memory.
 
         Returns
         -------
         output : tensor (T, N, n), (N, T, n) or (T, n), or PackedSequence
-            Membrane potentials y of the last layer after every step.
-        hn : CellState of tensors (num_layers, N, n) or (num_layers, n)
-            The state after the last step, of packed sequences after each one's own last step.
+            Membrane potentials y of the last layer after every step; projected, and of both directions side by side,
+            where there are these. Within autocast it has the dtype that ``nn.LSTM`` would give.
+        hn : CellState of tensors as ``hx``
+            The state after the last step, of packed sequences after each one's own last step, in the dtype of the
+            parameters.
 
         Raises
         ------
@@ -166,25 +253,49 @@ class ORGaNICs(nn.Module):
         if xs.shape[0] == 0:
             raise ValueError("input has no steps: the sequence must have at least one")
         state = self._initial_state(hx, xs.shape[1], batched)
-        states = []
-        for layer, cell in enumerate(self.cells):
-            start = CellState(*(part[layer] for part in state))
-            wanted = outputs or layer + 1 < self.num_layers
-            xs, last = self._run(cell, self._drop(xs, layer), start, wanted)
-            states.append(last)
-        hn = CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+        ys, hn = self._through(xs, state, self._run, lambda xs: xs.flip(0), outputs)
         if not batched:
-            hn = CellState(*(part.squeeze(1) for part in hn))
-        if xs is None:
+            hn = LayerState(*(part.squeeze(1) for part in hn))
+        if ys is None:
             return None, hn
         if not batched:
-            return xs.squeeze(1), hn
-        return (xs.transpose(0, 1) if self.batch_first else xs), hn
+            return ys.squeeze(1), hn
+        return (ys.transpose(0, 1) if self.batch_first else ys), hn
+
+    def _through(
+        self,
+        xs: Tensor,
+        state: CellState,
+        run: Callable[[ORGaNICsCell, Tensor, CellState, bool], tuple[Tensor | None, CellState]],
+        turned: Callable[[Tensor], Tensor],
+        outputs: bool = True,
+    ) -> tuple[Tensor | None, LayerState]:
+        """Sequences through all cells: ``run`` takes one cell through them, ``turned`` are they from end to start."""
+        found: list[Tensor | None] = [xs]
+        states: list[CellState] = []
+        directions = 1 + self.bidirectional
+        for index, cell in enumerate(self._in_order_of_states()):
+            layer, back = divmod(index, directions)
+            if not back:
+                below = self._drop(found[0] if len(found) == 1 else torch.cat(found, -1), layer)
+                found = []
+            start = CellState(*(part[index] for part in state))
+            ys, last = run(cell, turned(below) if back else below, start, outputs or layer + 1 < self.num_layers)
+            states.append(last)
+            if ys is not None and self.proj_size:
+                with without_autocast(ys):
+                    ys = self.projections[index](ys)
+            found.append(turned(ys) if back and ys is not None else ys)
+        hn = LayerState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+        if found[0] is None:
+            return None, hn
+        return as_autocast_gives(found[0] if len(found) == 1 else torch.cat(found, -1)), hn
 
     def _initial_state(self, hx: CellState | None, batch: int, batched: bool = True) -> CellState:
         if hx is None:
             return self.start_state(batch)
-        shape = (self.num_layers, batch, self.hidden_size) if batched else (self.num_layers, self.hidden_size)
+        cells = self.num_layers * (1 + self.bidirectional)
+        shape = (cells, batch, self.hidden_size) if batched else (cells, self.hidden_size)
         like = self.cells[0].w_zx
         state = CellState(*(part.to(like.dtype) for part in check_state(hx, shape, like, "hx")))
         return state if batched else CellState(*(part.unsqueeze(1) for part in state))
@@ -192,9 +303,7 @@ class ORGaNICs(nn.Module):
     def _drop(self, xs: Tensor, layer: int) -> Tensor:
         return nn.functional.dropout(xs, self.dropout, self.training) if layer and self.dropout else xs
 
-    def _run(
-        self, cell: ORGaNICsCell, xs: Tensor, start: CellState, outputs: bool = True
-    ) -> tuple[Tensor | None, CellState]:
+    def _run(self, cell: ORGaNICsCell, xs: Tensor, start: CellState, outputs: bool) -> tuple[Tensor | None, CellState]:
         options: dict[str, Any] = {"outputs": outputs, "checkpoint_every": self.checkpoint_every}
         return cell(xs, start, through=partial(run_sequence, implementation=self.implementation, **options))
 
@@ -210,18 +319,16 @@ class ORGaNICs(nn.Module):
         state = self._initial_state(hx, sizes[0])
         if hx is not None and sorted_indices is not None:
             state = CellState(*(part.index_select(1, sorted_indices) for part in state))
-        states = []
-        for layer, cell in enumerate(self.cells):
-            start = CellState(*(part[layer] for part in state))
-            data, last = self._run_packed(cell, self._drop(data, layer), sizes, start)
-            states.append(last)
-        hn = CellState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+        backwards = _turned_indices(batch_sizes).to(data.device) if self.bidirectional else None
+        ys, hn = self._through(
+            data, state, partial(self._run_packed, sizes), lambda data: data.index_select(0, backwards)
+        )
         if unsorted_indices is not None:
-            hn = CellState(*(part.index_select(1, unsorted_indices) for part in hn))
-        return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices), hn
+            hn = LayerState(*(part.index_select(1, unsorted_indices) for part in hn))
+        return PackedSequence(ys, batch_sizes, sorted_indices, unsorted_indices), hn
 
     def _run_packed(
-        self, cell: ORGaNICsCell, data: Tensor, sizes: list[int], state: CellState
+        self, sizes: list[int], cell: ORGaNICsCell, data: Tensor, state: CellState, _: bool
     ) -> tuple[Tensor, CellState]:
         """Stretches of constant batch size, one after another; the rows that end leave their state behind."""
         outputs: list[Tensor] = []
@@ -236,7 +343,7 @@ class ORGaNICs(nn.Module):
                 ended.append(CellState(*(part[size:] for part in state)))
                 state = CellState(*(part[:size] for part in state))
             xs = data[offset : offset + count * size].reshape(count, size, -1)
-            ys, state = self._run(cell, xs, state)
+            ys, state = self._run(cell, xs, state, True)
             assert ys is not None
             outputs.append(ys.reshape(count * size, -1))
             step, offset = step + count, offset + count * size
@@ -244,16 +351,31 @@ class ORGaNICs(nn.Module):
         return torch.cat(outputs), CellState(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def extra_repr(self) -> str:
-        return f"num_layers={self.num_layers}, batch_first={self.batch_first}, implementation={self.implementation!r}"
+        return (
+            f"num_layers={self.num_layers}, batch_first={self.batch_first}, bidirectional={self.bidirectional}, "
+            f"proj_size={self.proj_size}, implementation={self.implementation!r}"
+        )
+
+
+def _turned_indices(batch_sizes: Tensor) -> Tensor:
+    """Where in packed data the entry is that stands in a place once every sequence is turned around."""
+    batch_sizes = batch_sizes.cpu()
+    steps = torch.arange(len(batch_sizes), device="cpu").repeat_interleave(batch_sizes)
+    first = batch_sizes.cumsum(0) - batch_sizes
+    rows = torch.arange(len(steps), device="cpu") - first[steps]
+    lengths = (batch_sizes[:, None] > torch.arange(int(batch_sizes[0]), device="cpu")).sum(0)
+    return first[lengths[rows] - 1 - steps] + rows
 
 
 class ORGaNICsClassifier(nn.Module):
     """ORGaNICs over a sequence, and a linear readout of y at the last step.
 
+    Of a bidirectional layer y at the last step of either direction is read, which are both ends of the sequence.
+
     Parameters
     ----------
     input_size, hidden_size, classes : int
-    num_layers, implementation, checkpoint_every, recurrent, variant
+    num_layers, bias, dropout, bidirectional, implementation, checkpoint_every, recurrent, variant
         As for :class:`ORGaNICs`.
     initialization, rate_spread, max_rates, learn_rates
         As for :class:`ORGaNICs`.
@@ -277,16 +399,29 @@ class ORGaNICsClassifier(nn.Module):
         super().__init__()
         classes = checks.positive_integer("classes", classes)
         rng = random_source(seed, generator)
+        if options.get("proj_size"):
+            raise ValueError("proj_size is for ORGaNICs: the readout of a classifier is a projection")
         self.layer = ORGaNICs(
             input_size, hidden_size, num_layers, batch_first=True, seed=rng, device=device, dtype=dtype, **options
         )
-        self.readout = nn.Linear(self.layer.hidden_size, classes, device=device, dtype=dtype)
-        bound = self.layer.hidden_size**-0.5
-        with torch.no_grad():
-            for parameter in self.readout.parameters():
-                parameter.copy_(torch.as_tensor(rng.uniform(-bound, bound, tuple(parameter.shape))))
+        inputs = self.layer.hidden_size * (1 + self.layer.bidirectional)
+        self.readout = nn.Linear(inputs, classes, device=device, dtype=dtype)
+        self._draw_readout(rng)
+
+    def _draw_readout(self, rng: np.random.Generator) -> None:
+        bound = self.readout.in_features**-0.5
+        parameters = dict(self.readout.named_parameters())
+        fill(self.readout, {name: rng.uniform(-bound, bound, value.shape) for name, value in parameters.items()})
+
+    def reset_parameters(
+        self, seed: int | np.random.Generator | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        """Draw all parameters and start states anew; ``seed`` and ``generator`` as at construction."""
+        rng = random_source(seed, generator)
+        self.layer.reset_parameters(rng)
+        self._draw_readout(rng)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of sequences x (N, T, k)."""
         _, hn = self.layer(x, outputs=False)
-        return self.readout(hn.y[-1])
+        return self.readout(torch.cat(hn.y[-2:].unbind(), -1) if self.layer.bidirectional else hn.y[-1])

@@ -17,7 +17,8 @@ def prove_stable(layer: ORGaNICs | ORGaNICsCell, x: Tensor) -> tuple[CellProof, 
     Parameters
     ----------
     layer : ORGaNICs or ORGaNICsCell
-        Of a stack every cell gets the proven range of the potentials of the one below.
+        Of one direction, without biases and projections. Of a stack every cell gets
+        the proven range of the potentials of the one below.
     x : tensor (k,)
         The input, the same at every step.
 
@@ -42,5 +43,10 @@ def prove_stable(layer: ORGaNICs | ORGaNICsCell, x: Tensor) -> tuple[CellProof, 
     """
     if not isinstance(layer, (ORGaNICs, ORGaNICsCell)):
         raise TypeError(f"layer must be an ORGaNICs layer or an ORGaNICsCell, got {checks.describe(layer)}")
+    if isinstance(layer, ORGaNICs) and (layer.bidirectional or layer.bias or layer.proj_size):
+        raise ValueError(
+            "layer must have one direction and neither biases nor projections: prove its cells one by one; one with "
+            "biases takes the input with a 1 appended"
+        )
     cells = (layer,) if isinstance(layer, ORGaNICsCell) else layer.cells
     return prove_stack([(one.fields(), one.start_state(), one.max_rates, one.variant) for one in cells], x)

@@ -65,6 +65,22 @@ def reference_sequence(
     return torch.stack(ys), state
 
 
+def scanned_sequence(
+    fields: CellParameters, w: Tensor, rates: Rates, state: CellState, xs: Tensor, variant: str
+) -> tuple[Tensor, CellState]:
+    """The same as one loop in a recorded graph, of as many steps as there will be: ONNX has an operator for it."""
+    tensors = (*fields, w, *rates)
+
+    def one(y: Tensor, a: Tensor, b0: Tensor, b1: Tensor, x: Tensor, *given: Tensor) -> list[Tensor]:
+        rest = iter(given)
+        *parts, w, r_y, r_a, r_b0, r_b1 = (None if value is None else next(rest) for value in tensors)
+        new = step(xp, CellParameters(*parts), w, Rates(r_y, r_a, r_b0, r_b1), CellState(y, a, b0, b1), x, variant)
+        return [*new, new.y.clone()]
+
+    *last, ys = torch.ops.higher_order.scan(one, [*state], [xs], tuple(value for value in tensors if value is not None))
+    return ys, CellState(*last)
+
+
 def _reference_gradients(
     setup: Setup, tensors: list[Tensor | None], wanted: list[bool], g_ys: Tensor | None, g_last: Tensor | None
 ) -> list[Tensor | None]:
@@ -152,7 +168,12 @@ def sequence_op(*arguments: Any) -> list[Tensor]:
 def _(*arguments: Any) -> list[Tensor]:
     setup, (xs, start, _, _, w_r, *_) = Setup(*arguments[1:6]), arguments[6:]
     n = start.shape[-1]
-    kept = _module_of_op(arguments[0], setup, xs, start.shape[-1]).kept_shapes(setup, xs, n, w_r is None)
+    dynamic = any(isinstance(size, torch.SymInt) for size in xs.shape)
+    like = xs.new_empty(1, 1, xs.shape[2]) if dynamic else xs
+    kept = _module_of_op(arguments[0], setup, like, n).kept_shapes(setup, like, n, w_r is None)
+    if dynamic:  # how much there will be is the implementation's own business, and depends on the sizes in steps
+        context = torch.library.get_ctx()
+        kept = [tuple(context.new_dynamic_size() for _ in shape) for shape in kept]
     ys = (*xs.shape[:2], n) if setup.outputs else (0,)
     return [xs.new_empty(shape) for shape in (ys, start.shape, *kept)]
 
@@ -207,13 +228,18 @@ def _differentiate_op(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ..
 torch.library.register_autograd(sequence_op, _differentiate_op, setup_context=_keep_for_op)
 
 
+def _recorded() -> bool:
+    """Whether operations are recorded, to be done later with other tensors."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _unsuitable(fields: CellParameters, xs: Tensor, state: CellState | None) -> str | None:
     """Why only the core's step can take these tensors, or None."""
     if fields.sigma.requires_grad:
         return "sigma is trained"
     if xs.dtype not in (torch.float32, torch.float64):
         return f"the dtype is {xs.dtype}"
-    if torch.compiler.is_compiling():
+    if _recorded():
         return None
     n, k = fields.log_w.shape[-1], xs.shape[-1]
     p = fields
@@ -240,8 +266,8 @@ def choose_implementation(
     RuntimeError
         When an implementation was asked for by name and cannot be had.
     """
-    if wanted == "reference":
-        return wanted
+    if wanted == "reference" or torch.onnx.is_in_onnx_export():
+        return "reference"
     reason = _unsuitable(fields, xs, state)
     if reason is not None:
         if wanted == "auto":
@@ -250,7 +276,7 @@ def choose_implementation(
             f"implementation {wanted!r} needs float32 or float64, ordinary tensors of the cell's shapes and a fixed "
             f"sigma, and here {reason}; choose 'auto' or 'reference'"
         )
-    if torch.compiler.is_compiling():
+    if _recorded():
         return wanted  # the operation chooses when it runs
     return _choose(wanted, xs, fields.log_w.shape[-1], checkpoint_every)
 
@@ -306,15 +332,19 @@ def run_sequence(
     """ys (T, N, n), or None where they are not wanted, and the last state (N, n), for inputs xs (T, N, k)."""
     chosen = choose_implementation(implementation, fields, xs, checkpoint_every, state)
     if chosen == "reference":
+        loop = torch.onnx.is_in_onnx_export() or isinstance(xs.shape[0], torch.SymInt)
+        compute = scanned_sequence if loop else reference_sequence
         with without_autocast(xs):
-            ys, state = reference_sequence(fields, w, rates, state, xs, variant)
+            ys, state = compute(fields, w, rates, state, xs, variant)
         return (ys if outputs else None), state
     gains = (fields.w_bx0, fields.w_by0, fields.w_ba0, fields.w_bx1, fields.w_by1, fields.w_ba1)
     weights = (fields.w_zx, fields.w_r, w, *gains, *rates)
     start = torch.stack(list(state))
-    gradient = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (xs, start, *weights))
+    # what is recorded may be trained later although it is not now
+    gradient = any(p is not None and p.requires_grad for p in (xs, start, *weights))
+    gradient = gradient and (torch.is_grad_enabled() or torch.jit.is_tracing())
     setup = Setup(variant == "main", outputs, gradient, checkpoint_every or 0, _threads())
-    if torch.compiler.is_compiling():
+    if _recorded():
         ys, last, *_ = torch.ops.organics_torch.sequence(chosen, *setup, xs, start, fields.sigma, *weights)
         return (ys if outputs else None), CellState(*last.unbind(0))
     ys, last = SequenceFunction.apply(chosen, setup, xs, start, fields.sigma, *weights)

@@ -25,6 +25,7 @@ from organics_core.static import (
 )
 
 from .cell import (
+    Picklable,
     SpectralBall,
     check_settings,
     check_tensor,
@@ -36,7 +37,7 @@ from .cell import (
 from .implementation import without_autocast
 
 
-class DivisiveNorm(nn.Module):
+class DivisiveNorm(Picklable):
     """Static divisive normalization: the squared rates max(y, 0)**2 at the circuit's fixed point.
 
     Parameters
