@@ -143,8 +143,8 @@ def test_two_processes_give_the_numbers_of_one(alone, tmp_path, how):
     assert not (tmp_path / "odd").exists()
 
 
-def disturbed(out: Path, rank: int, step: int, what: str) -> str:
-    """``organics train`` on two processes, one of which does something before a step; their standard error."""
+def disturbed(out: Path, rank: int, step: int, what: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """``organics train`` on two processes, one of which does something before a step, at its first attempt."""
     script = out / "script.py"
     script.write_text(
         "import os, signal, organics_cli\n"
@@ -152,25 +152,42 @@ def disturbed(out: Path, rank: int, step: int, what: str) -> str:
         "go, done = TorchLearner.step, []\n"
         "def disturbed(*given):\n"
         "    done.append(1)\n"
-        f"    if os.environ['RANK'] == '{rank}' and len(done) == {step}:\n"
+        "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        f"    if first and os.environ['RANK'] == '{rank}' and len(done) == {step}:\n"
         f"        {what}\n"
         "    return go(*given)\n"
         "TorchLearner.step = disturbed\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background takes away
         "organics_cli.main()\n"
     )
-    command = [*TORCHRUN, str(script), "train", "--task", "adding", "--hidden", "8", "--length", "6", "--samples", "96"]
+    command = [
+        *TORCHRUN,
+        *options,
+        str(script),
+        "train",
+        "--resume",
+        "--checkpoint-every",
+        "1",
+        "--task",
+        "adding",
+        "--hidden",
+        "8",
+        "--length",
+        "6",
+        "--samples",
+        "96",
+    ]
     command += ["--batch-size", "32", "--epochs", "2", "--output", str(out / "run")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode != 0
-    assert not (out / "run" / "results.json").exists()
-    return done.stderr
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 @pytest.mark.slow
 def test_interrupted_and_resumed_by_one(alone, tmp_path):
     """A signal to one process: all stop after the step, and the other one writes the checkpoint."""
-    said = disturbed(tmp_path, 1, 5, "os.kill(os.getpid(), signal.SIGINT)")
+    done = disturbed(tmp_path, 1, 5, "os.kill(os.getpid(), signal.SIGINT)")
+    said = done.stderr
+    assert done.returncode != 0
+    assert not (tmp_path / "run" / "results.json").exists()
     assert said.count("epoch 1: loss") == 1
     assert said.count("stopped: add --resume") == 1
     assert "error:" not in said
@@ -181,10 +198,21 @@ def test_interrupted_and_resumed_by_one(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_in_one_process_ends_all_with_its_sentence(tmp_path, rank):
-    said = disturbed(tmp_path, rank, 2, "raise OSError('no more of that')")
-    assert re.findall("error: .*", said) == ["error: no more of that"], said
+def test_an_error_in_the_first_process_ends_all_with_its_sentence(tmp_path):
+    done = disturbed(tmp_path, 0, 2, "raise OSError('no more of that')")
+    assert done.returncode != 0
+    assert re.findall("error: .*", done.stderr) == ["error: no more of that"], done.stderr
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_after_an_error_in_the_other_process(alone, tmp_path):
+    """Its sentence, and then the run goes on from its last checkpoint."""
+    done = disturbed(tmp_path, 1, 5, "raise OSError('no more of that')", "--max-restarts", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.findall("error: .*", done.stderr) == ["error: no more of that"], done.stderr
+    assert done.stderr.count("epoch 1: loss") == 1
+    same_run(tmp_path / "run", alone / "adding", 2, "ddp")
 
 
 @pytest.mark.parametrize(

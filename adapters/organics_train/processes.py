@@ -19,7 +19,7 @@ PARALLEL = ("ddp", "fsdp")
 T = TypeVar("T")
 _ELSEWHERE = "another process of this run failed before, and says why"
 _RUNS = itertools.count()
-"""Numbers the runs of a process, so that none takes what an earlier one left in torch's store for its own."""
+"""Numbers the runs of a process: with torchrun's restarts, so that none takes for its own what an earlier one left."""
 
 __all__ = ["PARALLEL", "ElsewhereError", "Processes", "alike", "joined", "under_torchrun"]
 
@@ -122,7 +122,8 @@ def joined(config: Config, parallel: str | None = None) -> Iterator[Processes]:
 
     on_cuda = config.device == "cuda" and cuda.is_available()
     store, rank, count = next(iter(distributed.rendezvous("env://")))
-    store = distributed.PrefixStore(f"organics train {next(_RUNS)}", store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = distributed.PrefixStore(f"organics train {attempt} {next(_RUNS)}", store)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=count
     )
