@@ -193,8 +193,11 @@ def main() -> None:
         ]  # fmt: skip
         print(*content["gains"], sep="\n", flush=True)
     print(" ".join(f"{name:>10}" for name in HEAD))
-    lines = [row(name, net, images[:8], torch.float32) for name, net in nets.items()]
     long = torch.as_tensor(np.resize(data.x_test[:256].reshape(-1), 10**5)).reshape(1, -1, 1)
+    lines = [row(name, net, images[:8], torch.float32) for name, net in nets.items()]
+    if not quick:
+        lines += [row(name, net, long[:, : 10**4], torch.float32) for name, net in nets.items()]
+        lines += [row(name, net, long, torch.float32, backward=False) for name, net in nets.items()]
     for units in (32, 64):
         for gain in (1.0, 2.0, 4.0):
             net, name = scaled(units, gain), f"norm {gain:g}"
@@ -202,7 +205,7 @@ def main() -> None:
             if not quick:
                 precisions = (torch.float32, torch.float64) if units == 32 else (torch.float32,)
                 lines += [row(name, net, long[:, : 10**4], dtype) for dtype in precisions]
-                if units == 32 and gain < 4:
+                if units == 32:
                     lines.append(row(name, net, long, torch.float32, backward=False))
     content["rows"] = lines
     print(save("parallel", content, ("torch", "numpy")))
