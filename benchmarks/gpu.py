@@ -48,9 +48,9 @@ TEST_RUNS = {
 SHARES = {"cupy": 0.2, "torch on CUDA": 0.3, "jax on CUDA": 0.5}
 """Of the processors."""
 LIMIT_SECONDS = 570
-BUDGETS = {"training": 100, "simulation": 100, "ceilings": 40, "jax training": 100, "agreement": 90}
+BUDGETS = {"training": 100, "simulation": 100, "parallel": 60, "ceilings": 40, "jax training": 100, "agreement": 90}
 """Seconds that a piece may take at most, what tells most first; the tests share what is left."""
-GROUPS = {"ceilings": "training", "jax training": "training"}
+GROUPS = {"parallel": "training", "ceilings": "training", "jax training": "training"}
 """The part that a piece belongs to, where it has another name."""
 PAPER_RUNS = [(task, model, n) for task in ("smnist", "psmnist") for model, n in PAPER_MODELS]
 """What the paper's second table holds: sequences of 784 steps."""
@@ -77,6 +77,8 @@ class Sizes(NamedTuple):
     large: int = 20_000
     ring: int = 1_000_000
     repeats: int = 10
+    sequences: tuple[int, ...] = (1, 4, 16)
+    long: int = 10_000
 
 
 # --- the environment
@@ -394,6 +396,87 @@ def jax_training(sizes: Sizes, keep: Keep = forget) -> list[dict[str, Any]]:
     return rows
 
 
+def parallel(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, Any]]:
+    """All steps of a long sequence at once beside the fastest sequential way; jax compiles long, and has one batch."""
+    rows: list[dict[str, Any]] = []
+    makers = {"torch": torch_sequences, "jax": jax_sequences}
+    n, batches = sizes.hidden[0], sizes.sequences
+    for library, batch in [*(("torch", batch) for batch in batches), ("jax", batches[len(batches) // 2])]:
+        row: dict[str, Any] = {"at once": library, "hidden": n, "steps": sizes.long, "sequences": batch}
+        rows.append(row)
+        keep(rows)
+        try:
+            report, output, passes, wait = makers[library](device, n, sizes.long, batch)
+            row |= {"converged": bool(report.converged), "iterations": int(report.iterations)}
+            keep(rows)
+            wanted = output("auto")
+            row["relative error"] = float(abs(output("parallel") - wanted).max() / abs(wanted).max())
+            for name, call in passes.items():
+                for how in ("parallel", "auto"):
+                    row[f"{name}, {how}"] = median_seconds(lambda call=call, how=how: call(how), wait, 3)
+                    keep(rows)
+                row[f"{name}, times faster"] = row[f"{name}, auto"] / row[f"{name}, parallel"]
+        except Exception as error:  # as above
+            row["error"] = f"{type(error).__name__}: {error}"[:500]
+        keep(rows)
+    return rows
+
+
+def torch_sequences(device: str, n: int, steps: int, batch: int) -> tuple[Any, ...]:
+    """The iterations' report; outputs, a pass and a pass with its gradients, by implementation; a wait."""
+    import torch
+
+    import organics_torch as ot
+
+    layers = {how: ot.ORGaNICs(1, n, seed=0, device=device, implementation=how) for how in ("parallel", "auto")}
+    xs = torch.rand(steps, batch, 1, generator=torch.Generator().manual_seed(0)).to(device)
+
+    @torch.no_grad()
+    def forward(how: str) -> Any:
+        return layers[how](xs)[0]
+
+    def both(how: str) -> None:
+        layers[how].zero_grad(set_to_none=True)
+        (layers[how](xs)[0][-1] ** 2).mean().backward()
+
+    (report,) = ot.parallel_report(layers["parallel"], xs)
+    return report, forward, {"forward": forward, "forward and backward": both}, torch_wait(device)
+
+
+def jax_sequences(device: str, n: int, steps: int, batch: int) -> tuple[Any, ...]:
+    """The same on jax's default device."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import organics_jax as oj
+
+    layers = {
+        how: oj.ORGaNICs(1, n, key=jax.random.key(0), implementation=how, dtype=jnp.float32)
+        for how in ("parallel", "auto")
+    }
+    xs = jax.random.uniform(jax.random.key(1), (steps, batch, 1), dtype=jnp.float32)
+
+    @eqx.filter_jit
+    def forward(layer: Any, xs: Any) -> Any:
+        with jax.default_matmul_precision("highest"):  # iterations in tf32 would not get below its rounding
+            return layer(xs)[0]
+
+    @eqx.filter_jit
+    def both(layer: Any, xs: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return eqx.filter_value_and_grad(lambda layer: (layer(xs)[0][-1] ** 2).mean())(layer)
+
+    with jax.default_matmul_precision("highest"):
+        (report,) = oj.parallel_report(layers["parallel"], xs)
+    passes = {
+        name: lambda how, call=call: jax.block_until_ready(call(layers[how], xs))
+        for name, call in (("forward", forward), ("forward and backward", both))
+    }
+    return report, lambda how: np.asarray(forward(layers[how], xs)), passes, lambda: None
+
+
 def compare_with_kernel(record: dict[str, Any]) -> None:
     """Add to jax's rows how often the torch kernel of the same precision fits into their time."""
     torch_rows = {(row["layer"], row["hidden"]): row for row in record.get("training", [])}
@@ -539,7 +622,7 @@ def markdown(record: dict[str, Any]) -> str:
     if "agreement" in record:
         lines.append(f"- agreement: {'all within bounds' if record['agreement']['ok'] else 'beyond its bounds'}")
     training_rows = record.get("training", []) + record.get("jax training", [])
-    for rows in (training_rows, record.get("simulation", []), record.get("paper", [])):
+    for rows in (training_rows, record.get("parallel", []), record.get("simulation", []), record.get("paper", [])):
         if rows:
             names = list(dict.fromkeys(key for row in rows for key in row if key not in ("flop", "bytes")))
             lines += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
@@ -573,6 +656,7 @@ def child(piece: str, into: Path, out: Path, seconds: float) -> None:
         "ceilings": lambda: ceilings("cuda"),
         "training": lambda: training("cuda", sizes, keep),
         "jax training": lambda: jax_training(sizes, keep),
+        "parallel": lambda: parallel("cuda", sizes, keep),
         "simulation": lambda: simulation(sizes, keep=keep),
         "agreement": agreement,
         "paper": lambda: paper(out, seconds, keep=keep),

@@ -421,12 +421,31 @@ def test_unrolled_as_on_a_gpu_the_numbers_are_the_same(monkeypatch):
     assert_trees_close(found[1], found[0])
 
 
-def test_the_gpu_script_measures_jax():
-    """In float32 and in tf32, every row kept at once, with the ratio to the torch kernel of the same precision."""
+def gpu_script():
     path = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
     spec = importlib.util.spec_from_file_location("gpu_script", path)
     gpu = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gpu)
+    return gpu
+
+
+@pytest.mark.slow
+def test_the_gpu_script_measures_all_steps_at_once_in_jax(monkeypatch):
+    gpu = gpu_script()
+    monkeypatch.setattr(gpu, "torch_sequences", lambda *_: 1 / 0)
+    failed, row = gpu.parallel("cpu", gpu.Sizes(hidden=(4,), sequences=(2,), long=20))
+    assert failed["error"] == "ZeroDivisionError: division by zero"
+    assert (row["at once"], row["sequences"]) == ("jax", 2)
+    assert "error" not in row
+    assert row["converged"]
+    assert row["iterations"] > 1
+    assert row["relative error"] < 1e-5
+    assert row["forward and backward, times faster"] > 0
+
+
+def test_the_gpu_script_measures_jax():
+    """In float32 and in tf32, every row kept at once, with the ratio to the torch kernel of the same precision."""
+    gpu = gpu_script()
     kept = []
     rows = gpu.jax_training(gpu.Sizes(2, 3, (4,), repeats=1), lambda rows: kept.append(len(rows)))
     assert [row["layer"] for row in rows] == ["ORGaNICs, jax, highest", "ORGaNICs, jax, high"]

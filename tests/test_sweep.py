@@ -316,6 +316,34 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(tmp_path) -> None:
     assert_same(sweep.load(tmp_path / "store"), expected(spec))
 
 
+@pytest.mark.slow
+def test_command_on_a_cluster(tmp_path) -> None:
+    """On a Dask cluster of two local processes, the store and the table of one process."""
+    distributed = pytest.importorskip("distributed", reason="dask is not installed")
+    options = ["--n", "4", "--deltas", "0:1:3", "--norms", "1,3", "--draws", "4", "--block", "1"]
+
+    def organics_sweep(*more: str) -> str:
+        command = [sys.executable, "-m", "organics_cli", "sweep", *options, *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    alone = organics_sweep("--workers", "0", "--output", str(tmp_path / "alone"))
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        found = organics_sweep("--scheduler", cluster.scheduler_address, "--output", str(tmp_path / "cluster"))
+        worked = client.run(lambda: "organics_sweep" in sys.modules)  # a worker imports it with its first task
+    assert len(worked) == 2
+    assert any(worked.values())
+    assert_same(sweep.load(tmp_path / "cluster" / "store.zarr"), sweep.load(tmp_path / "alone" / "store.zarr"))
+    table = slice(found.index("delta"), found.index("Numbers"))
+    assert found[table] == alone[alone.index("delta") : alone.index("Numbers")]
+
+
 def test_failing_tasks_are_reported(tmp_path) -> None:
     with pytest.raises(ValueError, match="draws must be at least 1"):
         small(draws=0)
@@ -348,5 +376,10 @@ def test_command(tmp_path, monkeypatch) -> None:
     again = CliRunner().invoke(app, ["sweep", *options, "--out", str(out)])
     assert again.exit_code == 0
     assert "12 of 12 circuits were there" in again.output
-    bad = CliRunner().invoke(app, ["sweep", "--deltas", "a", "--out", str(out)])
-    assert bad.exit_code == 2
+    for wrong, message in (
+        (("--deltas", "a"), "not a list of numbers"),
+        (("--workers", "1", "--scheduler", "tcp://localhost:8786"), "not both"),
+    ):
+        bad = CliRunner().invoke(app, ["sweep", *wrong, "--out", str(out)])
+        assert bad.exit_code == 2
+        assert message in bad.output

@@ -87,6 +87,24 @@ def test_training_is_measured(gpu: Any, tiny: Any) -> None:
     assert all(row["fraction of limit"] > 0 for row in rows[1:3])
 
 
+def test_all_steps_at_once_are_measured(gpu: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the sequential way, with iterations and error; jax, which fails here, costs its row alone."""
+    monkeypatch.setattr(gpu, "jax_sequences", lambda *_: 1 / 0)
+    kept: list[str] = []
+    sizes = tiny._replace(sequences=(1, 2), long=20)
+    *rows, failed = gpu.parallel("cpu", sizes, lambda rows: kept.append(json.dumps(rows)))
+    assert json.loads(kept[-1]) == [*rows, failed]
+    assert failed["error"] == "ZeroDivisionError: division by zero"
+    assert [(row["at once"], row["sequences"]) for row in rows] == [("torch", 1), ("torch", 2)]
+    for row in rows:
+        assert "error" not in row
+        assert row["converged"]
+        assert row["iterations"] > 1
+        assert row["relative error"] < 1e-5
+        for name in ("forward", "forward and backward"):
+            assert row[f"{name}, times faster"] == row[f"{name}, auto"] / row[f"{name}, parallel"] > 0
+
+
 def test_an_implementation_that_fails_is_recorded(gpu: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its error; the other rows keep their times."""
     monkeypatch.setattr(gpu, "largest_difference", lambda *_: 1 / 0)

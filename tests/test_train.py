@@ -97,7 +97,7 @@ def fake(monkeypatch):
     learners = []
 
     def use(**options):
-        def make(config, data):
+        def make(config, data, processes):
             learners.append(Fake(**options))
             return learners[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from organics_cli.console import Debug, command, console, write_json
 from organics_core.analysis.classification import KINDS
 
 from . import Sweep, load, run
+from .driver import dask_distributed
 
 
 def register(app: typer.Typer) -> None:
@@ -56,18 +58,16 @@ def sweep(
         n=n, deltas=numbers(deltas), norms=numbers(norms), draws=draws, ensemble=ensemble, variant=variant, seed=seed,
         block=block,
     )  # fmt: skip
-    client = None
-    if scheduler is not None:
-        from distributed import Client
-
-        client = Client(scheduler)
+    if scheduler is not None and workers is not None:
+        raise ValueError("give --workers, processes here, or --scheduler, a cluster that has its own, not both")
     screen = console()
     store = out / "store.zarr"
     if store.exists():
         there = int((load(store).kind >= 0).sum())
         screen.print(f"{there} of {np.prod(spec.shape)} circuits were there already in {store}.")
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen) as bar:
+    cluster = nullcontext() if scheduler is None else dask_distributed().Client(scheduler)
+    with cluster as client, Progress(*columns, console=screen) as bar:
         job = bar.add_task("tasks", total=None)
         run(
             spec, store, workers=workers, client=client,

@@ -129,13 +129,19 @@ def _on_processes(spec: Sweep, tasks: Iterable[Task], workers: int) -> Iterator[
                 os.environ[name] = value
 
 
-def _on_cluster(spec: Sweep, tasks: Iterable[Task], client: Any) -> Iterator[Result]:
+def dask_distributed() -> Any:
+    """The package ``distributed``, or an error that says where it comes from."""
     try:
-        from distributed import as_completed
+        import distributed
     except ImportError as error:
         raise ImportError(
             "a cluster needs dask.distributed; install it with: pip install 'organics-core[dask]'"
         ) from error
+    return distributed
+
+
+def _on_cluster(spec: Sweep, tasks: Iterable[Task], client: Any) -> Iterator[Result]:
+    as_completed = dask_distributed().as_completed
     futures = [client.submit(_labelled, spec, task, pure=False, retries=_RESTARTS) for task in tasks]
     for future, result in as_completed(futures, with_results=True):
         yield result

@@ -6,20 +6,24 @@ import ast
 import json
 import shlex
 import sys
+import time
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from organics_cli.console import EXIT_INTERRUPTED, Debug, command, complain, console, write_text
+from organics_cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Debug, command, complain, console, write_text
 
 from .config import FRAMEWORKS, SCHEDULES, Config, completed
 from .datasets import TASKS
+from .processes import PARALLEL, ElsewhereError, alike, under_torchrun
 
 Task = StrEnum("Task", {name: name for name in TASKS})  # type: ignore[misc]  # mypy wants the names spelled out
 Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})  # type: ignore[misc]
 Schedule = StrEnum("Schedule", {name: name for name in SCHEDULES})  # type: ignore[misc]
+Parallel = StrEnum("Parallel", {name: name for name in PARALLEL})  # type: ignore[misc]
 OUTPUT = Path("organics-output") / "train"
 
 
@@ -75,41 +79,54 @@ def train(
             "--output", "--out", "-o", help="Folder of the run; organics-output/train/...", show_default=False
         ),
     ] = None,
+    parallel: Annotated[
+        Parallel | None,
+        typer.Option(help="How the processes of torchrun share a model of torch; ddp.", show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     debug: Debug = False,
 ) -> None:
-    """Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped."""
-    config = Config.recommended(
-        str(task),
-        model=model,
-        framework=str(framework),
-        hidden=hidden,
-        parameters=parameters,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        lr_step=lr_step,
-        lr_gamma=lr_gamma,
-        schedule=str(schedule),
-        warm_up=warm_up,
-        skip_steps=skip_steps,
-        input_noise=input_noise,
-        seed=seed,
-        downsample=downsample,
-        limit=limit,
-        length=length,
-        samples=samples,
-        options=dict(parse_option(text) for text in option or ()),
-        device=device,
-    )
-    folder = OUTPUT / config.name if output is None else output
+    """Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped.
+
+    On several processes: torchrun --nproc-per-node 2 -m organics_cli train ...
+    """
     try:
-        _train(config, folder, resume=resume, checkpoint_every=checkpoint_every)
+        with alike():
+            config = Config.recommended(
+                str(task),
+                model=model,
+                framework=str(framework),
+                hidden=hidden,
+                parameters=parameters,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                lr_step=lr_step,
+                lr_gamma=lr_gamma,
+                schedule=str(schedule),
+                warm_up=warm_up,
+                skip_steps=skip_steps,
+                input_noise=input_noise,
+                seed=seed,
+                downsample=downsample,
+                limit=limit,
+                length=length,
+                samples=samples,
+                options=dict(parse_option(text) for text in option or ()),
+                device=device,
+            )
+        folder = OUTPUT / config.name if output is None else output
+        how = None if parallel is None else str(parallel)
+        _train(config, folder, resume=resume, checkpoint_every=checkpoint_every, parallel=how)
     except KeyboardInterrupt:
-        typer.echo("stopped: add --resume to the same command to go on", err=True)
+        if under_torchrun().first:
+            typer.echo("stopped: add --resume to the same command to go on", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except ElsewhereError:
+        time.sleep(5)  # the process that failed is to end first and say why; then torchrun ends this one
+        raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
 @command
@@ -146,6 +163,8 @@ def table(
 
     places = list(paths or ())
     if model:
+        if under_torchrun().count > 1:
+            raise ValueError("table trains in one process: start it without torchrun, or each run by train")
         shared = {
             "parameters": parameters,
             "epochs": epochs,
@@ -172,13 +191,16 @@ def table(
     print_tables(results)
 
 
-def _train(config: Config, folder: Path, *, resume: bool, checkpoint_every: int = 100) -> None:
-    """One run under a progress bar, and its result in two lines."""
+def _train(
+    config: Config, folder: Path, *, resume: bool, checkpoint_every: int = 100, parallel: str | None = None
+) -> None:
+    """One run under a progress bar, and its result in two lines; of several processes the first alone shows them."""
     from .loop import CURVE, RESULTS
     from .loop import train as run
 
     show = Display(config)
-    with show:
+    first = under_torchrun().first
+    with show if first else nullcontext():
         r = run(
             config,
             folder,
@@ -187,7 +209,10 @@ def _train(config: Config, folder: Path, *, resume: bool, checkpoint_every: int 
             on_step=show.step,
             on_epoch=show.epoch,
             command=command_line(),
+            parallel=parallel,
         )
+    if not first:
+        return
     console().print(
         f"{r['model']}: {100 * r['test_accuracy']:.2f} % on the test set, {r['hidden']} hidden units, "
         f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s\n"
@@ -221,7 +246,8 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 def command_line() -> str:
     """The command as it was typed, without the program's folder."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["organics" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 class Display:

@@ -130,6 +130,6 @@ def _count(model: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, organics_jax.trainable(model))))
 
 
-def make(config: Config, data: Dataset) -> JaxLearner:
-    """The learner of a run."""
+def make(config: Config, data: Dataset, processes: object = None) -> JaxLearner:
+    """The learner of a run; there is one process."""
     return JaxLearner(config, data)

@@ -35,6 +35,7 @@ from organics_core import checks
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
 from .config import FRAMEWORKS, Config, completed
 from .datasets import Dataset
+from .processes import Processes, alike, joined
 from .records import batch_indices
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -69,6 +70,7 @@ class Learner(Protocol):
     ) -> tuple[float, float, float]:
         """One optimizer step on these training examples, noise added; returns loss, accuracy and gradient norm.
 
+        Of several processes each has its part, and gets the numbers of all.
         Where loss or norm is not finite nothing is changed.
         """
 
@@ -156,6 +158,7 @@ def train(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     command: str | None = None,
     data: Dataset | None = None,
+    parallel: str | None = None,
 ) -> dict[str, Any]:
     """Train a model, and leave checkpoint, parameters, results and curve in a folder.
 
@@ -169,11 +172,20 @@ def train(
     checkpoint_every : int
         Steps between two checkpoints; there is one after every epoch anyway.
     on_step, on_epoch : callable, optional
-        Called with :class:`Progress`, and with the record of an epoch.
+        Called with :class:`Progress`, and with the record of an epoch; of several processes in the first.
     command : str, optional
         The exact command, for the record.
     data : Dataset, optional
         Instead of the data of ``config``.
+    parallel : {"ddp", "fsdp"}, optional
+        How the processes that torchrun started, by which this one must have
+        been started then, share a model of torch: a copy in each
+        (``DistributedDataParallel``), the default there, or parameters,
+        gradients and moments in parts (FSDP2's ``fully_shard``). Each step's
+        batch is split evenly, so that the numbers are those of one process
+        up to rounding, and models with dropout draw other numbers. The first
+        process alone reads and writes the folder. A run may be resumed by
+        another number of processes.
 
     Returns
     -------
@@ -185,25 +197,47 @@ def train(
     FileExistsError
         For a folder with a run in it, without ``resume``.
     ValueError
-        For a checkpoint of another run.
+        For a checkpoint of another run, and where the processes cannot share this one.
     FloatingPointError
         At a loss or gradient that is not finite, naming epoch and step: at the
         first, or where there have been ``skip_steps`` in the epoch.
     KeyboardInterrupt
         After Ctrl-C, or a polite request to end, once a checkpoint is written.
+    ElsewhereError
+        Where another process failed before this one, and says why.
     """
-    checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)
-    folder = Path(out)
+    with alike():
+        checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)
+    with joined(config, parallel) as processes:
+        return _train(config, Path(out), processes, resume, checkpoint_every, on_step, on_epoch, command, data)
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    processes: Processes,
+    resume: bool,
+    checkpoint_every: int,
+    on_step: Callable[[Progress], None] | None,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+    command: str | None,
+    data: Dataset | None,
+) -> dict[str, Any]:
+    """One of the processes of a run; what is said of one process is true of all, and all go through the same steps."""
     path = folder / CHECKPOINT
-    restored: tuple[Arrays, dict[str, Any]] | None = None
-    if path.exists():
-        if not resume:
-            raise FileExistsError(f"{path} exists already: resume that run, or choose another folder")
-        restored = load_checkpoint(path)
-        _same_run(path, restored[1]["config"], config)
+    restored = processes.from_first(lambda: _restored(path, config, resume))
     data = config.data() if data is None else data
-    learner = make_learner(config, data)
-    folder.mkdir(parents=True, exist_ok=True)
+    count = len(data.x_train)
+    batch_size = min(config.batch_size, count)
+    if batch_size % processes.count:
+        raise ValueError(
+            f"the {batch_size} examples of a step cannot be split evenly over {processes.count} processes: choose a "
+            "batch size that they divide"
+        )
+    steps = count // batch_size
+    learner = make_learner(config, data, processes)
+    if processes.first:
+        folder.mkdir(parents=True, exist_ok=True)
 
     epoch, done, records, current = 1, 0, [], _Epoch()
     if restored is not None:
@@ -221,27 +255,31 @@ def train(
                 )
         epoch, done, records, current = record["epoch"], record["step"], record["epochs"], _Epoch(record["current"])
 
-    count = len(data.x_train)
-    steps = count // min(config.batch_size, count)
-
     def save() -> None:
         record = {"config": config.asdict(), "epoch": epoch, "step": done, "epochs": records}
         record["implementation"] = learner.implementation
-        save_checkpoint(path, learner.state(), {**record, "current": current.values})
+        arrays = learner.state()  # all take part
+        if processes.first:
+            save_checkpoint(path, arrays, {**record, "current": current.values})
 
-    with _interruptible() as stop:
+    with _interruptible() as asked:
+
+        def stop() -> bool:
+            return processes.any(asked())
+
         while epoch <= config.epochs:
             for index in islice(batch_indices(config.seed, epoch, count, config.batch_size), done, None):
                 began = time.perf_counter()
                 noise = input_noise(config, epoch, done + 1, (len(index), *data.x_train.shape[1:]))
                 rate = config.rate(epoch, done + 1, steps)
-                loss, accuracy, norm = learner.step(index, rate, noise)
+                noise = None if noise is None else processes.part(noise)
+                loss, accuracy, norm = learner.step(processes.part(index), rate, noise)
                 if current.values["skipped"] >= config.skip_steps:
                     _finite({"loss": loss, "gradient norm": norm}, f"at epoch {epoch}, step {done + 1}")
                 done += 1
                 seconds = time.perf_counter() - began
                 current.add(loss, accuracy, norm, seconds)
-                if on_step is not None:
+                if on_step is not None and processes.first:
                     last = records[-1]["validation_accuracy"] if records else math.nan
                     speed = done / current.values["seconds"]
                     on_step(Progress(epoch, done, steps, loss, accuracy, norm, speed, last))
@@ -271,7 +309,7 @@ def train(
             )
             epoch, done, current = epoch + 1, 0, _Epoch()
             save()
-            if on_epoch is not None:
+            if on_epoch is not None and processes.first:
                 on_epoch(records[-1])
             if stop():
                 raise KeyboardInterrupt
@@ -294,16 +332,31 @@ def train(
         "measured_at": "the parameters after the last epoch; the test set was looked at once",
         "gradient_clipping": "none",
         "implementation": learner.implementation,
+        "processes": processes.count,
+        "parallel": processes.how,
         "seconds": sum(record["seconds"] for record in records),
         "environment": environment(config.framework),
     }
-    save_checkpoint(folder / MODEL, learner.parameters(), {"config": config.asdict()})
-    write_atomically(folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
-    _curve(folder / CURVE, results)
+    arrays = learner.parameters()
+    if processes.first:
+        save_checkpoint(folder / MODEL, arrays, {"config": config.asdict()})
+        write_atomically(folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+        _curve(folder / CURVE, results)
     return results
 
 
-def make_learner(config: Config, data: Dataset) -> Learner:
+def _restored(path: Path, config: Config, resume: bool) -> tuple[Arrays, dict[str, Any]] | None:
+    """The checkpoint to go on from, or None where there is none."""
+    if not path.exists():
+        return None
+    if not resume:
+        raise FileExistsError(f"{path} exists already: resume that run, or choose another folder")
+    restored = load_checkpoint(path)
+    _same_run(path, restored[1]["config"], config)
+    return restored
+
+
+def make_learner(config: Config, data: Dataset, processes: Processes = Processes()) -> Learner:
     """The learner of the run's framework, imported now."""
     if config.framework == "jax":
         name = "jax_learner"
@@ -318,7 +371,7 @@ def make_learner(config: Config, data: Dataset) -> Learner:
         raise ImportError(
             f'the framework {config.framework} needs {missing}: pip install "organics-core[{config.framework}]"'
         ) from None
-    return module.make(config, data)
+    return module.make(config, data, processes)
 
 
 def input_noise(config: Config, epoch: int, step: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:

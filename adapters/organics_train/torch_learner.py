@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from organics_baselines import count_parameters, make_model
 from organics_torch import ORGaNICs, native
@@ -17,12 +19,27 @@ from .checkpoint import Arrays
 from .config import Config
 from .datasets import Dataset
 from .loop import ADDING_TOLERANCE, Score
+from .processes import Processes
+
+
+class Outputs(nn.Module):
+    """What a step needs of a model, behind ``forward``, where DDP and FSDP2 come in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, clean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Outputs, and in training, where clean inputs are given, what a model adds to the loss."""
+        if clean is not None and hasattr(self.model, "training_outputs"):
+            return self.model.training_outputs(x, clean)
+        return self.model(x), None
 
 
 class TorchLearner:
     """A torch model, Adam, and the data on the model's device."""
 
-    def __init__(self, config: Config, data: Dataset) -> None:
+    def __init__(self, config: Config, data: Dataset, processes: Processes = Processes()) -> None:
         options: dict[str, Any] = {"steps": data.steps, **config.model_options(data.steps)}
         if data.kind == "steps":
             options["every_step"] = True
@@ -38,6 +55,12 @@ class TorchLearner:
         self.hidden = config.hidden_size(lambda hidden: count_parameters(build(hidden)))
         self.model = build(self.hidden).to(device)
         self.parameter_count = count_parameters(self.model)
+        self.processes = processes
+        self.outputs = self.trained = Outputs(self.model)
+        if processes.how == "ddp":
+            self.trained = DistributedDataParallel(self.outputs)
+        elif processes.how == "fsdp":
+            self.outputs = self.trained = _sharded(self.outputs, device, processes.count)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -85,17 +108,14 @@ class TorchLearner:
         seen = x if noise is None else x + torch.as_tensor(noise, device=x.device)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        if hasattr(self.model, "training_outputs"):
-            outputs, extra = self.model.training_outputs(seen, x)
-            loss, accuracy = self.loss(outputs, y)
-            (loss + extra).backward()
-        else:
-            loss, accuracy = self.loss(self.model(seen), y)
-            loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        outputs, extra = self.trained(seen, x)
+        loss, accuracy = self.loss(outputs, y)
+        (loss if extra is None else loss + extra).backward()
+        norm = whole(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        numbers = float(loss.detach()), float(accuracy), float(norm)
+        of_all, right = self.processes.means(float(loss.detach()), float(accuracy))
+        numbers = of_all, right, float(norm)
         if math.isfinite(numbers[0]) and math.isfinite(numbers[2]):
             self.optimizer.step()
         return numbers
@@ -104,42 +124,73 @@ class TorchLearner:
     def evaluate(self, part: str, batch_size: int) -> Score:
         self.model.eval()
         xs, ys = self.parts[part]
+        batches = list(zip(xs.split(batch_size), ys.split(batch_size), strict=True))
         parts = []
-        for x, y in zip(xs.split(batch_size), ys.split(batch_size), strict=True):
-            outputs = self.model(x)
+        for turn in range(0, len(batches), self.processes.count):
+            mine = turn + self.processes.rank
+            x, y = batches[
+                min(mine, len(batches) - 1)
+            ]  # without one left: the last again, since FSDP2 wants all to call
+            outputs, _ = self.outputs(x)
             finite = outputs.isfinite().flatten(1).all(1)
             loss, accuracy = self.loss(outputs[finite], y[finite])
-            parts.append((float(loss), float(accuracy), int(finite.sum()), len(x)))
-        return Score.of(parts)
+            if mine < len(batches):
+                parts.append((mine, (float(loss), float(accuracy), int(finite.sum()), len(x))))
+        return Score.of(score for _, score in sorted(itertools.chain(*self.processes.gather(parts))))
 
     def parameters(self) -> Arrays:
-        return {name: value.detach().cpu().numpy() for name, value in self.model.state_dict().items()}
+        return {name: whole(value).detach().cpu().numpy() for name, value in self.model.state_dict().items()}
 
     def state(self) -> Arrays:
         arrays = {f"model.{name}": value for name, value in self.parameters().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                arrays[f"optimizer.{key}.{name}"] = value.detach().cpu().numpy()
+                arrays[f"optimizer.{key}.{name}"] = whole(value).detach().cpu().numpy()
         arrays["random.cpu"] = torch.get_rng_state().numpy()
         return arrays
 
     def load_state(self, arrays: Arrays) -> None:
         prefix = "model."
+        named = dict(self.model.named_parameters())
         parameters = {
-            k[len(prefix) :]: torch.tensor(v, device="cpu") for k, v in arrays.items() if k.startswith(prefix)
+            name: placed(torch.tensor(arrays[prefix + name], device="cpu"), named.get(name))
+            for name in (key.removeprefix(prefix) for key in arrays if key.startswith(prefix))
         }
         self.model.load_state_dict(parameters)  # copies into the tensors that are there
-        named = dict(self.model.named_parameters())
         for key, value in arrays.items():
             kind, _, rest = key.partition(".")
             if kind == "optimizer":
                 field, _, name = rest.partition(".")
                 parameter = named[name]
                 tensor = torch.tensor(value, device="cpu")
-                self.optimizer.state[parameter][field] = tensor if field == "step" else tensor.to(parameter.device)
+                self.optimizer.state[parameter][field] = tensor if field == "step" else placed(tensor, parameter)
         torch.set_rng_state(torch.tensor(arrays["random.cpu"], device="cpu"))
 
 
-def make(config: Config, data: Dataset) -> TorchLearner:
+def _sharded(outputs: Outputs, device: torch.device, count: int) -> Outputs:
+    """FSDP2 of the model in one piece: while it computes, its layers find ordinary tensors, and take their kernels."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(outputs, mesh=init_device_mesh(device.type, (count,)), reshard_after_forward=True)
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor, of which each process may have a part; all call."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def placed(value: Tensor, like: Tensor | None) -> Tensor:
+    """A value where a parameter is: on its device, or over the processes; as it is where there is no parameter."""
+    if like is None:
+        return value
+    if not hasattr(like, "full_tensor"):
+        return value.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, like.device_mesh, like.placements)
+
+
+def make(config: Config, data: Dataset, processes: Processes = Processes()) -> TorchLearner:
     """The learner of a run."""
-    return TorchLearner(config, data)
+    return TorchLearner(config, data, processes)
