@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_version(organics) -> None:
 def test_help_lists_every_command_with_its_own_line(organics) -> None:
     """Also those that are imported only when called, whose lines are the commands' own."""
     shown = " ".join(organics("--help").output.replace("│", " ").split())
-    own = {"demo", "simulate", "certify"}
+    own = {"demo", "init", "simulate", "certify"}
     elsewhere = {name: line for commands in lazy.ELSEWHERE.values() for name, line in commands.items()}
     group = typer.main.get_group(app)
     assert set(group.list_commands(None)) == own | set(elsewhere)
@@ -299,3 +300,78 @@ def test_digits_are_split_once() -> None:
     assert data.x_test.shape == (360, 8, 8)
     assert (data.x_train.min(), data.x_train.max()) == (0.0, 1.0)
     assert set(np.bincount(data.y_test)) <= {35, 36, 37}
+
+
+@pytest.mark.parametrize("kind", ["hypercolumn", "ring", "random", "v1", "two-areas"])
+def test_init_writes_a_circuit_file(organics, tmp_path: Path, kind: str) -> None:
+    """It reads back, is simulated to its end, and is not replaced without being asked."""
+    path = tmp_path / "mine.toml"
+    result = organics("init", path.with_suffix(""), "--kind", kind, "--neurons", 6)
+    assert result.exit_code == 0, result.output
+    circuit, z, simulation = load_circuit(path)
+    assert z.shape == (6,)
+    assert np.isfinite(circuit.w).all()
+    assert oc.simulate(circuit, z, np.linspace(0, simulation.duration, 3)).success
+    assert organics("certify", path).exit_code == 0
+    before = path.read_text()
+    assert_refused(organics("init", path), "exists; choose another name, or add --force")
+    assert path.read_text() == before
+    assert organics("init", path, "--force").exit_code == 0
+    assert load_circuit(path).z.shape == (8,)
+    assert_refused(organics("init", tmp_path / "x", "--kind", "retina"), "--kind must be one of hypercolumn, ring")
+    assert not (tmp_path / "x.toml").exists()
+
+
+def test_keys_of_a_file_that_are_nearly_right(organics, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    organics("init", path)
+    text = path.read_text()
+    for old, new, told in (
+        ("tau_y =", "tauy =", "unknown key 'tauy' in [circuit] (did you mean tau_y?)"),
+        ("[input]\nz =", "z =", "unknown key 'z' in [circuit] (it belongs to [input])"),
+        ("points =", "sigma =", "unknown key 'sigma' in [simulation] (it belongs to [circuit])"),
+        ("[input]", "[inputs]", "unknown table 'inputs' (did you mean input?)"),
+        ("[circuit]", "w = 1\n[circuit]", "unknown key 'w' (it belongs below [circuit])"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new) + ("\n[input]\nz = 1.0\n" if old.startswith("[input]\n") else ""))
+        assert_refused(organics("certify", path), told)
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert organics("certify", path).exit_code == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "utf-8"])
+def test_output_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    """A stable circuit is stable where the terminal, or a redirection on Windows, knows few signs."""
+    for command in ("certify", "simulate"):
+        done = subprocess.run(
+            [sys.executable, "-m", "organics_cli", command, str(EXAMPLE)],
+            env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding, "COLUMNS": "0"},
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.decode(encoding).splitlines()) > 5
+        assert b"?" not in done.stdout
+
+
+def test_an_answer_that_nobody_reads_is_no_answer() -> None:
+    """``organics certify FILE | head -0``: not the exit code of an unstable circuit."""
+    writer = subprocess.Popen(
+        [sys.executable, "-m", "organics_cli", "certify", str(EXAMPLE)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert writer.stdout is not None
+    writer.stdout.close()
+    assert writer.wait(PATIENCE) == 141
+    assert writer.stderr is not None
+    assert writer.stderr.read() == b""
+    writer.stderr.close()
+
+
+@pytest.mark.library("torch")
+def test_help_names_every_model() -> None:
+    import organics_baselines
+    from organics_train.cli import MODELS
+
+    assert set(MODELS) == set(organics_baselines.MODELS)

@@ -18,9 +18,15 @@ def main() -> None:
         raise SystemExit(
             f"error: the command line needs {error.name}; install it with: pip install 'organics-core[cli]'"
         ) from None
+    from .terminal import end_without_reader, prepare
+
+    prepare()
     from .app import app
 
-    app(prog_name="organics")
+    try:
+        app(prog_name="organics")
+    except BrokenPipeError:
+        raise end_without_reader() from None
 
 
 __all__ = ["main"]

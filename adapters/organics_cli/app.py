@@ -22,7 +22,7 @@ app = typer.Typer(
     epilog="Start with [bold]organics demo[/bold].",
 )
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Circuit file, .toml or .npz; see examples/circuit.toml.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Circuit file, .toml or .npz; organics init writes one.")]
 
 
 def _version(value: bool) -> None:
@@ -58,6 +58,22 @@ def demo(
     from .demo import run
 
     raise typer.Exit(run(output, quick=quick, framework=framework))
+
+
+@app.command()
+@command
+def init(
+    name: Annotated[Path, typer.Argument(metavar="[NAME]", help="Of the file.")] = Path("circuit.toml"),
+    kind: Annotated[str, typer.Option("--kind", help="hypercolumn, ring, random, v1 or two-areas.")] = "hypercolumn",
+    neurons: Annotated[int | None, typer.Option("--neurons", "-n", help="How many; default: what suits.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of what is random.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of this name.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented circuit file to begin with."""
+    from .init import init as run
+
+    run(name, kind, neurons, seed, force)
 
 
 @app.command()

@@ -294,7 +294,7 @@ def _found(facts: Facts) -> Text:
 
 def _abscissa(value: float) -> Text:
     if value < 0:
-        return Text(f"{value:.4g} /s, decays within {seconds(-1 / value)}", style="green")
+        return Text(f"{value:.4g} /s, falls to 37 % in {seconds(-1 / value)}", style="green")
     return Text(f"{value:.4g} /s, grows within {seconds(1 / value) if value else '∞'}", style="red")
 
 

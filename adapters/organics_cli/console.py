@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .terminal import end_without_reader
+
 EXIT_STABLE, EXIT_NOT_STABLE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,9 +26,15 @@ Debug = Annotated[
 ]
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on: the exit code must not look like an answer, as rich's 1 would."""
+        raise end_without_reader()
+
+
 def console() -> Console:
     """The console for results: standard output, whatever it is at the moment."""
-    return Console(highlight=False)
+    return _Console(highlight=False)
 
 
 def complain(text: str) -> None:
@@ -40,12 +48,16 @@ def command(function: F) -> F:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            sys.stdout.flush()
+            return result
         except KeyboardInterrupt:
             Console(stderr=True, highlight=False).print(
                 "\n[yellow]Stopped.[/] Pictures and files finished so far are kept."
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:  # of rich before it had a hook for this
+            raise end_without_reader() from None
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
             if kwargs.get("debug"):
                 raise

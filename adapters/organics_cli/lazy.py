@@ -45,6 +45,14 @@ def load(name: str) -> Any:
     return typer.main.get_group(app).commands[name]
 
 
+def _readable(command: Any, ctx: Any) -> Any:
+    """Flags without the type that typer's help gives them."""
+    for parameter in (*command.params, command.get_help_option(ctx)) if command else ():
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return command
+
+
 class Group(TyperGroup):
     """A group that knows the commands of :data:`ELSEWHERE`."""
 
@@ -56,8 +64,8 @@ class Group(TyperGroup):
         """The command; while the group's own help is shown, a name and a line stand for one that lives elsewhere."""
         lines = {name: line for commands in ELSEWHERE.values() for name, line in commands.items()}
         if cmd_name not in lines:
-            return super().get_command(ctx, cmd_name)
-        return TyperCommand(cmd_name, help=lines[cmd_name]) if self._listing else load(cmd_name)
+            return _readable(super().get_command(ctx, cmd_name), ctx)
+        return TyperCommand(cmd_name, help=lines[cmd_name]) if self._listing else _readable(load(cmd_name), ctx)
 
     _listing = False
 

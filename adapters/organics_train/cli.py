@@ -24,6 +24,11 @@ Task = StrEnum("Task", {name: name for name in TASKS})  # type: ignore[misc]  # 
 Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})  # type: ignore[misc]
 Schedule = StrEnum("Schedule", {name: name for name in SCHEDULES})  # type: ignore[misc]
 Parallel = StrEnum("Parallel", {name: name for name in PARALLEL})  # type: ignore[misc]
+MODELS = (
+    "organics", "organics-static", "lstm", "gru", "antisymmetric", "cornn", "lipschitz", "unicornn", "urnn", "irnn",
+    "deq", "ssn", "ssn5050", "wilsoncowan", "mlp",
+)  # fmt: skip
+"""Names of ``organics_baselines.MODELS``, which imports torch."""
 OUTPUT = Path("organics-output") / "train"
 
 
@@ -35,9 +40,9 @@ def register(app: typer.Typer) -> None:
 
 @command
 def train(
-    task: Annotated[Task, typer.Option(help="What to learn.")] = Task.digits,  # type: ignore[attr-defined]
+    task: Annotated[Task, typer.Option(metavar="NAME", help=f"What to learn: {', '.join(TASKS)}.")] = Task.digits,  # type: ignore[attr-defined]
     model: Annotated[
-        str, typer.Option(help="organics, lstm, gru, ssn, ssn5050, wilsoncowan, ... or mlp.")
+        str, typer.Option(help=f"{', '.join(MODELS)}; on mnist organics is organics-static.")
     ] = "organics",
     framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,  # type: ignore[attr-defined]
     hidden: Annotated[int | None, typer.Option(help="Hidden units; 64, on mnist 120.")] = None,
@@ -139,7 +144,9 @@ def table(
         list[str] | None,
         typer.Option(help="Train this model first; repeatable, all for every one.", show_default=False),
     ] = None,
-    task: Annotated[list[Task] | None, typer.Option(help="On this task, digits by default; repeatable.")] = None,
+    task: Annotated[
+        list[Task] | None, typer.Option(metavar="NAME", help="On this task, digits by default; repeatable.")
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="With this seed, 0 by default; repeatable.")] = None,
     framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,  # type: ignore[attr-defined]
     parameters: Annotated[int | None, typer.Option(help="At the size closest to so many parameters.")] = None,

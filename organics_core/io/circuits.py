@@ -26,10 +26,12 @@ A TOML file::
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,8 +207,7 @@ def _toml(value: Any) -> str:
 
 def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        with path.open("rb") as file:
-            tables = tomllib.load(file)
+        tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {_lower(str(error))}") from None
     except UnicodeDecodeError as error:
@@ -215,8 +216,11 @@ def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
     for name, table in tables.items():
         if name not in known:
             kind = "table" if isinstance(table, dict) else "key"
+            belongs = _TABLES.get(name)
+            hint = f"it belongs below [{belongs}]" if belongs else _did_you_mean(name, known)
             raise ValueError(
-                f"{path} has an unknown {kind} {name!r}; the tables are [circuit], [input] and [simulation]"
+                f"{path} has an unknown {kind} {name!r}{hint and f' ({hint})'}; "
+                "the tables are [circuit], [input] and [simulation]"
             )
         if not isinstance(table, dict):
             raise ValueError(f"{path}: {name} must be a table, [{name}]")
@@ -260,15 +264,33 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
+_TABLES = {
+    **dict.fromkeys(("w_r", "w", "n", *_VECTORS), "circuit"),
+    "z": "input",
+    **dict.fromkeys(SimulationSettings._fields, "simulation"),
+}
+"""Where a key belongs."""
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _check_keys(table: dict[str, Any], title: str, known: tuple[str, ...]) -> None:
+    for name in table:
+        if name not in known:
+            belongs = _TABLES.get(name)
+            hint = f"it belongs to [{belongs}]" if belongs else _did_you_mean(name, known)
+            keys = f"the keys are {', '.join(known)}" if len(known) > 1 else f"its key is {known[0]}"
+            raise ValueError(f"unknown key {name!r} in [{title}]{hint and f' ({hint})'}; {keys}")
+
+
 def _build(tables: dict[str, dict[str, Any]]) -> CircuitFile:
     table = tables["circuit"]
     known = ("w_r", "w", "n", *_VECTORS)
-    for name in table:
-        if name not in known:
-            raise ValueError(f"unknown key {name!r} in [circuit]; the keys are {', '.join(known)}")
-    for name in tables["input"]:
-        if name != "z":
-            raise ValueError(f"unknown key {name!r} in [input]; its key is z")
+    _check_keys(table, "circuit", known)
+    _check_keys(tables["input"], "input", ("z",))
     for name in ("w", *_VECTORS):
         if name not in table:
             raise ValueError(f"{name} is missing from [circuit]")
@@ -373,11 +395,7 @@ def _short(value: Any) -> str:
 
 def _settings(table: dict[str, Any]) -> SimulationSettings:
     defaults = SimulationSettings()
-    for name in table:
-        if name not in defaults._fields:
-            raise ValueError(
-                f"unknown key {name!r} in [simulation]; the keys are {', '.join(SimulationSettings._fields)}"
-            )
+    _check_keys(table, "simulation", defaults._fields)
     found = {**defaults._asdict(), **table}
     for name in ("duration", "rtol", "atol"):
         value = found[name]
