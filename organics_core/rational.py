@@ -9,12 +9,24 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from array_api_compat import device
+from array_api_compat import array_namespace, device
 
 from . import checks
 from .backend import Array, get_backend
 from .linalg import broadcast_shapes, matmul, transpose, widen
-from .noise import Noise, _balance, _factor, _intensity, _linear, _linearized, _report, _response, _stability, _System
+from .noise import (
+    Noise,
+    _as_one,
+    _balance,
+    _factor,
+    _intensity,
+    _linear,
+    _linearized,
+    _report,
+    _response,
+    _stability,
+    _System,
+)
 
 
 class RationalSpectrum(NamedTuple):
@@ -198,13 +210,32 @@ def leverrier(
 def _rational(system: _System, name: str) -> RationalSpectrum:
     xp, jac, term, size = system
     stable, values = _stability(xp, jac, name)
-    intensity = _intensity(xp, term)
+    arrays = jac, _intensity(xp, term), _factor(xp, term), values, stable
+    made, error = _as_one(_coefficients, *arrays, settings=(size,))
+    accurate = error < float(xp.finfo(jac.dtype).eps) ** 0.4
+    _report(
+        xp,
+        stable & ~accurate,
+        f"{name} has too many components, {jac.shape[-1]}, for coefficients in {str(jac.dtype).rpartition('.')[2]}: "
+        "cancellation leaves too few digits; power_spectrum has them all",
+    )
+    keep = (stable & accurate)[..., None]
+    return RationalSpectrum(
+        xp.where(keep[..., None, None], made[0], xp.nan), xp.where(keep, made[1], xp.nan), made[2], error
+    )
+
+
+def _coefficients(
+    size: int, jac: Array, intensity: Array, factor: Array, values: Array, stable: Array
+) -> tuple[tuple[Array, Array, Array], Array]:
+    """Numerator, denominator and scale, and their largest error (...) at some frequencies."""
+    xp = array_namespace(jac)
     batch = broadcast_shapes(tuple(jac.shape[:-2]), tuple(intensity.shape[:-2]))
     jac, intensity = (widen(xp, part, batch) for part in (jac, intensity))
     n = int(jac.shape[-1])
     eye = xp.eye(n, dtype=jac.dtype, device=device(jac))
     scale = xp.exp(xp.mean(xp.log(xp.where(stable[..., None], xp.abs(values), 1.0)), axis=-1))
-    units = _balance(xp, get_backend(xp).stop_gradient(jac))
+    units = _balance(get_backend(xp).stop_gradient(jac))
     both = units[..., None, :] * units[..., :, None]
     scaled = jac * (units[..., None, :] / units[..., :, None]) / scale[..., None, None]
     source = intensity / both / scale[..., None, None] ** 2
@@ -227,23 +258,12 @@ def _rational(system: _System, name: str) -> RationalSpectrum:
     made = RationalSpectrum(xp.stack(numerator, axis=-3), _from_roots(xp, values / scale[..., None]), scale, scale)
     sizes = xp.abs(values)
     omega = xp.concat([xp.zeros_like(scale)[..., None], sizes, 3.0 * xp.max(sizes, axis=-1, keepdims=True)], axis=-1)
-    response = _response(xp, jac, _factor(xp, term), omega / (2.0 * math.pi))[..., :size, :]
+    response = _response(xp, jac, factor, omega / (2.0 * math.pi))[..., :size, :]
     exact = matmul(xp, response, xp.conj(transpose(xp, response)))
-    power = xp.sqrt(xp.real(xp.linalg.diagonal(exact)))
+    root = xp.sqrt(xp.real(xp.linalg.diagonal(exact)))
     least = float(xp.finfo(jac.dtype).smallest_normal)
-    off = xp.abs(made.at(xp, omega / scale[..., None]) - exact) / (power[..., :, None] * power[..., None, :] + least)
-    error = xp.max(off, axis=(-3, -2, -1))
-    accurate = error < float(xp.finfo(jac.dtype).eps) ** 0.4
-    _report(
-        xp,
-        stable & ~accurate,
-        f"{name} has too many components, {n}, for coefficients in {str(jac.dtype).rpartition('.')[2]}: cancellation "
-        "leaves too few digits; power_spectrum has them all",
-    )
-    keep = (stable & accurate)[..., None]
-    return RationalSpectrum(
-        xp.where(keep[..., None, None], made.numerator, xp.nan), xp.where(keep, made.denominator, xp.nan), scale, error
-    )
+    off = xp.abs(made.at(xp, omega / scale[..., None]) - exact) / (root[..., :, None] * root[..., None, :] + least)
+    return (made.numerator, made.denominator, scale), xp.max(off, axis=(-3, -2, -1))
 
 
 def _from_roots(xp: Any, values: Array) -> Array:
