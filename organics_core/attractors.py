@@ -6,15 +6,14 @@ vanish or grow, so it runs wherever matrices can be multiplied, while tracing to
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, compiled, from_numpy, get_backend, to_numpy, tree_leaves, tree_map
+from .backend import Array, as_one, from_numpy, get_backend, to_numpy, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -51,9 +50,7 @@ def attraction(xp: Any, jac: Array, slowest: Array) -> Attraction:
     A**2, A**4, ... are formed until one has a Frobenius norm below 1 (all eigenvalues lie in the disk) or a trace
     above N (one lies outside). ``slowest`` (...) is the longest time constant, which chooses s.
     """
-    backend = get_backend(xp)
-    decide = compiled(cast(Hashable, backend), _decide, ()) if backend.is_concrete(jac) else _decide
-    return Attraction(*decide(jac, slowest))
+    return Attraction(*as_one(_decide, jac, slowest))
 
 
 def _decide(jac: Array, slowest: Array) -> Attraction:
@@ -93,10 +90,7 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
     known = xp.all(xp.isfinite(state.y) & xp.isfinite(state.a), axis=-1)
     state = State(*(xp.where(known[..., None], part, xp.ones_like(part)) for part in state))
     if not any(VARIANTS[variant][:2]):
-        backend = get_backend(xp)
-        concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, state)))
-        judge = compiled(cast(Hashable, backend), _smooth) if concrete else _smooth
-        found = Attraction(*judge(variant, circuit, state, slowest))
+        found = Attraction(*as_one(_smooth, circuit, state, slowest, settings=(variant,)))
         return Attraction(found.stable & known, found.unstable & known)
     pieces = kinks(xp, circuit, state, variant)
     stable = unstable = None
@@ -165,10 +159,8 @@ def follow(
     each, grow as the motion slows down. A ``target`` ends the motion of those that come within 1 % of it and, for
     three steps more, ever nearer.
     """
-    backend = get_backend(xp)
-    concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, start, z, active)))
-    move = compiled(cast(Hashable, backend), _move, (0, 1)) if concrete else _move
-    state, outcome = move(variant, (steps, rtol), circuit, start, z, active, longest, target)
+    settings = variant, (steps, rtol)
+    state, outcome = as_one(_move, circuit, start, z, active, longest, target, settings=settings)
     return Motion(State(*state), outcome)
 
 
@@ -281,16 +273,13 @@ def newton_in_both(
     xp: Any, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int = 30
 ) -> tuple[State, Array]:
     """Newton's method in y and a together, and the residual: without the poles that eliminating y leaves."""
-    backend = get_backend(xp)
-    concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, start, z)))
-    search = compiled(cast(Hashable, backend), _newton_steps, (0, 1)) if concrete else _newton_steps
-    with getattr(backend, "quiet", nullcontext)():
-        best, least = search(variant, steps, circuit, start, z, 1e-2 * tolerance)
+    with getattr(get_backend(xp), "quiet", nullcontext)():
+        best, least = as_one(_newton_steps, circuit, start, z, settings=(variant, steps, 1e-2 * tolerance))
     return State(*best), least
 
 
 def _newton_steps(
-    variant: str, steps: int, circuit: Circuit, start: State, z: Array, enough: float
+    variant: str, steps: int, enough: float, circuit: Circuit, start: State, z: Array
 ) -> tuple[State, Array]:
     xp = checks.namespace({"z": z})
     n = int(z.shape[-1])

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from . import checks
-from .backend import Array, compiled, get_backend, to_numpy
+from .backend import Array, as_one, get_backend, to_numpy
 from .circuit import VARIANTS, Circuit, kinks, sqrt_relu
 from .linalg import broadcast_shapes, diagonal_matrix, eigenvalues, matmul, solve, transpose, widen
 from .model import Layout, block_matrix, packed_jacobian
@@ -579,14 +578,6 @@ def _stability(xp: Any, jac: Array, name: str) -> tuple[Array, Array]:
     return stable, values
 
 
-def _as_one(function: Callable[..., Any], *arrays: Array, settings: tuple[Hashable, ...] = ()) -> Any:
-    """``function(*settings, *arrays)``, as one program where the library compiles and the values can be seen."""
-    backend = get_backend(array_namespace(*arrays))
-    if all(backend.is_concrete(array) for array in arrays):
-        function = compiled(cast(Hashable, backend), function, tuple(range(len(settings))))
-    return function(*settings, *arrays)
-
-
 def _best_shift(values: Array) -> Array:
     """The s (...) of the Cayley transform (s + J) / (s - J) that damps the mode damped least the most."""
     xp = array_namespace(values)
@@ -671,10 +662,10 @@ def _covariance(system: _System, name: str) -> Array:
     batch = broadcast_shapes(tuple(jac.shape[:-2]), tuple(intensity.shape[:-2]))
     jac, intensity = (widen(xp, part, batch) for part in (jac, intensity))
     with getattr(backend, "quiet", nullcontext)():
-        units = _as_one(_balance, backend.stop_gradient(jac))
+        units = as_one(_balance, backend.stop_gradient(jac))
         jac = jac * (units[..., None, :] / units[..., :, None])
         both = units[..., None, :] * units[..., :, None]
-        result, error = _solve_lyapunov(xp, jac, intensity / both, _as_one(_best_shift, values)[..., None, None])
+        result, error = _solve_lyapunov(xp, jac, intensity / both, as_one(_best_shift, values)[..., None, None])
         result = result * both
     tolerance = float(xp.finfo(jac.dtype).eps) ** 0.6
     accurate = error < tolerance
@@ -711,13 +702,13 @@ def _solve_lyapunov(xp: Any, jac: Array, intensity: Array, shift: Array) -> tupl
 
     free, known = backend.stop_gradient(jac), backend.stop_gradient(intensity)
     guess = backend.stop_gradient(summed(intensity))
-    residual = _as_one(_residual, free, guess, known)
+    residual = as_one(_residual, free, guess, known)
     change = xp.full(guess.shape[:-2], xp.inf, dtype=jac.dtype, device=device(jac))
     for _ in range(_SWEEPS if concrete else _TRACED_SWEEPS):
         step = backend.stop_gradient(summed(residual))
         before, change = change, _size(xp, step) / (_size(xp, guess) + float(xp.finfo(jac.dtype).smallest_normal))
         guess = guess + step
-        residual = _as_one(_residual, free, guess, known)
+        residual = as_one(_residual, free, guess, known)
         if concrete and bool(xp.all((change <= 4.0 * eps) | ~(change < 0.5 * before))):
             break
     # The sum is linear in the right-hand side, so any constant guess gives the same P and the same derivatives.

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace, device
 
 from . import checks
-from .backend import Array, get_backend
+from .backend import Array, as_one, get_backend
 from .linalg import broadcast_shapes, matmul, transpose, widen
 from .noise import (
     Noise,
-    _as_one,
     _balance,
     _factor,
     _intensity,
@@ -211,7 +210,7 @@ def _rational(system: _System, name: str) -> RationalSpectrum:
     xp, jac, term, size = system
     stable, values = _stability(xp, jac, name)
     arrays = jac, _intensity(xp, term), _factor(xp, term), values, stable
-    made, error = _as_one(_coefficients, *arrays, settings=(size,))
+    made, error = as_one(_coefficients, *arrays, settings=(size,))
     accurate = error < float(xp.finfo(jac.dtype).eps) ** 0.4
     _report(
         xp,

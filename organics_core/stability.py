@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, get_backend, to_numpy, tree_map
+from .backend import Array, as_one, get_backend, to_numpy, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -518,7 +518,14 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
 
 def _certificate(xp: Any, circuit: Circuit, z: Array, lyapunov: bool) -> Certificate:
     state, inside = _fixed_point_within_range(xp, circuit, z)
-    parts = _energy_parts(xp, circuit, z, state, solve=lyapunov and not isinstance(circuit.w, Operator))
+    if isinstance(circuit.w, Operator):
+        return _certificate_at(False, circuit, z, state, inside)
+    return as_one(_certificate_at, circuit, z, state, inside, settings=(lyapunov,))
+
+
+def _certificate_at(lyapunov: bool, circuit: Circuit, z: Array, state: State, inside: Array) -> Certificate:
+    xp = checks.namespace({"z": z})
+    parts = _energy_parts(xp, circuit, z, state, solve=lyapunov)
     margin = xp.min(xp.where(parts.driven, parts.excess, 1.0), axis=-1)
     margin = xp.where(inside, margin, xp.nan)
     stable = margin > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -69,15 +70,18 @@ SEVERAL = (  # W_r, W, z: the method's point attracts, the motion from rest lead
 )
 
 
-@pytest.mark.parametrize("traced", [False, True])
-def test_of_two_attracting_points_rest_decides(xp64: Library, traced: bool) -> None:
-    if traced and xp64.name != "jax":
-        pytest.skip("only jax traces steady_state")
-    find = oc.steady_state
-    if traced:
-        import jax
+def test_of_two_attracting_points_rest_decides(xp64: Library) -> None:
+    rest_decides(xp64, oc.steady_state)
 
-        find = jax.jit(oc.steady_state)
+
+@pytest.mark.library("jax")
+def test_of_two_attracting_points_rest_decides_under_jit(xp64: Library) -> None:
+    import jax
+
+    rest_decides(xp64, jax.jit(oc.steady_state))
+
+
+def rest_decides(xp64: Library, find: Callable[..., oc.SteadyState]) -> None:
     for w_r, w, z in SEVERAL:
         circuit = oc.Circuit(np.array(w_r), np.array(w), 0.5, 0.5, 0.1, 0.002, 0.002)
         other = oc.steady_state(circuit, np.array(z), attracting=False)
