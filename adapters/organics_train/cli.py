@@ -16,13 +16,14 @@ import typer
 
 from organics_cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Debug, command, complain, console, write_text
 
-from .config import FRAMEWORKS, SCHEDULES, Config, completed
+from .config import FRAMEWORKS, SCHEDULES, TESTED, Config, completed
 from .datasets import TASKS
 from .processes import PARALLEL, ElsewhereError, alike, under_torchrun
 
 Task = StrEnum("Task", {name: name for name in TASKS})  # type: ignore[misc]  # mypy wants the names spelled out
 Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})  # type: ignore[misc]
 Schedule = StrEnum("Schedule", {name: name for name in SCHEDULES})  # type: ignore[misc]
+Tested = StrEnum("Tested", {name: name for name in TESTED})  # type: ignore[misc]
 Parallel = StrEnum("Parallel", {name: name for name in PARALLEL})  # type: ignore[misc]
 OUTPUT = Path("organics-output") / "train"
 
@@ -61,6 +62,9 @@ def train(
     skip_steps: Annotated[
         int, typer.Option(help="Steps of an epoch left out where loss or gradient is not finite; one more is an error.")
     ] = 0,
+    tested: Annotated[
+        Tested, typer.Option(help="Parameters scored on the test set: of the last epoch, or best on validation.")
+    ] = Tested.last,  # type: ignore[attr-defined]
     input_noise: Annotated[
         float, typer.Option(help="Standard deviation of Gaussian noise on the training inputs.")
     ] = 0.0,
@@ -108,6 +112,7 @@ def train(
                 schedule=str(schedule),
                 warm_up=warm_up,
                 skip_steps=skip_steps,
+                tested=str(tested),
                 input_noise=input_noise,
                 seed=seed,
                 downsample=downsample,
