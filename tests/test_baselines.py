@@ -81,6 +81,7 @@ def test_parameters_are_counted():
         "cornn": H * (2 * H + K + 1),
         "unicornn": H * (K + 1) + 2 * H * (H + 1) + 2 * 3 * H,
         "lipschitz": H * (2 * H + K + 1),
+        "october": 3 * H * (2 * H + K) + 4 * H,
         "urnn": 3 * H + 4 * H + 2 * H * K + H + 2 * H + H * C,  # the readout sees 2 H numbers
         "ssn": H * (H + K + 1),
         "wilsoncowan": H * (H + K + 1),

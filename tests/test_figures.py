@@ -195,12 +195,12 @@ def run_of(tmp_path):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("recurrent", ["identity", "spectral"])
-def test_a_static_checkpoint_is_the_network_that_was_trained(framework, recurrent, run_of):
+@pytest.mark.parametrize(("recurrent", "layers"), [("identity", 2), ("spectral", 2), ("identity", 1)])
+def test_a_static_checkpoint_is_the_network_that_was_trained(framework, recurrent, layers, run_of):
     """The core's fixed points, with the readout of the checkpoint, give the classes that the framework gave."""
     from organics_train.checkpoint import load_checkpoint
 
-    options = {"recurrent": recurrent, "sigma": 0.3}
+    options = {"recurrent": recurrent, "sigma": 0.3, "layers": layers}
     folder = run_of("digits", framework, model="organics-static", options=options)
     given = _networks.read(folder)
     assert given.kind == "static"
@@ -212,7 +212,7 @@ def test_a_static_checkpoint_is_the_network_that_was_trained(framework, recurren
     want = json.loads((folder / "results.json").read_text())["test_accuracy"]
     assert right.mean() == pytest.approx(want, abs=1.5 / len(x))
     abscissae = given.network.abscissae(x[:150])
-    assert [len(values) for values in abscissae] == [150, 150]
+    assert [len(values) for values in abscissae] == [150] * layers
     for values, (circuit, state) in zip(abscissae, circuits, strict=True):
         first = oc.jacobian(circuit._replace(b=circuit.b[120]), oc.State(state.y[120], state.a[120]))
         assert values[120] == pytest.approx(np.linalg.eigvals(first).real.max(), rel=1e-9)

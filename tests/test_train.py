@@ -248,6 +248,34 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(fake, tmp_path):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+@pytest.mark.parametrize("stop", [None, (2, 3), (4, 1)])
+def test_the_best_on_validation_is_tested(fake, tmp_path, monkeypatch, stop):
+    """The first of two equal ones; also where the run was interrupted before or after it."""
+    learners = fake()
+    accuracies = {24: 0.2, 48: 0.5, 72: 0.5, 96: 0.4}
+
+    def evaluate(self, part, batch_size):
+        return loop.Score(1.0, accuracies[len(self.seen)] + 0.1 * (part == "test"), 0)
+
+    def interrupt(progress):
+        if (progress.epoch, progress.step) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Fake, "evaluate", evaluate)
+    config = Config(**SMALL | {"epochs": 4}, tested="best")
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path, on_step=interrupt)
+    results = train(config, tmp_path, resume=True)
+    assert results["test_accuracy"] == pytest.approx(0.6)
+    assert "epoch 2, the best on the validation set" in results["measured_at"]
+    assert len(load_checkpoint(tmp_path / "model.safetensors")[0]["seen"]) == len(learners[-1].seen) == 48
+    last = train(Config(**SMALL | {"epochs": 4}), tmp_path / "last")
+    assert (last["test_accuracy"], last["measured_at"][:31]) == (0.5, "the parameters after the last epoch"[:31])
+    with pytest.raises(ValueError, match="is of a run with tested 'best', not 'last'"):
+        train(Config(**SMALL | {"epochs": 4}), tmp_path, resume=True)
+
+
 def test_noise_is_that_of_seed_epoch_and_step(fake, tmp_path):
     learners = fake()
     config = Config(**SMALL, input_noise=0.5)
@@ -512,6 +540,20 @@ def test_the_static_classifier_learns(framework, tmp_path):
     assert results["parameters"] == autoencoder + layers + second * 10 + 10
     assert results["test_accuracy"] > 0.8
     assert all(record["gradient_norm"] > 0 for record in results["epochs"])
+
+
+@EVERY_FRAMEWORK
+def test_the_static_classifier_of_one_layer(framework, tmp_path):
+    """Also with the parameters of its best epoch put back."""
+    _needs(framework)
+    options = {"model": "organics-static", "framework": framework, "hidden": 6, "tested": "best", "epochs": 2}
+    config = Config(task="adding", length=5, samples=16, **options, options={"code": 3, "layers": 1})
+    pixels, code, units = 10, 3, 6
+    autoencoder = pixels * code + code + code * pixels + pixels
+    assert train(config, tmp_path)["parameters"] == autoencoder + 2 * code * units + units**2 + units + units + 1
+    wrong = Config(task="adding", length=5, samples=16, **options, options={"layers": 3})
+    with pytest.raises(ValueError, match="layers must be 1 or 2, got 3"):
+        train(wrong, tmp_path / "wrong")
 
 
 @EVERY_FRAMEWORK

@@ -22,12 +22,12 @@ def invoke(monkeypatch):
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def result(task, model, accuracy, *, downsample=1, seed=0):
+def result(task, model, accuracy, *, downsample=1, seed=0, hidden=64, **options):
     return {
         "kind": "organics train",
-        "config": {"task": task, "framework": "torch", "downsample": downsample, "seed": seed},
+        "config": {"task": task, "framework": "torch", "downsample": downsample, "seed": seed, "options": options},
         "model": model,
-        "hidden": 64,
+        "hidden": hidden,
         "parameters": 26_000,
         "sequence": {"steps": 784},
         "examples": {"train": 57_000},
@@ -50,14 +50,63 @@ def test_table_puts_the_paper_beside_ours(invoke, tmp_path, monkeypatch):
     narrow = invoke("table", tmp_path).output
     assert "…" not in narrow  # no number is cut
     assert "2 x 57k" in narrow
-    assert "recalled from memory" in done.output
+    assert "project page" in done.output
     rows = json.loads((tmp_path / "rows.json").read_text())
-    found = {(row["task"], row["model"]): (row["accuracy"], row["paper"]) for row in rows["sequential"]}
-    assert found[("smnist", "organics")] == (pytest.approx(95.12), 97.7)
-    assert found[("smnist /2", "organics")] == (pytest.approx(88.12), None)
-    assert found[("psmnist", "lstm")] == (None, 92.6)
-    assert rows["static"][0]["paper"] == 98.05
-    assert "memory" in rows["note"]
+    found = {
+        (row["task"], row["model"], row["kind"], row["hidden"]): (row["accuracy"], row["paper"])
+        for row in rows["sequential"]
+    }
+    assert found[("smnist", "organics", "learned", 64)] == (pytest.approx(95.12), 97.7)
+    assert found[("smnist /2", "organics", "learned", 64)] == (pytest.approx(88.12), None)
+    assert found[("psmnist", "lstm", "", 128)] == (None, 92.6)
+    assert len(found) == 2 + len(rows["sequential"]) - 2 == 17  # one per number of the paper, and the coarse run
+    assert [row["paper"] for row in rows["static"]] == [94.9, 95.2, 98.1, 98.2, 98.1]
+    assert "project page" in rows["note"]
+
+
+@pytest.mark.parametrize(
+    ("model", "hidden", "options", "numbers"),
+    [
+        ("organics", 64, {}, (97.7, 89.9)),
+        ("october", 64, {"max_rates": [0.02, 0.005, 0.1]}, (97.7, 89.9)),
+        ("organics", 128, {}, (97.8, 90.7)),
+        ("organics", 64, {"learn_rates": False}, (90.3, 80.3)),
+        ("october", 128, {"learn_rates": False}, (94.8, 84.8)),
+        ("organics", 63, {}, (None, None)),
+        ("organics", 64, {"num_layers": 2}, (None, None)),
+        ("lstm", 128, {}, (97.3, 92.6)),
+        ("lstm", 64, {}, (None, None)),
+        ("lstm", 128, {"num_layers": 2}, (None, None)),
+        ("antisymmetric", 128, {}, (98.0, 95.8)),
+        ("cornn", 128, {}, (99.3, 96.6)),
+        ("lipschitz", 128, {}, (99.4, 96.3)),
+        ("gru", 128, {}, (None, None)),
+    ],
+)
+def test_a_run_stands_beside_its_own_number(model, hidden, options, numbers):
+    """Of its units and its kind of time constants, never beside another's."""
+    for task, accuracy in zip(("smnist", "psmnist"), numbers, strict=True):
+        rows = tables.rows_of([result(task, model, 0.5, hidden=hidden, **options)], ["smnist", "psmnist"])
+        assert rows[0]["paper"] == accuracy
+        assert len(rows) == (16 if accuracy else 17)  # the number that is met stands once
+
+
+@pytest.mark.parametrize(
+    ("model", "hidden", "options", "accuracy"),
+    [
+        ("ssn", 100, {}, 95.2),
+        ("ssn5050", 100, {}, 94.9),
+        ("ssn", 100, {"excitatory": 0.5}, 94.9),
+        ("ssn", 117, {}, None),
+        ("organics-static", 50, {"layers": 1}, 98.1),
+        ("organics-static", 80, {"layers": 1}, 98.2),
+        ("organics-static", 120, {"layers": 1}, None),
+        ("organics-static", 120, {}, 98.1),
+        ("organics-static", 240, {}, None),
+    ],
+)
+def test_a_static_run_stands_beside_its_own_number(model, hidden, options, accuracy):
+    assert tables.rows_of([result("mnist", model, 0.5, hidden=hidden, **options)], ["mnist"])[0]["paper"] == accuracy
 
 
 @pytest.mark.library("torch")

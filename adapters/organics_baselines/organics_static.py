@@ -1,4 +1,4 @@
-"""Two static normalization layers and an autoencoder; the layers are those of :mod:`organics_torch`."""
+"""One or two static normalization layers and an autoencoder; the layers are those of :mod:`organics_torch`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ._registry import Entry
 
 
 class StaticClassifier(nn.Module):
-    """Two static normalization layers on the code of an autoencoder, and a linear readout.
+    """One or two static normalization layers on the code of an autoencoder, and a linear readout.
 
     Parameters
     ----------
     input_size, steps : int
         k and T: the encoder sees all T k numbers.
     hidden_size : int
-        Of the first normalization layer; the second has half as many.
+        Of the first normalization layer; a second has half as many.
     classes : int
+    layers : {2, 1}
     code : int
         Of the autoencoder, 40 in the paper.
     reconstruction : float
@@ -41,17 +42,21 @@ class StaticClassifier(nn.Module):
         classes: int,
         *,
         steps: int = 1,
+        layers: int = 2,
         code: int = 40,
         reconstruction: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__()
-        second = max(hidden_size // 2, 1)
+        if layers not in (1, 2):
+            raise ValueError(f"layers must be 1 or 2, got {layers!r}")
         self.encoder = nn.Linear(input_size * steps, code)
         self.decoder = nn.Linear(code, input_size * steps)
         self.first = organics_torch.DivisiveNorm(code, hidden_size, **options)
-        self.second = organics_torch.DivisiveNorm(hidden_size, second, **options)
-        self.readout = nn.Linear(second, classes)
+        self.second = nn.Identity()
+        if layers == 2:
+            self.second = organics_torch.DivisiveNorm(hidden_size, max(hidden_size // 2, 1), **options)
+        self.readout = nn.Linear(max(hidden_size // 2, 1) if layers == 2 else hidden_size, classes)
         self.reconstruction = reconstruction
 
     def training_outputs(self, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

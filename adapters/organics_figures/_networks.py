@@ -139,7 +139,7 @@ def _network(arrays: dict[str, Array], config: Any, steps: int) -> StaticNetwork
         names = ("w_zx", "w_bx", "log_w", "beta")
         layers = tuple(
             oc.StaticParameters(**{name: plain[f"{part}.{name}"] for name in names}, w_r=w_r(part))
-            for part in ("first", "second")
+            for part in ("first", "second")[: config.options.get("layers", 2)]
         )
         sigma = float(config.options.get("sigma", 1.0))
         return StaticNetwork((plain["encoder.weight"], plain["encoder.bias"]), layers, sigma)

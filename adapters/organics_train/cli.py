@@ -1,9 +1,10 @@
-"""``organics train`` and ``organics table``."""
+"""``organics train``, ``organics table`` and ``organics reproduce``."""
 
 from __future__ import annotations
 
 import ast
 import json
+import math
 import shlex
 import sys
 import time
@@ -16,13 +17,14 @@ import typer
 
 from organics_cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Debug, command, complain, console, write_text
 
-from .config import FRAMEWORKS, SCHEDULES, Config, completed
+from .config import FRAMEWORKS, SCHEDULES, TESTED, Config, completed
 from .datasets import TASKS
 from .processes import PARALLEL, ElsewhereError, alike, under_torchrun
 
 Task = StrEnum("Task", {name: name for name in TASKS})  # type: ignore[misc]  # mypy wants the names spelled out
 Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})  # type: ignore[misc]
 Schedule = StrEnum("Schedule", {name: name for name in SCHEDULES})  # type: ignore[misc]
+Tested = StrEnum("Tested", {name: name for name in TESTED})  # type: ignore[misc]
 Parallel = StrEnum("Parallel", {name: name for name in PARALLEL})  # type: ignore[misc]
 MODELS = (
     "organics", "organics-static", "lstm", "gru", "antisymmetric", "cornn", "lipschitz", "unicornn", "urnn", "irnn",
@@ -33,9 +35,10 @@ OUTPUT = Path("organics-output") / "train"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands ``train`` and ``table`` to an app."""
+    """Add the commands ``train``, ``table`` and ``reproduce`` to an app."""
     app.command()(train)
     app.command()(table)
+    app.command()(reproduce)
 
 
 @command
@@ -66,6 +69,9 @@ def train(
     skip_steps: Annotated[
         int, typer.Option(help="Steps of an epoch left out where loss or gradient is not finite; one more is an error.")
     ] = 0,
+    tested: Annotated[
+        Tested, typer.Option(help="Parameters scored on the test set: of the last epoch, or best on validation.")
+    ] = Tested.last,  # type: ignore[attr-defined]
     input_noise: Annotated[
         float, typer.Option(help="Standard deviation of Gaussian noise on the training inputs.")
     ] = 0.0,
@@ -113,6 +119,7 @@ def train(
                 schedule=str(schedule),
                 warm_up=warm_up,
                 skip_steps=skip_steps,
+                tested=str(tested),
                 input_noise=input_noise,
                 seed=seed,
                 downsample=downsample,
@@ -198,8 +205,120 @@ def table(
     print_tables(results)
 
 
+@command
+def reproduce(
+    rows: Annotated[
+        list[str] | None, typer.Argument(help="Names of rows, see --list; all by default.", show_default=False)
+    ] = None,
+    list_rows: Annotated[
+        bool, typer.Option("--list", help="Name the rows and their commands, and train nothing.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="As --list, with time and memory, measured by a few steps.")
+    ] = False,
+    recipe: Annotated[
+        str, typer.Option(help="ours, or october (2024) or january (2025), of both versions of the authors' code.")
+    ] = "ours",
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", "--seeds", help="With this seed, 0 by default; repeatable.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", "-o", help="Folder that the runs go to, by recipe, row and seed.")
+    ] = OUTPUT.parent / "reproduce",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file, too.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One epoch of 64 coarse images, to see that a row runs.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train the rows of the paper's two tables, and say how far they are from the authors' numbers.
+
+    The same command goes on where it was stopped; a row that is finished is not
+    repeated, one that fails is named and left out, and the exit code is 1 then.
+    """
+    from .loop import RESULTS
+    from .reproduce import ROWS, config_of, epochs_done, train_command
+    from .tables import collect, print_tables, rows_as_json
+
+    if under_torchrun().count > 1:
+        raise ValueError("reproduce trains in one process: start it without torchrun, or each run by train")
+    place = output / (f"{recipe}-quick" if quick else recipe)
+    runs = {
+        place / f"{name}-seed{number}": (name, config_of(name, recipe, number, quick=quick))
+        for name in rows or ROWS
+        for number in seed or [0]
+    }
+    failed = False
+    try:
+        for folder, (name, config) in runs.items():
+            finished = _is_finished(folder / RESULTS, config)
+            if finished and not (list_rows or estimate):
+                continue
+            console().print(f"[bold]{name}[/], seed {config.seed}{': finished' if finished else ''}")
+            console().print(f"  {train_command(config, folder)}", soft_wrap=True, markup=False)
+            if ROWS[name].note:
+                console().print(f"  {ROWS[name].note}", soft_wrap=True, markup=False)
+            if list_rows and not estimate:
+                continue
+            try:
+                console().print(f"  {_cost(config, 0 if finished else epochs_done(folder))}", soft_wrap=True)
+                if not estimate:
+                    _train(config, folder, resume=True, command=train_command(config, folder))
+                    console().print(f"  {_distance(folder / RESULTS, config)}", soft_wrap=True)
+            except (FloatingPointError, ValueError, RuntimeError, MemoryError) as error:
+                complain(f"{name}, seed {config.seed}: {error}")
+                failed = True
+    except KeyboardInterrupt:
+        typer.echo("stopped: the same command goes on", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if not (list_rows or estimate):
+        results = collect([place], complain) if place.exists() else []
+        if json_out is not None:
+            write_text(json_out, rows_as_json(results))
+        print_tables(results)
+        for folder, (name, config) in runs.items():
+            if _is_finished(folder / RESULTS, config):
+                console().print(f"{name}, seed {config.seed}: {_distance(folder / RESULTS, config)}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _cost(config: Config, done: int) -> str:
+    """Time and memory that the rest of a run will take, in words."""
+    from .reproduce import estimate
+
+    try:
+        cost = estimate(config)
+    except RuntimeError as error:
+        return f"no estimate: {error}"
+    seconds = cost.seconds * (config.epochs - done) / config.epochs
+    hours = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+    rest = f"the other {config.epochs - done} of {config.epochs}" if done else config.epochs
+    memory = "" if math.isnan(cost.megabytes) else f", {cost.megabytes / 1000:.2g} GB of memory"
+    return f"about {hours} on this machine for {rest} epochs ({1000 * cost.step:.0f} ms a step){memory}"
+
+
+def _distance(path: Path, config: Config) -> str:
+    """The result of a run beside the authors' number."""
+    from .reproduce import number_of
+
+    result = json.loads(path.read_text())
+    accuracy, number = 100 * result["test_accuracy"], number_of(config, result["hidden"])
+    if number is None:
+        return f"{accuracy:.2f} % on coarse images, which the authors have no number for"
+    gap = accuracy - number.accuracy
+    return f"{accuracy:.2f} %, {abs(gap):.2f} {'above' if gap >= 0 else 'below'} the authors' {number.accuracy:.1f} %"
+
+
 def _train(
-    config: Config, folder: Path, *, resume: bool, checkpoint_every: int = 100, parallel: str | None = None
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool,
+    checkpoint_every: int = 100,
+    parallel: str | None = None,
+    command: str | None = None,
 ) -> None:
     """One run under a progress bar, and its result in two lines; of several processes the first alone shows them."""
     from .loop import CURVE, RESULTS
@@ -215,7 +334,7 @@ def _train(
             checkpoint_every=checkpoint_every,
             on_step=show.step,
             on_epoch=show.epoch,
-            command=command_line(),
+            command=command or command_line(),
             parallel=parallel,
         )
     if not first:

@@ -13,6 +13,7 @@ from .datasets import TASKS, Dataset, load_dataset
 
 FRAMEWORKS = ("torch", "jax")
 SCHEDULES = ("step", "cosine", "onecycle")
+TESTED = ("last", "best")
 
 DEFAULT_HIDDEN = 64
 # What a task wants other than the defaults of Config.
@@ -55,6 +56,9 @@ class Config:
     skip_steps : int
         Steps of an epoch that are left out, and counted, where their loss or
         gradient is not finite; one more ends the run. By default the first does.
+    tested : {"last", "best"}
+        Which parameters are scored on the test set: those after the last epoch,
+        or after the first of the epochs with the best validation accuracy.
     input_noise : float
         Standard deviation of the Gaussian noise added to the training inputs; an
         autoencoder is still to give the clean ones.
@@ -82,6 +86,7 @@ class Config:
     schedule: str = "step"
     warm_up: float = 0.1
     skip_steps: int = 0
+    tested: str = "last"
     input_noise: float = 0.0
     seed: int = 0
     downsample: int = 1
@@ -95,6 +100,7 @@ class Config:
         checks.one_of("task", self.task, TASKS)
         checks.one_of("framework", self.framework, FRAMEWORKS)
         checks.one_of("schedule", self.schedule, SCHEDULES)
+        checks.one_of("tested", self.tested, TESTED)
         for name in ("epochs", "batch_size", "lr_step", "downsample", "length", "samples"):
             checks.positive_integer(name, getattr(self, name))
         if isinstance(self.skip_steps, bool) or not isinstance(self.skip_steps, int) or self.skip_steps < 0:

@@ -35,16 +35,17 @@ class EveryStep(eqx.Module):
 
 
 class StaticClassifier(eqx.Module):
-    """Two static normalization layers on the code of an autoencoder, and a linear readout.
+    """One or two static normalization layers on the code of an autoencoder, and a linear readout.
 
     Parameters
     ----------
     input_size, steps : int
         k and T: the encoder sees all T k numbers.
     hidden : int
-        Of the first normalization layer; the second has half as many.
+        Of the first normalization layer; a second has half as many.
     outputs : int
     key : jax random key
+    layers : {2, 1}
     code : int
         Of the autoencoder, 40 in the paper.
     reconstruction : float
@@ -60,7 +61,7 @@ class StaticClassifier(eqx.Module):
     encoder: eqx.nn.Linear
     decoder: eqx.nn.Linear
     first: organics_jax.DivisiveNorm
-    second: organics_jax.DivisiveNorm
+    second: organics_jax.DivisiveNorm | eqx.nn.Identity
     readout: eqx.nn.Linear
     reconstruction: float = eqx.field(static=True)
 
@@ -72,17 +73,22 @@ class StaticClassifier(eqx.Module):
         *,
         key: Array,
         steps: int = 1,
+        layers: int = 2,
         code: int = 40,
         reconstruction: float = 1.0,
         **options: Any,
     ) -> None:
         keys = jax.random.split(key, 5)
-        pixels, second = input_size * steps, max(hidden // 2, 1)
+        pixels = input_size * steps
+        if layers not in (1, 2):
+            raise ValueError(f"layers must be 1 or 2, got {layers!r}")
         self.encoder = eqx.nn.Linear(pixels, code, key=keys[0])
         self.decoder = eqx.nn.Linear(code, pixels, key=keys[1])
         self.first = organics_jax.DivisiveNorm(code, hidden, key=keys[2], **options)
-        self.second = organics_jax.DivisiveNorm(hidden, second, key=keys[3], **options)
-        self.readout = eqx.nn.Linear(second, outputs, key=keys[4])
+        self.second = eqx.nn.Identity()
+        if layers == 2:
+            self.second = organics_jax.DivisiveNorm(hidden, max(hidden // 2, 1), key=keys[3], **options)
+        self.readout = eqx.nn.Linear(max(hidden // 2, 1) if layers == 2 else hidden, outputs, key=keys[4])
         self.reconstruction = reconstruction
 
     def _classify(self, code: Array) -> Array:

@@ -40,6 +40,7 @@ from .records import batch_indices
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
+BEST = "best.safetensors"
 RESULTS = "results.json"
 CURVE = "curve.png"
 ADDING_TOLERANCE = 0.04
@@ -307,14 +308,23 @@ def _train(
                     "seconds": sums["seconds"],
                 }
             )
+            if config.tested == "best" and _is_best(records):
+                arrays = learner.state()  # all take part
+                if processes.first:
+                    save_checkpoint(folder / BEST, arrays, {"config": config.asdict(), "epoch": epoch})
             epoch, done, current = epoch + 1, 0, _Epoch()
             save()
             if on_epoch is not None and processes.first:
                 on_epoch(records[-1])
             if stop():
                 raise KeyboardInterrupt
+    measured, at = "the last epoch", config.epochs
+    if config.tested == "best":
+        arrays, best = processes.from_first(lambda: load_checkpoint(folder / BEST))
+        learner.load_state(arrays)
+        measured, at = f"epoch {best['epoch']}, the best on the validation set", best["epoch"]
     test = learner.evaluate("test", config.batch_size)
-    _finite({"test loss": test.loss}, f"after epoch {config.epochs}")
+    _finite({"test loss": test.loss}, f"after epoch {at}")
     results = {
         "kind": "organics train",
         "command": command,
@@ -329,7 +339,7 @@ def _train(
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "test_diverged": test.diverged,
-        "measured_at": "the parameters after the last epoch; the test set was looked at once",
+        "measured_at": f"the parameters after {measured}; the test set was looked at once",
         "gradient_clipping": "none",
         "implementation": learner.implementation,
         "processes": processes.count,
@@ -354,6 +364,12 @@ def _restored(path: Path, config: Config, resume: bool) -> tuple[Arrays, dict[st
     restored = load_checkpoint(path)
     _same_run(path, restored[1]["config"], config)
     return restored
+
+
+def _is_best(records: list[dict[str, Any]]) -> bool:
+    """Whether the last epoch is better on the validation set than all before."""
+    *before, last = (record["validation_accuracy"] for record in records)
+    return all(last > accuracy for accuracy in before)
 
 
 def make_learner(config: Config, data: Dataset, processes: Processes = Processes()) -> Learner:

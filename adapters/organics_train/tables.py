@@ -12,24 +12,88 @@ from .config import Config
 from .datasets import TASKS
 
 SEQUENTIAL = ("smnist", "psmnist", "rowmnist")
-NOTE = "The column 'paper' is recalled from memory of Rawat, Heeger & Martiniani (NeurIPS 2024): check it before use."
+NOTE = (
+    "The column 'paper' is read off the pictures of the tables on the authors' project page (Rawat, Heeger & "
+    "Martiniani, NeurIPS 2024); a run stands beside the number with its own units and kind. Static rows as we read "
+    "them: 50:50 and 80:80 of ORGaNICs are one layer of so many y and so many a; 50:50 and 80:20 of an SSN are its "
+    "excitatory and inhibitory units, 100 in all; two layers are 120 and 60."
+)
 
 
 class Reported(NamedTuple):
-    """A number of the paper, in percent, and what it was measured with."""
+    """A number of the paper.
 
+    Attributes
+    ----------
+    task, model : str
+        Of :class:`Config`.
+    kind : str
+        As :func:`kind_of` tells it.
+    units : int
+    weights : int or None
+        Parameters, to the thousand.
+    accuracy : float
+        On the test set, in percent.
+    """
+
+    task: str
+    model: str
+    kind: str
+    units: int
+    weights: int | None
     accuracy: float
-    detail: str
 
 
-# Recalled from memory of the paper and of its authors' own runs; not read off the paper's pages.
-PAPER: dict[tuple[str, str], Reported] = {
-    ("mnist", "organics-static"): Reported(98.05, "two layers, 120 and 60"),
-    ("smnist", "organics"): Reported(97.7, "64 units, 26k parameters"),
-    ("psmnist", "organics"): Reported(90.0, "64 units, 26k parameters"),
-    ("smnist", "lstm"): Reported(97.3, "128 units"),
-    ("psmnist", "lstm"): Reported(92.6, "128 units"),
-}
+def _sequential() -> list[Reported]:
+    rows = [
+        ("lstm", "", 128, 68_000, 97.3, 92.6),
+        ("antisymmetric", "", 128, 10_000, 98.0, 95.8),
+        ("cornn", "", 128, 34_000, 99.3, 96.6),
+        ("lipschitz", "", 128, 34_000, 99.4, 96.3),
+        ("organics", "fixed", 64, 26_000, 90.3, 80.3),
+        ("organics", "fixed", 128, 100_000, 94.8, 84.8),
+        ("organics", "learned", 64, 26_000, 97.7, 89.9),
+        ("organics", "learned", 128, 100_000, 97.8, 90.7),
+    ]
+    return [
+        Reported(task, model, kind, units, weights, accuracies[place])
+        for place, task in enumerate(("smnist", "psmnist"))
+        for model, kind, units, weights, *accuracies in rows
+    ]
+
+
+PAPER = (
+    Reported("mnist", "ssn", "50:50", 100, None, 94.9),
+    Reported("mnist", "ssn", "80:20", 100, None, 95.2),
+    Reported("mnist", "organics-static", "1 layer", 50, None, 98.1),
+    Reported("mnist", "organics-static", "1 layer", 80, None, 98.2),
+    Reported("mnist", "organics-static", "2 layers", 120, None, 98.1),
+    *_sequential(),
+)
+"""Both tables."""
+FAMILIES = {"october": "organics", "ssn5050": "ssn"}
+"""Models that the tables have under another name."""
+
+
+def kind_of(model: str, options: dict[str, Any]) -> str:
+    """What tells rows of one model and size apart: learned or fixed time constants, layers, shares of excitation."""
+    layers = options.get("num_layers", 1)
+    more = f"{layers} layers" if layers > 1 else ""
+    family = FAMILIES.get(model, model)
+    if family == "organics":
+        return ("learned" if options.get("learn_rates", True) else "fixed") + (f", {more}" if more else "")
+    if family == "organics-static":
+        return "1 layer" if options.get("layers", 2) == 1 else "2 layers"
+    if family == "ssn":
+        share = options.get("excitatory", 0.5 if model == "ssn5050" else 0.8)
+        return f"{100 * share:.0f}:{100 - 100 * share:.0f}"
+    return more
+
+
+def reported(task: str, model: str, options: dict[str, Any], units: int) -> Reported | None:
+    """The number of the paper for a model with so many units, on the whole task; None where there is none."""
+    wanted = (task, FAMILIES.get(model, model), kind_of(model, options), units)
+    return next((number for number in PAPER if number[:4] == wanted), None)
 
 
 def grid(
@@ -131,20 +195,20 @@ def _place(r: dict[str, Any]) -> tuple[str, str, float, int]:
 def rows_of(results: Iterable[dict[str, Any]], tasks: Iterable[str]) -> list[dict[str, Any]]:
     """Rows of a table: one for every run of these tasks, and one for every number of the paper without a run."""
     rows = []
-    open_numbers = {key: value for key, value in PAPER.items() if key[0] in set(tasks)}
+    tasks = tuple(tasks)
+    met = set()
     for result in results:
         config = result["config"]
         if config["task"] not in tasks:
             continue
-        key = (config["task"], result["model"])
-        coarse = config["downsample"] > 1
-        reported = None if coarse else PAPER.get(key)
-        if not coarse:
-            open_numbers.pop(key, None)
+        coarse, options = config["downsample"] > 1, config.get("options", {})
+        number = None if coarse else reported(config["task"], result["model"], options, result["hidden"])
+        met.add(number)
         rows.append(
             {
                 "task": config["task"] + (f" /{config['downsample']}" if coarse else ""),
                 "model": result["model"],
+                "kind": kind_of(result["model"], options),
                 "framework": config["framework"],
                 "hidden": result["hidden"],
                 "parameters": result["parameters"],
@@ -153,17 +217,16 @@ def rows_of(results: Iterable[dict[str, Any]], tasks: Iterable[str]) -> list[dic
                 "epochs": len(result["epochs"]),
                 "seed": config["seed"],
                 "accuracy": 100 * result["test_accuracy"],
-                "paper": None if reported is None else reported.accuracy,
-                "paper_detail": None if reported is None else reported.detail,
+                "paper": None if number is None else number.accuracy,
+                "paper_parameters": None if number is None else number.weights,
             }
         )
-    for (task, model), reported in open_numbers.items():
-        blank = dict.fromkeys(
-            ("framework", "hidden", "parameters", "steps", "train_examples", "epochs", "seed", "accuracy")
-        )
-        rows.append(
-            {"task": task, "model": model, **blank, "paper": reported.accuracy, "paper_detail": reported.detail}
-        )
+    blank = dict.fromkeys(("framework", "steps", "train_examples", "epochs", "seed", "accuracy"))
+    for number in PAPER:
+        if number.task in tasks and number not in met:
+            own = {"task": number.task, "model": number.model, "kind": number.kind, "hidden": number.units}
+            size = {"parameters": number.weights, "paper_parameters": number.weights}
+            rows.append({**own, **blank, **size, "paper": number.accuracy})
     return rows
 
 
@@ -181,7 +244,6 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     console = Console()
-    settings: list[str] = []
     for title, tasks in (
         ("Static MNIST, test accuracy in %", ("mnist",)),
         ("Sequential MNIST, test accuracy in %", SEQUENTIAL),
@@ -200,20 +262,21 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         )
         for name in ("task", "model", "library"):
             table.add_column(name, no_wrap=True)
-        for name in ("hidden", "weights", "data", "ours", "paper"):
+        for name in ("units", "weights", "data", "ours", "paper"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows:
             done = "-" if row["epochs"] is None else f"{row['epochs']} x {_thousands(row['train_examples'])}"
-            paper = _text(row["paper"], 2)
-            if row["paper"] is not None:
-                settings.append(f"{row['task']}, {row['model']}: {row['paper_detail']}")
-            size = [_text(row[name]) for name in ("hidden", "parameters")]
-            ours = _text(row["accuracy"], 2)
-            table.add_row(row["task"], row["model"], row["framework"] or "-", *size, done, ours, paper)
+            named = [row["task"], _label(row["model"], row["kind"]), row["framework"] or "-"]
+            size = [str(row["hidden"]), "-" if row["parameters"] is None else _thousands(row["parameters"])]
+            table.add_row(*named, *size, done, _text(row["accuracy"], 2), _text(row["paper"], 1))
         console.print(table)
     console.print("data: epochs x training examples.", highlight=False)
-    if settings:
-        console.print(f"{NOTE} Its settings: {'; '.join(dict.fromkeys(settings))}.", highlight=False)
+    console.print(NOTE, highlight=False)
+
+
+def _label(model: str, kind: str) -> str:
+    """Model and kind in few letters."""
+    return model if kind in ("", "learned") else f"{model.removeprefix('organics-')}, {kind}"
 
 
 def _thousands(count: int) -> str:
