@@ -10,7 +10,7 @@ import signal
 
 import numpy as np
 import pytest
-from support import ROOT
+from support import ELSEWHERE, ROOT
 
 typer = pytest.importorskip("typer", reason="typer is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
@@ -219,7 +219,7 @@ def test_a_row_of_mnist_end_to_end(invoke, tmp_path):
     try:
         datasets.mnist_folder(download=False)
     except FileNotFoundError as error:
-        pytest.skip(str(error))
+        pytest.skip(ELSEWHERE + str(error))
     done = invoke("reproduce", "psmnist-organics-64", "--quick", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert "ms a step), " in done.output

@@ -27,8 +27,8 @@ Schedule = StrEnum("Schedule", {name: name for name in SCHEDULES})  # type: igno
 Tested = StrEnum("Tested", {name: name for name in TESTED})  # type: ignore[misc]
 Parallel = StrEnum("Parallel", {name: name for name in PARALLEL})  # type: ignore[misc]
 MODELS = (
-    "organics", "organics-static", "october", "lstm", "gru", "antisymmetric", "cornn", "lipschitz", "unicornn", "urnn", "irnn",
-    "deq", "ssn", "ssn5050", "wilsoncowan", "mlp",
+    "organics", "organics-static", "october", "lstm", "gru", "antisymmetric", "cornn", "lipschitz", "unicornn", "urnn",
+    "irnn", "deq", "ssn", "ssn5050", "wilsoncowan", "mlp",
 )  # fmt: skip
 """Names of ``organics_baselines.MODELS``, which imports torch."""
 OUTPUT = Path("organics-output") / "train"
