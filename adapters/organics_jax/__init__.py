@@ -23,7 +23,7 @@ from .checkpoint import load, save  # noqa: E402
 from .modules import trainable  # noqa: E402
 from .proving import prove_stable  # noqa: E402
 from .recurrent import ORGaNICs, ORGaNICsCell, ORGaNICsClassifier  # noqa: E402
-from .static import DivisiveNorm, DivisiveNorm2d  # noqa: E402
+from .static import DivisiveNorm, DivisiveNorm2d, DivisiveNormalization  # noqa: E402
 from .training import fit  # noqa: E402
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "CellState",
     "DivisiveNorm",
     "DivisiveNorm2d",
+    "DivisiveNormalization",
     "EpochRecord",
     "MaxRates",
     "ORGaNICs",

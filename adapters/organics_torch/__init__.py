@@ -23,7 +23,7 @@ from .checkpoint import load, save
 from .introspection import CellReport, Monitor, inspect, measure_abscissa
 from .layer import ORGaNICs, ORGaNICsClassifier
 from .proving import prove_stable
-from .static import DivisiveNorm, DivisiveNorm2d
+from .static import DivisiveNorm, DivisiveNorm2d, DivisiveNormalization
 from .training import fit
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "CellState",
     "DivisiveNorm",
     "DivisiveNorm2d",
+    "DivisiveNormalization",
     "EpochRecord",
     "MaxRates",
     "Monitor",

@@ -323,10 +323,10 @@ def packed_settings(settings: dict[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8, device="cpu")
 
 
-def check_settings(module: nn.Module, state: Tensor) -> None:
-    """ValueError naming the setting of ``module`` that is not as in ``state``, of :func:`packed_settings`."""
+def check_settings(module: nn.Module, state: Tensor) -> dict[str, Any] | None:
+    """The settings in ``state``, of :func:`packed_settings`; ValueError naming one that ``module`` has otherwise."""
     if not is_ordinary(state):  # on no device, or not computed: there is nothing to see
-        return
+        return None
     try:
         codes = state.detach().to("cpu", torch.float64).round()  # whatever was done to all tensors of a state_dict
         found = json.loads(bytes(codes.to(torch.uint8).tolist()))
@@ -340,6 +340,7 @@ def check_settings(module: nn.Module, state: Tensor) -> None:
                 f"the state_dict is of a {type(module).__name__} with {name} {value!r}, and this one has {name} "
                 f"{json.loads(json.dumps(here))!r}: its numbers would mean something else; build it with the same"
             )
+    return found
 
 
 def load_with_or_without_settings(load: Callable[..., None], state: Any, prefix: str, *rest: Any) -> None:
