@@ -435,3 +435,12 @@ def test_the_gpu_script_measures_jax():
     gpu.compare_with_kernel(record)
     assert rows[1]["times kernel"] == rows[1]["seconds"] / 2.0
     assert "times kernel" not in rows[0]
+
+
+def test_rates_from_the_length():
+    layer = ORGaNICs(2, 3, 2, max_rates="auto", steps=8, key=KEY)
+    assert [cell.max_rates for cell in layer.cells] == [(0.5, 0.2, 0.5)] * 2
+    model = ORGaNICsClassifier(2, 3, 2, max_rates="auto", steps=100, key=KEY)
+    assert model.layer.cells[0].max_rates == pytest.approx((0.2, 0.04, 0.4))
+    with pytest.raises(ValueError, match="max_rates='auto' needs steps="):
+        ORGaNICsCell(2, 3, max_rates="auto", key=KEY)

@@ -15,7 +15,7 @@ if _missing:
         f'organics_jax needs {" and ".join(_missing)}, which is not installed: pip install "organics-core[jax]"'
     )
 
-from organics_core.cell import CellParameters, CellState, MaxRates  # noqa: E402
+from organics_core.cell import CellParameters, CellState, MaxRates, rates_for  # noqa: E402
 from organics_train.records import EpochRecord  # noqa: E402
 
 from .advice import parallel_advice, parallel_report  # noqa: E402
@@ -42,6 +42,7 @@ __all__ = [
     "parallel_advice",
     "parallel_report",
     "prove_stable",
+    "rates_for",
     "save",
     "trainable",
 ]

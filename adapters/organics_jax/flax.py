@@ -39,7 +39,7 @@ class ORGaNICsCell(nnx.RNNCellBase):
     in_features, hidden_features : int
         k and n.
     rngs : flax.nnx.Rngs
-    recurrent, variant, max_rates, learn_rates, dtype
+    recurrent, variant, max_rates, steps, learn_rates, dtype
         As for :class:`organics_jax.ORGaNICsCell`.
 
     Attributes
@@ -66,7 +66,8 @@ class ORGaNICsCell(nnx.RNNCellBase):
         rngs: nnx.Rngs,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
-        max_rates: MaxRates = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         dtype: Any = None,
     ) -> None:
@@ -77,6 +78,7 @@ class ORGaNICsCell(nnx.RNNCellBase):
             recurrent=recurrent,
             variant=variant,
             max_rates=max_rates,
+            steps=steps,
             learn_rates=learn_rates,
             dtype=dtype,
         )

@@ -49,8 +49,12 @@ class ORGaNICsCell(Part):
         memory for the variant "main"; see :func:`organics_core.init_cell`.
     rate_spread : float
         The fastest dt/tau_y over the slowest at the start.
-    max_rates : MaxRates
-        (dt/tau)_max of y, a and of both gains.
+    max_rates : MaxRates, or "auto"
+        (dt/tau)_max of y, of a, and of both gains. The default suits sequences
+        of several hundred steps; "auto" is what :func:`organics_core.rates_for`
+        gives for sequences of ``steps`` steps.
+    steps : int, optional
+        With ``max_rates="auto"``.
     learn_rates : bool
         Whether the rates are trained.
     dtype : floating dtype, optional
@@ -100,7 +104,8 @@ class ORGaNICsCell(Part):
         variant: str = "rectified_recurrence",
         initialization: str = "paper",
         rate_spread: float = 1.0,
-        max_rates: MaxRates = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         dtype: Any = None,
     ) -> None:
@@ -112,7 +117,7 @@ class ORGaNICsCell(Part):
             raise ValueError("oscillators are outside of the ball of spectral norm 1, and recurrent is 'spectral'")
         self.recurrent = recurrent
         self.variant = variant
-        self.max_rates = check_max_rates(max_rates)
+        self.max_rates = check_max_rates(max_rates, steps)
         self.learn_rates = bool(learn_rates)
 
         def make(generator: Any) -> tuple[CellParameters, CellState]:
@@ -205,7 +210,7 @@ class ORGaNICs(Part):
         iterations, where they converge (:func:`parallel_advice` says whether it
         pays; with ``lengths`` it is not used); ``"reference"`` is the core's scan, for
         derivatives of other kinds (``jvp``, Hessians). ``"auto"`` is ``"chunked"``.
-    recurrent, variant, initialization, rate_spread, max_rates, learn_rates, dtype
+    recurrent, variant, initialization, rate_spread, max_rates, steps, learn_rates, dtype
         As for :class:`ORGaNICsCell`.
 
     Attributes
@@ -241,7 +246,8 @@ class ORGaNICs(Part):
         variant: str = "rectified_recurrence",
         initialization: str = "paper",
         rate_spread: float = 1.0,
-        max_rates: MaxRates = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         implementation: str = "auto",
         dtype: Any = None,
@@ -258,6 +264,7 @@ class ORGaNICs(Part):
                 initialization=initialization,
                 rate_spread=rate_spread,
                 max_rates=max_rates,
+                steps=steps,
                 learn_rates=learn_rates,
                 dtype=dtype,
             )
@@ -377,7 +384,7 @@ class ORGaNICsClassifier(Part):
     input_size, hidden_size, classes : int
     num_layers : int
     key : jax random key
-    recurrent, variant, initialization, rate_spread, max_rates, learn_rates, implementation, dtype
+    recurrent, variant, initialization, rate_spread, max_rates, steps, learn_rates, implementation, dtype
         As for :class:`ORGaNICs`.
 
     Attributes
@@ -412,7 +419,8 @@ class ORGaNICsClassifier(Part):
         variant: str = "rectified_recurrence",
         initialization: str = "paper",
         rate_spread: float = 1.0,
-        max_rates: MaxRates = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         implementation: str = "auto",
         dtype: Any = None,
@@ -430,6 +438,7 @@ class ORGaNICsClassifier(Part):
             initialization=initialization,
             rate_spread=rate_spread,
             max_rates=max_rates,
+            steps=steps,
             learn_rates=learn_rates,
             implementation=implementation,
             dtype=dtype,

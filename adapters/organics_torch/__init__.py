@@ -14,7 +14,7 @@ try:
 except ImportError as error:  # pragma: no cover - seen only without torch
     raise ImportError('organics_torch needs torch: run pip install "organics-core[torch]"') from error
 
-from organics_core.cell import CellState, MaxRates
+from organics_core.cell import CellState, MaxRates, rates_for
 from organics_train.records import EpochRecord
 
 from .advice import parallel_advice, parallel_report
@@ -45,5 +45,6 @@ __all__ = [
     "parallel_advice",
     "parallel_report",
     "prove_stable",
+    "rates_for",
     "save",
 ]
