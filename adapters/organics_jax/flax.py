@@ -120,7 +120,18 @@ class ORGaNICsCell(nnx.RNNCellBase):
         return state, state.y
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> CellState:
-        """The start state for inputs of shape (..., k); ``rngs`` and ``carry_init`` are not needed."""
+        """The start state for inputs of shape (..., k); ``rngs`` and ``carry_init`` are not needed.
+
+        Raises
+        ------
+        TypeError
+            Where the first argument is no shape, as when ``flax.linen.RNN`` calls.
+        """
+        if not isinstance(input_shape, (tuple, list)):
+            raise TypeError(
+                "input_shape must be a shape, as flax.nnx.RNN passes it; flax.linen.RNN passes a key first and has no "
+                f"place for this cell: got {type(input_shape).__name__}"
+            )
         shape = (*input_shape[:-1], self.hidden_features)
         return CellState(*(jnp.broadcast_to(part, shape) for part in self._module().initial_state()))
 

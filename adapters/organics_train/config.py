@@ -166,7 +166,7 @@ class Config:
     def model_options(self, steps: int) -> dict[str, Any]:
         """The model's options: those given, and for ORGaNICs rates that fit the length of the sequences."""
         options = dict(self.options)
-        if self.resolved_model == "organics" and "max_rates" not in options:
+        if self.resolved_model == "organics" and options.get("max_rates", "auto") == "auto":
             options["max_rates"] = rates_for(steps)
         if "max_rates" in options:
             options["max_rates"] = tuple(options["max_rates"])
