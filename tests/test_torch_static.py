@@ -120,6 +120,7 @@ def test_2d_is_the_normalization_equation_pixel_by_pixel(geometry):
         expected = np.maximum(drive[:, channel, row, column], 0) ** 2 / a
         np.testing.assert_allclose(found[:, channel, row, column], expected, rtol=1e-10)
     assert torch.allclose(layer(x[0]), layer(x)[0], rtol=1e-12)
+    assert torch.allclose(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x), rtol=1e-12)
     other = ot.DivisiveNorm2d(2, 4, **{"kernel_size": 3} | geometry | options | {"seed": 2})
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))

@@ -220,7 +220,11 @@ class DivisiveNorm2d(Part):
     beta: Array
     in_channels: int = eqx.field(static=True)
     out_channels: int = eqx.field(static=True)
-    geometry: Convolution = eqx.field(static=True)
+    kernel_size: int | tuple[int, int] = eqx.field(static=True)
+    stride: int | tuple[int, int] = eqx.field(static=True)
+    padding: int | tuple[int, int] | str = eqx.field(static=True)
+    dilation: int | tuple[int, int] = eqx.field(static=True)
+    groups: int = eqx.field(static=True)
     pool_size: int = eqx.field(static=True)
     sigma: float = eqx.field(static=True)
     scale: str = eqx.field(static=True)
@@ -245,7 +249,8 @@ class DivisiveNorm2d(Part):
         out_channels, kernel_size = with_weights("DivisiveNorm2d", arguments, out_channels, kernel_size)
         self.in_channels = c = checks.positive_integer("in_channels", in_channels)
         self.out_channels = d = checks.positive_integer("out_channels", out_channels)
-        self.geometry = Convolution.checked(kernel_size, stride, padding, dilation, groups)
+        geometry = Convolution.checked(kernel_size, stride, padding, dilation, groups)
+        self.kernel_size, self.stride, self.padding, self.dilation, self.groups = geometry
         self.pool_size = m = checks.positive_integer("pool_size", pool_size)
         self.sigma = checks.positive_number("sigma", sigma)
         checks.one_of("scale", scale, DRIVE_SCALES)
@@ -265,23 +270,13 @@ class DivisiveNorm2d(Part):
             If x has a wrong dtype or shape.
         """
         x = floating("x", x).astype(self.log_w.dtype)
-        self.geometry.check_image(x, self.in_channels)
+        geometry = Convolution(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        geometry.check_image(x, self.in_channels)
         images = x if x.ndim == 4 else x[None]
-        drive, gain = (self._convolve(images, w) for w in (self.w_zx, self.w_bx))
+        drive, gain = (_convolve(images, w, geometry) for w in (self.w_zx, self.w_bx))
         parameters = StaticParameters(self.w_zx, self.w_bx, self.log_w, self.beta)
         rate = convolutional_rates(jnp, parameters, drive, gain, self.sigma, _over_space, self.scale)
         return rate if x.ndim == 4 else rate[0]
-
-    def _convolve(self, images: Array, kernel: Array) -> Array:
-        geometry = self.geometry
-        return jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            pair("stride", geometry.stride),
-            geometry.around(),
-            rhs_dilation=pair("dilation", geometry.dilation),
-            feature_group_count=geometry.groups,
-        )
 
 
 class DivisiveNormalization(Part):
@@ -389,6 +384,17 @@ class DivisiveNormalization(Part):
             return squares
 
         return normalized(jnp, x, self.beta, self.sigma, pooled, self.dimensions, self.output)
+
+
+def _convolve(images: Array, kernel: Array, geometry: Convolution) -> Array:
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        pair("stride", geometry.stride),
+        geometry.around(),
+        rhs_dilation=pair("dilation", geometry.dilation),
+        feature_group_count=geometry.groups,
+    )
 
 
 def _over_space(squares: Array, kernels: Array) -> Array:
