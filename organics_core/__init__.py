@@ -24,6 +24,7 @@ from .cell import (
     cell_sequence,
     cell_step,
     init_cell,
+    rates_for,
 )
 from .cell_proof import CellProof, prove_cell
 from .circuit import VARIANTS, Circuit, State, Variant, resting_state, vector_field
@@ -187,6 +188,7 @@ __all__ = [
     "prove_cell",
     "pulse_train",
     "random_recurrence",
+    "rates_for",
     "rational_spectrum",
     "registered_backends",
     "resting_state",

@@ -76,6 +76,8 @@ class CellState(NamedTuple):
 class MaxRates(NamedTuple):
     """Largest values (dt/tau)_max of the rates; the defaults suit sequences of several hundred steps.
 
+    :func:`rates_for` gives those for shorter ones.
+
     Attributes
     ----------
     y, a, b : float
@@ -101,8 +103,48 @@ def sigmoid(xp: Any, x: Array) -> Array:
     return 0.5 * (xp.tanh(0.5 * x) + 1.0)
 
 
-def check_max_rates(max_rates: MaxRates | tuple[float, float, float]) -> MaxRates:
-    """Three positive numbers as :class:`MaxRates`, or an error naming the culprit."""
+def rates_for(steps: int) -> MaxRates:
+    """Largest rates that suit sequences of so many steps.
+
+    Parameters
+    ----------
+    steps : int
+        Steps of the sequences.
+
+    Returns
+    -------
+    MaxRates
+        The defaults times 400 / steps, but at most 0.5, 0.2 and 0.5 for y, a
+        and b; the defaults from 400 steps on. At the start, where rates are
+        half of these, y lives through ten of its time constants, or a quarter
+        of the steps where that is fewer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless ``steps`` is an integer of at least 1.
+
+    Examples
+    --------
+    >>> rates_for(784)
+    MaxRates(y=0.05, a=0.01, b=0.1)
+    >>> rates_for(8)
+    MaxRates(y=0.5, a=0.2, b=0.5)
+    """
+    scale = max(1.0, 400 / checks.positive_integer("steps", steps))
+    at_most = MaxRates(0.5, 0.2, 0.5)
+    return MaxRates(*(min(rate * scale, most) for rate, most in zip(MaxRates(), at_most, strict=True)))
+
+
+def check_max_rates(max_rates: MaxRates | tuple[float, float, float] | str, steps: int | None = None) -> MaxRates:
+    """Three positive numbers as :class:`MaxRates`, or those for ``steps`` where "auto"; an error names the culprit."""
+    if isinstance(max_rates, str):
+        checks.one_of("max_rates", max_rates, ("auto",))
+        if steps is None:
+            raise ValueError("max_rates='auto' needs steps=, the number of steps of the sequences")
+        return rates_for(steps)
+    if steps is not None:
+        raise ValueError(f"steps is for max_rates='auto', got steps {steps!r} with max_rates {max_rates!r}")
     if not isinstance(max_rates, (tuple, list)) or len(max_rates) != 3:
         raise TypeError(f"max_rates must be MaxRates(y, a, b), got {checks.describe(max_rates)}")
     return MaxRates(

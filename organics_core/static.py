@@ -6,11 +6,14 @@ Source: Rawat, Heeger & Martiniani (NeurIPS 2024), the layer that is trained at 
     y = b z + (1 - sqrt(a)) W_r y,   a = (b0 sigma)**2 + W (a y**2),   output max(y, 0)**2
 
 W_r is the identity, or free within the ball of spectral norm 1. The layers of
-torch and jax hold the parameters and call what stands here.
+torch and jax hold the parameters and call what stands here. With W_r = I the
+fixed point is y = b z / sqrt(a), a = (b0 sigma)**2 + W (b z)**2, which is also
+the convolutional layer, and normalization without weights in front (b = 1).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +29,9 @@ from .linalg import diagonal_matrix
 from .weights import matvec
 
 STATIC_RECURRENT = ("identity", "spectral")
+DRIVE_SCALES = ("rms", "norm")
+POOLS = ("channels", "space", "both")
+OUTPUTS = ("potentials", "rates")
 
 
 class StaticParameters(NamedTuple):
@@ -35,7 +41,7 @@ class StaticParameters(NamedTuple):
     ----------
     w_zx, w_bx : array (n, k)
         Input weights, and those of the input gain. In the convolutional layer
-        kernels (d, c, s, s), for d channels out of c.
+        kernels (d, c, s, s), for d channels out of c; of any height and width.
     log_w : array (n, n)
         V, with the normalization weights W = exp(V). In the convolutional
         layer a kernel (d, m, m).
@@ -106,8 +112,9 @@ def init_static_2d(
     seed: int | np.random.Generator,
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     *,
+    groups: int = 1,
     pool_size: int = 5,
     dtype: Any = np.float64,
 ) -> StaticParameters:
@@ -116,8 +123,12 @@ def init_static_2d(
     Parameters
     ----------
     seed : int or numpy.random.Generator
-    in_channels, out_channels, kernel_size : int
-        c, d and s.
+    in_channels, out_channels : int
+        c and d.
+    kernel_size : int or (int, int)
+        Height and width of the kernels.
+    groups : int
+        Groups of channels that see one another, a divisor of c and d.
     pool_size : int
         Side m of the normalization pool, odd.
     dtype : numpy dtype
@@ -126,23 +137,209 @@ def init_static_2d(
     Returns
     -------
     StaticParameters
-        As :func:`init_static`, V zero at the centre of every kernel; ``w_r=None``.
+        As :func:`init_static`, with kernels W = exp(V) that are averages: 1 at
+        the centre and U(0, 1) elsewhere, divided by their sum; ``w_r=None``.
 
     Raises
     ------
     TypeError, ValueError
-        For sizes below 1 or an even pool.
+        For sizes below 1, an even pool, or groups that do not divide the channels.
+
+    Examples
+    --------
+    >>> init_static_2d(0, 4, 6, (3, 1), groups=2).w_zx.shape
+    (6, 2, 3, 1)
     """
     c = checks.positive_integer("in_channels", in_channels)
     d = checks.positive_integer("out_channels", out_channels)
-    s = checks.positive_integer("kernel_size", kernel_size)
-    m = checks.positive_integer("pool_size", pool_size)
-    if m % 2 == 0:
-        raise ValueError(f"pool_size must be odd, got {m}")
+    kernel = pair("kernel_size", kernel_size)
+    groups = checks.positive_integer("groups", groups)
+    if c % groups or d % groups:
+        raise ValueError(f"groups must divide in_channels {c} and out_channels {d}, got {groups}")
+    m = odd("pool_size", pool_size)
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
-    log_w = np.log(1.0 - rng.random((d, m, m)))
-    log_w[:, m // 2, m // 2] = 0.0
-    return _cast((_kaiming(rng, d, c, s, s), _kaiming(rng, d, c, s, s), log_w, np.zeros(d), None), dtype)
+    log_w = _average_over_space(rng, d, m)
+    w_zx, w_bx = (_kaiming(rng, d, c // groups, *kernel) for _ in range(2))
+    return _cast((w_zx, w_bx, log_w, np.zeros(d), None), dtype)
+
+
+class NormalizationParameters(NamedTuple):
+    """What normalization without weights in front learns (c channels).
+
+    Attributes
+    ----------
+    log_w : array (c, c) or None
+        V, with the weights W = exp(V) between channels; ``None`` where a
+        channel normalizes itself alone.
+    log_w_space : array (c, m, m) or None
+        Likewise the kernel of every channel over space; ``None`` where a place
+        normalizes itself alone.
+    beta : array (c,)
+        Logit of the normalization gain b0.
+    """
+
+    log_w: Array
+    log_w_space: Array
+    beta: Array
+
+
+def init_normalization(
+    seed: int | np.random.Generator,
+    num_features: int,
+    *,
+    pool: str = "channels",
+    pool_size: int = 5,
+    dtype: Any = np.float64,
+) -> NormalizationParameters:
+    """Fresh parameters of normalization without weights in front, as numpy arrays.
+
+    Parameters
+    ----------
+    seed : int or numpy.random.Generator
+    num_features : int
+        Channels c.
+    pool : {"channels", "space", "both"}
+    pool_size : int
+        Side m of the pool over space, odd.
+    dtype : numpy dtype
+
+    Returns
+    -------
+    NormalizationParameters
+        Weights that are averages: 1 from a channel or place to itself and
+        U(0, 1) elsewhere, divided by their sum; beta = 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes below 1, an even pool or an unknown ``pool``.
+
+    Examples
+    --------
+    >>> init_normalization(0, 4, pool="both", pool_size=3).log_w_space.shape
+    (4, 3, 3)
+    """
+    c = checks.positive_integer("num_features", num_features)
+    checks.one_of("pool", pool, POOLS)
+    m = odd("pool_size", pool_size)
+    rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
+    log_w = log_w_space = None
+    if pool != "space":
+        log_w = np.log(1.0 - rng.random((c, c)))
+        np.fill_diagonal(log_w, 0.0)
+        log_w = np.asarray(log_w - np.log(np.exp(log_w).sum(1, keepdims=True)), dtype)
+    if pool != "channels":
+        log_w_space = np.asarray(_average_over_space(rng, c, m), dtype)
+    return NormalizationParameters(log_w, log_w_space, np.zeros(c, dtype))
+
+
+def pair(name: str, value: object, least: int = 1) -> tuple[int, int]:
+    """An integer, or two, of at least ``least`` as two; ValueError naming it otherwise."""
+    values = value if isinstance(value, (tuple, list)) else (value, value)
+    whole = [isinstance(part, (int, np.integer)) and not isinstance(part, bool) for part in values]
+    if len(values) != 2 or not all(whole) or min(values) < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
+    return int(values[0]), int(values[1])
+
+
+def odd(name: str, value: object) -> int:
+    """``value``, or an error naming it unless it is a positive odd integer."""
+    size = checks.positive_integer(name, value)
+    if size % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {size}")
+    return size
+
+
+class Convolution(NamedTuple):
+    """Geometry of a convolution over the last two axes; each setting an integer where height and width agree."""
+
+    kernel_size: int | tuple[int, int]
+    stride: int | tuple[int, int]
+    padding: int | tuple[int, int] | str
+    dilation: int | tuple[int, int]
+    groups: int
+
+    @classmethod
+    def checked(cls, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Convolution:
+        """With ValueError or TypeError naming the setting that is wrong."""
+        if padding not in ("same", "valid"):
+            if isinstance(padding, str):
+                raise ValueError(
+                    f"padding must be an integer of at least 0, two of them, 'same' or 'valid', got {padding!r}"
+                )
+            padding = pair("padding", padding, 0)
+        stride = pair("stride", stride)
+        if padding == "same" and stride != (1, 1):
+            raise ValueError(f"padding 'same' needs stride 1, got stride {stride}")
+
+        def flat(part: Any) -> Any:
+            return part[0] if isinstance(part, tuple) and part[0] == part[1] else part
+
+        kernel, dilation = pair("kernel_size", kernel_size), pair("dilation", dilation)
+        groups = checks.positive_integer("groups", groups)
+        return cls(flat(kernel), flat(stride), flat(padding), flat(dilation), groups)
+
+    def around(self) -> list[tuple[int, int]]:
+        """Zeros before and after, along height and along width."""
+        if self.padding == "valid":
+            return [(0, 0), (0, 0)]
+        if self.padding == "same":
+            return [(extent // 2, extent - extent // 2) for extent in self._extents()]
+        return [(zeros, zeros) for zeros in pair("padding", self.padding, 0)]
+
+    def _extents(self) -> list[int]:
+        return [
+            step * (size - 1)
+            for step, size in zip(pair("dilation", self.dilation), pair("kernel_size", self.kernel_size), strict=True)
+        ]
+
+    def check_image(self, x: Array, in_channels: int) -> None:
+        """ValueError unless ``x`` is (N, in_channels, H, W), N optional, and as large as the kernel."""
+        shape = tuple(x.shape)
+        if len(shape) not in (3, 4) or shape[-3] != in_channels:
+            raise ValueError(f"x must have shape (N, {in_channels}, H, W), N optional, got shape {shape}")
+        for size, zeros, extent in zip(shape[-2:], self.around(), self._extents(), strict=True):
+            if size + sum(zeros) <= extent:
+                raise ValueError(
+                    f"x is smaller than the kernel of size {self.kernel_size}, dilation {self.dilation} and padding "
+                    f"{self.padding!r}: got shape {shape}"
+                )
+
+
+def with_weights(layer: str, arguments: str, *given: Any) -> Any:
+    """``given``; TypeError where some of it is missing, for who replaces a normalization by a layer with weights."""
+    if any(value is None for value in given):
+        raise TypeError(
+            f"{layer}({arguments}) takes the place of a layer with weights (linear, convolution) and its normalization "
+            "together; in place of a BatchNorm or LayerNorm alone write DivisiveNormalization(num_features)"
+        )
+    return given if len(given) > 1 else given[0]
+
+
+def pool_axes(dimensions: object, pool: str) -> int:
+    """``dimensions``, or an error unless normalization can have so many axes behind that of the channels."""
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 0:
+        raise ValueError(f"dimensions must be an integer of at least 0, got {dimensions!r}")
+    if pool != "channels" and dimensions != 2:
+        raise ValueError(f"a pool over space needs dimensions 2, got dimensions {dimensions} with pool {pool!r}")
+    return dimensions
+
+
+def check_places(name: str, x: Array, channels: int, dimensions: int, pool: str) -> None:
+    """ValueError unless ``x`` is (..., channels, *places), with one batch axis at most for pools over space."""
+    shape, axes = tuple(x.shape), dimensions + 1
+    over_space = pool != "channels"
+    if len(shape) < axes or shape[-axes] != channels or (over_space and len(shape) > axes + 1):
+        places = "".join(f", {letter}" for letter in ("HW" if dimensions == 2 else "LMNOPQ"[:dimensions]))
+        wanted = f"(N, {channels}{places}), N optional" if over_space else f"(..., {channels}{places})"
+        raise ValueError(f"{name} must have shape {wanted}, got shape {shape}; the channels are num_features")
+
+
+def _average_over_space(rng: np.random.Generator, channels: int, side: int) -> np.ndarray[Any, Any]:
+    """V of kernels of sum 1: 1 at the centre and U(0, 1) elsewhere, divided by their sum."""
+    log_w = np.log(1.0 - rng.random((channels, side, side)))  # 1 - U is in (0, 1]: no log of zero
+    log_w[:, side // 2, side // 2] = 0.0
+    return log_w - np.log(np.exp(log_w).sum((1, 2), keepdims=True))
 
 
 def _kaiming(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, Any]:
@@ -218,6 +415,7 @@ def convolutional_rates(
     gain: Array,
     sigma: float,
     pool: Callable[[Array, Array], Array],
+    scale: str = "rms",
 ) -> Array:
     """The convolutional layer: max(b z, 0)**2 / ((b0 sigma)**2 + W * (b z)**2), channel by channel.
 
@@ -231,13 +429,60 @@ def convolutional_rates(
     pool : callable
         ``pool(squares, kernels)``: every channel of (..., d, h, w) convolved
         with its own kernel of (d, m, m), zeros beyond the border.
+    scale : {"rms", "norm"}
+        What of the drive z, over the pixels of a channel, is 1.
     """
     dtype = drive.dtype
     gain, beta, log_w = (widened(xp, value) for value in (gain, parameters.beta, parameters.log_w))
-    driven = sigmoid(xp, gain) * unit(xp, drive, (-2, -1))
-    floor = (sigmoid(xp, beta) * sigma) ** 2
-    rates = squared_rates(xp, driven) / (floor[:, None, None] + pool(driven * driven, xp.exp(log_w)))
+    size = math.sqrt(math.prod(drive.shape[-2:])) if scale == "rms" else 1.0
+    driven = sigmoid(xp, gain) * (size * unit(xp, drive, (-2, -1)))
+    floor = (sigmoid(xp, beta) * sigma)[:, None, None]
+    rates = squared_rates(xp, driven) / modulators(driven, floor, lambda squares: pool(squares, xp.exp(log_w)))
     return xp.astype(rates, dtype)
+
+
+def modulators(driven: Array, floor: Array, pool: Callable[[Array], Array]) -> Array:
+    """a = (b0 sigma)**2 + W (b z)**2 of the fixed point for W_r = I, for b z and b0 sigma."""
+    return floor**2 + pool(driven * driven)
+
+
+def normalized(
+    xp: Any, x: Array, beta: Array, sigma: float, pool: Callable[[Array], Array], axes_after: int, output: str
+) -> Array:
+    """The fixed point for W_r = I of the drive x and the gain b = 1: y = x / sqrt(a), a = (b0 sigma)**2 + W x**2.
+
+    Parameters
+    ----------
+    xp : namespace
+    x : array (..., c, ...)
+    beta : array (c,)
+        Logit of b0.
+    sigma : float
+    pool : callable
+        The product of the squares, as large as x, with W; in float32 at least.
+    axes_after : int
+        Axes of x behind that of the channels.
+    output : {"potentials", "rates"}
+        y, or max(y, 0)**2.
+
+    Notes
+    -----
+    Numbers whose squares would overflow are pooled by themselves, divided by a
+    power of two, so that y is right whatever the size of x and whatever stands
+    beside it.
+    """
+    wide = widened(xp, x)
+    floor = xp.reshape(sigmoid(xp, widened(xp, beta)) * sigma, (-1, *(1,) * axes_after))
+    most, shrink = (2.0**50, 2.0**-90) if xp.finfo(wide.dtype).bits == 32 else (2.0**400, 2.0**-700)
+    large = xp.abs(wide) > most
+    a = modulators(xp.where(large, 0.0, wide), floor, pool)
+    shrunk = wide * shrink
+    beyond = pool(xp.where(large, shrunk, 0.0) ** 2)
+    overflows = beyond > 0
+    a = xp.where(overflows, beyond + a * shrink * shrink, a)
+    silent = a == 0  # with a sigma whose square vanishes
+    y = xp.where(overflows, shrunk, wide) / xp.where(silent, 1.0, xp.sqrt(xp.where(silent, 1.0, a)))
+    return xp.astype(squared_rates(xp, y) if output == "rates" else y, x.dtype)
 
 
 def static_steady_state(

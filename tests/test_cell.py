@@ -12,7 +12,7 @@ import pytest
 from support import Library, central_difference, gradient, numpy_tree
 
 import organics_core as oc
-from organics_core.cell import CELL_VARIANTS, cell_jacobian_abscissa
+from organics_core.cell import CELL_VARIANTS, cell_jacobian_abscissa, check_max_rates
 
 RATES = oc.MaxRates(0.4, 0.3, 0.5)
 
@@ -338,6 +338,18 @@ def test_what_a_cell_refuses() -> None:
             "oscillators need recurrent weights, and recurrent is 'identity'",
         ),
         (lambda: oc.init_cell(0, 3, 3, max_rates=(1, 1)), TypeError, "max_rates must be MaxRates(y, a, b), got tuple"),
+        (
+            lambda: oc.init_cell(0, 3, 3, max_rates="auto"),
+            ValueError,
+            "max_rates='auto' needs steps=, the number of steps",
+        ),
+        (lambda: oc.init_cell(0, 3, 3, max_rates="fast"), ValueError, "unknown max_rates 'fast'; choose one of 'auto'"),
+        (
+            lambda: check_max_rates((1, 1, 1), 8),
+            ValueError,
+            "steps is for max_rates='auto', got steps 8 with max_rates (1",
+        ),
+        (lambda: oc.rates_for(0), ValueError, "steps must be at least 1, got 0"),
         (lambda: oc.init_cell(0, 3, 3, max_rates=0.1), TypeError, "max_rates must be MaxRates(y, a, b), got float"),
         *(
             (

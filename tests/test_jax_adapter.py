@@ -243,7 +243,7 @@ def test_forward_derivatives_need_the_reference():
 SHARDED = """
 import numpy as np, jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from organics_jax import ORGaNICsClassifier
+from organics_jax import DivisiveNorm, ORGaNICsClassifier
 import equinox as eqx
 assert len(jax.devices()) == 2
 model = ORGaNICsClassifier(3, 8, 4, key=jax.random.key(0))
@@ -258,12 +258,25 @@ rows = NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), P("batch"))
 two = gradient(model, jax.device_put(x, rows), jax.device_put(y, rows))
 for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+layer, steps = model.layer, jax.random.normal(jax.random.key(1), (8, 40, 3))
+arrays, static = eqx.partition(layer, eqx.is_array)
+mapped = jax.shard_map(lambda arrays, x: eqx.combine(arrays, static)(x)[0], mesh=rows.mesh,
+                       in_specs=(P(), P("batch")), out_specs=P("batch"))
+loss = lambda run: jax.jit(jax.value_and_grad(lambda arrays: jnp.sum(run(arrays, steps) ** 2)))(arrays)
+one, two = loss(lambda arrays, x: eqx.combine(arrays, static)(x)[0]), loss(mapped)
+for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+norm, few = DivisiveNorm(3, 4, recurrent="spectral", key=jax.random.key(0)), steps[:, 0]  # a loop of the core
+arrays, static = eqx.partition(norm, eqx.is_array)
+mapped = jax.shard_map(lambda arrays, x: eqx.combine(arrays, static)(x), mesh=rows.mesh,
+                       in_specs=(P(), P("batch")), out_specs=P("batch"))
+np.testing.assert_allclose(jax.jit(mapped)(arrays, few), norm(few), rtol=2e-4, atol=1e-6)
 print("same")
 """
 
 
 def test_batch_sharded_over_two_devices():
-    """Gradients do not depend on how many devices share the batch."""
+    """Gradients do not depend on how many devices share the batch, by sharding the arrays or within shard_map."""
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SHARDED)], env=environment, capture_output=True, text=True, check=False
@@ -454,3 +467,12 @@ def test_the_gpu_script_measures_jax():
     gpu.compare_with_kernel(record)
     assert rows[1]["times kernel"] == rows[1]["seconds"] / 2.0
     assert "times kernel" not in rows[0]
+
+
+def test_rates_from_the_length():
+    layer = ORGaNICs(2, 3, 2, max_rates="auto", steps=8, key=KEY)
+    assert [cell.max_rates for cell in layer.cells] == [(0.5, 0.2, 0.5)] * 2
+    model = ORGaNICsClassifier(2, 3, 2, max_rates="auto", steps=100, key=KEY)
+    assert model.layer.cells[0].max_rates == pytest.approx((0.2, 0.04, 0.4))
+    with pytest.raises(ValueError, match="max_rates='auto' needs steps="):
+        ORGaNICsCell(2, 3, max_rates="auto", key=KEY)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import organics_core as oc
-from organics_jax import DivisiveNorm, DivisiveNorm2d
+from organics_jax import DivisiveNorm, DivisiveNorm2d, DivisiveNormalization
 
 KEY = jax.random.key(3)
 
@@ -94,7 +94,7 @@ def test_gradients_against_finite_differences(recurrent):
 
 def test_convolution_normalizes_within_a_channel():
     """Against loops over pixels and channels."""
-    layer = DivisiveNorm2d(2, 3, 3, padding=1, pool_size=3, key=KEY, dtype=jnp.float64)
+    layer = DivisiveNorm2d(2, 3, 3, padding=1, pool_size=3, scale="norm", key=KEY, dtype=jnp.float64)
     x = jax.random.normal(jax.random.key(1), (2, 2, 5, 4))
     got = np.asarray(layer(x))
     assert got.shape == (2, 3, 5, 4)
@@ -145,8 +145,12 @@ def test_not_converged_is_nan_and_readable():
         (lambda: DivisiveNorm(2, 2, key=KEY, recurrent="orthogonal"), "recurrent"),
         (lambda: DivisiveNorm(2, 2, key=KEY, sigma=0.0), "sigma"),
         (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, pool_size=4), "pool_size must be odd, got 4"),
-        (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, padding=-1), "padding must be an integer of at least 0, got -1"),
-        (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, padding="same"), "padding must be an integer .* got 'same'"),
+        (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, padding=-1), "padding must be an integer of at least 0, .* got -1"),
+        (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, padding="full"), "padding must be an integer .* got 'full'"),
+        (lambda: DivisiveNorm2d(1, 2, 3, key=KEY, scale="max"), "unknown scale 'max'"),
+        (lambda: DivisiveNormalization(0, key=KEY), "num_features must be at least 1"),
+        (lambda: DivisiveNormalization(3, key=KEY, output="y"), "unknown output 'y'"),
+        (lambda: DivisiveNormalization(3, key=KEY)(jnp.ones((2, 4, 5, 5))), r"x must have shape \(\.\.\., 3, H, W\)"),
         (lambda: DivisiveNorm(2, 2, key=KEY)(jnp.ones((3, 3))), "x must have shape"),
         (lambda: DivisiveNorm2d(1, 2, 3, key=KEY)(jnp.ones((2, 2))), "x must have shape"),
         (lambda: DivisiveNorm2d(1, 2, 3, key=KEY)(jnp.ones((1, 2, 2))), "smaller than the kernel"),
@@ -155,3 +159,52 @@ def test_not_converged_is_nan_and_readable():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_layer_in_place_of_a_normalization_says_what_it_replaces():
+    for make in (lambda: DivisiveNorm(64, key=KEY), lambda: DivisiveNorm2d(64, key=KEY)):
+        with pytest.raises(TypeError, match="BatchNorm or LayerNorm alone write DivisiveNormalization"):
+            make()
+
+
+@pytest.mark.library("torch", "jax", together=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": (3, 2), "stride": (1, 2), "padding": (2, 0), "dilation": (2, 1)},
+        {"kernel_size": (2, 5), "padding": "same", "dilation": 2, "groups": 2},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_convolutions_are_those_of_torch(options):
+    import torch
+
+    import organics_torch
+
+    x = np.random.default_rng(0).standard_normal((2, 2, 9, 8))
+    found = DivisiveNorm2d(2, 4, key=KEY, dtype=jnp.float64, **options)(x)
+    want = organics_torch.DivisiveNorm2d(2, 4, seed=3, dtype=torch.float64, device="cpu", **options)(torch.as_tensor(x))
+    np.testing.assert_allclose(found, want.detach().numpy(), rtol=1e-10)
+
+
+@pytest.mark.library("torch", "jax", together=True)
+@pytest.mark.parametrize("pool", ["channels", "space", "both"])
+def test_normalization_is_that_of_torch(pool):
+    """In values and slopes, in every size; and without a batch."""
+    import torch
+
+    import organics_torch
+
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 6)).astype(np.float32)
+    x[1] *= 1e20
+    layer = DivisiveNormalization(4, pool=pool, pool_size=3, key=KEY, dtype=jnp.float32)
+    like = organics_torch.DivisiveNormalization(4, pool=pool, pool_size=3, seed=3, dtype=torch.float32, device="cpu")
+    given = torch.as_tensor(x).requires_grad_()
+    want = like(given)
+    [slope] = torch.autograd.grad(want.sum(), given)
+    found = jax.jit(jax.grad(lambda x: layer(x).sum()))(x)
+    np.testing.assert_allclose(layer(x), want.detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[0], slope[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(1e20 * found[1], 1e20 * slope[1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(layer(x[0]), layer(x)[0], rtol=1e-5)
+    assert bool(jnp.isnan(layer(jnp.full((4, 5, 6), jnp.nan))).all())

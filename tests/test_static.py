@@ -9,7 +9,16 @@ import pytest
 from support import Library, gradient, numpy_tree, to_numpy
 
 import organics_core as oc
-from organics_core.static import STATIC_RECURRENT, convolutional_rates, init_static_2d, spectral_ball, unit
+from organics_core.static import (
+    POOLS,
+    STATIC_RECURRENT,
+    convolutional_rates,
+    init_normalization,
+    init_static_2d,
+    normalized,
+    spectral_ball,
+    unit,
+)
 
 K, N = 4, 5
 SIGMA = 0.4
@@ -77,15 +86,17 @@ def test_start() -> None:
 
 
 def test_start_of_the_convolutional_layer() -> None:
-    """Shapes, ranges and scales; V is zero at the centre of every pool alone; a generator goes on where it stands."""
+    """Shapes, ranges and scales; pools are averages, largest at the centre; a generator goes on where it stands."""
     p = init_static_2d(3, 4, 50, 3, pool_size=7)
     assert p.w_r is None
     assert (p.beta == np.zeros(50)).all()
     assert p.log_w.shape == (50, 7, 7)
     centre = np.zeros((50, 7, 7), dtype=bool)
     centre[:, 3, 3] = True
-    np.testing.assert_array_equal(p.log_w == 0, centre)
-    off = np.exp(p.log_w[~centre])
+    np.testing.assert_allclose(np.exp(p.log_w).sum((1, 2)), 1, rtol=1e-14)
+    relative = np.exp(p.log_w - p.log_w[:, 3:4, 3:4])
+    np.testing.assert_array_equal(relative == 1, centre)
+    off = relative[~centre]
     assert off.min() > 0
     assert off.max() <= 1
     assert off.mean() == pytest.approx(0.5, abs=5 / math.sqrt(12 * off.size))
@@ -102,11 +113,15 @@ def test_start_of_the_convolutional_layer() -> None:
     assert (init_static_2d(rng, 4, 50, 3, pool_size=7).w_zx != p.w_zx).all()
     assert init_static_2d(0, 1, 1, 1).log_w.shape == (1, 5, 5)
     assert init_static_2d(0, 1, 1, 1).w_zx.dtype == np.float64
+    grouped = init_static_2d(0, 4, 6, (3, 2), groups=2)
+    assert grouped.w_zx.shape == (6, 2, 3, 2)
+    assert np.abs(grouped.w_zx).max() <= 1 / math.sqrt(12)
     assert init_static_2d(0, 1, 2, 1, pool_size=1).log_w.tolist() == [[[0.0]], [[0.0]]]
 
 
-def test_rates_of_the_convolutional_layer(xp: Library) -> None:
-    """max(b z, 0)**2 / ((b0 sigma)**2 + W * (b z)**2) pixel by pixel; z of norm one per channel, or silent."""
+@pytest.mark.parametrize("scale", ["rms", "norm"])
+def test_rates_of_the_convolutional_layer(xp: Library, scale: str) -> None:
+    """max(b z, 0)**2 / ((b0 sigma)**2 + W * (b z)**2) pixel by pixel; z of size one per channel, or silent."""
     rng = np.random.default_rng(0)
     drive, gain = rng.standard_normal((2, 3, 4, 5)), rng.standard_normal((2, 3, 4, 5))
     drive[1, 2] = 0.0
@@ -122,7 +137,8 @@ def test_rates_of_the_convolutional_layer(xp: Library) -> None:
 
     want = np.zeros_like(drive)
     for b, d in np.ndindex(2, 3):
-        length = math.sqrt(sum(value**2 for value in drive[b, d].flat)) or 1.0
+        square = sum(value**2 for value in drive[b, d].flat) / (20 if scale == "rms" else 1)
+        length = math.sqrt(square) or 1.0
         y = drive[b, d] / length / (1 + np.exp(-gain[b, d]))
         floor = (SIGMA / (1 + math.exp(-p.beta[d]))) ** 2
         pooled = pool((y * y)[None, None], np.exp(p.log_w[d])[None])[0, 0]
@@ -134,8 +150,60 @@ def test_rates_of_the_convolutional_layer(xp: Library) -> None:
         xp.array(gain),
         SIGMA,
         lambda squares, kernels: xp.array(pool(to_numpy(squares), to_numpy(kernels))),
+        scale,
     )
     xp.assert_close(found, want, rtol=1e-12)
+
+
+def test_start_of_normalization() -> None:
+    """Weights that are averages, largest from a channel or a place to itself."""
+    for pool in POOLS:
+        p = init_normalization(1, 6, pool=pool, pool_size=3, dtype=np.float32)
+        assert (p.log_w is None) == (pool == "space")
+        assert (p.log_w_space is None) == (pool == "channels")
+        assert (p.beta == 0).all()
+        assert p.beta.dtype == np.float32
+        if p.log_w is not None:
+            assert p.log_w.dtype == np.float32
+            np.testing.assert_allclose(np.exp(p.log_w).sum(1), 1, rtol=1e-6)
+            np.testing.assert_array_equal(p.log_w.argmax(1), np.arange(6))
+        if p.log_w_space is not None:
+            assert p.log_w_space.shape == (6, 3, 3)
+            np.testing.assert_allclose(np.exp(p.log_w_space).sum((1, 2)), 1, rtol=1e-6)
+    assert (init_normalization(1, 6).log_w != init_normalization(2, 6).log_w).any()
+
+
+def test_normalization_whatever_the_size_of_its_numbers(xp: Library) -> None:
+    """x / sqrt((b0 sigma)**2 + W x**2) against numpy's long double, also where sizes are mixed."""
+    rng = np.random.default_rng(0)
+    w, beta = np.exp(rng.standard_normal((4, 4))), np.array([0.3, -1.0, 0.0, 2.0])
+    most = 1e200 if xp.eps < 1e-10 else 1e30
+    sizes = np.array([1.0, 1 / most, most, 1e3, 1e10, 1e16, 1e25])
+    x = rng.standard_normal((8, 4))
+    x[:7] *= sizes[:, None]
+    x[7] *= [1.0, most, 1e10, 0.0]
+
+    def pool(squares: object) -> object:
+        return xp.array(to_numpy(squares) @ w.T)
+
+    wide = xp.array(x)
+    x, long = to_numpy(wide).astype(np.longdouble), np.longdouble
+    b0, w_seen = 1 / (1 + np.exp(-beta.astype(long))), w.astype(long)
+    y = x / np.sqrt((b0 * SIGMA) ** 2 + x**2 @ w_seen.T)
+    for output, want in (("potentials", y), ("rates", np.maximum(y, 0) ** 2)):
+        found = normalized(xp.namespace, wide, xp.array(beta), SIGMA, pool, 0, output)
+        limit = np.finfo(np.float32 if xp.eps > 1e-10 else np.float64).tiny
+        xp.assert_close(found, want.astype(float), rtol=100 * xp.eps, atol=10 * limit)
+    for wrong in (np.nan, np.inf):
+        x = np.ones((2, 4))
+        x[1, 2] = wrong
+        with np.errstate(invalid="ignore"):
+            found = to_numpy(normalized(xp.namespace, xp.array(x), xp.array(beta), SIGMA, pool, 0, "potentials"))
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1, 2])
+    x = np.zeros((1, 4))
+    tiny = normalized(xp.namespace, xp.array(x), xp.array(beta), 1e-30 if xp.eps > 1e-10 else 1e-200, pool, 0, "rates")
+    xp.assert_close(tiny, x)
 
 
 def test_ball(xp: Library) -> None:
@@ -252,7 +320,12 @@ def test_nothing_found_is_nan() -> None:
         (lambda p, x: oc.init_static(0, 3, 3, recurrent="orthogonal"), ValueError, "^unknown recurrent 'orthogonal'"),
         (lambda p, x: init_static_2d(0, 0, 1, 3), ValueError, "^in_channels must be at least 1, got 0$"),
         (lambda p, x: init_static_2d(0, 1, 0, 3), ValueError, "^out_channels must be at least 1, got 0$"),
-        (lambda p, x: init_static_2d(0, 1, 1, 0), ValueError, "^kernel_size must be at least 1, got 0$"),
+        (lambda p, x: init_static_2d(0, 1, 1, 0), ValueError, "^kernel_size must be an integer of at least 1, or two"),
+        (lambda p, x: init_static_2d(0, 1, 1, (3, 3, 3)), ValueError, r"kernel_size .* got \(3, 3, 3\)$"),
+        (lambda p, x: init_static_2d(0, 4, 6, 3, groups=4), ValueError, "groups must divide in_channels 4 and out_"),
+        (lambda p, x: init_normalization(0, 0), ValueError, "^num_features must be at least 1, got 0$"),
+        (lambda p, x: init_normalization(0, 3, pool="batch"), ValueError, "^unknown pool 'batch'; choose one of"),
+        (lambda p, x: init_normalization(0, 3, pool="space", pool_size=2), ValueError, "^pool_size must be odd, got 2"),
         (lambda p, x: init_static_2d(0, 1, 1, 3, pool_size=0), ValueError, "^pool_size must be at least 1, got 0$"),
         (lambda p, x: init_static_2d(0, 1, 1, 3, pool_size=4), ValueError, "pool_size must be odd, got 4"),
     ],

@@ -16,9 +16,10 @@ from support import ELSEWHERE, PATIENCE
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
+from organics_core import rates_for
 from organics_train import Config, loop, train
 from organics_train.checkpoint import load_checkpoint, save_checkpoint
-from organics_train.config import closest_size, default_max_rates
+from organics_train.config import closest_size
 from organics_train.records import batch_indices
 
 ENVIRONMENT = {
@@ -454,10 +455,10 @@ def test_a_validation_loss_that_is_not_finite_stops(fake, tmp_path, monkeypatch)
 
 
 def test_rates_fit_the_length():
-    assert default_max_rates(784) == (0.05, 0.01, 0.1)
-    assert default_max_rates(400) == (0.05, 0.01, 0.1)
-    assert default_max_rates(196) == pytest.approx((0.102, 0.0204, 0.204), rel=1e-2)
-    assert default_max_rates(8) == (0.5, 0.2, 0.5)
+    assert rates_for(784) == (0.05, 0.01, 0.1)
+    assert rates_for(400) == (0.05, 0.01, 0.1)
+    assert rates_for(196) == pytest.approx((0.102, 0.0204, 0.204), rel=1e-2)
+    assert rates_for(8) == (0.5, 0.2, 0.5)
     assert Config(options={"max_rates": [0.1, 0.1, 0.1]}).model_options(8)["max_rates"] == (0.1, 0.1, 0.1)
 
 

@@ -15,7 +15,7 @@ if _missing:
         f'organics_jax needs {" and ".join(_missing)}, which is not installed: pip install "organics-core[jax]"'
     )
 
-from organics_core.cell import CellParameters, CellState, MaxRates  # noqa: E402
+from organics_core.cell import CellParameters, CellState, MaxRates, rates_for  # noqa: E402
 from organics_train.records import EpochRecord  # noqa: E402
 
 from .advice import parallel_advice, parallel_report  # noqa: E402
@@ -23,7 +23,7 @@ from .checkpoint import load, save  # noqa: E402
 from .modules import trainable  # noqa: E402
 from .proving import prove_stable  # noqa: E402
 from .recurrent import ORGaNICs, ORGaNICsCell, ORGaNICsClassifier  # noqa: E402
-from .static import DivisiveNorm, DivisiveNorm2d  # noqa: E402
+from .static import DivisiveNorm, DivisiveNorm2d, DivisiveNormalization  # noqa: E402
 from .training import fit  # noqa: E402
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "CellState",
     "DivisiveNorm",
     "DivisiveNorm2d",
+    "DivisiveNormalization",
     "EpochRecord",
     "MaxRates",
     "ORGaNICs",
@@ -41,6 +42,7 @@ __all__ = [
     "parallel_advice",
     "parallel_report",
     "prove_stable",
+    "rates_for",
     "save",
     "trainable",
 ]

@@ -94,6 +94,8 @@ def _of_every_cell(
     """Report and, over so many steps, Lyapunov exponent."""
     if not isinstance(layer, ORGaNICs):
         raise TypeError(f"layer must be an ORGaNICs layer, got {checks.describe(layer)}")
+    if layer.bidirectional:
+        raise ValueError("layer must have one direction: ask about its cells as layers of their own")
     found = []
     xs, starts = layer.time_first(inputs, hx)
     for cell, start in zip(layer.cells, starts, strict=True):

@@ -26,12 +26,16 @@ def save(path: str | os.PathLike[str], model: ORGaNICs | ORGaNICsClassifier) -> 
     ------
     TypeError
         For another model.
+    ValueError
+        For a bidirectional layer.
     ImportError
         Without safetensors.
     """
     if not isinstance(model, (ORGaNICs, ORGaNICsClassifier)):
         raise TypeError(f"model must be ORGaNICs or ORGaNICsClassifier, got {type(model).__name__}")
     layer = model if isinstance(model, ORGaNICs) else model.layer
+    if layer.bidirectional:
+        raise ValueError("files hold layers of one direction: keep this model with equinox.tree_serialise_leaves")
     readout = None if isinstance(model, ORGaNICs) else (model.readout.weight, model.readout.bias)
     first = layer.cells[0]
     settings = LayerSettings(first.max_rates, first.variant, first.learn_rates, first.recurrent, layer.batch_first)

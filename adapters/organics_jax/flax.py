@@ -39,7 +39,7 @@ class ORGaNICsCell(nnx.RNNCellBase):
     in_features, hidden_features : int
         k and n.
     rngs : flax.nnx.Rngs
-    recurrent, variant, max_rates, learn_rates, dtype
+    recurrent, variant, max_rates, steps, learn_rates, dtype
         As for :class:`organics_jax.ORGaNICsCell`.
 
     Attributes
@@ -66,7 +66,8 @@ class ORGaNICsCell(nnx.RNNCellBase):
         rngs: nnx.Rngs,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
-        max_rates: MaxRates = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         dtype: Any = None,
     ) -> None:
@@ -77,6 +78,7 @@ class ORGaNICsCell(nnx.RNNCellBase):
             recurrent=recurrent,
             variant=variant,
             max_rates=max_rates,
+            steps=steps,
             learn_rates=learn_rates,
             dtype=dtype,
         )
@@ -118,7 +120,18 @@ class ORGaNICsCell(nnx.RNNCellBase):
         return state, state.y
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> CellState:
-        """The start state for inputs of shape (..., k); ``rngs`` and ``carry_init`` are not needed."""
+        """The start state for inputs of shape (..., k); ``rngs`` and ``carry_init`` are not needed.
+
+        Raises
+        ------
+        TypeError
+            Where the first argument is no shape, as when ``flax.linen.RNN`` calls.
+        """
+        if not isinstance(input_shape, (tuple, list)):
+            raise TypeError(
+                "input_shape must be a shape, as flax.nnx.RNN passes it; flax.linen.RNN passes a key first and has no "
+                f"place for this cell: got {type(input_shape).__name__}"
+            )
         shape = (*input_shape[:-1], self.hidden_features)
         return CellState(*(jnp.broadcast_to(part, shape) for part in self._module().initial_state()))
 

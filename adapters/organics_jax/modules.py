@@ -35,7 +35,8 @@ def trainable(model: Any) -> Any:
         True at floating arrays, except those that the modules of this package
         keep fixed: the start state, sigma, and the rates where
         ``learn_rates=False``. For ``equinox.partition``, so that an optimizer
-        with weight decay does not touch what has no gradient.
+        with weight decay does not touch what has no gradient; or as it is for
+        ``optax.adamw(..., mask=trainable)``, which keeps the decay off that.
 
     Examples
     --------

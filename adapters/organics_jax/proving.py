@@ -16,6 +16,7 @@ def prove_stable(layer: ORGaNICs | ORGaNICsCell, x: Any) -> tuple[CellProof, ...
     Parameters
     ----------
     layer : ORGaNICs or ORGaNICsCell
+        Of one direction.
         Of a stack every cell gets the proven range of the potentials of the one below.
     x : array (k,)
         The input, the same at every step.
@@ -41,5 +42,7 @@ def prove_stable(layer: ORGaNICs | ORGaNICsCell, x: Any) -> tuple[CellProof, ...
     """
     if not isinstance(layer, (ORGaNICs, ORGaNICsCell)):
         raise TypeError(f"layer must be an ORGaNICs layer or an ORGaNICsCell, got {checks.describe(layer)}")
+    if isinstance(layer, ORGaNICs) and layer.bidirectional:
+        raise ValueError("layer must have one direction: prove its cells one by one")
     cells = (layer,) if isinstance(layer, ORGaNICsCell) else layer.cells
     return prove_stack([(one.effective(), one.start, one.max_rates, one.variant) for one in cells], x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -30,7 +31,26 @@ Array = Any
 RECURRENT = ("orthogonal", "identity", "spectral")
 
 
-class ORGaNICsCell(Part):
+class _NotFlax(Part):
+    """What answers those who take a module for a cell of Flax, which is called as (carry, x)."""
+
+    def _advice(self, call: str) -> str:
+        return (
+            f"an {type(self).__name__} of organics_jax is called as {call}, and cells of Flax as cell(carry, x); in "
+            "Flax take organics_jax.flax.ORGaNICsCell with flax.nnx.RNN (there is none for flax.linen)"
+        )
+
+    @property
+    def num_feature_axes(self) -> int:
+        """For ``flax.linen.RNN``, which asks for it first: TypeError."""
+        raise TypeError(self._advice("layer(inputs, state)"))
+
+    def initialize_carry(self, *_: Any, **__: Any) -> CellState:
+        """For those who know it from Flax: TypeError."""
+        raise TypeError(self._advice("layer(inputs, state)"))
+
+
+class ORGaNICsCell(_NotFlax):
     """One step of the trained ORGaNICs cell.
 
     Parameters
@@ -49,8 +69,12 @@ class ORGaNICsCell(Part):
         memory for the variant "main"; see :func:`organics_core.init_cell`.
     rate_spread : float
         The fastest dt/tau_y over the slowest at the start.
-    max_rates : MaxRates
-        (dt/tau)_max of y, a and of both gains.
+    max_rates : MaxRates, or "auto"
+        (dt/tau)_max of y, of a, and of both gains. The default suits sequences
+        of several hundred steps; "auto" is what :func:`organics_core.rates_for`
+        gives for sequences of ``steps`` steps.
+    steps : int, optional
+        With ``max_rates="auto"``.
     learn_rates : bool
         Whether the rates are trained.
     dtype : floating dtype, optional
@@ -100,7 +124,8 @@ class ORGaNICsCell(Part):
         variant: str = "rectified_recurrence",
         initialization: str = "paper",
         rate_spread: float = 1.0,
-        max_rates: MaxRates = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         dtype: Any = None,
     ) -> None:
@@ -112,7 +137,7 @@ class ORGaNICsCell(Part):
             raise ValueError("oscillators are outside of the ball of spectral norm 1, and recurrent is 'spectral'")
         self.recurrent = recurrent
         self.variant = variant
-        self.max_rates = check_max_rates(max_rates)
+        self.max_rates = check_max_rates(max_rates, steps)
         self.learn_rates = bool(learn_rates)
 
         def make(generator: Any) -> tuple[CellParameters, CellState]:
@@ -146,8 +171,9 @@ class ORGaNICsCell(Part):
         return p._replace(**{name: jax.lax.stop_gradient(getattr(p, name)) for name in fixed})
 
     def initial_state(self, batch: tuple[int, ...] = ()) -> CellState:
-        """The start state, broadcast to arrays ``(*batch, n)``; no gradient flows to it."""
-        return CellState(*(jnp.broadcast_to(jax.lax.stop_gradient(p), (*batch, self.hidden_size)) for p in self.start))
+        """A copy of the start state, for arrays ``(*batch, n)``; no gradient flows to it."""
+        shape = (*batch, self.hidden_size)
+        return CellState(*(jnp.array(jnp.broadcast_to(jax.lax.stop_gradient(p), shape)) for p in self.start))
 
     def __call__(self, x: Array, state: CellState | None = None) -> CellState:
         """One step.
@@ -167,6 +193,8 @@ class ORGaNICsCell(Part):
         TypeError, ValueError
             Naming the argument whose dtype or shape is wrong.
         """
+        if isinstance(x, tuple):
+            raise TypeError(f"x must be an array, got {checks.describe(x)}: " + self._advice("cell(x, state)"))
         x = self.cast("x", x)
         if state is None:
             state = self.initial_state(x.shape[:-1])
@@ -187,7 +215,7 @@ class ORGaNICsCell(Part):
         )
 
 
-class ORGaNICs(Part):
+class ORGaNICs(_NotFlax):
     """A sequence layer of ORGaNICs cells, called as ``torch.nn.LSTM`` is.
 
     Parameters
@@ -198,6 +226,13 @@ class ORGaNICs(Part):
     key : jax random key
     batch_first : bool
         Inputs and outputs are (B, T, ...) instead of (T, B, ...).
+    dropout : float
+        Probability of dropping an output between layers, where the call gets a
+        ``key``; ``eqx.nn.inference_mode(model)`` drops nothing and needs none.
+    bidirectional : bool
+        Whether every layer has a second cell, which takes the sequence from its
+        end. Outputs are those of both, (..., 2 n), and the states
+        (2 num_layers, B, n), of the cells of a layer one after another.
     implementation : {"auto", "chunked", "parallel", "reference"}
         How a sequence is computed; all give the same numbers. ``"chunked"``
         keeps only the state of every 28th step or so and has a reverse
@@ -205,12 +240,14 @@ class ORGaNICs(Part):
         iterations, where they converge (:func:`parallel_advice` says whether it
         pays; with ``lengths`` it is not used); ``"reference"`` is the core's scan, for
         derivatives of other kinds (``jvp``, Hessians). ``"auto"`` is ``"chunked"``.
-    recurrent, variant, initialization, rate_spread, max_rates, learn_rates, dtype
+    recurrent, variant, initialization, rate_spread, max_rates, steps, learn_rates, dtype
         As for :class:`ORGaNICsCell`.
 
     Attributes
     ----------
     cells : tuple of ORGaNICsCell
+    reverse_cells : tuple of ORGaNICsCell
+        One per layer, where ``bidirectional``.
 
     Raises
     ------
@@ -226,6 +263,8 @@ class ORGaNICs(Part):
     """
 
     cells: tuple[ORGaNICsCell, ...]
+    reverse_cells: tuple[ORGaNICsCell, ...]
+    drop: eqx.nn.Dropout | None
     batch_first: bool = eqx.field(static=True)
     implementation: str = eqx.field(static=True)
 
@@ -237,32 +276,48 @@ class ORGaNICs(Part):
         *,
         key: Array,
         batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
         initialization: str = "paper",
         rate_spread: float = 1.0,
-        max_rates: MaxRates = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         implementation: str = "auto",
         dtype: Any = None,
     ) -> None:
         checks.one_of("implementation", implementation, IMPLEMENTATIONS)
         num_layers = checks.positive_integer("num_layers", num_layers)
-        self.cells = tuple(
-            ORGaNICsCell(
-                input_size if index == 0 else hidden_size,
-                hidden_size,
-                key=part,
-                recurrent=recurrent,
-                variant=variant,
-                initialization=initialization,
-                rate_spread=rate_spread,
-                max_rates=max_rates,
-                learn_rates=learn_rates,
-                dtype=dtype,
+        if not (checks.is_number(dropout) and 0 <= dropout <= 1):
+            raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
+        if dropout and num_layers == 1:
+            warnings.warn(
+                f"dropout {dropout} does nothing: it is between layers, and num_layers is 1", UserWarning, stacklevel=2
             )
-            for index, part in enumerate(split(key, num_layers))
-        )
+        self.drop = eqx.nn.Dropout(dropout) if dropout and num_layers > 1 else None
+
+        def cells(key: Array) -> tuple[ORGaNICsCell, ...]:
+            return tuple(
+                ORGaNICsCell(
+                    input_size if index == 0 else hidden_size * (1 + bool(bidirectional)),
+                    hidden_size,
+                    key=part,
+                    recurrent=recurrent,
+                    variant=variant,
+                    initialization=initialization,
+                    rate_spread=rate_spread,
+                    max_rates=max_rates,
+                    steps=steps,
+                    learn_rates=learn_rates,
+                    dtype=dtype,
+                )
+                for index, part in enumerate(split(key, num_layers))
+            )
+
+        self.cells = cells(key)
+        self.reverse_cells = cells(jax.random.fold_in(key, 1)) if bidirectional else ()
         self.batch_first = bool(batch_first)
         self.implementation = implementation
 
@@ -281,12 +336,30 @@ class ORGaNICs(Part):
         """Units of a layer."""
         return self.cells[0].hidden_size
 
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every layer has a cell that takes the sequence from its end."""
+        return bool(self.reverse_cells)
+
+    def in_order_of_states(self) -> tuple[ORGaNICsCell, ...]:
+        """All cells, both of a layer one after another."""
+        if not self.reverse_cells:
+            return self.cells
+        return tuple(cell for pair in zip(self.cells, self.reverse_cells, strict=True) for cell in pair)
+
     def trained(self) -> Any:
         everything = jax.tree.map(eqx.is_inexact_array, self)
-        return eqx.tree_at(lambda m: m.cells, everything, tuple(cell.trained() for cell in self.cells))
+        names = ("cells", "reverse_cells") if self.reverse_cells else ("cells",)
+        trained = [tuple(cell.trained() for cell in getattr(self, name)) for name in names]
+        return eqx.tree_at(lambda m: [getattr(m, name) for name in names], everything, trained)
 
     def __call__(
-        self, inputs: Array, hx: CellState | None = None, *, lengths: Array | None = None
+        self,
+        inputs: Array,
+        hx: CellState | None = None,
+        *,
+        lengths: Array | None = None,
+        key: Array | None = None,
     ) -> tuple[Array, CellState]:
         """Run over a sequence.
 
@@ -295,14 +368,18 @@ class ORGaNICs(Part):
         inputs : array (T, B, k), or (B, T, k) with ``batch_first``, or (T, k)
         hx : CellState of arrays (num_layers, B, n), or (num_layers, n) unbatched; optional
             Start state of every layer; that of the cells by default.
+            (2 num_layers, ...) where bidirectional.
         lengths : integer array (B,), or () unbatched; optional
             Lengths of the sequences, where they differ.
+        key : jax random key, optional
+            Of the dropout, which needs one.
 
         Returns
         -------
         output : array (T, B, n), (B, T, n) or (T, n)
             Membrane potentials y of the last layer after every step; 0 beyond
-            a sequence's length.
+            a sequence's length. Of both directions side by side, (..., 2 n),
+            where bidirectional.
         hn : CellState of arrays (num_layers, B, n) or (num_layers, n)
             The state of every layer after each sequence's last step.
 
@@ -315,19 +392,34 @@ class ORGaNICs(Part):
         swap = self.batch_first and xs.ndim == 3
         if lengths is not None:
             lengths = self._lengths(lengths, xs.shape[:-1])
+        if self.drop is not None and key is None and not self.drop.inference:
+            raise ValueError("dropout needs a random key: layer(inputs, key=...), or eqx.nn.inference_mode(model)")
         finals = []
-        for cell, start in zip(self.cells, starts, strict=True):
-            options: dict[str, Any] = {"max_rates": cell.max_rates, "variant": cell.variant}
-            if lengths is None:
-                final, xs = sequence(cell.effective(), start, xs, implementation=self.implementation, **options)
-            else:
-                final, xs = masked_sequence(cell.effective(), start, xs, lengths, **options)
-            finals.append(final)
+        for layer, cell in enumerate(self.cells):
+            if layer and self.drop is not None:
+                xs = self.drop(xs, key=None if key is None else jax.random.fold_in(key, layer))
+            pair = (cell, self.reverse_cells[layer]) if self.reverse_cells else (cell,)
+            outputs = []
+            for back, one in enumerate(pair):
+                start = starts[layer * len(pair) + back]
+                final, ys = self._run(one, start, _turned(xs, lengths) if back else xs, lengths)
+                outputs.append(_turned(ys, lengths) if back else ys)
+                finals.append(final)
+            xs = outputs[0] if len(pair) == 1 else jnp.concatenate(outputs, -1)
         hn = CellState(*(jnp.stack(parts) for parts in zip(*finals, strict=True)))
         return (jnp.swapaxes(xs, 0, 1) if swap else xs), hn
 
+    def _run(self, cell: ORGaNICsCell, start: CellState, xs: Array, lengths: Array | None) -> tuple[CellState, Array]:
+        options: dict[str, Any] = {"max_rates": cell.max_rates, "variant": cell.variant}
+        if lengths is None:
+            return sequence(cell.effective(), start, xs, implementation=self.implementation, **options)
+        return masked_sequence(cell.effective(), start, xs, lengths, **options)
+
     def time_first(self, inputs: Array, hx: CellState | None = None) -> tuple[Array, list[CellState]]:
         """The inputs, checked, (T, B, k) or (T, k), and the start state of every cell."""
+        if isinstance(inputs, tuple):
+            what = checks.describe(inputs)
+            raise TypeError(f"inputs must be an array, got {what}: " + self._advice("layer(inputs, state)"))
         xs = self.cells[0].cast("inputs", inputs)
         if xs.ndim not in (2, 3):
             raise ValueError(f"inputs must have 3 axes, or 2 without a batch, got shape {xs.shape}")
@@ -350,9 +442,10 @@ class ORGaNICs(Part):
 
     def _starts(self, hx: CellState | None, batch: tuple[int, ...]) -> list[CellState]:
         if hx is None:
-            return [cell.initial_state(batch) for cell in self.cells]
+            return [cell.initial_state(batch) for cell in self.in_order_of_states()]
         check_state("hx", hx)
-        shape = (self.num_layers, *batch, self.hidden_size)
+        cells = len(self.cells) + len(self.reverse_cells)
+        shape = (cells, *batch, self.hidden_size)
         dtype = self.cells[0].parameters.log_w.dtype
         parts = []
         for name, part in zip(CellState._fields, hx, strict=True):
@@ -360,7 +453,16 @@ class ORGaNICs(Part):
             if part.shape != shape:
                 raise ValueError(f"hx.{name} must have shape {shape}, got shape {part.shape}")
             parts.append(part.astype(dtype))
-        return [CellState(*(part[index] for part in parts)) for index in range(self.num_layers)]
+        return [CellState(*(part[index] for part in parts)) for index in range(cells)]
+
+
+def _turned(xs: Array, lengths: Array | None) -> Array:
+    """Sequences (T, ..., n) from end to start, each within its own length."""
+    if lengths is None:
+        return jnp.flip(xs, 0)
+    steps = jnp.arange(xs.shape[0]).reshape(-1, *(1,) * lengths.ndim)
+    places = jnp.where(steps < lengths, lengths - 1 - steps, steps)
+    return jnp.take_along_axis(xs, places[..., None], 0)
 
 
 def check_state(name: str, state: Any) -> None:
@@ -372,12 +474,16 @@ def check_state(name: str, state: Any) -> None:
 class ORGaNICsClassifier(Part):
     """ORGaNICs and a linear readout of y at the last step.
 
+    Of a bidirectional layer y at the last step of either direction is read, which are both ends of the sequence.
+
     Parameters
     ----------
     input_size, hidden_size, classes : int
     num_layers : int
     key : jax random key
-    recurrent, variant, initialization, rate_spread, max_rates, learn_rates, implementation, dtype
+    dropout, bidirectional
+        As for :class:`ORGaNICs`.
+    recurrent, variant, initialization, rate_spread, max_rates, steps, learn_rates, implementation, dtype
         As for :class:`ORGaNICs`.
 
     Attributes
@@ -408,11 +514,14 @@ class ORGaNICsClassifier(Part):
         *,
         key: Array,
         num_layers: int = 1,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         recurrent: str = "orthogonal",
         variant: str = "rectified_recurrence",
         initialization: str = "paper",
         rate_spread: float = 1.0,
-        max_rates: MaxRates = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         implementation: str = "auto",
         dtype: Any = None,
@@ -425,27 +534,34 @@ class ORGaNICsClassifier(Part):
             num_layers,
             key=key_layer,
             batch_first=True,
+            dropout=dropout,
+            bidirectional=bidirectional,
             recurrent=recurrent,
             variant=variant,
             initialization=initialization,
             rate_spread=rate_spread,
             max_rates=max_rates,
+            steps=steps,
             learn_rates=learn_rates,
             implementation=implementation,
             dtype=dtype,
         )
-        self.readout = eqx.nn.Linear(self.layer.hidden_size, classes, key=key_readout, dtype=float_dtype(dtype))
+        self.readout = eqx.nn.Linear(
+            self.layer.hidden_size * (1 + self.layer.bidirectional), classes, key=key_readout, dtype=float_dtype(dtype)
+        )
 
     def trained(self) -> Any:
         everything = jax.tree.map(eqx.is_inexact_array, self)
         return eqx.tree_at(lambda m: m.layer, everything, self.layer.trained())
 
-    def __call__(self, inputs: Array) -> Array:
+    def __call__(self, inputs: Array, *, key: Array | None = None) -> Array:
         """Logits of every class.
 
         Parameters
         ----------
         inputs : array (N, T, k), or (T, k)
+        key : jax random key, optional
+            Of the dropout, which needs one.
 
         Returns
         -------
@@ -456,5 +572,6 @@ class ORGaNICsClassifier(Part):
         TypeError, ValueError
             Naming the argument whose dtype or shape is wrong.
         """
-        _, hn = self.layer(inputs)
-        return hn.y[-1] @ self.readout.weight.T + self.readout.bias
+        _, hn = self.layer(inputs, key=key)
+        y = jnp.concatenate([*hn.y[-2:]], -1) if self.layer.bidirectional else hn.y[-1]
+        return y @ self.readout.weight.T + self.readout.bias

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from organics_backends.jax import vary, varying_axes
 from organics_core.cell import (
     CellParameters,
     CellState,
@@ -92,6 +93,7 @@ def sequence(
         derivative only, too, computes all steps at once, where its iterations
         converge, and is ``"chunked"`` where they do not; ``"reference"`` is the
         core's scan, which jax differentiates every way. ``"auto"`` is ``"chunked"``.
+        Where the number of steps is symbolic (``jax.export``) all are the core's scan.
     chunk : int, optional
         Steps between two states that are kept; about sqrt(T) by default.
 
@@ -102,7 +104,9 @@ def sequence(
     y : array (T, ..., n)
         Membrane potentials after every step.
     """
-    if implementation == "reference":
+    parameters, state, xs = varying_alike((parameters, state, xs))
+    symbolic = not isinstance(xs.shape[0], int)  # exported for any number of steps
+    if implementation == "reference" or symbolic:
         return cell_sequence(parameters, state, xs, max_rates=max_rates, variant=variant)
     if implementation == "parallel":
         shape = (*xs.shape[1:-1], parameters.log_w.shape[-1])
@@ -156,6 +160,7 @@ def masked_sequence(
     state : CellState of arrays (..., n)
     y : array (T, ..., n)
     """
+    parameters, state, xs, lengths = varying_alike((parameters, state, xs, lengths))
     rates = cell_rates(jnp, parameters, max_rates)
     w = normalization_weights(jnp, parameters.log_w)
     shape = (*xs.shape[1:-1], w.shape[-1])
@@ -171,6 +176,16 @@ def masked_sequence(
         return new, jnp.where(going[..., None], new.y, jnp.zeros_like(new.y))
 
     return jax.lax.scan(body, state, (xs, inside))
+
+
+def varying_alike(tree: Any) -> Any:
+    """Within ``shard_map``, every array as one that differs along all the mesh axes that any of them differs along.
+
+    A loop must give back a state of the kind it got, and the derivative of a replicated array must be summed, which is
+    what the derivative of this does.
+    """
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(tree)))
+    return jax.tree.map(lambda leaf: vary(leaf, axes), tree) if axes else tree
 
 
 def _unrolled() -> int:
@@ -336,7 +351,7 @@ def _run_backward(variant: str, size: int, saved: Any, bars: tuple[CellState, Ar
         adjoint, gradient, xs_bar = _backward(variant, weights, seen, chunk, adjoint, chunk_bar)
         return (adjoint, jax.tree.map(jnp.add, total, gradient)), xs_bar
 
-    zero = jax.tree.map(jnp.zeros_like, weights)
+    zero = varying_alike((jax.tree.map(jnp.zeros_like, weights), adjoint))[0]
     chunk_bars = ys_bar.reshape(len(chunks), size, *ys_bar.shape[1:])
     (adjoint, gradient), xs_bar = jax.lax.scan(body, (adjoint, zero), (starts, chunks, chunk_bars), reverse=True)
     return gradient, adjoint, xs_bar.reshape(len(ys_bar), *xs_bar.shape[2:])

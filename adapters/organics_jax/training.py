@@ -46,6 +46,7 @@ def fit(
     ----------
     model : callable Equinox module
         From inputs (N, ...) to logits (N, classes), :class:`ORGaNICsClassifier` say.
+        One that holds an ``eqx.nn.Dropout`` is called with ``key=`` too, and tested in inference mode.
     x_train, y_train : arrays (N, ...), (N,)
         Inputs and integer classes, on the host.
     epochs : int
@@ -55,7 +56,7 @@ def fit(
     lr_step, lr_gamma : int, float
         Every ``lr_step`` epochs the learning rate is multiplied by ``lr_gamma``.
     seed : int
-        Of the order of the batches.
+        Of the order of the batches, and of the dropout.
     x_test, y_test : arrays, optional
         Test set, looked at after every epoch.
     on_epoch : callable, optional
@@ -100,13 +101,21 @@ def fit(
     transform = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam())
     state = transform.init(eqx.filter(model, mask))
 
+    def is_dropout(leaf: Any) -> bool:
+        return isinstance(leaf, eqx.nn.Dropout)
+
+    drops = any(map(is_dropout, jax.tree.leaves(model, is_leaf=is_dropout)))
+
     @eqx.filter_jit(donate="all-except-first")
-    def step(batch: tuple[Array, Array, Array], model: Any, state: Any) -> tuple[Any, Any, tuple[Array, Array, Array]]:
-        x, y, rate = batch
+    def step(
+        batch: tuple[Array, Array, Array, Array], model: Any, state: Any
+    ) -> tuple[Any, Any, tuple[Array, Array, Array]]:
+        x, y, rate, count = batch
+        options = {"key": jax.random.fold_in(jax.random.key(seed), count)} if drops else {}
         params, fixed = eqx.partition(model, mask)
 
         def loss_of(params: Any) -> tuple[Array, Array]:
-            logits = eqx.combine(params, fixed)(x)
+            logits = eqx.combine(params, fixed)(x, **options)
             chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=-1)
             return -jnp.mean(chosen), jnp.mean(jnp.argmax(logits, axis=-1) == y)
 
@@ -115,16 +124,17 @@ def fit(
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
         return eqx.combine(params, fixed), state, (loss, accuracy, optax.tree.norm(gradient))
 
-    predict = eqx.filter_jit(lambda model, x: jnp.argmax(model(x), axis=-1))
+    predict = eqx.filter_jit(lambda model, x: jnp.argmax(eqx.nn.inference_mode(model)(x), axis=-1))
     # the first step may give its arguments' memory away: not that of the caller's model
     model = jax.tree.map(lambda leaf: jnp.array(leaf) if eqx.is_array(leaf) else leaf, model)
     records: list[EpochRecord] = []
+    count = itertools.count()
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
         rate = np.float32(learning_rate * lr_gamma ** ((epoch - 1) // lr_step))
         measured = []
         for number, index in enumerate(batch_indices(seed, epoch, len(x_train), batch_size), start=1):
-            model, state, numbers = step((x_train[index], y_train[index], rate), model, state)
+            model, state, numbers = step((x_train[index], y_train[index], rate, np.uint32(next(count))), model, state)
             loss, accuracy, norm = (float(value) for value in numbers)
             if not math.isfinite(loss):
                 raise FloatingPointError(
@@ -189,7 +199,7 @@ def largest_abscissa(model: Any, x: Any, *, points: int = 4) -> float:
     Returns
     -------
     float
-        NaN where the model has no such layer.
+        NaN where the model has no such layer, or one of both directions.
 
     Notes
     -----
@@ -197,11 +207,11 @@ def largest_abscissa(model: Any, x: Any, *, points: int = 4) -> float:
     :func:`organics_core.cell.cell_jacobian_abscissa`.
     """
     layer = model if isinstance(model, ORGaNICs) else getattr(model, "layer", None)
-    if not isinstance(layer, ORGaNICs) or np.ndim(x) != 3:
+    if not isinstance(layer, ORGaNICs) or layer.bidirectional or np.ndim(x) != 3:
         return math.nan
     length = np.shape(x)[1]
     points = min(points, length)
-    return float(_abscissa(layer, jnp.asarray(x), length // points, points))
+    return float(_abscissa(eqx.nn.inference_mode(layer), jnp.asarray(x), length // points, points))
 
 
 @eqx.filter_jit

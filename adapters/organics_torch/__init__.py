@@ -14,7 +14,7 @@ try:
 except ImportError as error:  # pragma: no cover - seen only without torch
     raise ImportError('organics_torch needs torch: run pip install "organics-core[torch]"') from error
 
-from organics_core.cell import CellState, MaxRates
+from organics_core.cell import CellState, MaxRates, rates_for
 from organics_train.records import EpochRecord
 
 from .advice import parallel_advice, parallel_report
@@ -23,7 +23,7 @@ from .checkpoint import load, save
 from .introspection import CellReport, Monitor, inspect, measure_abscissa
 from .layer import ORGaNICs, ORGaNICsClassifier
 from .proving import prove_stable
-from .static import DivisiveNorm, DivisiveNorm2d
+from .static import DivisiveNorm, DivisiveNorm2d, DivisiveNormalization
 from .training import fit
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "CellState",
     "DivisiveNorm",
     "DivisiveNorm2d",
+    "DivisiveNormalization",
     "EpochRecord",
     "MaxRates",
     "Monitor",
@@ -44,5 +45,6 @@ __all__ = [
     "parallel_advice",
     "parallel_report",
     "prove_stable",
+    "rates_for",
     "save",
 ]

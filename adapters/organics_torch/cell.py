@@ -145,9 +145,12 @@ class ORGaNICsCell(Picklable):
         memory for the variant "main"; see :func:`organics_core.init_cell`.
     rate_spread : float
         The fastest dt/tau_y over the slowest at the start.
-    max_rates : MaxRates
+    max_rates : MaxRates, or "auto"
         (dt/tau)_max of y, of a, and of both gains. The default suits sequences
-        of several hundred steps; short sequences want larger rates.
+        of several hundred steps; "auto" is what :func:`organics_core.rates_for`
+        gives for sequences of ``steps`` steps.
+    steps : int, optional
+        With ``max_rates="auto"``.
     learn_rates : bool
         Whether dt/tau is learned, per neuron; otherwise it stays at half of
         ``max_rates``, or as ``rate_spread`` has it.
@@ -190,7 +193,8 @@ class ORGaNICsCell(Picklable):
         variant: str = "rectified_recurrence",
         initialization: str = "paper",
         rate_spread: float = 1.0,
-        max_rates: MaxRates | tuple[float, float, float] = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         seed: int | np.random.Generator | None = None,
         generator: torch.Generator | None = None,
@@ -208,7 +212,7 @@ class ORGaNICsCell(Picklable):
         self.recurrent = recurrent
         self.variant = variant
         self.initialization, self.rate_spread = initialization, rate_spread
-        self.max_rates = check_max_rates(max_rates)
+        self.max_rates = check_max_rates(max_rates, steps)
         self.learn_rates = bool(learn_rates)
         dtype = floating_dtype(dtype)
         values = self._draw(random_source(seed, generator))
@@ -323,10 +327,10 @@ def packed_settings(settings: dict[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8, device="cpu")
 
 
-def check_settings(module: nn.Module, state: Tensor) -> None:
-    """ValueError naming the setting of ``module`` that is not as in ``state``, of :func:`packed_settings`."""
+def check_settings(module: nn.Module, state: Tensor) -> dict[str, Any] | None:
+    """The settings in ``state``, of :func:`packed_settings`; ValueError naming one that ``module`` has otherwise."""
     if not is_ordinary(state):  # on no device, or not computed: there is nothing to see
-        return
+        return None
     try:
         codes = state.detach().to("cpu", torch.float64).round()  # whatever was done to all tensors of a state_dict
         found = json.loads(bytes(codes.to(torch.uint8).tolist()))
@@ -340,6 +344,7 @@ def check_settings(module: nn.Module, state: Tensor) -> None:
                 f"the state_dict is of a {type(module).__name__} with {name} {value!r}, and this one has {name} "
                 f"{json.loads(json.dumps(here))!r}: its numbers would mean something else; build it with the same"
             )
+    return found
 
 
 def load_with_or_without_settings(load: Callable[..., None], state: Any, prefix: str, *rest: Any) -> None:

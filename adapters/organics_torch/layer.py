@@ -80,7 +80,7 @@ class ORGaNICs(nn.Module):
         Keep the states of every so many steps only, and compute the others
         again in the backward pass: little memory for about a third more
         arithmetic. ``"parallel"`` and ``"reference"`` do not use it.
-    recurrent, variant, initialization, rate_spread, max_rates, learn_rates, seed, generator, device, dtype
+    recurrent, variant, initialization, rate_spread, max_rates, steps, learn_rates, seed, generator, device, dtype
         As for :class:`ORGaNICsCell`.
 
     Notes
@@ -127,7 +127,8 @@ class ORGaNICs(nn.Module):
         variant: str = "rectified_recurrence",
         initialization: str = "paper",
         rate_spread: float = 1.0,
-        max_rates: MaxRates | tuple[float, float, float] = MaxRates(),
+        max_rates: MaxRates | tuple[float, float, float] | str = MaxRates(),
+        steps: int | None = None,
         learn_rates: bool = True,
         seed: int | np.random.Generator | None = None,
         generator: torch.Generator | None = None,
@@ -162,6 +163,7 @@ class ORGaNICs(nn.Module):
                     initialization=initialization,
                     rate_spread=rate_spread,
                     max_rates=max_rates,
+                    steps=steps,
                     learn_rates=learn_rates,
                     seed=rng,
                     device=device,
@@ -377,7 +379,7 @@ class ORGaNICsClassifier(nn.Module):
     input_size, hidden_size, classes : int
     num_layers, bias, dropout, bidirectional, implementation, checkpoint_every, recurrent, variant
         As for :class:`ORGaNICs`.
-    initialization, rate_spread, max_rates, learn_rates
+    initialization, rate_spread, max_rates, steps, learn_rates
         As for :class:`ORGaNICs`.
     seed, generator, device, dtype
         As for :class:`ORGaNICs`.

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from organics_core import checks
+from organics_core.cell import rates_for
 
 from .datasets import TASKS, Dataset, load_dataset
 
@@ -169,15 +170,10 @@ class Config:
         return asdict(self)
 
     def model_options(self, steps: int) -> dict[str, Any]:
-        """The model's options: those given, and for ORGaNICs rates that fit the length of the sequences.
-
-        The paper's largest rates, (dt/tau)_max = 0.05, 0.01 and 0.1 for y, a
-        and b, suit several hundreds of steps. Shorter sequences get larger
-        ones, so that the slowest rate still covers about four time constants.
-        """
+        """The model's options: those given, and for ORGaNICs rates that fit the length of the sequences."""
         options = dict(self.options)
-        if self.resolved_model == "organics" and "max_rates" not in options:
-            options["max_rates"] = default_max_rates(steps)
+        if self.resolved_model == "organics" and options.get("max_rates", "auto") == "auto":
+            options["max_rates"] = rates_for(steps)
         if "max_rates" in options:
             options["max_rates"] = tuple(options["max_rates"])
         return options
@@ -186,12 +182,6 @@ class Config:
 def completed(record: dict[str, Any]) -> dict[str, Any]:
     """The fields of a recorded run, with the defaults of those that there were not yet when it was recorded."""
     return asdict(Config()) | record
-
-
-def default_max_rates(steps: int) -> tuple[float, float, float]:
-    """(dt/tau)_max of y, a, b for sequences of so many steps; the paper's from 400 steps on."""
-    scale = max(1.0, 400 / steps)
-    return min(0.05 * scale, 0.5), min(0.01 * scale, 0.2), min(0.1 * scale, 0.5)
 
 
 def closest_size(count: Callable[[int], int], parameters: int) -> int:

@@ -32,7 +32,10 @@ class JaxBackend:
         return jax.lax.stop_gradient(array)
 
     def scan(self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
-        return jax.lax.scan(step, carry, xs)
+        def one(carry: Tree) -> Tree:
+            return step(carry, jax.tree.map(lambda leaf: leaf[0], xs))[0]
+
+        return jax.lax.scan(step, _varying(one, carry), xs)
 
     def while_loop(
         self,
@@ -43,6 +46,7 @@ class JaxBackend:
         max_steps: int,
         differentiable: bool = False,
     ) -> Tree:
+        carry = _varying(body, carry)
         if differentiable:
             try:
                 import equinox.internal as eqxi
@@ -110,6 +114,35 @@ class JaxBackend:
             matrix = BCOO.from_scipy_sparse(rows)
         matrix = jax.tree_util.tree_map(lambda leaf: leaf if _whole(leaf) else leaf.astype(like.dtype), matrix)
         return Operator(_sparse_product, (matrix,), shape=tuple(matrix.shape), batched=True)
+
+
+def varying_axes(leaf: Array) -> frozenset[str]:
+    """The axes of the mesh along which an array, or what has its type, differs within ``shard_map``."""
+    if not hasattr(jax.lax, "pcast"):  # an older jax, which does not ask
+        return frozenset()
+    kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    found = getattr(kind, "manual_axis_type", None)  # vma before jax 0.10
+    return frozenset(getattr(kind, "vma", None) or ()) if found is None else frozenset(found.varying)
+
+
+def vary(leaf: Array, axes: frozenset[str]) -> Array:
+    """The array as one that differs along these axes, too."""
+    missing = tuple(sorted(axes - varying_axes(leaf)))
+    return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+
+def _varying(body: Callable[[Tree], Tree], carry: Tree) -> Tree:
+    """A loop's start, within ``shard_map`` as one that differs along the axes along which what the body gives does."""
+    if not hasattr(jax.lax, "pcast") or not jax.sharding.get_abstract_mesh().manual_axes:
+        return carry
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, carry))
+    while True:  # ends: there are only so many axes
+        given = jax.tree.leaves(jax.eval_shape(body, jax.tree.unflatten(structure, leaves)))
+        axes = [varying_axes(leaf) for leaf in leaves]
+        wanted = [one | varying_axes(other) for one, other in zip(axes, given, strict=True)]
+        if wanted == axes:
+            return jax.tree.unflatten(structure, leaves)
+        leaves = [vary(leaf, more) for leaf, more in zip(leaves, wanted, strict=True)]
 
 
 def _precision() -> jax.lax.Precision | None:
