@@ -225,7 +225,10 @@ class DivisiveNorm2d(nn.Module):
     torch.Size([2, 4, 8, 8])
     """
 
-    dilation, groups, scale = 1, 1, "norm"  # of layers that an older version pickled
+    # of layers that an older version pickled
+    dilation: int | tuple[int, int] = 1
+    groups = 1
+    scale = "norm"
 
     def __init__(
         self,
