@@ -382,7 +382,7 @@ class DivisiveNormalization(nn.Module):
         check_settings(self, state)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalized x, as large as x: (N, C, H, W) or, with other ``dimensions``, (..., C, *places).
+        """The normalized x, as large as x: (N, C, H, W) or, with other ``dimensions``, ``(..., C, *places)``.
 
         Raises
         ------
