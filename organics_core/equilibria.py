@@ -206,8 +206,8 @@ def steady_state(
     This one is stable whatever the parameters. For other W_r the answer is the
     attracting point that the circuit reaches from rest, where there is one. The
     motion from rest is followed (a nudge off it where rest is a fixed point
-    itself, and off any repelling point it comes to), for at most 300 steps of a
-    stiff method whose step follows the error, unless the method's point attracts
+    itself, and off any repelling point it comes to), for 300 to 3,000 steps of a
+    stiff method whose step follows the error, as long as it slows down, unless the method's point attracts
     and the gain, the norm of diag(1 - sqrt(a)) W_r, is below one at rest and
     there: all of 1,509 such random circuits settled there. Where the motion does not settle, the
     method's point is the answer if it attracts. If it does not, or there is none

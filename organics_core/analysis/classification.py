@@ -116,8 +116,8 @@ def classify(
 
     Notes
     -----
-    The motion is followed first, for at most 300 steps of a stiff method whose
-    step follows the error; where it settles at a fixed point whose linearization
+    The motion is followed first, for 300 to 3,000 steps of a stiff method whose
+    step follows the error, as long as it slows down; where it settles at a fixed point whose linearization
     decays, that is the answer. Only what is left is simulated, at length: settled
     means a motion below a tenth of the state's size in a whole chunk, around a
     stable fixed point to which implicit steps lead from there; a limit cycle,
