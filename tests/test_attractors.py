@@ -94,6 +94,25 @@ def rest_decides(xp64: Library, find: Callable[..., oc.SteadyState]) -> None:
         assert np.abs(end.y - other.state.y).max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("w_r", "w", "b", "b0", "sigma", "tau_a", "z"),
+    [
+        (3.0, 0.642, 0.798, 0.461, 0.181, 0.000832, -0.0139),
+        (2.0, 0.082, 0.192, 0.176, 0.465, 0.00044, -0.0139),
+        (5.0, 0.33, 0.282, 0.758, 0.163, 0.0000319, -1.807),
+    ],
+)
+def test_a_slow_spiral_is_followed_to_its_end(
+    w_r: float, w: float, b: float, b0: float, sigma: float, tau_a: float, z: float
+) -> None:
+    """Bistable neurons that turn many times before they settle, once given up and answered by the other point."""
+    circuit = oc.Circuit(np.array([[w_r]]), np.array([[w]]), b, b0, sigma, 0.002, tau_a)
+    found = oc.steady_state(circuit, np.array([z]))
+    assert bool(found.stable)
+    assert int(found.status) < 2
+    np.testing.assert_allclose(found.state.y, end_from_rest(circuit, np.array([z])).y, rtol=1e-4)
+
+
 def test_a_point_that_rest_does_not_lead_to_says_so(xp64: Library) -> None:
     """From rest it diverges; a point attracts all the same."""
     w_r, w = np.array([[-1.2, -0.2], [-1.0, 2.3]]), np.array([[0.3, 1.1], [0.5, 1.1]])
