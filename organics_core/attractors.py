@@ -185,7 +185,7 @@ def _move(
     slow, fast = xp.max(tau, axis=-1), xp.min(tau, axis=-1)
     drive = xp.max(xp.abs(circuit.b * z) + wide, axis=-1)
     floor = (circuit.b0 * circuit.sigma) ** 2 + wide
-    limit = 1e8 * (1.0 + drive + xp.max(floor, axis=-1))
+    limit = 1e8 * (1.0 + drive + xp.max(floor, axis=-1)) ** 2  # modulators go with the square of the drive
     eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
 
     def slope(x: Array) -> Array:
