@@ -12,7 +12,6 @@ a >= (b0 sigma)**2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -34,7 +33,7 @@ from .attractors import (
     random_starts,
     relative_residual,
 )
-from .backend import Array, compiled, get_backend, to_numpy, tree_leaves, tree_map
+from .backend import Array, as_one, get_backend, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -277,7 +276,7 @@ def steady_state(
     look = attracting and state0 is None
     first = min(max_iterations, _PATIENCE) if look and method != "iteration" else max_iterations
     search = Settings(variant, tolerance, first, method != "iteration")
-    found = _search(backend, concrete, search, circuit, z, state0)
+    found = _search(search, circuit, z, state0)
     with getattr(backend, "quiet", nullcontext)():
         if look:
             wanted = found.converged if max_iterations <= _PATIENCE else None  # few were asked for
@@ -292,11 +291,8 @@ _PATIENCE = 60
 _STARTS = 64
 
 
-def _search(
-    backend: Any, concrete: bool, search: Settings, circuit: Circuit, z: Array, state0: State | None
-) -> SteadyState:
-    solve: Callable[..., Any] = compiled(cast(Hashable, backend), _solve) if concrete else _solve
-    found = SteadyState(*solve(search, circuit, z, state0))
+def _search(search: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
+    found = SteadyState(*as_one(_solve, circuit, z, state0, settings=(search,)))
     return found._replace(state=State(*found.state))
 
 
@@ -368,7 +364,7 @@ def _attracting(
     search = search._replace(max_iterations=_PATIENCE, newton=True)
     shape = tuple(lacking.shape)
     if backend.traces_loops and concrete:  # one program
-        better, outcome = compiled(cast(Hashable, backend), _settle_traced)(search, circuit, z + wide, lacking)
+        better, outcome = as_one(_settle_traced, circuit, z + wide, lacking, settings=(search,))
         better = SteadyState(*better)
         better = better._replace(state=State(*better.state))
     elif not concrete or not shape:
@@ -479,7 +475,7 @@ def settle(
         motion = follow(xp, free, state, free_z, variant, active, longest=longest)
         settled = motion.outcome == SETTLED
         exact, _ = newton_in_both(xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4)
-        polished = _judged(xp, free, _search(backend, concrete, search, circuit, z, exact), variant)
+        polished = _judged(xp, free, _search(search, circuit, z, exact), variant)
         polished = _reported(xp, free, polished, variant, False)
         away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
         size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
@@ -508,14 +504,14 @@ def _from_many(xp: Any, backend: Any, search: Settings, circuit: Circuit, z: Arr
     )
     good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
     if not good.any() and starts == _STARTS:
-        other = _judged(xp, free, _search(backend, True, search, free, free_z, state), variant)
+        other = _judged(xp, free, _search(search, free, free_z, state), variant)
         state, good = other.state, to_numpy(other.stable)
     if not good.any():
         return None
     points = to_numpy(xp.concat([state.y, state.a], axis=-1))[good]
     close = np.abs(points[:, None] - points).max(axis=-1) <= 1e-4 * np.abs(points).max(axis=-1)
     best = int(np.flatnonzero(good)[close.sum(axis=-1).argmax()])
-    found = _search(backend, True, search, circuit, z, State(state.y[best, :], state.a[best, :]))
+    found = _search(search, circuit, z, State(state.y[best, :], state.a[best, :]))
     return _judged(xp, circuit, found, variant)
 
 

@@ -216,10 +216,8 @@ def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
     for name, table in tables.items():
         if name not in known:
             kind = "table" if isinstance(table, dict) else "key"
-            belongs = _TABLES.get(name)
-            hint = f"it belongs below [{belongs}]" if belongs else _did_you_mean(name, known)
             raise ValueError(
-                f"{path} has an unknown {kind} {name!r}{hint and f' ({hint})'}; "
+                f"{path} has an unknown {kind} {name!r}{_hint(name, known, 'below')}; "
                 "the tables are [circuit], [input] and [simulation]"
             )
         if not isinstance(table, dict):
@@ -272,18 +270,19 @@ _TABLES = {
 """Where a key belongs."""
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def _hint(name: str, known: Iterable[str], where: str = "to") -> str:
+    """Where an unknown key belongs, or what it may be meant to be, in brackets; empty where neither is known."""
+    if name in _TABLES:
+        return f" (it belongs {where} [{_TABLES[name]}])"
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else ""
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _check_keys(table: dict[str, Any], title: str, known: tuple[str, ...]) -> None:
     for name in table:
         if name not in known:
-            belongs = _TABLES.get(name)
-            hint = f"it belongs to [{belongs}]" if belongs else _did_you_mean(name, known)
             keys = f"the keys are {', '.join(known)}" if len(known) > 1 else f"its key is {known[0]}"
-            raise ValueError(f"unknown key {name!r} in [{title}]{hint and f' ({hint})'}; {keys}")
+            raise ValueError(f"unknown key {name!r} in [{title}]{_hint(name, known)}; {keys}")
 
 
 def _build(tables: dict[str, dict[str, Any]]) -> CircuitFile:
