@@ -568,13 +568,16 @@ def _stability(xp: Any, jac: Array, name: str) -> tuple[Array, Array]:
     slow = xp.min(-xp.real(values), axis=-1)
     stable = slow > 0  # false for NaN
     if backend.is_concrete(stable) and not bool(xp.all(stable)):
-        found = to_numpy(slow).reshape(-1)
-        first = float(found[int((~(found > 0)).argmax())])
-        _report(
-            xp,
-            ~stable,
-            f"{name} must be stable to have stationary noise, but its spectral abscissa is {-first:g} per second",
+        slows, tops = (to_numpy(part).reshape(-1) for part in (slow, xp.max(xp.abs(values), axis=-1)))
+        first = int((~(slows > 0)).argmax())
+        abscissa, top = -float(slows[first]), float(tops[first])
+        hidden = abscissa < 100.0 * float(xp.finfo(jac.dtype).eps) * top
+        sentence = (
+            f"but its fastest mode has {top:g} per second, and beside it rounding hides whether the slowest decays"
+            if hidden
+            else f"but its spectral abscissa is {abscissa:g} per second"
         )
+        _report(xp, ~stable, f"{name} must be stable to have stationary noise, {sentence}")
     return stable, values
 
 

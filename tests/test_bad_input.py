@@ -291,6 +291,7 @@ def test_what_is_said() -> None:
             "w must be square, of shape (..., n, n), got shape (2, 3, 2)",
         ),
         (ValueError, make(w_r=None, w=np.ones((0, 0))), "w must have at least one neuron, got shape (0, 0)"),
+        (ValueError, make(w_r=None, w=np.ones((3, 0, 0))), "w must have at least one neuron, got shape (3, 0, 0)"),
         (ValueError, make(b=np.ones(2)), "b must have shape (..., 3) or a scalar, got shape (2,)"),
         (
             ValueError,

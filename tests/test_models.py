@@ -433,6 +433,40 @@ def test_differences_shrink_where_the_function_is_steep() -> None:
     np.testing.assert_allclose(pole, -1e4, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "at", "width", "error", "calls"),
+    [
+        # the step that fits is the first: eight points, and the error of order eight is below round-off
+        (np.float64, 0.0, 1.0, 1e-13, 8),
+        (np.float64, 1.0, 1.0, 1e-13, 8),
+        (np.float64, 1e-6, 1e-6, 1e-13, 8),
+        (np.float32, 0.0, 1.0, 5e-6, 8),
+        (np.float32, 1.0, 1.0, 1e-5, 8),
+        # one of the others does: at zero, which tells no size, from 1e-9 to 1e9; elsewhere as far as eps allows
+        *((np.float64, 0.0, width, 1e-12, 60) for width in (1e-9, 1e-6, 1e-3, 1e3, 1e6, 1e9)),
+        *((np.float32, 0.0, width, 1e-5, 60) for width in (1e-9, 1e-6, 1e-3, 1e3, 1e6)),
+        *((np.float64, 1.0, width, error, 60) for width, error in ((1e-6, 1e-6), (1e-3, 1e-9), (1e3, 1e-12))),
+        *((np.float64, 1e-6, width, 1e-9, 60) for width in (1e-9, 1e-3, 1.0, 1e3)),
+    ],
+)
+def test_differences_find_the_width_of_the_function(
+    dtype: Any, at: float, width: float, error: float, calls: int
+) -> None:
+    """tanh of any width, against its derivative; and in how many values of the function."""
+    import array_api_compat.numpy as namespace
+
+    x, count = np.array([at], dtype), [0]
+
+    def function(x: np.ndarray) -> np.ndarray:
+        count[0] += 1
+        return np.tanh((x - dtype(at)) / dtype(width) + dtype(0.3))
+
+    slope = oc.get_backend(namespace).jvp(function, x, np.ones(1, dtype))
+    assert slope.dtype == dtype
+    np.testing.assert_allclose(slope, 1 / math.cosh(0.3) ** 2 / width, rtol=error)
+    assert count[0] <= calls
+
+
 # Tracing.
 
 

@@ -405,6 +405,7 @@ def test_rational_spectrum(xp: Library) -> None:
         want = np.asarray(oc.backend.to_numpy(oc.power_spectrum(mine, here, noise, frequencies)))
         xp.assert_close(found(frequencies), want, rtol=1e-7, atol=1e-8 * np.max(np.abs(want)))
         assert (np.asarray(oc.backend.to_numpy(found.error)) < (1e-2 if xp.single else 1e-8)).all()
+        assert found.denominator.dtype == xp.dtype
         numerator = np.asarray(oc.backend.to_numpy(found.numerator))
         assert not numerator[:, 0::2].imag.any()
         assert not numerator[:, 1::2].real.any()

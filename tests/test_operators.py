@@ -102,9 +102,11 @@ def test_leading_eigenvalues(xp64: Library) -> None:
     np.testing.assert_allclose(np.abs(found.imag), np.abs(want.imag), rtol=1e-6, atol=1e-4)
 
 
-def test_an_iteration_solves_its_linear_system_to_the_end() -> None:
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0])
+def test_an_iteration_solves_its_linear_system_to_the_end(scale: float) -> None:
     """One iteration: y is that of the modulators it started from, those of W_r = I, by a direct solution."""
     circuit, drive = dense(identity=False)
+    drive = scale * drive
     found = oc.steady_state(circuit._replace(w_r=lambda v: circuit.w_r @ v), drive, max_iterations=1)
     assert int(found.iterations) == 1
     a = oc.steady_state(circuit._replace(w_r=None), drive).state.a

@@ -330,6 +330,39 @@ def test_no_circuit_with_identity_recurrence_is_called_unstable(xp: Library, dec
         assert (check.q > -20 * n * xp.eps).all()
 
 
+def test_the_check_of_a_certificate_believes_nothing() -> None:
+    """A p that vanishes or has another sign, a q of another sign, and a pair that solves no equation."""
+    circuit = oc.Circuit(None, np.full((2, 2), 0.5), 0.5, 0.5, 0.1, 0.002, 0.003)
+    good = oc.certify(circuit, np.array([1.0, 0.5]))
+    row = np.ones(4)
+    row[1] = 0.0
+    for forged in (good._replace(p=0 * good.p), good._replace(p=-good.p), good._replace(p=good.p * row * row[:, None])):
+        assert not oc.check_certificate(circuit, forged).p > 0
+    assert oc.check_certificate(circuit, good._replace(q=-good.q)).q < -1e-3
+    for forged in (good._replace(q=-good.q), good._replace(q=1.01 * good.q), good._replace(p=np.diag(np.diag(good.p)))):
+        assert oc.check_certificate(circuit, forged).residual > 1e-3
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warnings_of_numpy_at_the_ends_of_the_range() -> None:
+    """What overflows on the way is looked out for, and said in words or not at all."""
+    circuit = oc.Circuit(None, np.full((2, 2), 0.5), 0.5, 0.5, 0.1, 0.002, 0.003)
+    general = circuit._replace(w_r=np.array([[0.5, 0.1], [0.0, 0.4]]))
+    for size in (1e-300, 1e-160, 1e75, 1e140):
+        z = size * np.array([1.0, 0.5])
+        certificate = oc.certify(circuit, z)
+        assert certificate.stable
+        oc.check_certificate(circuit, certificate)
+        for one in (circuit, general):
+            found = oc.steady_state(one, z)
+            oc.spectral_abscissa(one, found.state)
+            if size < 1:
+                oc.noise_covariance(one, found.state, 0.1, z=z)
+                continue
+            with pytest.raises(ValueError, match="rounding hides whether the slowest decays"):
+                oc.noise_covariance(one, found.state, 0.1, z=z)
+
+
 def test_circuits_once_called_unstable(xp: Library) -> None:
     """A silent unit beside strongly driven ones; a zero at drive 1000; a tiny floor with a quick modulator."""
     rng = np.random.default_rng(0)
