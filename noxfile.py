@@ -35,13 +35,15 @@ TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13",
 WORKERS = ("-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist", "worksteal")
 """Tests run on as many processes as there are cores, each on one thread; `-- -n 0` for one process."""
 OTHER_PYTHONS = ("3.12", "3.13")
+QUICK_PIP = {"PIP_NO_COMPILE": "1"}
+"""Python compiles what is imported; all that is installed takes pip as long as the download."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def install(session: nox.Session, *extras: str, more: tuple[str, ...] = ()) -> None:
     """The project, editable, with ``extras``, under the project's constraints."""
     target = f".[{','.join(extras)}]" if extras else "."
-    session.install("-c", "constraints.txt", "-e", target, *more)
+    session.install("-c", "constraints.txt", "-e", target, *more, env=QUICK_PIP)
 
 
 @nox.session(default=False)

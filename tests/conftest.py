@@ -83,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "library(*names, together=False): the test concerns these array libraries only (together: needs them all)",
     )
+    config.addinivalue_line("markers", "one_dtype: in jax in float64 alone, since every dtype is compiled for itself")
     config.addinivalue_line("markers", "cpu: on every machine the test computes on the CPU")
     config.addinivalue_line("markers", "slow: a test of seconds, which --core leaves out")
     config.addinivalue_line("markers", "size: a test of a large problem, to show that it is feasible")
@@ -169,6 +170,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture, precisions in (("xp", ("float64", "float32")), ("xp64", ("float64",))):
         if fixture in metafunc.fixturenames:
             pairs = _libraries(metafunc.config, _marked(metafunc.definition), precisions)
+            if metafunc.definition.get_closest_marker("one_dtype"):
+                pairs = [(name, precision) for name, precision in pairs if (name, precision) != ("jax", "float32")]
             # No pair: one placeholder, which is left out below (an empty list would count as a skip).
             ids = [f"{name}-{precision}" for name, precision in pairs] or ["none"]
             metafunc.parametrize(fixture, pairs or [None], indirect=True, ids=ids, scope="session")
@@ -183,7 +186,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         fixtures = getattr(item, "fixturenames", ())
         if "xp" in fixtures or "xp64" in fixtures:
             parameters = item.callspec.params
-            fits = parameters.get("xp", parameters.get("xp64")) is not None
+            pair = parameters.get("xp", parameters.get("xp64"))
+            fits = pair is not None and (marked is None or pair[0] in marked)  # parameters may be marked, too
         elif marked is not None:
             together = any(marker.kwargs.get("together") for marker in item.iter_markers("library"))
             fits = marked <= set(selected) if together else bool(marked & set(selected))

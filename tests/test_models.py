@@ -46,6 +46,11 @@ CASES = {
     "FitzHugh-Nagumo": Case(FitzHughNagumo(0.7, np.array([0.8, 0.7]), 0.08, 0.01), np.array([0.1, -0.2]), 0.2),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", CASES)
+UNCOMPILED = pytest.mark.library("numpy", "strict", "torch")
+some = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=UNCOMPILED) if name in ("SSN", "Wilson-Cowan") else name for name in CASES]
+)
+"""In jax the model with solvers of its own and the user's: the code is the same, and compiled for each."""
 
 
 def given(xp: Library, name: str) -> tuple[Any, Any]:
@@ -91,7 +96,7 @@ def packed(state: Any) -> np.ndarray:
 # Simulation.
 
 
-@every
+@some
 @pytest.mark.parametrize("method", ["dopri5", "rodas5p", "rk4"])
 def test_simulations_are_those_of_scipy(xp64: Library, name: str, method: str) -> None:
     """From rest, against DOP853 at 1e-11; each method at a tolerance, or a step, that should give 1e-6."""
@@ -106,7 +111,7 @@ def test_simulations_are_those_of_scipy(xp64: Library, name: str, method: str) -
     np.testing.assert_allclose(found, want.y.T, rtol=0, atol=1e-6 * np.abs(want.y).max())
 
 
-@every
+@some
 def test_drives_of_every_kind(xp64: Library, name: str) -> None:
     """A ramp sampled is a ramp as a function; members of a batch are what they are alone."""
     case = CASES[name]
@@ -123,7 +128,7 @@ def test_drives_of_every_kind(xp64: Library, name: str) -> None:
         np.testing.assert_allclose(packed(batch.state)[:, k], packed(alone.state), rtol=1e-6, atol=1e-8)
 
 
-@every
+@some
 def test_parameters_may_have_batch_axes(xp64: Library, name: str) -> None:
     """A batch of time constants under one drive."""
     model, z = given(xp64, name)
@@ -136,7 +141,7 @@ def test_parameters_may_have_batch_axes(xp64: Library, name: str) -> None:
         np.testing.assert_allclose(packed(run.state)[:, k], packed(alone.state), rtol=1e-6, atol=1e-9)
 
 
-@every
+@some
 def test_noise_of_ones_own_drives_every_library_alike(xp64: Library, name: str) -> None:
     """The same increments give numpy's trajectory, and without noise that of the deterministic method."""
     case = CASES[name]
@@ -177,7 +182,7 @@ def test_steady_state_and_jacobian(xp64: Library, name: str) -> None:
     np.testing.assert_allclose(packed(moved), jac @ direction, rtol=1e-9, atol=1e-9 * np.abs(jac).max())
 
 
-@every
+@some
 def test_in_single_precision(xp: Library, name: str) -> None:
     """Library, dtype and shapes are kept; fixed point and Jacobian of numpy in float64."""
     case = CASES[name]
@@ -194,7 +199,7 @@ def test_in_single_precision(xp: Library, name: str) -> None:
     xp.assert_kind(run.state[0], (3, 2, 2))
 
 
-@every
+@some
 def test_from_a_state_far_away(xp64: Library, name: str) -> None:
     """``state0`` is where the search begins; solvers of a model's own refuse it."""
     model, z = given(xp64, name)
@@ -212,7 +217,7 @@ def test_from_a_state_far_away(xp64: Library, name: str) -> None:
 # Noise.
 
 
-@every
+@some
 def test_noise_at_the_fixed_point(xp64: Library, name: str) -> None:
     """The covariance zeroes Lyapunov's equation; the spectrum integrates to it; coherence lies between 0 and 1."""
     model, z = given(xp64, name)

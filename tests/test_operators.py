@@ -10,6 +10,8 @@ from support import Library, numpy_tree, run_python
 
 import organics_core as oc
 
+pytestmark = pytest.mark.one_dtype
+
 N = 12
 
 

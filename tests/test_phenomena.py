@@ -9,6 +9,8 @@ from support import Library, numpy_tree
 import organics_core as oc
 from organics_core import phenomena
 
+pytestmark = pytest.mark.one_dtype
+
 
 def values(array: object) -> np.ndarray:
     return numpy_tree((array,))[0]

@@ -23,6 +23,8 @@ from organics_core.static import (
 K, N = 4, 5
 SIGMA = 0.4
 
+pytestmark = pytest.mark.one_dtype
+
 
 def parameters_and_input(recurrent: str) -> tuple[oc.StaticParameters, np.ndarray]:
     rng = np.random.default_rng(3)

@@ -31,6 +31,7 @@ def draw(circuit: oc.Circuit, delta: float, norm: float, index: int, ensemble: s
     return circuit._replace(w_r=w_r), norm * z / np.linalg.norm(z)
 
 
+@pytest.mark.one_dtype
 def test_weak_recurrence_is_a_fixed_point(xp: Library) -> None:
     """At delta = 0 every circuit settles, on the closed form, without simulation; a small delta moves it little."""
     found = oc.phase_diagram(xp.tree(flat()), xp.array([0.0, 0.01]), xp.array([0.1, 1.0, 10.0]), 2)

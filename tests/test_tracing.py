@@ -214,6 +214,7 @@ def products(jaxpr: Any) -> list[Any]:
 
 
 @pytest.mark.library("jax")
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("name", [*FUNCTIONS, "rodas5p", "covariances", "sequence"])
 def test_products_are_exact_unless_the_user_wants_less(xp: Library, name: str) -> None:
     """jax's own default on a GPU is tf32: three digits of float32. Derivatives included; the user's choice counts."""

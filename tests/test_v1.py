@@ -10,6 +10,8 @@ from support import Library, largest, numpy_tree
 
 import organics_core as oc
 
+pytestmark = pytest.mark.one_dtype
+
 
 def random_circuit(n: int, rng: np.random.Generator, *, identity: bool = False) -> oc.V1Circuit:
     q = np.linalg.qr(rng.standard_normal((n, n)))[0]
