@@ -62,7 +62,7 @@ def draw(n: Numbers) -> Figure:
     climbing = np.where(n["rising"], 1.0, np.nan)
     axes[0, 0].plot(n["path_y"][..., 0] * climbing, n["path_a"][..., 0] * climbing, color=COLORS["purple"], lw=2.6)
     rises = n["path"] > np.maximum(1.01 * np.minimum.accumulate(n["path"], axis=0), 1e-8 * n["path"][0])
-    axes[0, 0].set_title(f"One neuron: V rises by 1 % in {rises.any(axis=0).sum()} of {rises.shape[1]}")
+    axes[0, 0].set_title(f"One neuron: V rises by > 1 % in {rises.any(axis=0).sum()} of {rises.shape[1]}")
     handles = [
         line(THEORY, "V falls", lw=1.4),
         line(COLORS["purple"], "V rises", lw=2.6),

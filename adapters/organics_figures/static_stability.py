@@ -51,6 +51,7 @@ def draw(n: Numbers) -> Figure:
             ax.plot(epochs, n[f"median_{index}"], color=color, label=f"layer {index}")
         ax.set(xlabel="Epoch", ylabel=f"{plot.ABSCISSA}  (1/τ)", title="While it learns (band: all images)")
         ax.set_xlim(0, epochs[-1])
+        ax.xaxis.get_major_locator().set_params(integer=True)
         plot.stable_side(ax)
         ax.legend(loc="upper right", bbox_to_anchor=(1.0, 0.86))
     accuracy = f", {percent(round(float(n['accuracy'][-1]), 4))} right" if learned else ""
