@@ -1,10 +1,10 @@
 """Power spectra of noisy circuits at rising contrast; the V1 circuit resonates in the gamma band, at a frequency that
 rises with contrast, and with a power that falls.
 
-The noise is additive and the same at every contrast, so that stronger normalization damps it: the frequency of the
-peak behaves as in cortex, its power does not. Densities are two-sided, dots the peaks. One neuron, W_r = I, w = 1.
-Two populations: b = b0 = 1, sigma = 0.1, tau_y = tau_a = 4 ms. V1: b0 = 0.5, sigma = 0.1, gain 1 of the input, tau_y
-= 1 ms, tau_u = 2 ms, tau_a = 1 ms.
+The noise drives y with amplitude 1 at every contrast, so that stronger normalization damps it: the frequency of the
+peak rises as in cortex, its power falls, where that recorded in V1 grows (Henrie & Shapley 2005). Densities are
+two-sided, dots the peaks. One neuron, W_r = I, w = 1. Two populations: b = b0 = 1, sigma = 0.1, tau_y = tau_a = 4 ms.
+V1: b0 = 0.5, sigma = 0.1, alpha = 1, tau_y = 1 ms, tau_u = 2 ms, tau_a = 1 ms.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A trained static network: largest real eigenvalue part at every test image, by layer, and while learning.
 
-An encoder and two layers of 40 units at the fixed point of circuits with W_r = I and time constants of 1, hence the
-unit 1/tau, trained with Adam on MNIST where it is found, else on small digits. Last panel: the median image and the
-range of all.
+Circuits with time constants of 1, hence the unit 1/tau. Unless it comes from a checkpoint: an encoder and two layers
+of 40 units with W_r = I and sigma = 1, trained with Adam on MNIST where it is found, else on small digits. Last
+panel: the median image and the range of all.
 """
 
 from __future__ import annotations

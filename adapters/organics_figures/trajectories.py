@@ -1,8 +1,9 @@
 """Membrane potentials of the trained recurrent classifier, in the plane of their first two principal axes.
 
 200 test sequences of all ten digits; lines: the steps, dots: the last. The axes say how much of the variance of y
-over all steps and sequences they explain. The network: cells of the variant rectified_recurrence with a learned W_r
-that starts orthogonal, trained with learning rate 0.01 in batches of 128.
+over all steps and sequences they explain. Unless it comes from a checkpoint the network has cells of the variant
+rectified_recurrence with a learned W_r that starts orthogonal, and is trained with learning rate 0.01 in batches of
+128.
 """
 
 from __future__ import annotations
