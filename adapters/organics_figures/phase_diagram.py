@@ -17,7 +17,7 @@ from organics_plot.styles import new_figure
 
 from ._shared import Figure, Numbers
 
-SECONDS = 60
+SECONDS = 540
 
 
 def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:
