@@ -252,7 +252,8 @@ def test_list(monkeypatch):
     done = CliRunner().invoke(app, ["figures", "--list"])
     assert all(name in done.output for name in FIGURES)
     assert "After the paper" in done.output
-    known = " ".join(f"{name} about {entry.seconds:.0f} s {entry.summary}" for name, entry in FIGURES.items()).split()
+    known = " ".join(f"{name} about s min {entry.summary}" for name, entry in FIGURES.items()).split()
+    known += [f"{entry.seconds / unit:.0f}" for entry in FIGURES.values() for unit in (1, 60)]
     assert set(done.output.split()) <= {*known, *["After", "the", "paper", "Phenomena", "of", "cortex", "More"]}
 
 
