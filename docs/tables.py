@@ -73,15 +73,19 @@ def embedding(record: Path) -> str:
     return table(["framework", "version", "transient error", "fixed-point error", "note"], rows)
 
 
+ORIGINS = {"the paper's": ", after the paper", "phenomena": ", a phenomenon of cortex"}
+
+
 def gallery(folder: Path) -> str:
     """Every figure with its caption."""
     parts = []
     for picture in sorted(folder.glob("*.png")):
         record = picture.with_suffix(".json")
-        caption = json.loads(record.read_text()).get("caption", "") if record.exists() else ""
+        about = json.loads(record.read_text()) if record.exists() else {}
+        caption, source = about.get("caption", ""), ORIGINS.get(about.get("source"), "")
         parts.append(f"## {picture.stem.replace('-', ' ').capitalize()}\n\n{caption}\n\n")
         parts.append(f"![{picture.stem}](_generated/figures/{picture.name})\n\n")
-        parts.append(f"`organics figures {picture.stem}`\n")
+        parts.append(f"`organics figures {picture.stem}`{source}\n")
     return "\n".join(parts)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from array_api_compat import array_namespace, device, is_array_api_obj, is_jax_array
+from numpy.ma import MaskedArray
 
 from .backend import Array, get_backend
 from .linalg import broadcast_shapes
@@ -60,6 +61,10 @@ def namespace(fields: dict[str, Any], *, numbers: Iterable[str] = (), optional: 
             raise TypeError(
                 f"{name} must be {wanted} of numpy, torch, jax, cupy or another array-API library, "
                 f"got {describe(value)}"
+            )
+        if isinstance(value, MaskedArray):
+            raise TypeError(
+                f"{name} is a masked array, whose mask would be ignored; give {name}.filled(...) or {name}.data"
             )
         this = array_namespace(value)
         if xp is None:

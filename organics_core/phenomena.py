@@ -377,7 +377,7 @@ def temporal_pair(
     pieces = [
         low + (high - low) * k / count
         for low, high in itertools.pairwise(kept)
-        for count in [max(1, math.ceil((high - low) / (0.04 * duration)))]
+        for count in [max(1, math.ceil((high - low) / (0.005 * duration)))]
         for k in range(count)
     ]
     clock = [*pieces, kept[-1]]

@@ -39,6 +39,7 @@ from .circuit import (
     validate_state,
 )
 from .equilibria import steady_state
+from .io.archives import open_npz
 from .io.atomic import write_atomically
 from .linalg import broadcast_shapes
 from .model import check_products
@@ -1066,7 +1067,7 @@ def load_proof(path: Any) -> Proof:
     if not path.exists():
         raise FileNotFoundError(f"there is no {str(path)!r}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays["about"]))
         if about["format"] != _FORMAT:

@@ -637,8 +637,9 @@ def energy(circuit: Circuit, state: State, z: Array) -> Array:
     Returns
     -------
     array (...)
-        Non-negative; 0 at the fixed point only. It falls along every trajectory
-        of the linearized circuit, and of the circuit itself near the fixed point.
+        Non-negative; 0 at the fixed point only. It never rises along a trajectory
+        of the linearized circuit. Along one of the circuit itself it may for a
+        while, at a relative rate that vanishes towards the fixed point.
 
     Raises
     ------

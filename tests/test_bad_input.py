@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
 import re
 from collections.abc import Callable
@@ -487,3 +488,37 @@ def test_reading_a_circuit_file_executes_nothing(tmp_path: Path, monkeypatch: py
             load_circuit(tmp_path / name)
         assert "\n" not in str(raised.value)
         assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"circuit" * 9), "no .npz archive but packed by gzip; unpack it first"),
+        (b"circuit" * 9, "no .npz archive: it does not begin as one"),
+        (pickle.dumps([1.0]), "no .npz archive but looks like a pickle, which is never loaded"),
+    ],
+)
+def test_what_is_no_archive_is_called_what_it_is(tmp_path, content: bytes, message: str) -> None:
+    """Only a pickle is called one, and nobody is told to load it unsafely."""
+    path = tmp_path / "file.npz"
+    path.write_bytes(content)
+    for load in (load_circuit, oc.load_trajectory, oc.load_proof):
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            load(path)
+        assert "unsafely" not in str(caught.value)
+
+
+def test_masked_arrays_are_refused() -> None:
+    """Their mask would be dropped without a word."""
+    circuit = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    for call in (
+        lambda: oc.steady_state(circuit, masked),
+        lambda: oc.certify(circuit, np.ma.array([1.0, 2.0])),
+        lambda: oc.simulate(circuit, np.ones(2), np.ma.array([0.0, 0.1])),
+        lambda: oc.steady_state(circuit._replace(b=masked), np.ones(2)),
+    ):
+        with pytest.raises(
+            TypeError, match=r"(z|times|b) is a masked array, whose mask would be ignored; give .*filled"
+        ):
+            call()

@@ -66,6 +66,20 @@ def test_help_lists_every_command_with_its_own_line(organics) -> None:
         assert organics(name, "--help").exit_code == 0
 
 
+def test_no_word_of_the_help_is_broken(organics, monkeypatch) -> None:
+    """At 80 columns: every word is one of those of a very wide terminal, none elided or cut in two."""
+
+    def words(width: str, name: str) -> set[str]:
+        monkeypatch.setenv("COLUMNS", width)
+        text = organics(name, "--help").output
+        return {word for word in text.split() if not set(word) <= set("─│╭╮╰╯")}
+
+    for name in typer.main.get_group(app).list_commands(None):
+        narrow = words("80", name)
+        assert narrow <= words("2000", name), name
+        assert not any(word.endswith("…") for word in narrow), name
+
+
 def test_help_imports_no_science() -> None:
     """The help comes at once: neither numpy nor what is built on it is imported for it."""
     code = (

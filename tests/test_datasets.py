@@ -149,6 +149,25 @@ def test_mnist_is_found_in_the_subfolder_and_in_the_cache(tiny, monkeypatch):
     assert mnist_folder() == cache / "mnist"
 
 
+def test_mnist_in_the_home_folder_and_unpacked(tiny, monkeypatch):
+    """``~`` is the home folder; of the four files some may be packed and some not; what is packed is preferred."""
+    folder, images, labels = tiny
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    monkeypatch.setenv("ORGANICS_DATA", f"~/{folder.name}")
+    assert mnist_folder() == folder
+    packed = load_dataset("rowmnist")
+    for name in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (folder / name).write_bytes(gzip.decompress((folder / f"{name}.gz").read_bytes()))
+        (folder / f"{name}.gz").unlink()
+    for got, want in zip(load_dataset("rowmnist"), packed, strict=True):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(np.round(255 * packed.x_train), images[:5])
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(labels[7:] + 1))
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte is not MNIST's"):
+        load_dataset("rowmnist")
+
+
 def test_no_mnist_is_one_sentence(alone):
     with pytest.raises(FileNotFoundError, match=r"cannot be downloaded \(no network\); set ORGANICS_DATA") as caught:
         load_dataset("mnist")

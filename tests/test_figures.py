@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import organics_core as oc
 from organics_cli.app import app
 from organics_core.io.checkpoints import save_checkpoint
-from organics_figures import FIGURES, _networks, _shared, phase_portraits
+from organics_figures import FIGURES, SOURCES, _networks, _shared, phase_portraits
 from organics_plot.styles import style
 
 
@@ -103,6 +103,61 @@ def test_iterates_end_at_newtons_fixed_point():
     assert np.linalg.norm(found["w_r"], 2) == pytest.approx(1.0)
 
 
+def test_every_random_circuit_is_drawn():
+    """The bars of each panel add up to the circuits whose point was found; the others are counted in words."""
+    found = FIGURES["random-stability"].numbers(quick=True)
+    figure = FIGURES["random-stability"].draw(found)
+    for ax, names in zip(figure.axes, (("abscissa_2", "abscissa_10"), ("gains_to_one",), ("strong",)), strict=True):
+        low, high = ax.get_xlim()
+        bars = [patch.get_data() for patch in ax.patches if hasattr(patch, "get_data")]
+        shown = sum(
+            steps.values[(steps.edges[:-1] >= low - 1e-9) & (steps.edges[1:] <= high + 1e-9)].sum() for steps in bars
+        )
+        values = np.concatenate([found[name] for name in names])
+        assert shown == np.isfinite(values).sum()
+        if np.isnan(values).any():
+            assert f"{np.isnan(values).sum()} more: none found" in ax.get_legend().get_title().get_text()
+
+
+def test_curves_are_sampled_finely():
+    """Between neighbours a curve strays from the line drawn by less than a thousandth of the picture's height."""
+    patches = FIGURES["surround-suppression"].numbers()
+    pulses = FIGURES["temporal-pair"].numbers()
+    pulse = (pulses["times"] > 0.05) & (pulses["times"] < 0.15)  # within the first, where the drive is smooth
+    for x, rows in (
+        (patches["diameters"], patches["rates"]),
+        (pulses["fine_gaps"], pulses["ratio"][None]),
+        (pulses["times"][pulse], pulses["rates"][pulse].T),
+    ):
+        for row in rows:
+            # drawn by half of its points a smooth curve is four times as far off
+            error = np.abs(row - np.interp(x, x[::2], row[::2]))[: 2 * (len(x) // 2) - 1].max() / 4
+            assert error < 1e-3 * np.ptp(rows)
+
+
+def test_where_training_finds_no_fixed_point_the_line_ends_with_a_cross():
+    epochs = 5
+    numbers = {"task": np.array("digits")}
+    for name in ("free", "identity"):
+        for field in ("loss", "norm", "accuracy", "along", "settled", "found"):
+            numbers[f"{field}_{name}"] = np.linspace(0.1, 1.0, epochs)
+    numbers["settled_free"] = np.array([-0.1, -0.2, -0.3, -np.inf, -np.inf])
+    ax = FIGURES["training"].draw(numbers).axes[2]
+    crosses = [line.get_xydata() for line in ax.lines if line.get_marker() == "x"]
+    np.testing.assert_allclose(np.concatenate(crosses), [[2.0, -0.3]])
+    assert "none found after this" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_captions_name_parameters():
+    for name, entry in FIGURES.items():
+        assert len(entry.caption) > len(entry.summary) > 20, name
+        assert entry.source in SOURCES
+    assert {name for name, entry in FIGURES.items() if entry.source == "phenomena"} == {
+        "attention", "contrast-saturation", "cross-orientation", "noise-spectra", "surround-suppression",
+        "temporal-pair",
+    }  # fmt: skip
+
+
 def test_energy_falls():
     found = FIGURES["energy"].numbers()
     assert (np.diff(found["small"], axis=0) < 1e-12 * found["small"][0]).all()
@@ -116,6 +171,20 @@ def test_gamma_peak_rises_with_contrast():
     assert len(seen) >= 2
     assert (np.diff(seen) > 0).all()
     assert 30 < seen[-1] < 80
+    power = found["v1"].max(axis=1)
+    assert (np.diff(power) < 0).all()  # as the caption says
+
+
+def test_the_density_is_two_sided():
+    """Twice the integral over positive frequencies is the variance, which the title of the axis says as well."""
+    circuit = oc.Circuit(None, np.ones((1, 1)), 1.0, 1.0, 0.1, 0.004, 0.004)
+    state = oc.steady_state(circuit, np.array([0.3])).state
+    frequencies = np.linspace(0.0, 4000.0, 80001)
+    power = oc.power_spectrum(circuit, state, (1.0, 0.0), frequencies)[:, 0, 0].real
+    variance = oc.noise_covariance(circuit, state, (1.0, 0.0))[0, 0].real
+    assert 2 * np.trapezoid(power, frequencies) == pytest.approx(variance, rel=2e-2)
+    figure = FIGURES["noise-spectra"].draw(FIGURES["noise-spectra"].numbers(quick=True))
+    assert "Two-sided" in figure.axes[0].get_ylabel()
 
 
 def test_what_becomes_of_random_recurrence():
@@ -162,7 +231,14 @@ def test_command_writes_picture_numbers_and_record(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["bogus"], "unknown figure 'bogus'; choose one of attention"), ([], "name a figure, or ask for --all")],
+    [
+        (["bogus"], "unknown figure 'bogus'; choose one of attention"),
+        ([], "name a figure, or ask for --all"),
+        (["energy", "--format", "gif"], "--format must be png, svg or pdf, got 'gif'"),
+        (["energy", "--dpi", "1"], "--dpi must be between 10 and 2400 dots per inch, got 1"),
+        (["energy", "--size", "7x"], "--size must be inches from 1 to 60"),
+        (["energy", "--size", "nan"], "--size must be inches from 1 to 60"),
+    ],
 )
 def test_bad_requests(arguments, message, tmp_path):
     done = CliRunner().invoke(app, ["figures", *arguments, "--output", str(tmp_path)])
@@ -170,9 +246,40 @@ def test_bad_requests(arguments, message, tmp_path):
     assert message in done.stderr.replace("\n", " ")
 
 
-def test_list():
+def test_list(monkeypatch):
+    """Every name, the kinds, and no word broken at 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
     done = CliRunner().invoke(app, ["figures", "--list"])
     assert all(name in done.output for name in FIGURES)
+    assert "After the paper" in done.output
+    known = " ".join(f"{name} about s min {entry.summary}" for name, entry in FIGURES.items()).split()
+    known += [f"{entry.seconds / unit:.0f}" for entry in FIGURES.values() for unit in (1, 60)]
+    assert set(done.output.split()) <= {*known, *["After", "the", "paper", "Phenomena", "of", "cortex", "More"]}
+
+
+def test_format_size_and_dots(tmp_path):
+    from matplotlib import image
+
+    for size, shape in (("5x3", (150, 250)), ("5", None)):
+        arguments = ["attention", "--quick", "--size", size, "--dpi", "50", "--format", "png", "-f", "pdf"]
+        done = CliRunner().invoke(app, ["figures", *arguments, "--output", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        assert {file.suffix for file in tmp_path.iterdir()} == {".png", ".pdf", ".npz", ".json"}
+        height, width = image.imread(tmp_path / "attention.png").shape[:2]
+        assert width == 250
+        assert (height, width) == shape or shape is None
+    assert height == pytest.approx(250 * 4.2 / 10.5, abs=1)  # the shape of the figure's own size
+
+
+def test_progress_without_a_terminal(tmp_path):
+    """What is drawn is said before it is done, with an estimate of the time."""
+    done = CliRunner().invoke(app, ["figures", "attention", "surround-suppression", "--output", str(tmp_path)])
+    lines = done.output.splitlines()
+    assert lines[0] == "2 figures, about 2 s on one core."
+    assert lines[1].startswith("1/2 attention (about 1 s): Attention as a change")
+    assert "1/2" in lines[2]
+    assert "attention.png" in lines[2]
+    assert lines[3].startswith("2/2 surround-suppression (about 1 s)")
 
 
 TORCH, JAX = pytest.mark.library("torch"), pytest.mark.library("jax")

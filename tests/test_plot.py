@@ -218,14 +218,19 @@ def recurrent_circuits(count: int) -> tuple[oc.Circuit, np.ndarray]:
 
 @pytest.mark.parametrize("method", ["newton", "iteration"])
 def test_convergence_of_the_users_circuits(ax, method: str) -> None:
-    """The mean, and the worst, as a report of the solver has them."""
+    """The median, the quartiles and the worst, as a report of the solver has them."""
     circuit, z = recurrent_circuits(4)
     assert op.convergence(circuit, z, method=method, iterations=3, color="k", lw=3.5, label="mine", ax=ax) is ax
-    mean, worst = ax.lines
-    assert (mean.get_color(), mean.get_linewidth(), mean.get_label()) == ("k", 3.5, "mine")
+    middle, worst = ax.lines
+    assert (middle.get_color(), middle.get_linewidth(), middle.get_label()) == ("k", 3.5, "mine")
     report = oc.steady_state(circuit, z, method=method, tol=1e-300, max_iterations=3)
     assert worst.get_ydata()[2] == pytest.approx(report.residual.max())
-    assert mean.get_ydata()[2] == pytest.approx(np.exp(np.log(np.maximum(report.residual, 1e-17)).mean()))
+    first, second, third, fourth = np.sort(np.maximum(report.residual, 1e-17))
+    assert middle.get_ydata()[2] == pytest.approx((second + third) / 2)
+    band = ax.collections[0].get_paths()[0].vertices
+    edges = band[band[:, 0] == 3, 1]
+    assert edges.min() == pytest.approx(first + 0.75 * (second - first))
+    assert edges.max() == pytest.approx(third + 0.25 * (fourth - third))
 
 
 def test_iterates_of_the_users_circuit(ax) -> None:
@@ -240,14 +245,15 @@ def test_iterates_of_the_users_circuit(ax) -> None:
 
 
 def test_abscissa_histogram(ax) -> None:
-    """Every finite value once, groups stacked."""
+    """Every finite value once, groups over each other, not stacked."""
     values = {"a": np.array([-3.0, -1.0, np.nan]), "b": np.array([[-2.0], [1.0]])}
     assert op.abscissa_histogram(values, bins=[-4.0, -2.5, 0.0, 2.0], unit="1/step", ax=ax) is ax
-    heights = [[bar.get_height() for bar in group] for group in ax.containers]
-    np.testing.assert_array_equal(np.sum(heights, axis=0), [1, 2, 1])
+    counts = [steps.get_data() for steps in ax.patches if hasattr(steps, "get_data")]
+    np.testing.assert_array_equal([steps.values for steps in counts], [[1, 1, 0], [0, 1, 1]])
+    assert all(np.all(steps.baseline == 0) for steps in counts)
     assert "(1/step)" in ax.get_xlabel()
     ax.clear()
-    op.abscissa_histogram(np.array([-1.0, -2.0]), color="r", ax=ax)
+    op.abscissa_histogram(np.array([-1.0, -2.0]), color="red", ax=ax)
     assert ax.patches[0].get_facecolor()[:3] == (1.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="no finite spectral abscissa"):
         op.abscissa_histogram(np.array([np.nan]), ax=ax)
@@ -366,8 +372,119 @@ def test_hidden_trajectories(ax) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             op.hidden_trajectories(np.ones(shape), names, ax=ax)
-    with pytest.raises(ValueError, match="classes must be 6 at most"):
-        op.hidden_trajectories(states, labels, classes=range(7), ax=ax)
+    with pytest.raises(ValueError, match="classes must be 10 at most"):
+        op.hidden_trajectories(states, labels, classes=range(11), ax=ax)
+    ax.clear()
+    states = rng.standard_normal((20, 7, 4)) * [3.0, 2.0, 1.0, 0.5]
+    op.hidden_trajectories(states, np.arange(20) % 10, ax=ax)
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert len({line.get_color() for line in dots}) == len(dots) == 10
+    variances = np.linalg.eigvalsh(np.cov(states.reshape(-1, 4).T))[::-1]
+    for label, share in zip((ax.get_xlabel(), ax.get_ylabel()), variances / variances.sum(), strict=False):
+        assert float(label.split("(")[1].split("\N{NO-BREAK SPACE}")[0]) == pytest.approx(100 * share, abs=0.06)
+
+
+def test_a_basin_has_the_colour_of_the_sign_of_its_point(ax) -> None:
+    """Two stable points and one: that with y > 0 has the same colour in both, that with y < 0 another."""
+
+    def colors(circuit: oc.Circuit) -> dict[float, tuple[float, ...]]:
+        plane = op.portrait(circuit, np.ones(1), grid=20)
+        ax.clear()
+        op.phase_portrait(plane, ax=ax)
+        mesh = ax.collections[0]
+        shown = mesh.to_rgba(mesh.get_array()).reshape(-1, 4)
+        return {
+            (np.sign(plane.points[k, 0]) if k >= 0 else 0.0): tuple(shown[plane.basin.ravel() == k][0])
+            for k in np.unique(plane.basin)
+        }
+
+    def neuron(w_r: float, tau_y: float) -> oc.Circuit:
+        return oc.Circuit(np.array([[w_r]]), np.ones((1, 1)), 0.5, 0.5, 0.1, tau_y, 0.002)
+
+    one, two, escape = colors(neuron(0.5, 0.002)), colors(neuron(2.0, 0.04)), colors(neuron(-2.0, 0.002))
+    assert set(one) == {1.0}
+    assert set(two) == {1.0, -1.0}
+    assert set(escape) == {1.0, 0.0}
+    assert one[1.0] == two[1.0] == escape[1.0] != two[-1.0]
+    assert escape[0.0][3] == 0.0  # transparent: the page
+
+
+def test_the_slope_of_the_energy() -> None:
+    """As the energy changes along a simulated step, per time constant."""
+    from organics_plot.analysis import energy_slope
+
+    circuit, z = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.006), np.ones(1)
+    fixed = oc.steady_state(circuit, z).state
+    angle = np.linspace(0.0, 2 * np.pi, 24, endpoint=False)[:, None]
+    start = oc.State(fixed.y + 0.6 * np.cos(angle), fixed.a * (1 + 0.8 * np.sin(angle)))
+    step = 1e-6
+    run = oc.simulate(circuit, z, np.array([0.0, step]), state0=start, rtol=1e-12, atol=1e-14)
+    before, after = oc.energy(circuit, run.state, z)
+    want = 0.002 * (after - before) / step
+    np.testing.assert_allclose(energy_slope(circuit, start, z), want, atol=2e-3 * np.abs(want).max())
+    assert (want > 0).any()
+    assert (want < 0).sum() > 18
+
+
+def test_a_page_is_the_same_under_any_style(experiment: op.ContrastExperiment) -> None:
+    """dark_background, ggplot: the pixels of a figure, also when it is drawn later."""
+    from matplotlib import style as styles
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    def pixels() -> np.ndarray:
+        figure = op.overview_figure(experiment)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba()).copy()
+
+    plain = pixels()
+    assert (plain[0, 0] == 255).all()
+    for name in ("dark_background", "ggplot"):
+        with styles.context(name):
+            np.testing.assert_array_equal(pixels(), plain, err_msg=name)
+
+
+def test_save_keeps_the_page_of_a_figure(tmp_path) -> None:
+    from matplotlib import image
+    from matplotlib import style as styles
+
+    with styles.context("dark_background"):
+        figure = Figure()
+        figure.subplots()
+        path = op.save(figure, tmp_path / "dark.png")
+    assert image.imread(path)[0, 0, :3].max() == 0
+
+
+def test_panels_have_letters(experiment: op.ContrastExperiment) -> None:
+    titles = [ax.get_title(loc="left") for ax in op.overview_figure(experiment).axes]
+    assert [title[:4] for title in titles] == ["a   ", "b   ", "c   "]
+    assert op.contrast_response_figure(experiment).axes[0].get_title(loc="left").startswith("The ")
+
+
+def test_threads_leave_no_style_behind(experiment: op.ContrastExperiment) -> None:
+    """In whatever order threads enter and leave; nested in one thread too."""
+    import itertools
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = dict(matplotlib.rcParams)
+    for order in itertools.permutations(range(3)):
+        inside = [op.style() for _ in range(3)]
+        for one in inside:
+            one.__enter__()
+        for k in order:
+            assert matplotlib.rcParams["axes.labelpad"] == 5
+            inside[k].__exit__(None, None, None)
+        assert dict(matplotlib.rcParams) == before
+    with op.style():
+        matplotlib.rcParams["axes.labelpad"] = 9.0
+        with op.style():
+            assert matplotlib.rcParams["axes.labelpad"] == 5
+        assert matplotlib.rcParams["axes.labelpad"] == 9
+    assert dict(matplotlib.rcParams) == before
+    with ThreadPoolExecutor(4) as pool:
+        for figure in pool.map(op.contrast_response_figure, [experiment] * 8):
+            assert len(figure.axes) == 1
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_pictures_change_nothing_global() -> None:
@@ -418,5 +535,5 @@ def test_pictures_of_any_model(ax) -> None:
     op.power_spectra(model, z, (0.5,), frequencies=f, part="r", unit=1, ax=ax)
     want = oc.power_spectrum(model, found, (0.5,), f, z=z)[1, :, 1, 1].real
     assert any(len(line.get_ydata()) == 20 and np.allclose(line.get_ydata(), want) for line in ax.lines)
-    assert ax.get_ylabel() == "Power of r  (1/Hz)"
+    assert ax.get_ylabel() == "Two-sided power density of r  (r² / Hz)"
     assert len(op.simulation_figure(run, None).axes) == 1

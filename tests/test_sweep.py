@@ -345,6 +345,78 @@ def test_command_on_a_cluster(tmp_path) -> None:
     assert found[table] == alone[alone.index("delta") : alone.index("Numbers")]
 
 
+def test_numpys_scalars_are_pythons(tmp_path) -> None:
+    """A sweep of them is made, and resumed by the same in Python's numbers; what is no scalar is refused."""
+    values = {"n": 3, "draws": 1, "block": 1, "seed": 2, "pool": 0.5, "b": 0.75, "sigma": 0.25, "tau_y": 0.5}
+    kinds = {int: np.int64, float: np.float32}  # these floats are exact in float32
+    spec = sweep.Sweep(
+        **{name: kinds[type(value)](value) for name, value in values.items()}, deltas=np.zeros(1), norms=np.ones(1)
+    )
+    plain = sweep.Sweep(**values, deltas=(0.0,), norms=(1.0,))
+    assert spec == plain
+    assert json.loads(json.dumps(spec.describe())) == plain.describe()
+    sweep.run(spec, tmp_path / "store", workers=0)
+    assert sweep.Store(tmp_path / "store", plain).missing() == []
+    for name, wrong, error in (
+        ("b", np.ones(2), TypeError), ("b", -1.0, ValueError), ("seed", 1.5, TypeError),
+        ("n", np.float64(3), TypeError), ("pool", -1.0, ValueError),
+    ):  # fmt: skip
+        with pytest.raises(error, match=f"{name} must"):
+            small(**{name: wrong})
+
+
+def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    """Where making it fails nothing is left, and the retry is welcome, in an empty folder too."""
+    spec = small()
+    (tmp_path / "store").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep.Sweep, "describe", lambda _: {"b": object()})
+        with pytest.raises(TypeError):
+            sweep.Store(tmp_path / "store", spec)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert len(sweep.Store(tmp_path / "store", spec).missing()) == 12
+
+
+def test_a_torn_store_says_so(tmp_path) -> None:
+    spec = small(deltas=(0.0,), norms=(1.0,))
+    store = sweep.run(spec, tmp_path / "store", workers=0)
+    want = sweep.load(tmp_path / "store")
+    chunk = next(path for path in (tmp_path / "store" / "abscissa" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(b"")
+    with pytest.raises(ValueError, match="a chunk of abscissa cannot be read"):
+        sweep.load(tmp_path / "store")
+    assert store.forget_torn() == 1
+    sweep.run(spec, tmp_path / "store", workers=0)
+    assert_same(sweep.load(tmp_path / "store"), want)
+
+
+def test_a_script_without_a_guard_is_told_once(tmp_path) -> None:
+    """Its first worker, which imports it, stops before it runs the sweep again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('run', flush=True)\n"
+        "from organics_sweep import Sweep, run\n"
+        "run(Sweep(n=3, deltas=(0.0,), norms=(1.0,), draws=4, block=1), 'store', workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout.split() == ["run", "run"]
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("RuntimeError: a sweep on several processes must be started under")
+    )
+    assert done.stderr.count("Traceback") == 1
+    assert "BrokenProcessPool" not in done.stderr
+    script.write_text(script.read_text().replace("run(Sweep", "if __name__ == '__main__':\n    run(Sweep"))
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_failing_tasks_are_reported(tmp_path) -> None:
     with pytest.raises(ValueError, match="draws must be at least 1"):
         small(draws=0)
@@ -376,7 +448,18 @@ def test_command(tmp_path, monkeypatch) -> None:
     assert sum(summary["kinds"].values()) == 12
     again = CliRunner().invoke(app, ["sweep", *options, "--out", str(out)])
     assert again.exit_code == 0
-    assert "12 of 12 circuits were there" in again.output
+    assert "6 of 6 tasks were there already" in again.output
+    # a chunk that was not written to its end, and the mark of another task
+    for name in ("kind", "done"):
+        chunks = sorted(path for path in (out / "store.zarr" / name / "c").rglob("*") if path.is_file())
+        chunk = chunks[0 if name == "kind" else -1]
+        chunk.write_bytes(chunk.read_bytes()[:3])
+    torn = CliRunner().invoke(app, ["sweep", *options, "--out", str(out)])
+    assert torn.exit_code == 0, torn.output
+    assert "5 of 6 tasks were there already" in torn.output
+    assert "6 of 6 tasks done" in torn.output  # a bar shows nothing where there is no terminal
+    assert "could not be read and are computed again: 1." in torn.output
+    assert json.loads((out / "summary.json").read_text()) == summary
     for wrong, message in (
         (("--deltas", "a"), "not a list of numbers"),
         (("--workers", "1", "--scheduler", "tcp://localhost:8786"), "not both"),

@@ -24,7 +24,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "table": "Collect results beside the paper's two tables; with --model, train what is missing first.",
     },
     "organics_figures.cli": {
-        "figures": "Draw the paper's figures as PNG and SVG, with the numbers behind them. See --list.",
+        "figures": "Draw the paper's figures and more, with the numbers behind them. See --list.",
     },
     "organics_sweep.cli": {
         "sweep": "Phase diagram of random recurrence: who settles, oscillates or diverges. Interrupted sweeps resume.",

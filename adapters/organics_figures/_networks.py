@@ -72,12 +72,15 @@ class Run(NamedTuple):
         moments of every sequence, the gains frozen.
     settled : float
         The same at the fixed points of these circuits, under the input of the
-        moment; of those that Newton's method finds.
+        moment; of those that Newton's method finds, -inf where it finds none.
+    found : float
+        In what share of these circuits it finds one.
     """
 
     y: Array
     along: float
     settled: float
+    found: float
 
 
 class RecurrentNetwork(NamedTuple):
@@ -94,10 +97,17 @@ class RecurrentNetwork(NamedTuple):
     max_rates: oc.MaxRates
     variant: str
 
+    def outputs(self, x: Array) -> Array:
+        """y of the last layer (N, T, n) for sequences x (N, T, k)."""
+        xs = np.moveaxis(x, 1, 0)
+        for parameters, state in self.layers:
+            xs = oc.cell_sequence(parameters, state, xs, max_rates=self.max_rates, variant=self.variant)[1]
+        return np.moveaxis(xs, 0, 1)
+
     def run(self, x: Array) -> Run:
         """What becomes of sequences x (N, T, k)."""
         xs = np.moveaxis(x, 1, 0)
-        along, settled = -np.inf, -np.inf
+        along, settled, converged = -np.inf, -np.inf, []
         for parameters, state in self.layers:
             rates = cell.cell_rates(np, parameters, self.max_rates)
             w = cell.normalization_weights(np, parameters.log_w)
@@ -107,15 +117,16 @@ class RecurrentNetwork(NamedTuple):
                 ys.append(y)
                 circuit = oc.Circuit(parameters.w_r, w, state.b1, state.b0, parameters.sigma, 1 / rates.y, 1 / rates.a)
                 z = np.maximum(part[-1] @ parameters.w_zx.T, 0.0)
-                found = oc.steady_state(circuit, z, variant=self.variant, max_iterations=30)
+                found = oc.steady_state(circuit, z, variant=self.variant, max_iterations=30, attracting=False)
                 here, there = (
                     oc.spectral_abscissa(circuit, oc.State(*at), variant=self.variant)
                     for at in (state[:2], found.state)
                 )
                 along = max(along, float(np.max(here)))
                 settled = max(settled, float(np.max(np.where(found.converged, there, -np.inf))))
+                converged.append(np.mean(found.converged))
             xs = np.concatenate(ys)
-        return Run(np.moveaxis(xs, 0, 1), along, settled)
+        return Run(np.moveaxis(xs, 0, 1), along, settled, float(np.mean(converged)))
 
 
 def _network(arrays: dict[str, Array], config: Any, steps: int) -> StaticNetwork | RecurrentNetwork:
@@ -256,6 +267,10 @@ class Trained(NamedTuple):
     history: dict[str, Array]
 
 
+LOOKED_AT = 4
+"""Test sequences along which the eigenvalues are computed after every epoch."""
+
+
 @cache
 def train_recurrent(seed: int, quick: bool, recurrent: str) -> Trained:
     """A recurrent classifier that reads digits row by row: MNIST where it is found, else scikit-learn's small ones."""
@@ -264,13 +279,13 @@ def train_recurrent(seed: int, quick: bool, recurrent: str) -> Trained:
     if quick:
         options |= {"epochs": 2, "hidden": 16}
     elif task == "digits":
-        options |= {"epochs": 30}
+        options |= {"epochs": 20, "hidden": 48}
     else:
-        options |= {"epochs": 10, "limit": 6000}
+        options |= {"epochs": 8, "limit": 6000, "hidden": 48}
 
     def measure(given: Given) -> dict[str, float]:
-        run = given.recurrent.run(given.x[:10])
-        return {"along": run.along, "settled": run.settled}
+        run = given.recurrent.run(given.x[:LOOKED_AT])
+        return {"along": run.along, "settled": run.settled, "found": run.found}
 
     return _train(task, options, measure)
 

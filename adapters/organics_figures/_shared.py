@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import organics_core as oc
+from organics_plot.circuits import RATE
 from organics_plot.styles import INK, shades
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ Numbers = dict[str, Any]
 """What a figure computes: arrays by name."""
 
 TASKS = {"digits": "small digits", "mnist": "MNIST", "rowmnist": "rows of MNIST"}
-RATE = "Firing rate  ⌊y⌋²"
 
 
 def one_neuron(**changes: float) -> oc.Circuit:
@@ -67,10 +67,10 @@ def dot(fill: str, label: str) -> Any:
     return line(INK, label, ls="", marker="o", ms=8, mfc=fill, mec=INK, mew=1.6)
 
 
-def patch(color: str, label: str) -> Any:
+def patch(color: str, label: str, edge: str | None = None) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(color=color, label=label)
+    return Patch(facecolor=color, edgecolor=edge or color, label=label)
 
 
 def curves(x: Any, rows: Any, labels: Any, ax: Axes) -> None:

@@ -1,4 +1,9 @@
-"""Attention as a change of the input gain b: contrast gain or response gain, depending on the focus."""
+"""Attention as a change of the input gain b: contrast gain or response gain, depending on the focus.
+
+81 neurons in space, W_r = I, a Gaussian pool of 4° (standard deviation), b0 = 0.5, b = 0.5 and up to twice that where
+attention is, sigma = 0.05. a: stimulus of 1°, attention over 20°. b: stimulus of 10°, attention over 1°. The neuron
+in the centre.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,9 @@ from organics_plot import analysis as plot
 from organics_plot.styles import COLORS, CYCLE, new_figure
 
 from ._shared import RATE, Figure, Numbers
+
+SOURCE = "phenomena"
+SECONDS = 1
 
 
 def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:

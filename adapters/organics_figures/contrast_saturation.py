@@ -1,4 +1,8 @@
-"""Responses saturate with contrast, and the tuning to orientation keeps its width."""
+"""Responses saturate with contrast, and the tuning to orientation keeps its width.
+
+A hypercolumn of 144 neurons, W_r = I, each normalized by all alike, b = b0 = 0.5, sigma = 0.1; the drive falls with
+the angle d from the preferred orientation as exp(2 (cos 2d - 1)).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from organics_plot import analysis as plot
 from organics_plot.styles import CYCLE, new_figure, percent
 
 from ._shared import RATE, Figure, Numbers, curves
+
+SOURCE = "phenomena"
+SECONDS = 1
 
 
 def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:

@@ -1,4 +1,8 @@
-"""An orthogonal mask that hardly drives a neuron suppresses it: its contrast response moves to the right."""
+"""An orthogonal mask that hardly drives a neuron suppresses it: its contrast response moves to the right.
+
+A hypercolumn of 144 neurons, W_r = I, each normalized by all alike, b = b0 = 0.5, sigma = 0.1. a: the neuron that
+prefers the grating. b: all neurons, grating of contrast 30 %.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from organics_plot import analysis as plot
 from organics_plot.styles import new_figure, percent
 
 from ._shared import Figure, Numbers, curves
+
+SOURCE = "phenomena"
+SECONDS = 1
 
 
 def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:

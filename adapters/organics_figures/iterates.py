@@ -1,4 +1,8 @@
-"""One random circuit: its recurrent weights, and the fixed-point iteration."""
+"""One random circuit of ten neurons: its recurrent weights, and the fixed-point iteration.
+
+Colours and dashes tell the neurons apart; they have no order. Gaussian W_r of spectral norm 1, W in [0, 1], |z| = 1,
+b, b0 and sigma in [0.1, 1], time constants of 1 to 10 ms. The iteration starts at the fixed point for W_r = I.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ import organics_core as oc
 from organics_plot import analysis as plot
 from organics_plot import matrix
 from organics_plot.analysis import iterate_path
-from organics_plot.styles import new_figure, shades
+from organics_plot.styles import distinct, new_figure
 
 from ._shared import Figure, Numbers, random_circuits
+
+SOURCE = "the paper's"
+SECONDS = 2
 
 
 def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:
@@ -23,7 +30,7 @@ def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:
 
 def draw(n: Numbers) -> Figure:
     """Weights and iterates."""
-    figure, axes = new_figure(1, 3, (13.5, 4.0), width_ratios=(1.15, 1.2, 1.2))
+    figure, axes = new_figure(1, 3, (14.2, 4.0), width_ratios=(1.15, 1.2, 1.2))
     matrix(n["w_r"], label="weight", ax=axes[0, 0])
     axes[0, 0].set_title("Recurrent weights $W_r$")
     ticks = np.arange(0, len(n["w_r"]), 3)
@@ -35,8 +42,9 @@ def draw(n: Numbers) -> Figure:
     axes[0, 1].set_title("Modulators (dots: Newton)")
     distance = np.maximum(np.abs(n["a"] - n["fixed"]) / n["fixed"], plot.FLOOR)
     ax = axes[0, 2]
-    for path, color in zip(distance.T, shades(distance.shape[1]), strict=True):
-        ax.semilogy(np.arange(len(path)), path, color=color, lw=1.6)
+    for i, (path, look) in enumerate(zip(distance.T, distinct(distance.shape[1]), strict=True)):
+        ax.semilogy(np.arange(len(path)), path, lw=1.6, label=f"{i + 1}", **look)
+    ax.legend(title="Neuron", loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.2)
     ax.set(xlabel="Iteration", ylabel="Relative distance", title="Distance from the fixed point")
     ax.set(xlim=(0, len(distance) - 1), ylim=(1e-16, 3))
     for ax, step in zip(axes[0, 1:], (2, 5), strict=True):

@@ -1,5 +1,10 @@
 """Power spectra of noisy circuits at rising contrast; the V1 circuit resonates in the gamma band, at a frequency that
-rises with contrast.
+rises with contrast, and with a power that falls.
+
+The noise drives y with amplitude 1 at every contrast, so that stronger normalization damps it: the frequency of the
+peak rises as in cortex, its power falls, where that recorded in V1 grows (Henrie & Shapley 2005). Densities are
+two-sided, dots the peaks. One neuron, W_r = I, w = 1. Two populations: b = b0 = 1, sigma = 0.1, tau_y = tau_a = 4 ms.
+V1: b0 = 0.5, sigma = 0.1, alpha = 1, tau_y = 1 ms, tau_u = 2 ms, tau_a = 1 ms.
 """
 
 from __future__ import annotations
@@ -11,6 +16,9 @@ from organics_plot import analysis as plot
 from organics_plot.styles import CYCLE, MUTED, SHADE, new_figure, percent, shades
 
 from ._shared import Figure, Numbers
+
+SOURCE = "phenomena"
+SECONDS = 2
 
 
 def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:
@@ -38,7 +46,8 @@ def draw(n: Numbers) -> Figure:
     """Spectra against contrast, and the frequency of the gamma peak."""
     figure, axes = new_figure(1, 3, (14.0, 4.3))
     labels = [percent(contrast) for contrast in n["contrasts"]]
-    for ax, name, title in zip(axes.flat, ("main", "v1"), ("Two populations", "V1, three populations"), strict=False):
+    titles = ("Two populations", "V1, three populations: power falls")
+    for ax, name, title in zip(axes.flat, ("main", "v1"), titles, strict=False):
         plot.spectrum_lines(n["frequencies"], n[name], labels=labels, ax=ax)
         ax.set_title(title)
     gamma = {"color": SHADE, "lw": 0, "zorder": 0}
@@ -53,6 +62,6 @@ def draw(n: Numbers) -> Figure:
         ax.plot(contrast, peak, "o", ms=8, color=color, mec="white", mew=1, clip_on=False)
     plot.contrast_axis(ax, n["fine_contrasts"])
     ax.set_xlim(0.08, 1.0)
-    ax.set(ylabel="Frequency of the peak (Hz)", title="The peak of V1 rises with contrast", ylim=(0, 85))
+    ax.set(ylabel="Frequency of the peak (Hz)", title="V1: the peak's frequency rises", ylim=(0, 85))
     ax.set_xticks([0.1, 0.3, 1.0], [percent(c) for c in (0.1, 0.3, 1.0)])
     return figure

@@ -1,5 +1,9 @@
 """Recurrence W_r = I + δ M/√n, M symmetric or not: stable fixed points, limit cycles, divergence, irregular activity,
 and the distance of the fixed points from normalization.
+
+Shares of ten random circuits per point. Twenty neurons, W = 1/20, b = b0 = 0.5, sigma = 0.1, tau_y = tau_a = 2 ms;
+the input drive has a random direction and the norm on the axis. Distance: median over the stable fixed points,
+relative to that of W_r = I.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from organics_plot import analysis as plot
 from organics_plot.styles import new_figure
 
 from ._shared import Figure, Numbers
+
+SECONDS = 540
 
 
 def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:

@@ -1,5 +1,8 @@
 """One neuron: flow, nullclines, fixed points and basins of attraction, main and rectified, for several recurrent
 weights and time constants.
+
+b = b0 = 0.5, sigma = 0.1, tau_y = tau_a = 2 ms, w = z = 1, but for what the titles say. Blue: what ends at the stable
+point with y >= 0, in all panels; orange: at that with y < 0; white: at none within 100 time constants.
 """
 
 from __future__ import annotations
@@ -8,9 +11,12 @@ import numpy as np
 
 from organics_plot import analysis as plot
 from organics_plot.analysis import portrait
-from organics_plot.styles import COLORS, INK, new_figure
+from organics_plot.styles import COLORS, INK, MUTED, new_figure
 
 from ._shared import Figure, Numbers, dot, line, one_neuron, patch
+
+SOURCE = "the paper's"
+SECONDS = 10
 
 PORTRAITS: dict[str, tuple[dict[str, float], str]] = {
     "w_r = 0.5": ({"w_r": 0.5}, "main"),
@@ -62,8 +68,9 @@ def draw(n: Numbers) -> Figure:
         line(COLORS["red"], "da/dt = 0"),
         dot(INK, "stable"),
         dot("white", "unstable"),
-        patch(plot.BASINS[0], "basin"),
-        patch(plot.BASINS[1], "second basin"),
+        patch(plot.BASINS[0], "basin, y ≥ 0"),
+        patch(plot.BASINS[1], "basin, y < 0"),
+        patch("white", "reaches none", edge=MUTED),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6)
+    figure.legend(handles=handles, loc="outside lower center", ncols=7)
     return figure

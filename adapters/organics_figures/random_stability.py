@@ -1,16 +1,24 @@
-"""Random circuits, W_r of spectral norm 1: stable for inputs of order one and small gains, else not always."""
+"""Random circuits, W_r of spectral norm 1: stable for inputs of order one and small gains, else not always.
+
+Every circuit is drawn at the fixed point that Newton's method reaches from that of W_r = I; titles count, where it
+reaches none the circuit is counted in the legend. W in [0, 1], time constants of 1 to 10 ms, b, b0 and sigma from a
+tenth of the largest gain up.
+a: 300 circuits of each size, Gaussian W_r, |z| = 1, gains up to 0.5. b: 2,000 of two neurons, gains up to 1.
+c: 300 of ten neurons, orthogonal W_r, |z| = 5, gains up to 0.5.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 import organics_core as oc
 from organics_plot import analysis as plot
-from organics_plot.styles import CYCLE, THEORY, new_figure, percent
+from organics_plot.styles import CYCLE, THEORY, new_figure
 
 from ._shared import Figure, Numbers, random_circuits
+
+SOURCE = "the paper's"
+SECONDS = 5
 
 STRONG = 5.0
 """Norm of the strong input drive."""
@@ -39,52 +47,31 @@ def numbers(*, seed: int = 0, quick: bool = False) -> Numbers:
 
 
 def draw(n: Numbers) -> Figure:
-    """Histograms over random circuits; circuits that are not shown are counted."""
-    figure, axes = new_figure(1, 3, (13.5, 4.0))
+    """Histograms of every circuit; those whose fixed point was not found are counted."""
+    figure, axes = new_figure(1, 3, (14.0, 4.2))
     left, middle, right = axes[0]
     groups = {f"n = {size}": n[f"abscissa_{size}"] for size in n["sizes"]}
     every = np.concatenate(list(groups.values()))
-    lowest = np.nanquantile(every, 0.002)
-    plot.abscissa_histogram(groups, bins=np.linspace(lowest, 0.0, 31), ax=left)
-    left.set_xlim(lowest, 15)
+    plot.abscissa_histogram(groups, bins=30, ax=left)
     left.set_title(f"Gains up to 1/2: {(every < 0).sum()} of {len(every)} stable")
-    left.legend(loc="upper left", title="stacked")
-    _count(left, every, lowest, np.inf, side=0.03)
+    left.legend(loc="upper left")
     for ax, values, title in (
         (middle, n["gains_to_one"], "Gains up to 1, n = 2: {bad} of {count} unstable"),
-        (right, n["strong"], "Strong drive: {share} unstable"),
+        (right, n["strong"], "Strong drive: {bad} of {count} unstable"),
     ):
         seen = values[np.isfinite(values)]
-        lowest, highest = np.quantile(seen, (0.002, 1.0 if ax is middle else 0.98))
-        edges = np.linspace(lowest, max(highest, 15.0), 41)
+        edges = np.linspace(seen.min(), seen.max(), 41)
         edges -= edges[np.argmin(np.abs(edges))]  # no bar across zero
+        width = edges[1] - edges[0]
+        edges = np.concatenate([edges[:1] - width, edges, edges[-1:] + width])  # the shift leaves none out
         pair = {"stable": seen[seen < 0], "unstable": seen[seen >= 0]}
-        plot.abscissa_histogram(pair, bins=edges, color=[CYCLE[0], THEORY], ax=ax)
+        pair = {name: group for name, group in pair.items() if len(group)}
+        colors = [{"stable": CYCLE[0], "unstable": THEORY}[name] for name in pair]
+        plot.abscissa_histogram(pair, bins=edges, color=colors, fill=True, lw=0, ax=ax)
         ax.set_xlim(edges[0], edges[-1])
-        bad = int((seen >= 0).sum())
-        ax.set_title(title.format(bad=bad, count=len(seen), share=percent(round(bad / len(seen), 2))))
-        ax.legend(loc="upper right")
-        _count(ax, values, edges[0], edges[-1])
-    right.text(
-        0.98, 0.66, "$W_r$ orthogonal, n = 10", transform=right.transAxes, ha="right", va="top", fontsize="small"
-    )
+        bad, missing = len(seen[seen >= 0]), len(values) - len(seen)
+        ax.set_title(title.format(bad=bad, count=len(seen)))
+        ax.legend(loc="upper right", title=f"{missing} more: none found" if missing else None, alignment="right")
     middle.set_yscale("log")
+    middle.set_ylabel("Circuits  (logarithmic)")
     return figure
-
-
-def _count(ax: Any, values: np.ndarray, lowest: float, highest: float, side: float = 0.98) -> None:
-    """Say how many circuits the panel does not show."""
-    finite = values[np.isfinite(values)]
-    beyond = int(((finite < lowest) | (finite > highest)).sum())
-    missing = len(values) - len(finite)
-    parts = [f"{beyond} beyond the axis"] * (beyond > 0) + [f"{missing} without a point found"] * (missing > 0)
-    if parts:
-        ax.text(
-            side,
-            0.6,
-            "\n".join(parts),
-            transform=ax.transAxes,
-            ha="left" if side < 0.5 else "right",
-            va="top",
-            fontsize="small",
-        )

@@ -1,4 +1,10 @@
-"""Membrane potentials of the trained recurrent classifier, in the plane of their first two principal axes."""
+"""Membrane potentials of the trained recurrent classifier, in the plane of their first two principal axes.
+
+200 test sequences of all ten digits; lines: the steps, dots: the last. The axes say how much of the variance of y
+over all steps and sequences they explain. Unless it comes from a checkpoint the network has cells of the variant
+rectified_recurrence with a learned W_r that starts orthogonal, and is trained with learning rate 0.01 in batches of
+128.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,8 @@ from organics_plot.styles import INK, new_figure
 from . import _networks
 from ._shared import TASKS, Figure, Numbers
 
+SOURCE = "the paper's"
+SECONDS = 30
 TRAINS = True
 TAKES = "recurrent"
 
@@ -18,13 +26,12 @@ TAKES = "recurrent"
 def numbers(*, seed: int = 0, quick: bool = False, checkpoint: _networks.Given | None = None) -> Numbers:
     """Membrane potentials of a trained recurrent classifier for 200 test sequences, in their principal plane."""
     given = _networks.train_recurrent(seed, quick, "orthogonal").given if checkpoint is None else checkpoint
-    run = given.recurrent.run(given.x[:200])
+    paths, explained = principal_plane(given.recurrent.outputs(given.x[:200]))
     return {
         "task": np.array(given.task),
-        "paths": principal_plane(run.y),
+        "paths": paths,
+        "explained": explained,
         "labels": given.y[:200],
-        "along": run.along,
-        "settled": run.settled,
     }
 
 
@@ -32,7 +39,7 @@ def draw(n: Numbers) -> Figure:
     """Hidden states in their principal plane."""
     figure, axes = new_figure(1, 1, (6.8, 5.4))
     ax = axes[0, 0]
-    plot.hidden_trajectories(n["paths"], n["labels"], classes=(0, 1, 4, 7), ax=ax)
+    plot.hidden_trajectories(n["paths"], n["labels"], explained=n["explained"], lw=0.6, alpha=0.3, ax=ax)
     start = n["paths"][:, 0].mean(axis=0)
     ax.plot(*start, "o", ms=8, mfc="white", mec=INK, mew=1.6, zorder=5, label="first step")
     ax.set_title(f"Reading {TASKS.get(str(n['task']), str(n['task']))}, step by step")

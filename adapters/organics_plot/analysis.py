@@ -19,13 +19,14 @@ from organics_core.analysis.classification import KINDS
 from organics_core.backend import to_numpy
 
 from .circuits import PARTS, part_index
-from .styles import COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, percent, ramp, shades
+from .styles import CLASSES, COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, distinct, percent, ramp, shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ABSCISSA = "Largest real eigenvalue part"
-BASINS = ("#DCEBF7", "#FBE6C4", "#D5EEE3")
+BASINS = ("#DCEBF7", "#FBE6C4", "#D5EEE3", "#F2DFEA")
+"""Of the stable fixed point with y >= 0, of that with y < 0, and of more."""
 FLOW = "#8E9BA6"
 FLOOR = 1e-17
 """Smallest residual that is drawn."""
@@ -150,7 +151,8 @@ def phase_portrait(
 ) -> Axes:
     """Flow, nullclines, fixed points (filled: stable) and basins of attraction of one neuron.
 
-    The vertical axis is the modulator's rate, sqrt(a).
+    The vertical axis is the modulator's rate, sqrt(a). The basin of a stable point
+    with y >= 0 is blue, that of one with y < 0 orange.
 
     Parameters
     ----------
@@ -180,17 +182,20 @@ def phase_portrait(
     p = circuit
     ax = axes_or_current(ax)
     y, s = np.asarray(p.y), np.asarray(p.rate)
-    reached = [k for k in np.flatnonzero(p.stable) if (p.basin == k).any()]
-    if basins and reached:
+    if basins and (np.asarray(p.basin) >= 0).any():
         from matplotlib.colors import ListedColormap
 
-        shown = np.full(np.shape(p.basin), np.nan)
-        for number, k in enumerate(reached):
-            shown = np.where(p.basin == k, number, shown)
-        colors = ListedColormap([BASINS[number % len(BASINS)] for number in range(len(reached))])
+        number = np.full(len(p.points) + 1, np.nan)  # the last for -1, no point
+        spare = 1
+        for k in sorted(np.flatnonzero(p.stable), key=lambda k: -p.points[k][0]):
+            own = 1 if p.points[k][0] < 0 else 0
+            spare += own in number
+            number[k] = min(spare, len(BASINS) - 1) if own in number else own
+        shown = number[np.asarray(p.basin)]
         ax.pcolormesh(
-            y, s, shown, cmap=colors, vmin=-0.5, vmax=len(reached) - 0.5, shading="nearest", rasterized=True, zorder=0
-        )
+            y, s, shown, cmap=ListedColormap(BASINS), vmin=-0.5, vmax=len(BASINS) - 0.5, shading="nearest",
+            rasterized=True, zorder=0,
+        )  # fmt: skip
     ds = p.da / (2.0 * np.maximum(s, 0.25 * (s[1] - s[0])))[:, None]
     ax.streamplot(y, s, p.dy, ds, color=FLOW, linewidth=0.7, arrowsize=0.7, density=0.9, zorder=1)
     for values, color in ((p.dy, COLORS["blue"]), (p.da, COLORS["red"])):
@@ -241,7 +246,7 @@ def convergence(
     ax: Axes | None = None,
     **style: Any,
 ) -> Axes:
-    """How fast the fixed points of a batch of circuits are found: mean, spread and worst residual.
+    """How fast the fixed points of a batch of circuits are found: median, quartiles and worst residual.
 
     Parameters
     ----------
@@ -255,24 +260,22 @@ def convergence(
     color, label : str
     ax : matplotlib Axes, optional
     style
-        Of the line of the mean.
+        Of the line of the median.
 
     Returns
     -------
     matplotlib Axes
-        With the mean of log10 of the residual as a line, one standard deviation
-        of it as a band, and the worst circuit as a dashed line.
+        With the median residual as a line, the middle half of the circuits (from
+        the first quartile to the third) as a band, and the worst as a dashed line.
     """
     ax = axes_or_current(ax)
     if isinstance(circuit, oc.Circuit):
         circuit = residuals(circuit, z, method=method, iterations=iterations, variant=variant)
     values = np.asarray(circuit, dtype=float).reshape(len(circuit), -1)
     steps = np.arange(1, len(values) + 1)
-    logs = np.log10(values)
-    mean, spread = logs.mean(axis=1), logs.std(axis=1)
-    band = (10 ** np.maximum(mean - spread, np.log10(FLOOR)), 10 ** (mean + spread))
-    ax.fill_between(steps, *band, color=color, alpha=0.18, lw=0)
-    ax.plot(steps, 10**mean, **{"color": color, "label": label, **style})
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
+    ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
+    ax.plot(steps, middle, **{"color": color, "label": label, **style})
     ax.plot(steps, values.max(axis=1), color=color, lw=1.5, ls=(0, (4, 2)))
     ax.set(yscale="log", xlabel="Iteration", ylabel="Relative residual")
     return ax
@@ -288,7 +291,7 @@ def iterates(
     ax: Axes | None = None,
     **style: Any,
 ) -> Axes:
-    """The modulators of one circuit over the fixed-point iteration; dots show the fixed point.
+    """The modulators of one circuit over the fixed-point iteration, labelled 1, 2, ...; dots show the fixed point.
 
     Parameters
     ----------
@@ -315,10 +318,10 @@ def iterates(
         circuit = iterate_path(circuit, z, iterations=iterations, variant=variant)
     path = np.asarray(circuit)
     steps = np.arange(len(path))
-    for i, color in enumerate(shades(path.shape[1])):
-        ax.plot(steps, path[:, i], **{"color": color, "lw": 1.6, **style})
+    for i, look in enumerate(distinct(path.shape[1])):
+        ax.plot(steps, path[:, i], **{**look, "lw": 1.6, "label": f"{i + 1}", **style})
         if fixed is not None:
-            ax.plot(1.04 * steps[-1], to_numpy(fixed)[i], "o", ms=5, color=color, clip_on=False)
+            ax.plot(1.04 * steps[-1], to_numpy(fixed)[i], "o", ms=5, color=look["color"], clip_on=False)
     ax.set(xlabel="Iteration", ylabel="Modulator potential  a", xlim=(0, steps[-1]))
     return ax
 
@@ -349,9 +352,9 @@ def abscissa_histogram(
     Parameters
     ----------
     values : array, or mapping of str to arrays
-        Spectral abscissae; several groups are stacked and labelled.
+        Spectral abscissae; several groups are drawn as labelled outlines over each other.
     bins
-        As ``Axes.hist`` takes them.
+        As ``Axes.hist`` takes them; the same for all groups.
     unit, what : str
         Of the two axes.
     ax : matplotlib Axes, optional
@@ -368,14 +371,21 @@ def abscissa_histogram(
     ValueError
         Where no value is finite.
     """
+    from matplotlib.colors import is_color_like
+
     ax = axes_or_current(ax)
     groups = dict(values) if isinstance(values, Mapping) else {"": values}
     kept = [np.ravel(to_numpy(group)) for group in groups.values()]
     kept = [group[np.isfinite(group)] for group in kept]
     if not any(len(group) for group in kept):
         raise ValueError("values has no finite spectral abscissa")
-    colors = shades(len(kept)) if len(kept) > 1 else [CYCLE[0]]
-    ax.hist(kept, bins=bins, stacked=True, **{"color": colors, "label": list(groups), **style})
+    edges = np.histogram_bin_edges(np.concatenate(kept), bins)
+    several = len(kept) > 1
+    color = style.pop("color", None)
+    colors = (shades(len(kept)) if several else [CYCLE[0]]) if color is None else color
+    for group, name, look in zip(kept, groups, [colors] * len(kept) if is_color_like(colors) else colors, strict=True):
+        counts, _ = np.histogram(group, edges)
+        ax.stairs(counts, edges, **{"color": look, "label": name or None, "fill": not several, "lw": 1.8, **style})
     left, right = min(group.min() for group in kept if len(group)), max(g.max() for g in kept if len(g))
     width = max(right, 0.0) - min(left, 0.0) or 1.0
     ax.set_xlim(min(left, 0.0) - 0.05 * width, max(right, 0.0) + 0.05 * width)
@@ -430,6 +440,9 @@ def energy_landscape(
 ) -> Axes:
     """Levels of the energy of one neuron with W_r = I in the plane of y and a, and trajectories across them.
 
+    The energy falls along every trajectory of the linearized circuit; where it
+    rises along those of the circuit itself, the plane is hatched.
+
     Parameters
     ----------
     circuit : organics_core.Circuit
@@ -466,12 +479,27 @@ def energy_landscape(
     value = to_numpy(oc.energy(circuit, oc.State(yy[..., None], aa[..., None]), z))
     levels = value.max() * np.linspace(0.02, 1.0, 14) ** 2
     ax.contourf(y, a, value, levels=[0.0, *levels], cmap="Blues", alpha=0.75)
+    rising = energy_slope(circuit, oc.State(yy[..., None], aa[..., None]), z) > 0
+    if rising.any():
+        ax.contourf(y, a, rising, levels=[0.5, 1.5], colors="none", hatches=["////"]).set(edgecolor=MUTED, linewidth=0)
     for path_y, path_a in paths:
         ax.plot(path_y, path_a, **{"color": THEORY, "lw": 1.4, **style})
         ax.plot(path_y[0], path_a[0], "o", ms=4, color=THEORY)
     ax.plot(*center, "o", ms=8.5, color=INK, zorder=4)
     ax.set(xlim=(y[0], y[-1]), ylim=(a[0], a[-1]), xlabel="Membrane potential  y", ylabel="Modulator potential  a")
     return ax
+
+
+def energy_slope(circuit: oc.Circuit, state: oc.State, z: Any) -> np.ndarray[Any, Any]:
+    """How fast the energy changes along the motion of the circuit through states (..., n), per time constant."""
+    slope = oc.vector_field(circuit, state, z)
+    step = 0.5 * float(np.min(to_numpy(circuit.tau_y)))
+    # the energy is quadratic: this difference is its derivative at any step, up to rounding
+    ahead, behind = (
+        to_numpy(oc.energy(circuit, oc.State(*(part + sign * d for part, d in zip(state, slope, strict=True))), z))
+        for sign in (step, -step)
+    )
+    return np.asarray(ahead - behind)
 
 
 def power_spectra(
@@ -550,7 +578,7 @@ def spectrum_lines(
             ax.plot(frequencies[top], line[top], "o", ms=6, color=color, mec="white", mew=1)
     ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if frequencies[0] <= tick <= frequencies[-1]]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set(xlabel="Frequency (Hz)", ylabel=f"Power of {what}  (1/Hz)")
+    ax.set(xlabel="Frequency (Hz)", ylabel=f"Two-sided power density of {what}  ({what}² / Hz)")
     ax.margins(x=0)
     return ax
 
@@ -802,20 +830,28 @@ SYMBOLS = {
 }
 
 
-def principal_plane(states: Any) -> np.ndarray[Any, Any]:
-    """States (N, T, n) in the plane of their first two principal axes: (N, T, 2)."""
+def principal_plane(states: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """States (N, T, n) in the plane of their first two principal axes, (N, T, 2), and what share of the variance
+    each of the two explains, (2,).
+    """
     states = np.asarray(to_numpy(states), dtype=float)
     if states.ndim != 3 or states.shape[-1] < 2:
         raise ValueError(f"states must have shape (N, T, n) with n >= 2, got {states.shape}")
     flat = states.reshape(-1, states.shape[-1])
     center = flat.mean(axis=0)
-    _, _, axes = np.linalg.svd(flat - center, full_matrices=False)
+    _, sizes, axes = np.linalg.svd(flat - center, full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2, np.argmax(np.abs(axes[:2]), axis=1)].diagonal())[:, None]
-    return np.asarray((states - center) @ axes.T)
+    return np.asarray((states - center) @ axes.T), sizes[:2] ** 2 / ((sizes**2).sum() or 1.0)
 
 
 def hidden_trajectories(
-    states: Any, labels: Any, *, classes: Sequence[Any] | None = None, ax: Axes | None = None, **style: Any
+    states: Any,
+    labels: Any,
+    *,
+    explained: Any = None,
+    classes: Sequence[Any] | None = None,
+    ax: Axes | None = None,
+    **style: Any,
 ) -> Axes:
     """Trajectories of a trained layer in the plane of two principal axes, one colour per class; dots at their ends.
 
@@ -825,8 +861,11 @@ def hidden_trajectories(
         Membrane potentials for N sequences; with n = 2 they are drawn as they are.
     labels : array (N,)
         Their classes.
+    explained : array (2,), optional
+        With n = 2: the shares of the variance along the two axes, as
+        :func:`principal_plane` has them. They stand at the axes.
     classes : sequence, optional
-        Which are drawn, six at most; the first six by default.
+        Which are drawn, ten at most; the first ten by default.
     ax : matplotlib Axes, optional
     style
         Of the lines.
@@ -842,13 +881,15 @@ def hidden_trajectories(
     """
     ax = axes_or_current(ax)
     states, labels = np.asarray(to_numpy(states)), np.asarray(to_numpy(labels))
-    paths = states if states.ndim == 3 and states.shape[-1] == 2 else principal_plane(states)
+    paths = states
+    if states.ndim != 3 or states.shape[-1] != 2:
+        paths, explained = principal_plane(states)
     if labels.shape != paths.shape[:1]:
         raise ValueError(f"labels must have shape ({len(paths)},), one per trajectory, got {labels.shape}")
-    shown = list(np.unique(labels)[: len(CYCLE)] if classes is None else classes)
-    if len(shown) > len(CYCLE):
-        raise ValueError(f"classes must be {len(CYCLE)} at most, one per colour, got {len(shown)}")
-    for name, color in zip(shown, CYCLE, strict=False):
+    shown = list(np.unique(labels)[: len(CLASSES)] if classes is None else classes)
+    if len(shown) > len(CLASSES):
+        raise ValueError(f"classes must be {len(CLASSES)} at most, one per colour, got {len(shown)}")
+    for name, color in zip(shown, CLASSES, strict=False):
         chosen = paths[labels == name]
         for path in chosen:
             ax.plot(path[:, 0], path[:, 1], **{"color": color, "lw": 0.8, "alpha": 0.35, **style})
@@ -863,7 +904,10 @@ def hidden_trajectories(
             mew=0.6,
             label=f"{name}",
         )
-    ax.set(xlabel="First principal axis of y", ylabel="Second principal axis of y")
+    shares = (
+        ["", ""] if explained is None else [f"  ({percent(round(float(s), 3))} of the variance)" for s in explained]
+    )
+    ax.set(xlabel=f"First principal axis of y{shares[0]}", ylabel=f"Second principal axis of y{shares[1]}")
     return ax
 
 

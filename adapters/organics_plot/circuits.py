@@ -20,8 +20,10 @@ from .styles import CYCLE, GRID, INK, MARKERS, MUTED, SHADE, THEORY, axes_or_cur
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RATE = "Firing rate  ⌊y⌋²  (normalized)"
-
+RATE = "Firing rate  ⌊y⌋²"
+"""On every axis of firing rates. They have no unit: 1 is the rate at which a neuron saturates whose pool responds as it
+does, with weights that sum to one.
+"""
 
 PARTS = {"y": "Membrane potential  y", "a": "Modulator potential  a"}
 """What the parts of a circuit's state are called on axes; those of other models go by their name."""
@@ -208,7 +210,7 @@ def eigenvalues(
     circuit : organics_core.Circuit or Model
         Without batch axes.
     states : state of the model, or sequence of them
-        Fixed points, usually; drawn from light to dark.
+        Fixed points, usually; drawn from light to dark, the darker the smaller, so that none hides another.
     z : array (n,) or (S, n), optional
         Input drive, or one per state, for models whose Jacobian depends on it.
     labels : sequence of str, optional
@@ -237,12 +239,10 @@ def eigenvalues(
     ax.axvspan(ax.get_xlim()[0], 0, color=SHADE, lw=0, zorder=0)
     ax.axhline(0, color=GRID, lw=1, zorder=1)
     ax.axvline(0, color=INK, lw=1, zorder=1)
-    edge = 0.6 if len(several) <= 10 else 0.0  # the edges of many would hide one another
-    for k, (values, color) in enumerate(zip(spectra, colors, strict=True)):
+    sizes = np.geomspace(110.0, 8.0, len(several)) if len(several) > 1 else [34.0]
+    for k, (values, color, size) in enumerate(zip(spectra, colors, sizes, strict=True)):
         label = None if labels is None else labels[k]
-        ax.scatter(
-            values.real, values.imag, s=34, color=[color], edgecolor="white", linewidth=edge, zorder=3, label=label
-        )
+        ax.scatter(values.real, values.imag, s=size, color=[color], linewidth=0, zorder=3, label=label)
     ax.text(0.015, 0.97, "stable", transform=ax.transAxes, color=MUTED, ha="left", va="top")
     ax.set(xlabel="Re λ  (1/s)", ylabel="Im λ  (1/s)")
     return ax

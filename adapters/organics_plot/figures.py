@@ -12,7 +12,7 @@ from organics_train.records import EpochRecord
 
 from .circuits import contrast_response, eigenvalues, responses, trajectory, tuning_curves
 from .population import ContrastExperiment
-from .styles import new_figure, percent, style
+from .styles import letters, new_figure, percent, style
 from .training import training_curve
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def responses_figure(experiment: ContrastExperiment) -> Figure:
         tuning_curves(experiment, ax=axes[0, 1])
         axes[0, 1].set_title("Tuning is invariant to contrast")
         axes[0, 1].legend(title="Contrast", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
-    return figure
+    return letters(figure)
 
 
 def contrast_response_figure(experiment: ContrastExperiment) -> Figure:
@@ -57,7 +57,7 @@ def contrast_response_figure(experiment: ContrastExperiment) -> Figure:
         figure, axes = new_figure(1, 1, (6.8, 5.0))
         contrast_response(experiment, ax=axes[0, 0])
         axes[0, 0].set_title("The simulation lands on the normalization equation")
-    return figure
+    return letters(figure)
 
 
 def overview_figure(experiment: ContrastExperiment) -> Figure:
@@ -80,11 +80,11 @@ def overview_figure(experiment: ContrastExperiment) -> Figure:
         axes[0, 0].legend(title="Contrast", loc="upper right", bbox_to_anchor=(0.77, 0.93), reverse=True)
         contrast_response(e, ax=axes[0, 1])
         axes[0, 1].set_title("It obeys the normalization equation")
-        fine = np.geomspace(e.contrasts.min(), e.contrasts.max(), 40)
+        fine = np.geomspace(e.contrasts.min(), e.contrasts.max(), 24)
         found = oc.steady_state(e.population.circuit, e.population.drive(fine, e.orientation)).state
         eigenvalues(e.population.circuit, [oc.State(y, a) for y, a in zip(*found, strict=True)], ax=axes[0, 2])
         axes[0, 2].set_title("The circuit is stable at every contrast")
-    return figure
+    return letters(figure)
 
 
 def _fixed_points(experiment: ContrastExperiment) -> list[oc.State]:
@@ -130,7 +130,7 @@ def spectrum_figure(experiment: ContrastExperiment) -> Figure:
             facecolor="white",
             edgecolor="0.8",
         )
-    return figure
+    return letters(figure)
 
 
 def training_figure(records: Mapping[str, Sequence[EpochRecord]], *, target: float | None = None) -> Figure:
@@ -159,7 +159,7 @@ def training_figure(records: Mapping[str, Sequence[EpochRecord]], *, target: flo
             training_curve(records, quantity, target=target if quantity == "test_accuracy" else None, ax=ax)
             ax.set_title(title)
         axes[0, 0].legend(loc="upper right")
-    return figure
+    return letters(figure)
 
 
 def simulation_figure(run: oc.Trajectory, steady: Any, *, title: str = "") -> Figure:
@@ -187,7 +187,7 @@ def simulation_figure(run: oc.Trajectory, steady: Any, *, title: str = "") -> Fi
         axes[0, -1].legend(title="Neuron", loc="center left", bbox_to_anchor=(1.0, 0.5))
         if title:
             figure.suptitle(title, x=0.01, ha="left")
-    return figure
+    return letters(figure)
 
 
 def agreement_figure(table: Any) -> Figure:
@@ -251,4 +251,4 @@ def agreement_figure(table: Any) -> Figure:
         ax.set_xlabel("Largest relative difference from numpy float64")
         ax.set_title("Every array library computes the same circuit")
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+    return letters(figure)

@@ -7,6 +7,7 @@ alone tells the order.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ COLORS = {
     "sky": "#56B4E9",
 }
 CYCLE = tuple(COLORS.values())
+CLASSES = (*CYCLE, INK, "#A3ACB5", "#8C5A2B", "#E8D81E")
+"""For up to ten classes without an order."""
 THEORY = COLORS["red"]
 """What an equation predicts, everywhere."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -56,6 +59,7 @@ _RC: dict[str, Any] = {
     "axes.titlepad": 10,
     "axes.labelsize": 11,
     "axes.labelpad": 5,
+    "axes.facecolor": "white",
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
     "axes.linewidth": 0.9,
@@ -86,14 +90,36 @@ _RC: dict[str, Any] = {
     "figure.titlesize": 14,
     "figure.titleweight": "bold",
     "savefig.dpi": 160,
-    "savefig.facecolor": "white",
+    "savefig.facecolor": "auto",
     "svg.fonttype": "none",
 }
+
+
+_LOOK = (
+    "lines patch hatch boxplot font text mathtext axes xtick ytick grid legend figure image contour errorbar hist "
+    "scatter savefig path svg"
+)
+"""The groups of matplotlib's settings that decide how a picture looks."""
+
+
+class _Inside:
+    """One ``with style():`` that has begun, with the settings to go back to."""
+
+    def __init__(self, before: dict[str, Any]) -> None:
+        self.before = before
+
+
+_LOCK = threading.Lock()
+_INSIDE: list[_Inside] = []
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """The style, for the figures made inside the ``with`` block only.
+
+    It is whole: whatever style is in force, ``dark_background`` say, nothing of it
+    shows. Threads may be inside at the same time; matplotlib has one set of
+    settings for all of them, which is as it was before when the last has left.
 
     Yields
     ------
@@ -101,8 +127,21 @@ def style() -> Iterator[None]:
     """
     import matplotlib
 
-    with matplotlib.rc_context(_RC):
+    default = {k: v for k, v in matplotlib.rcParamsDefault.items() if k.split(".")[0] in _LOOK.split()}
+    with _LOCK:
+        mine = _Inside(dict.copy(matplotlib.rcParams))
+        _INSIDE.append(mine)
+        matplotlib.rcParams.update(default | _RC)
+    try:
         yield
+    finally:
+        with _LOCK:
+            place = _INSIDE.index(mine)
+            if place + 1 < len(_INSIDE):  # another thread is still inside: it goes back to what was before this one
+                _INSIDE[place + 1].before = mine.before
+            else:
+                dict.update(matplotlib.rcParams, mine.before)
+            del _INSIDE[place]
 
 
 def ramp(first: str = "#A9D3EC") -> Colormap:
@@ -116,6 +155,11 @@ def shades(count: int) -> list[tuple[float, ...]]:
     """``count`` colours of the ramp, light to dark."""
     colors = ramp()
     return [tuple(colors(i / max(count - 1, 1))) for i in range(count)]
+
+
+def distinct(count: int) -> list[dict[str, Any]]:
+    """``count`` looks of lines without an order: the colours, then the same dashed, dotted and dash-dotted."""
+    return [{"color": CYCLE[i % len(CYCLE)], "ls": ("-", "--", ":", "-.")[i // len(CYCLE) % 4]} for i in range(count)]
 
 
 def axes_or_current(ax: Axes | None) -> Axes:
@@ -137,7 +181,20 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **options: An
 
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.05, hspace=0.06)  # type: ignore[union-attr]
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for ax in axes.flat:  # ticks are made when a figure is drawn, outside the style perhaps
+        ax.tick_params(which="both", color=INK, labelcolor=INK, labelsize=_RC["xtick.labelsize"])
+    return figure, axes
+
+
+def letters(figure: Figure) -> Figure:
+    """Put a, b, ... before the titles of a figure of several panels; colour bars have none."""
+    panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+    for letter, ax in zip("abcdefghijklmnopqrstuvwxyz", panels if len(panels) > 1 else [], strict=False):
+        title = ax.get_title(loc="left")
+        with style():
+            ax.set_title(f"{letter}   {title}".rstrip(), loc="left")
+    return figure
 
 
 def save(figure: Figure, path: str | Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +16,9 @@ from rich.table import Table
 from organics_cli.console import Debug, command, console, write_json
 from organics_core.analysis.classification import KINDS
 
-from . import Sweep, load, run
+from . import Store, Sweep, load, run
 from .driver import dask_distributed
+from .store import TornStore
 
 
 def register(app: typer.Typer) -> None:
@@ -63,17 +66,36 @@ def sweep(
     screen = console()
     store = out / "store.zarr"
     if store.exists():
-        there = int((load(store).kind >= 0).sum())
-        screen.print(f"{there} of {np.prod(spec.shape)} circuits were there already in {store}.")
+        screen.print(f"Resuming {store}: reading what is there.", soft_wrap=True)
+        sys.stdout.flush()
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cluster = nullcontext() if scheduler is None else dask_distributed().Client(scheduler)
     with cluster as client, Progress(*columns, console=screen) as bar:
         job = bar.add_task("tasks", total=None)
-        run(
-            spec, store, workers=workers, client=client,
-            progress=lambda done, total: bar.update(job, completed=done, total=total),
-        )  # fmt: skip
-    found = load(store)
+        said, resumed = -np.inf, store.exists()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal said, resumed
+            if resumed:
+                screen.print(f"{done} of {total} tasks were there already.")
+                resumed = False
+            bar.update(job, completed=done, total=total)
+            if not screen.is_terminal and (done == total or time.monotonic() > said + 10):
+                said = time.monotonic()
+                screen.print(f"{done} of {total} tasks done")
+                sys.stdout.flush()
+
+        def compute() -> None:
+            run(spec, store, workers=workers, client=client, progress=progress)
+
+        compute()
+        try:
+            found = load(store)
+        except TornStore:
+            count = Store(store, spec).forget_torn()
+            screen.print(f"Tasks that could not be read and are computed again: {count}.")
+            compute()
+            found = load(store)
     counts = {name: int(np.sum(found.kind == code)) for code, name in enumerate(KINDS)}
     table = Table(title="share of stable fixed points", caption="columns: norm of the input")
     table.add_column("delta", justify="right")

@@ -20,6 +20,8 @@ Result = tuple[Task, dict[str, np.ndarray]]
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _RESTARTS = 5
+_UNGUARDED = 78
+"""Exit code of a worker that would run its script's sweep again."""
 
 
 def run(
@@ -51,10 +53,15 @@ def run(
 
     Raises
     ------
+    RuntimeError
+        Where a script calls this without ``if __name__ == "__main__":``, which its
+        worker processes, that import it, need.
     TypeError, ValueError
         For workers that are no number of processes, before anything is written,
         and where the path holds another sweep.
     """
+    if workers != 0 and client is None and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(_UNGUARDED)  # a worker that imports the script which called this; told there, once
     if workers is not None and (isinstance(workers, bool) or not hasattr(workers, "__index__")):
         raise TypeError(f"workers must be a number of processes, 0 for none besides this one, got {workers!r}")
     if workers is not None and workers < 0:
@@ -85,6 +92,10 @@ def _labelled(spec: Sweep, task: Task) -> Result:
     return task, compute(spec, task)
 
 
+def _nothing() -> None:
+    """What a process does that only shows whether the script can be imported."""
+
+
 def _end_with_parent() -> None:
     """A worker whose parent was killed would wait for tasks for ever: end it."""
     parent = multiprocessing.parent_process()
@@ -103,9 +114,17 @@ def _on_processes(spec: Sweep, tasks: Iterable[Task], workers: int) -> Iterator[
     restarts = 0
     saved = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # inherited by the processes; they are the parallelism
+    context = multiprocessing.get_context("spawn")
     try:
+        first = context.Process(target=_nothing)
+        first.start()
+        first.join()
+        if first.exitcode == _UNGUARDED:
+            raise RuntimeError(
+                'a sweep on several processes must be started under `if __name__ == "__main__":`, because they import '
+                "the script that starts it; or give workers=0"
+            )
         while left:
-            context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(min(workers, len(left)), mp_context=context, initializer=_end_with_parent)
             try:
                 pending = {pool.submit(_labelled, spec, task) for task in left}

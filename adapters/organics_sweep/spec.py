@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,28 @@ class Task(NamedTuple):
     delta: int
     norm: int
     block: int
+
+
+def _not_negative(name: str, value: object) -> float:
+    return 0.0 if checks.is_number(value) and value == 0 else checks.positive_number(name, value)
+
+
+def _one_of(allowed: Iterable[str]) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        checks.one_of(name, value, allowed)
+        return str(value)
+
+    return check
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("n", "draws", "block"), checks.positive_integer),
+    "seed": lambda _, value: checks.seed(value),
+    "ensemble": _one_of(ENSEMBLES),
+    "variant": _one_of(VARIANTS),
+    "pool": _not_negative,
+    **dict.fromkeys(("b", "b0", "sigma", "tau_y", "tau_a"), checks.positive_number),
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +80,10 @@ class Sweep:
     block: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("n", "draws", "block"):
-            checks.positive_integer(name, getattr(self, name))
-        checks.one_of("ensemble", self.ensemble, ENSEMBLES)
-        checks.one_of("variant", self.variant, VARIANTS)
+        # Python's own types, which the store keeps as JSON: numpy's scalars are welcome, arrays are not
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            object.__setattr__(self, name, check(name, value.item() if isinstance(value, np.generic) else value))
         for name in ("deltas", "norms"):
             values = tuple(float(value) for value in getattr(self, name))
             if not values or not all(0 <= value < float("inf") for value in values):

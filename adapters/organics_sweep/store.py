@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ _ABOUT = (
 )
 
 
+class TornStore(ValueError):
+    """A chunk of the store was not written to its end."""
+
+
 class Store:
     """The store of one sweep at ``path``, made if it is not there.
 
@@ -58,6 +63,16 @@ class Store:
                     f"{path} holds another sweep; choose another path, or give the options it was made with"
                 )
             return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as part:
+            self._make(Path(part, "store"))
+            if path.exists():
+                path.rmdir()  # empty
+            Path(part, "store").rename(path)  # whole or not at all
+        self.group = _open(path, "r+")
+
+    def _make(self, path: Path) -> None:
+        spec = self.spec
         self.group = zarr.open_group(path, mode="w")
         chunks = (1, 1, min(spec.block, spec.draws))
         for name, (dtype, fill, about) in _FIELDS.items():
@@ -70,12 +85,26 @@ class Store:
         done = (len(spec.deltas), len(spec.norms), spec.blocks)
         self.group.create_array("done", shape=done, chunks=(1, 1, 1), dtype="bool", fill_value=False)
         self.group.attrs.update({"description": _ABOUT, "organics_core": oc.__version__})
-        self.group.attrs["sweep"] = spec.describe()  # last: a group without it was never finished
+        self.group.attrs["sweep"] = spec.describe()
 
     def missing(self) -> list[Task]:
-        """The tasks still to be done."""
-        done = self.group["done"][:]
+        """The tasks still to be done; those whose mark is torn are."""
+        try:
+            done = self.group["done"][:]
+        except _TORN:
+            return [task for task in self.spec.tasks() if not _readable(self.group["done"], task)]
         return [task for task in self.spec.tasks() if not done[task]]
+
+    def forget_torn(self) -> int:
+        """Mark finished tasks of which a chunk cannot be read as missing; how many there were."""
+        missing, count = set(self.missing()), 0
+        for task in self.spec.tasks():
+            draws = self.spec.range_of(task)
+            place = (task.delta, task.norm, slice(draws.start, draws.stop))
+            if task not in missing and not all(_readable(self.group[name], place) for name in _FIELDS):
+                self.group["done"][task] = False
+                count += 1
+        return count
 
     def write(self, task: Task, values: dict[str, np.ndarray]) -> None:
         """Append the result of a task; its mark comes last, so a torn write is computed again."""
@@ -83,6 +112,19 @@ class Store:
         for name in _FIELDS:
             self.group[name][task.delta, task.norm, draws.start : draws.stop] = values[name]
         self.group["done"][task] = True
+
+
+_TORN = (RuntimeError, ValueError, OSError)
+"""What zarr raises for a chunk that was not written to its end."""
+
+
+def _readable(array: Any, place: Any) -> bool:
+    """Whether what stands at ``place`` can be read; of a mark, whether it is set, too."""
+    try:
+        value = array[place]
+    except _TORN:
+        return False
+    return bool(value) if array.name.endswith("done") else True
 
 
 def _open(path: Path, mode: str) -> zarr.Group:
@@ -109,12 +151,20 @@ def load(path: Path | str) -> PhaseDiagram:
     Raises
     ------
     FileNotFoundError, ValueError
-        Where there is no store.
+        Where there is no store, and where a chunk of it was not written to its end.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no sweep at {path}")
     group = _open(path, "r")
     described = group.attrs["sweep"]
-    arrays = {name: group[name][:] for name in _FIELDS}
+    arrays = {}
+    for name in _FIELDS:
+        try:
+            arrays[name] = group[name][:]
+        except _TORN as error:
+            raise TornStore(
+                f"{path}: a chunk of {name} cannot be read ({error}); Store(...).forget_torn() marks its task as "
+                "missing, and a run of the sweep computes it again"
+            ) from error
     return PhaseDiagram(np.array(described["deltas"]), np.array(described["norms"]), **arrays)

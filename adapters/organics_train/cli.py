@@ -87,7 +87,11 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "--out", "-o", help="Folder of the run; organics-output/train/...", show_default=False
+            "--output",
+            "--out",
+            "-o",
+            help="Folder of the run; one in organics-output/train by default.",
+            show_default=False,
         ),
     ] = None,
     parallel: Annotated[

@@ -1,7 +1,8 @@
 """The data of the training tasks, as numpy arrays; no framework here.
 
 MNIST is looked for in ``$ORGANICS_DATA`` (the folder itself, or its subfolder
-``mnist``), then in the user's cache folder, and else downloaded there.
+``mnist``), then in the user's cache folder, and else downloaded there. Its four
+idx files may be packed (.gz) or not.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ CHECKSUMS = {
     "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+
+
+IDX_BYTES = b"\x00\x00\x08"
+"""How an idx file of unsigned bytes begins; packed ones begin otherwise."""
 
 
 class Dataset(NamedTuple):
@@ -240,9 +245,9 @@ def _digits() -> Dataset:
 
 def _mnist(task: str, downsample: int) -> Dataset:
     folder = mnist_folder()
-    names = list(CHECKSUMS)
-    images = np.concatenate([_mnist_file(folder / names[0], 3), _mnist_file(folder / names[2], 3)])
-    labels = np.concatenate([_mnist_file(folder / names[1], 1), _mnist_file(folder / names[3], 1)])
+    files = [_mnist_path(folder, name) for name in CHECKSUMS]
+    images = np.concatenate([_mnist_file(files[0], 3), _mnist_file(files[2], 3)])
+    labels = np.concatenate([_mnist_file(files[1], 1), _mnist_file(files[3], 1)])
     x = images.astype(np.float32) / np.float32(255.0)
     count, height, width = x.shape
     if height % downsample or width % downsample:
@@ -268,22 +273,22 @@ def _mnist_file(path: Path, axes: int) -> Array:
     """A file of MNIST, and of no other data set that has its names and shapes."""
     raw = _unzipped(path)
     array = _parse_idx(raw, str(path), axes)
-    digest = hashlib.sha256(raw).hexdigest()
-    if digest != CHECKSUMS[path.name]:
-        raise ValueError(f"{path} is not MNIST's: unzipped it has the sha256 {digest}, expected {CHECKSUMS[path.name]}")
+    digest, expected = hashlib.sha256(raw).hexdigest(), CHECKSUMS[path.name.removesuffix(".gz") + ".gz"]
+    if digest != expected:
+        raise ValueError(f"{path} is not MNIST's: unzipped it has the sha256 {digest}, expected {expected}")
     return array
 
 
 def _unzipped(path: Path) -> bytes:
     try:
-        with gzip.open(path, "rb") as stream:
-            return stream.read()
+        raw = path.read_bytes()
+        return raw if raw[:3] == IDX_BYTES else gzip.decompress(raw)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is corrupt: {str(error).rstrip('.')}") from None
 
 
 def _parse_idx(raw: bytes, name: str, axes: int | None) -> Array:
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or raw[3] == 0:
+    if len(raw) < 4 or raw[:3] != IDX_BYTES or raw[3] == 0:
         raise ValueError(
             f"{name} is corrupt: it starts with {raw[:4].hex(' ') or 'nothing'}, no idx file of bytes does"
         )
@@ -332,12 +337,13 @@ def mnist_folder(*, download: bool = True) -> Path:
     """
     cache = cache_folder() / "mnist"
     given = os.environ.get("ORGANICS_DATA")
-    places = [Path(given), Path(given) / "mnist", cache] if given else [cache]
+    folder = Path(given).expanduser() if given else cache
+    places = [folder, folder / "mnist", cache] if given else [cache]
     for place in places:
-        if all((place / name).is_file() for name in CHECKSUMS):
+        if all(_mnist_path(place, name).is_file() for name in CHECKSUMS):
             return place
     looked = " nor in ".join(str(place) for place in places)
-    hint = "set ORGANICS_DATA to a folder with its four idx .gz files"
+    hint = "set ORGANICS_DATA to a folder with its four idx files, .gz or unpacked"
     if not download:
         raise FileNotFoundError(f"MNIST is not in {looked}; {hint}")
     try:
@@ -349,6 +355,12 @@ def mnist_folder(*, download: bool = True) -> Path:
             f"MNIST is not in {looked} and cannot be downloaded ({reason.rstrip('.')}); {hint}"
         ) from None
     return cache
+
+
+def _mnist_path(folder: Path, name: str) -> Path:
+    """The file ``name``, which ends in .gz, or where it is not there its unpacked form."""
+    packed, plain = folder / name, folder / name.removesuffix(".gz")
+    return packed if packed.is_file() or not plain.is_file() else plain
 
 
 def _download(name: str, folder: Path) -> None:

@@ -41,6 +41,7 @@ from .. import checks
 from ..backend import Array, to_numpy
 from ..circuit import VARIANTS, Circuit, validate_circuit
 from ..methods import METHODS
+from .archives import open_npz
 from .atomic import write_atomically
 
 _VECTORS = ("b", "b0", "sigma", "tau_y", "tau_a")
@@ -230,13 +231,9 @@ def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
 
 def _read_npz(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if "pickle" in str(error):
-            raise ValueError(f"{path} is no .npz archive but looks like a pickle, which is never loaded") from None
-        raise ValueError(f"{path} is no .npz archive: {_lower(str(error))}") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} is a single array, not an .npz archive of w, b, b0, sigma, tau_y, tau_a and z")
+        archive = open_npz(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}; it should hold w, b, b0, sigma, tau_y, tau_a and z") from None
     tables: dict[str, dict[str, Any]] = {"circuit": {}, "input": {}, "simulation": {}}
     with archive:
         for name in archive.files:

@@ -17,6 +17,7 @@ from ..backend import Array, to_numpy
 from ..circuit import State
 from ..models.v1 import V1State
 from ..trajectory import Trajectory
+from .archives import open_npz
 from .atomic import write_atomically
 
 _FORMAT = "organics trajectory 1"
@@ -155,7 +156,7 @@ def load_trajectory(path: Any, *, like: Array | None = None) -> Trajectory:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
     else:
