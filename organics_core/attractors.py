@@ -96,7 +96,8 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
     pieces = kinks(xp, circuit, state, variant)
     stable = unstable = None
     for slope in pieces.slopes:
-        found = attraction(xp, circuit_jacobian(xp, circuit, state, variant, slope=slope), slowest)
+        jac = circuit_jacobian(xp, circuit, state, variant, slope=slope)
+        found = attraction(xp, _in_own_units(xp, state, jac), slowest)
         stable = found.stable if stable is None else stable & found.stable
         unstable = found.unstable if unstable is None else unstable | found.unstable
     return Attraction(stable & known & pieces.complete, unstable & known)
@@ -104,7 +105,38 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
 
 def _smooth(variant: str, circuit: Circuit, state: State, slowest: Array) -> Attraction:
     xp = checks.namespace({"state": state.y})
-    return _decide(circuit_jacobian(xp, circuit, state, variant), slowest)
+    return _decide(_in_own_units(xp, state, circuit_jacobian(xp, circuit, state, variant)), slowest)
+
+
+def _in_own_units(xp: Any, state: State, jac: Array) -> Array:
+    """The Jacobian of y in units of the largest of them and of every a in units of itself: of one size throughout."""
+    largest = xp.max(xp.abs(state.y), axis=-1, keepdims=True)
+    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+    units = xp.concat([largest + xp.zeros_like(state.y), state.a + xp.zeros_like(state.y)], axis=-1)
+    return jac * (units[..., None, :] / units[..., :, None])
+
+
+def unit_of_y(xp: Any, circuit: Circuit, z: Array) -> Array:
+    """The size (...) above which y is normalized, 1 / sqrt(W); without W that of the drive. With it nothing depends
+    on the units of y."""
+    w = xp.max(circuit.w, axis=(-2, -1)) + xp.zeros_like(z[..., 0])
+    drive = xp.max(xp.abs(circuit.b * z), axis=-1) + xp.zeros_like(w)
+    pooled = w > 0
+    unit = xp.where(drive > 0, drive, xp.ones_like(drive))
+    return xp.where(pooled, 1.0 / xp.sqrt(xp.where(pooled, w, xp.ones_like(w))), unit)
+
+
+def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> State:
+    """Sizes (...) of y and of a, ``factor`` times what drive, floor and start explain, beyond which a motion diverges.
+
+    Modulators go with the square of the drive.
+    """
+    unit = unit_of_y(xp, circuit, z)
+    strength = 1.0 + xp.max(xp.abs(circuit.b * z), axis=-1) / unit
+    floor = xp.max((circuit.b0 * circuit.sigma) ** 2 + xp.zeros_like(start.a), axis=-1)
+    begun = (xp.max(xp.abs(part), axis=-1) for part in start)
+    sizes = (one + other for one, other in zip((unit * strength, floor + strength**2), begun, strict=True))
+    return State(*(factor * size for size in sizes))
 
 
 def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
@@ -184,8 +216,10 @@ def _move(
     tau = xp.concat([circuit.tau_y + wide, circuit.tau_a + wide], axis=-1)
     slow, fast = xp.max(tau, axis=-1), xp.min(tau, axis=-1)
     drive = xp.max(xp.abs(circuit.b * z) + wide, axis=-1)
+    unit = unit_of_y(xp, circuit, z)
+    shortest = 1e-9 * fast / (1.0 + drive / unit)
     floor = (circuit.b0 * circuit.sigma) ** 2 + wide
-    limit = 1e8 * (1.0 + drive + xp.max(floor, axis=-1)) ** 2  # modulators go with the square of the drive
+    most_y, most_a = limits(xp, circuit, start, z, 1e8)
     eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
 
     def slope(x: Array) -> Array:
@@ -193,8 +227,8 @@ def _move(
 
     def scale(x: Array) -> Array:
         """Of all y one, of every a its own."""
-        y = xp.max(xp.abs(x[..., :n]), axis=-1, keepdims=True)
-        return xp.concat([y + 1e-3 * drive[..., None] + 1e-9 + wide, floor + xp.abs(x[..., n:])], axis=-1)
+        y = xp.max(xp.abs(x[..., :n]), axis=-1) + 1e-3 * drive + 1e-9 * unit
+        return xp.concat([y[..., None] + wide, floor + xp.abs(x[..., n:])], axis=-1)
 
     x = xp.concat([start.y + wide, start.a + wide], axis=-1)
     goal = xp.full_like(x, xp.nan) if target is None else xp.concat(list(target), axis=-1)  # no distance is below NaN
@@ -226,7 +260,8 @@ def _move(
         near = (away < 1e-2) & (away <= before)
         calm = xp.where(good & (near | (speed < 1e-3)), calm + 1, xp.where(good, xp.zeros_like(calm), calm))
         settled = live & ((speed < 1e-7) | ((calm > 3) & (near | (speed < 1e-5))) | (h > 1e4 * slow))
-        lost = live & ((h < 1e-9 * fast) | (xp.max(xp.abs(x), axis=-1) > limit))
+        beyond = (xp.max(xp.abs(x[..., :n]), axis=-1) > most_y) | (xp.max(x[..., n:], axis=-1) > most_a)
+        lost = live & ((h < shortest) | beyond)
         outcome = xp.where(settled, xp.full_like(outcome, SETTLED), outcome)
         outcome = xp.where(lost, xp.full_like(outcome, DIVERGED), outcome)
         count, peak = count + 1, xp.where(speed > peak, speed, peak)
@@ -250,7 +285,8 @@ def nudged(xp: Any, circuit: Circuit, state: State, z: Array, size: float) -> St
     """A state off any symmetry: y moved by about ``size`` relative to the states and drives of the circuit."""
     n = int(z.shape[-1])
     scale = xp.max(xp.abs(state.y) + xp.abs(circuit.b * z), axis=-1, keepdims=True)
-    scale = xp.where(scale > 0, scale, xp.sqrt(xp.min(state.a, axis=-1, keepdims=True)))
+    still = xp.sqrt(xp.min(state.a, axis=-1, keepdims=True)) * unit_of_y(xp, circuit, z)[..., None]
+    scale = xp.where(scale > 0, scale, still)
     ramp = xp.asarray([1.0 - 0.5 * ((0.618034 * i) % 1.0) for i in range(n)], dtype=z.dtype, device=device(z))
     sign = xp.where(z < 0, -xp.ones_like(z), xp.ones_like(z))
     return State(state.y + size * scale * ramp * sign, state.a)
@@ -271,7 +307,7 @@ def random_starts(xp: Any, circuit: Circuit, z: Array, variant: str, count: int,
     # a whole profile at once as well: solutions often differ by the common level
     common = np.exp(np.log(low) + rng.random((count, 1)) * np.log(high / low))
     a = np.where((np.arange(count) % 2 == 0)[:, None], a, common)
-    own = np.abs(to_numpy(reference.y)).max() + 1e-3
+    own = np.abs(to_numpy(reference.y)).max() + 1e-3 * float(unit_of_y(xp, circuit, z))
     most = 1.0 / np.sqrt(np.maximum(np.diagonal(to_numpy(circuit.w)), 1e-2 * to_numpy(circuit.w).max() + 1e-300))
     wide = (np.arange(count) % 4 < 2)[:, None]
     y = np.where(wide, rng.uniform(-1.0, 1.0, (count, n)) * np.minimum(most, 1e3 * own), 0.0)
