@@ -129,10 +129,14 @@ def unit_of_y(xp: Any, circuit: Circuit, z: Array) -> Array:
 def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> State:
     """Sizes (...) of y and of a, ``factor`` times what drive, floor and start explain, beyond which a motion diverges.
 
-    Modulators go with the square of the drive.
+    Modulators go with the square of W_r^-1 b z.
     """
     unit = unit_of_y(xp, circuit, z)
     strength = 1.0 + xp.max(xp.abs(circuit.b * z), axis=-1) / unit
+    if circuit.w_r is not None:
+        least = xp.min(xp.linalg.svdvals(circuit.w_r), axis=-1)
+        eps = float(xp.finfo(least.dtype).eps)
+        strength = strength / xp.where(least > 1.0, 1.0, xp.where(least > eps, least, eps))
     floor = xp.max((circuit.b0 * circuit.sigma) ** 2 + xp.zeros_like(start.a), axis=-1)
     begun = (xp.max(xp.abs(part), axis=-1) for part in start)
     sizes = (one + other for one, other in zip((unit * strength, floor + strength**2), begun, strict=True))

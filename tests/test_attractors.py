@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 
@@ -483,3 +484,29 @@ def test_units_of_y_change_nothing(xp: Library, unit: float) -> None:
     at = numpy_tree(plain.stable) == 1
     y, want = numpy_tree(found.state.y)[at] / unit, numpy_tree(plain.state.y)[at]
     np.testing.assert_allclose(y, want, rtol=1e-3 if xp.single else 1e-9)
+
+
+@pytest.mark.parametrize(("w_r", "drive"), [(1e-3, 1e5), (1e-6, 1e5), (1e-3, 1e8)])
+def test_weak_recurrence_under_strong_drive_settles(w_r: float, drive: float) -> None:
+    """W_r = w_r I: modulators rise to (b z / w_r y)**2, no divergence; the two y are equal and normalized."""
+    circuit = oc.Circuit(w_r * np.eye(2), 0.9 * np.eye(2) + 0.1, 0.5, 0.5, 0.1, 0.002, 0.002)
+    kind = oc.classify(circuit, np.full(2, drive))
+    assert int(kind.kind) == FIXED_POINT
+    np.testing.assert_allclose(kind.state.y, 1.0 / np.sqrt(1.1), rtol=1e-6)
+
+
+def test_what_is_stiff_is_simulated_by_a_stiff_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tau_a = 10^4 tau_y: stability would ask for more than 10^6 explicit steps, 10 or more an output."""
+    module = importlib.import_module("organics_core.analysis.classification")
+    runs = []
+
+    def counted(*args: object, **options: object) -> oc.Trajectory:
+        runs.append(module_simulate(*args, **options))
+        return runs[-1]
+
+    module_simulate = module.simulate
+    monkeypatch.setattr(module, "simulate", counted)
+    circuit = oc.Circuit(np.array([[-3.0]]), np.eye(1), 0.5, 0.5, 0.1, 2e-7, 0.002)
+    module._simulated_kind(np, circuit, np.array([2.0]), "main", 2, 1e-6, 20_000, None)
+    assert runs
+    assert sum(int(run.steps) for run in runs) < 10_000

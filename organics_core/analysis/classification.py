@@ -99,7 +99,8 @@ def classify(
     rtol : float
         Tolerance of that simulation.
     max_steps : int
-        Bound on its steps between two outputs, 1000 of which make a chunk.
+        Bound on the steps of a stiff method between two outputs, 1000 of which make a chunk; it takes over
+        where an explicit one would take more than 50.
     start : State of arrays (..., n), optional
         Where the motion begins; at rest by default, a nudge off it where there
         is no input.
@@ -302,22 +303,28 @@ def _simulated_kind(
     """What a simulation says of one circuit, and the fixed point it settles on, if it does."""
     state = State(*model_rest(xp, circuit, z))
     # off the fixed point, and off any symmetry
-    push = unit_of_y(xp, circuit, z) * xp.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=device(z)) / z.shape[-1]
+    unit = float(unit_of_y(xp, circuit, z))
+    push = unit * xp.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=device(z)) / z.shape[-1]
     state = State(state.y + 1e-3 * (xp.abs(circuit.b * z) + push), state.a)
     state = state if start is None else start
     tau = max(float(xp.max(circuit.tau_y)), float(xp.max(circuit.tau_a)))
     times = xp.linspace(0.0, 100.0 * tau, 1001, dtype=z.dtype, device=device(z))
     most = [float(size) for size in limits(xp, circuit, state, z, 1e6)]
     n = int(z.shape[-1])
+    small = min(1.0, unit, float(xp.min((circuit.b0 * circuit.sigma) ** 2)))
     # a drive that hides all y in its own rounding is one under which a failed step says nothing
-    seen = float(xp.finfo(z.dtype).eps * xp.max(xp.abs(circuit.b * z)) / unit_of_y(xp, circuit, z)) < 1e-3
+    seen = float(xp.finfo(z.dtype).eps * xp.max(xp.abs(circuit.b * z))) < 1e-3 * unit
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75
     paths: list[np.ndarray[Any, Any]] = []
+    methods = "dopri5", "rodas5p"  # where the first takes many steps the circuit is stiff
     for _ in range(chunks):
-        run = simulate(
-            circuit, z, times, state0=state, rtol=rtol, atol=1e-3 * rtol, variant=variant, drive="constant",
-            max_steps=max_steps,
-        )  # fmt: skip
+        for method in methods:
+            run = simulate(
+                circuit, z, times, state0=state, rtol=rtol, atol=1e-3 * rtol * small, variant=variant, drive="constant",
+                max_steps=min(max_steps, 50) if method == "dopri5" else max_steps, method=method,
+            )  # fmt: skip
+            if run.success:
+                break
         path = np.concatenate([to_numpy(run.state.y), to_numpy(run.state.a)], axis=-1)
         finite = np.isfinite(path).all(axis=-1)
         reached = np.abs(path[finite][:, :n]).max(), path[finite][:, n:].max()
