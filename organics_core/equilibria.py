@@ -74,10 +74,11 @@ REASONS = (
     "found by the method, but from rest the circuit diverges",
     "found by the method, but from rest the circuit settles where no point could be confirmed",
     "the drive is at the end of the range of the dtype, where its square overflows",
+    "the fixed point has values that the model does not allow (of V1: some u >= 1)",
 )
 """What the codes of :class:`SteadyState` mean, in their order."""
 _FOUND, _FROM_REST, _ELSEWHERE, _MOVES, _DIVERGES, _UNCONFIRMED, _RAN_OUT, _UNREACHED = range(8)
-_BEYOND = len(REASONS) - 1
+_BEYOND, NONE_ALLOWED = 10, 11
 
 
 class SteadyState(NamedTuple):
@@ -212,7 +213,10 @@ def steady_state(
     itself, and off any repelling point it comes to), for 300 to 3,000 steps of a
     stiff method whose step follows the error, as long as it slows down, unless the method's point attracts
     and the gain, the norm of diag(1 - sqrt(a)) W_r, is below one at rest and
-    there: all of 1,509 such random circuits settled there. Where the motion does not settle, the
+    there: all of 1,509 such random circuits settled there. One neuron with 0 < w_r <= 1 settles wherever it
+    starts, by theorem. Whether the motion arrives at the method's point is decided at a relative accuracy of 3 % a
+    step: of 3,376 random circuits (W_r of norm 1.5 to 5, drive 0.1 to 100, n from 1 to 10) none that was said to
+    arrive did otherwise at 0.01 %, but 1 of 796 in another trial diverged. Where the motion does not settle, the
     method's point is the answer if it attracts. If it does not, or there is none
     (Newton's within 60 iterations, where more were allowed), Newton's method looks from 64
     random starts (16 for more than 4 neurons that diverge from rest: of 344 such
@@ -642,7 +646,8 @@ def _of_model_judged(xp: Any, made: Any, z: Array, found: SteadyState, attractin
         size = xp.min(xp.sum(xp.abs(jac), axis=-1), axis=-1)
         stable, unstable = attraction(xp, jac, 1.0 / xp.where(size > 0, size, xp.ones_like(size)))
     found = found._replace(stable=stable & found.converged, unstable=unstable & found.converged)
-    found = found._replace(status=_ran_out(xp, found.converged))
+    if found.status is None:
+        found = found._replace(status=_ran_out(xp, found.converged))
     rate = abscissa_of(linear) if abscissa else xp.full_like(found.residual, xp.nan)
     return found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))
 

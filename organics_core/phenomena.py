@@ -96,9 +96,11 @@ def _values(name: str, values: Array, allowed: str = ">= 0") -> Any:
 
 
 def _odd(n: int) -> int:
-    """``n``, odd, so that one neuron is in the centre."""
+    """``n``, odd, so that one neuron is in the centre, and others are around it."""
     if checks.positive_integer("n", n) % 2 == 0:
         raise ValueError(f"n must be odd, so that one neuron is in the centre, got {n}")
+    if n == 1:
+        raise ValueError("n must be at least 3, so that there are neurons around the centre, got 1")
     return int(n)
 
 

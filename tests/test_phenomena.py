@@ -173,6 +173,7 @@ def test_bad_arguments_are_named() -> None:
         (lambda: phenomena.temporal_pair(np.ones(1), duration=0.0), "duration must be positive"),
         (lambda: phenomena.temporal_pair(np.ones(1), contrast=-1.0), "contrast must be positive"),
         (lambda: phenomena.attention(np.ones(1), n=80), "n must be odd, so that one neuron is in the centre, got 80"),
+        (lambda: phenomena.attention(np.ones(1), n=1), "n must be at least 3"),
         (lambda: phenomena.attention(np.array([-1.0])), "contrasts must be non-negative"),
         (lambda: phenomena.surround_suppression(np.ones(1), np.ones(1), n=80), "n must be odd"),
     ):

@@ -60,6 +60,7 @@ class Sweep:
     def __post_init__(self) -> None:
         for name in ("n", "draws", "block"):
             checks.positive_integer(name, getattr(self, name))
+        checks.seed(self.seed)
         checks.one_of("ensemble", self.ensemble, ENSEMBLES)
         checks.one_of("variant", self.variant, VARIANTS)
         for name in ("deltas", "norms"):

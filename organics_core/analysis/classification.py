@@ -34,6 +34,7 @@ from ..linalg import solve_vector
 from ..model import rest as model_rest
 from ..stability import _spectral_abscissa
 from ..trajectory import TOO_MANY_STEPS
+from ..weights import without_operators
 
 FIXED_POINT, LIMIT_CYCLE, DIVERGENCE, UNDECIDED = 0, 1, 2, 3
 KINDS = ("fixed point", "limit cycle", "divergence", "undecided")
@@ -138,9 +139,11 @@ def classify(
     chunks = checks.positive_integer("chunks", chunks)
     rtol = checks.positive_number("rtol", rtol)
     max_steps = checks.positive_integer("max_steps", max_steps)
+    starts = 0 if starts == 0 else checks.positive_integer("starts", starts)
     xp = validate_circuit(circuit, values=True, z=z)
     checks.values(xp, "z", z, "any")
     circuit, z = prepare(xp, circuit, z)
+    circuit = without_operators(xp, circuit, z)
     if not get_backend(xp).is_concrete(z + circuit.b):
         raise ValueError("classify looks at values and cannot be traced; call it outside of jit and vmap")
     wide = xp.zeros_like(model_rest(xp, circuit, z)[0])
@@ -386,6 +389,7 @@ def random_recurrence(n: int, delta: Array, *, ensemble: str = "goe", seed: int 
     """
     checks.one_of("ensemble", ensemble, ENSEMBLES)
     n = checks.positive_integer("n", n)
+    seed = checks.seed(seed)
     xp = checks.namespace({"like": like})
     m = get_backend(xp).normal(seed, (n, n), like)
     if ensemble == "goe":
@@ -464,6 +468,7 @@ def phase_diagram(
         checks.values(xp, name, value, ">= 0")
     if circuit.w.ndim != 2:
         raise ValueError(f"w must have shape (n, n) here, without batch axes, got {tuple(circuit.w.shape)}")
+    seed = checks.seed(seed)
     chosen = draws if isinstance(draws, range) else range(checks.positive_integer("draws", draws))
     n = int(circuit.w.shape[-1])
     parts = []
