@@ -904,7 +904,10 @@ def prove(
     if state is None:
         xp = validate_circuit(circuit, values=True, z=z)
     else:
-        xp = validate_circuit(circuit, values=True, z=z, **validate_state(state))
+        fields = validate_state(state)
+        xp = validate_circuit(circuit, values=True, z=z, **fields)
+        for (name, value), allowed in zip(fields.items(), ("any", "> 0"), strict=True):
+            checks.values(xp, name, value, allowed)
     checks.values(xp, "z", z, "any")
     if not checks.is_number(z_radius):
         checks.namespace({"z": z, "z_radius": z_radius})

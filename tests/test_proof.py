@@ -355,6 +355,10 @@ def test_undecided_says_why() -> None:
 
 def test_refusals() -> None:
     circuit, z, state = small_circuit(3)
+    with pytest.raises(ValueError, match=r"state\.y must be finite"):
+        oc.prove(circuit, z, state=oc.State(np.nan * state.y, state.a))
+    with pytest.raises(ValueError, match=r"state\.a must be positive"):
+        oc.prove(circuit, z, state=oc.State(state.y, -state.a))
     with pytest.raises(ValueError, match="unknown variant"):
         oc.prove(circuit, z, variant="mean")
     with pytest.raises(ValueError, match="z_radius must be non-negative"):
