@@ -216,7 +216,8 @@ def steady_state(
     there: all of 1,509 such random circuits settled there. One neuron with 0 < w_r <= 1 settles wherever it
     starts, by theorem. Whether the motion arrives at the method's point is decided at a relative accuracy of 3 % a
     step: of 2,496 random circuits (W_r of norm 1.5 to 5, drive 0.1 to 100, n from 2 to 10) that were said to arrive,
-    2,494 did so at 0.01 % or in long simulations and 2 stayed undecided, but 1 of 796 in another trial diverged. Where the motion does not settle, the
+    2,494 did so at 0.01 % or in long simulations and 2 stayed undecided, but 1 of 796 in another trial diverged.
+    Where the motion does not settle, the
     method's point is the answer if it attracts. If it does not, or there is none
     (Newton's within 60 iterations, where more were allowed), Newton's method looks from 64
     random starts (16 for more than 4 neurons that diverge from rest: of 344 such
