@@ -18,6 +18,7 @@ from .circuit import (
     VARIANTS,
     Circuit,
     State,
+    balance,
     circuit_jacobian,
     field,
     identity_fixed_point,
@@ -96,7 +97,8 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
     pieces = kinks(xp, circuit, state, variant)
     stable = unstable = None
     for slope in pieces.slopes:
-        found = attraction(xp, circuit_jacobian(xp, circuit, state, variant, slope=slope), slowest)
+        jac = circuit_jacobian(xp, circuit, state, variant, slope=slope)
+        found = attraction(xp, _in_own_units(xp, state, jac), slowest)
         stable = found.stable if stable is None else stable & found.stable
         unstable = found.unstable if unstable is None else unstable | found.unstable
     return Attraction(stable & known & pieces.complete, unstable & known)
@@ -104,7 +106,42 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
 
 def _smooth(variant: str, circuit: Circuit, state: State, slowest: Array) -> Attraction:
     xp = checks.namespace({"state": state.y})
-    return _decide(circuit_jacobian(xp, circuit, state, variant), slowest)
+    return _decide(_in_own_units(xp, state, circuit_jacobian(xp, circuit, state, variant)), slowest)
+
+
+def _in_own_units(xp: Any, state: State, jac: Array) -> Array:
+    """The Jacobian of y in units of the largest of them and of every a in units of itself: of one size throughout."""
+    largest = xp.max(xp.abs(state.y), axis=-1, keepdims=True)
+    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+    units = xp.concat([largest + xp.zeros_like(state.y), state.a + xp.zeros_like(state.y)], axis=-1)
+    return jac * (units[..., None, :] / units[..., :, None])
+
+
+def unit_of_y(xp: Any, circuit: Circuit, z: Array) -> Array:
+    """The size (...) above which y is normalized, 1 / sqrt(W); without W that of the drive. With it nothing depends
+    on the units of y."""
+    w = xp.max(circuit.w, axis=(-2, -1)) + xp.zeros_like(z[..., 0])
+    drive = xp.max(xp.abs(circuit.b * z), axis=-1) + xp.zeros_like(w)
+    pooled = w > 0
+    unit = xp.where(drive > 0, drive, xp.ones_like(drive))
+    return xp.where(pooled, 1.0 / xp.sqrt(xp.where(pooled, w, xp.ones_like(w))), unit)
+
+
+def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> State:
+    """Sizes (...) of y and of a, ``factor`` times what drive, floor and start explain, beyond which a motion diverges.
+
+    Modulators go with the square of W_r^-1 b z.
+    """
+    unit = unit_of_y(xp, circuit, z)
+    strength = 1.0 + xp.max(xp.abs(circuit.b * z), axis=-1) / unit
+    if circuit.w_r is not None:
+        least = xp.min(xp.linalg.svdvals(circuit.w_r), axis=-1)
+        eps = float(xp.finfo(least.dtype).eps)
+        strength = strength / xp.where(least > 1.0, 1.0, xp.where(least > eps, least, eps))
+    floor = xp.max((circuit.b0 * circuit.sigma) ** 2 + xp.zeros_like(start.a), axis=-1)
+    begun = (xp.max(xp.abs(part), axis=-1) for part in start)
+    sizes = (one + other for one, other in zip((unit * strength, floor + strength**2), begun, strict=True))
+    return State(*(factor * size for size in sizes))
 
 
 def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
@@ -159,7 +196,8 @@ def follow(
     L-stable, to a relative accuracy of ``rtol`` a step: its steps, at most ``longest`` of the longest time constants
     each, grow as the motion slows down. From 300 steps on it ends where the fastest motion within 100 steps has
     twice not been slower, by 3 %, than within the 100 before: what decays is slower, what cycles is not. A
-    ``target`` ends the motion of those that come within 1 % of it and, for three steps more, ever nearer.
+    ``target`` ends the motion of those that come within 1 % of it and, for three steps more, ever nearer, or for one
+    that halves the distance.
     """
     settings = variant, (steps, rtol)
     state, outcome = as_one(_move, circuit, start, z, active, longest, target, settings=settings)
@@ -183,74 +221,92 @@ def _move(
     wide = xp.zeros_like(start.y)
     tau = xp.concat([circuit.tau_y + wide, circuit.tau_a + wide], axis=-1)
     slow, fast = xp.max(tau, axis=-1), xp.min(tau, axis=-1)
-    drive = xp.max(xp.abs(circuit.b * z) + wide, axis=-1)
+    gated = circuit.b * z
+    drive = xp.max(xp.abs(gated) + wide, axis=-1)
+    unit = unit_of_y(xp, circuit, z)
+    shortest = 1e-9 * fast / (1.0 + drive / unit)
     floor = (circuit.b0 * circuit.sigma) ** 2 + wide
-    limit = 1e8 * (1.0 + drive + xp.max(floor, axis=-1)) ** 2  # modulators go with the square of the drive
+    most_y, most_a = limits(xp, circuit, start, z, 1e8)
     eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
 
+    drive_of_y, parts = 1e-3 * drive + 1e-9 * unit, xp.arange(2 * n, device=device(z)) < n
+    small = xp.concat([drive_of_y[..., None] + wide, floor], axis=-1)
+    most = xp.where(parts, most_y[..., None], most_a[..., None])
+    farthest = longest * slow
+
     def slope(x: Array) -> Array:
-        return xp.concat(list(field(xp, circuit, State(x[..., :n], x[..., n:]), z, variant)), axis=-1)
+        return (
+            xp.concat(
+                balance(xp, circuit.w_r, circuit.w, gated, floor, State(x[..., :n], x[..., n:]), variant), axis=-1
+            )
+            / tau
+        )
 
     def scale(x: Array) -> Array:
         """Of all y one, of every a its own."""
-        y = xp.max(xp.abs(x[..., :n]), axis=-1, keepdims=True)
-        return xp.concat([y + 1e-3 * drive[..., None] + 1e-9 + wide, floor + xp.abs(x[..., n:])], axis=-1)
+        size = xp.abs(x)
+        return small + xp.where(parts, xp.max(size[..., :n], axis=-1, keepdims=True), size)
 
     x = xp.concat([start.y + wide, start.a + wide], axis=-1)
-    goal = xp.full_like(x, xp.nan) if target is None else xp.concat(list(target), axis=-1)  # no distance is below NaN
+    goal = None if target is None else xp.concat(list(target), axis=-1)
+    per_goal = None if target is None else 1.0 / scale(goal)
 
     def body(carry: Any) -> Any:
-        x, f, h, outcome, calm, away, count, peak, last, doubts = carry
-        live = outcome == MOVING
-        state = State(x[..., :n], x[..., n:])
-        w = inverse(xp, eye - (_D * h)[..., None, None] * circuit_jacobian(xp, circuit, state, variant))
+        x, f, size, h, outcome, calm, away, count, peak, last, doubts = carry
+        live, step = outcome == MOVING, h[..., None]
+        jac = circuit_jacobian(xp, circuit, State(x[..., :n], x[..., n:]), variant)
+        w = inverse(xp, eye - (_D * step)[..., None] * jac)
         k1 = matvec(xp, w, f)
-        middle = slope(x + 0.5 * h[..., None] * k1)
+        middle = slope(x + 0.5 * step * k1)
         k2 = matvec(xp, w, middle - k1) + k1
-        moved = x + h[..., None] * k2
+        moved = x + step * k2
         new = slope(moved)
         k3 = matvec(xp, w, new - _E * (k2 - middle) - 2.0 * (k1 - f))
-        error = h[..., None] / 6.0 * (k1 - 2.0 * k2 + k3)
-        error = xp.max(xp.abs(error) / scale(moved), axis=-1) / rtol
-        good = live & (error <= 1.0) & xp.all(moved[..., n:] > 0, axis=-1)
-        small = xp.full_like(error, 1e-3)
-        safe = xp.where(error <= 1e-3, small, xp.where(xp.isfinite(error), error, xp.full_like(error, 64.0)))
+        reached = scale(moved)
+        error = h * xp.max(xp.abs(k1 - 2.0 * k2 + k3) / reached, axis=-1) / (6.0 * rtol)
+        good = live & (error <= 1.0) & xp.all(parts | (moved > 0), axis=-1)
+        safe = xp.where(error <= 1e-3, 1e-3, xp.where(xp.isfinite(error), error, 64.0))
         factor = 0.8 * safe ** (-1.0 / 3.0)
-        factor = xp.where(good, factor, xp.where(factor < 0.5, factor, 0.5))
-        x = xp.where(good[..., None], moved, x)
-        f = xp.where(good[..., None], new, f)
+        factor = xp.where(good | (factor < 0.5), factor, 0.5)
+        kept = good[..., None]
+        x, f, size = xp.where(kept, moved, x), xp.where(kept, new, f), xp.where(kept, reached, size)
         h = xp.where(live, h * factor, h)
-        h = xp.where(h > longest * slow, longest * slow, h)
-        speed = xp.max(xp.abs(tau * f) / scale(x), axis=-1)
-        before, away = away, xp.max(xp.abs(x - goal) / scale(goal), axis=-1)
-        near = (away < 1e-2) & (away <= before)
-        calm = xp.where(good & (near | (speed < 1e-3)), calm + 1, xp.where(good, xp.zeros_like(calm), calm))
-        settled = live & ((speed < 1e-7) | ((calm > 3) & (near | (speed < 1e-5))) | (h > 1e4 * slow))
-        lost = live & ((h < 1e-9 * fast) | (xp.max(xp.abs(x), axis=-1) > limit))
-        outcome = xp.where(settled, xp.full_like(outcome, SETTLED), outcome)
-        outcome = xp.where(lost, xp.full_like(outcome, DIVERGED), outcome)
+        h = xp.where(h > farthest, farthest, h)
+        speed = xp.max(xp.abs(tau * f) / size, axis=-1)
+        steady = speed < 1e-5
+        slowly = speed < 1e-3
+        soon = speed < 1e-7
+        if goal is not None:
+            before, away = away, xp.max(xp.abs(x - goal) * per_goal, axis=-1)
+            near = (away < 1e-2) & (away <= before)
+            steady, slowly, soon = steady | near, slowly | near, soon | (near & (calm > 0) & (away <= 0.5 * before))
+        calm = xp.where(good, xp.where(slowly, calm + 1, 0), calm)
+        settled = live & (soon | ((calm > 3) & steady) | (h > 1e4 * slow))
+        lost = live & ((h < shortest) | xp.any(xp.abs(x) > most, axis=-1))
+        outcome = xp.where(lost, DIVERGED, xp.where(settled, SETTLED, outcome))
         count, peak = count + 1, xp.where(speed > peak, speed, peak)
         over = count % 100 == 0
-        doubts = xp.where(over, xp.where(peak < 0.97 * last, xp.zeros_like(doubts), doubts + 1), doubts)
-        endless = (count >= 300) & (doubts > 1) & (outcome == MOVING)
-        outcome = xp.where(endless, xp.full_like(outcome, _ENDLESS), outcome)
-        return x, f, h, outcome, calm, away, count, xp.where(over, 0.0, peak), xp.where(over, peak, last), doubts
+        doubts = xp.where(over, xp.where(peak < 0.97 * last, 0, doubts + 1), doubts)
+        outcome = xp.where((count >= 300) & (doubts > 1) & (outcome == MOVING), _ENDLESS, outcome)
+        peak, last = xp.where(over, 0.0, peak), xp.where(over, peak, last)
+        return x, f, size, h, outcome, calm, away, count, peak, last, doubts
 
     outcome = MOVING * xp.astype(active, xp.int32) + SETTLED
     nothing, forever = xp.zeros_like(fast), xp.full_like(fast, xp.inf)
     count = xp.zeros((), dtype=xp.int32, device=device(z))
     zero = xp.zeros_like(outcome)
-    carry = x, slope(x), 0.1 * fast, outcome, zero, forever, count, nothing, forever, zero
-    carry = backend.while_loop(lambda c: xp.any(c[3] == MOVING), body, carry, max_steps=steps)
-    x, outcome = carry[0], carry[3]
-    return State(x[..., :n], x[..., n:]), xp.where(outcome == _ENDLESS, xp.full_like(outcome, MOVING), outcome)
+    carry = x, slope(x), scale(x), 0.1 * fast, outcome, zero, forever, count, nothing, forever, zero
+    carry = backend.while_loop(lambda c: xp.any(c[4] == MOVING), body, carry, max_steps=steps)
+    x, outcome = carry[0], carry[4]
+    return State(x[..., :n], x[..., n:]), xp.where(outcome == _ENDLESS, MOVING, outcome)
 
 
 def nudged(xp: Any, circuit: Circuit, state: State, z: Array, size: float) -> State:
     """A state off any symmetry: y moved by about ``size`` relative to the states and drives of the circuit."""
     n = int(z.shape[-1])
     scale = xp.max(xp.abs(state.y) + xp.abs(circuit.b * z), axis=-1, keepdims=True)
-    scale = xp.where(scale > 0, scale, xp.sqrt(xp.min(state.a, axis=-1, keepdims=True)))
+    still = xp.sqrt(xp.min(state.a, axis=-1, keepdims=True)) * unit_of_y(xp, circuit, z)[..., None]
+    scale = xp.where(scale > 0, scale, still)
     ramp = xp.asarray([1.0 - 0.5 * ((0.618034 * i) % 1.0) for i in range(n)], dtype=z.dtype, device=device(z))
     sign = xp.where(z < 0, -xp.ones_like(z), xp.ones_like(z))
     return State(state.y + size * scale * ramp * sign, state.a)
@@ -271,7 +327,7 @@ def random_starts(xp: Any, circuit: Circuit, z: Array, variant: str, count: int,
     # a whole profile at once as well: solutions often differ by the common level
     common = np.exp(np.log(low) + rng.random((count, 1)) * np.log(high / low))
     a = np.where((np.arange(count) % 2 == 0)[:, None], a, common)
-    own = np.abs(to_numpy(reference.y)).max() + 1e-3
+    own = np.abs(to_numpy(reference.y)).max() + 1e-3 * float(unit_of_y(xp, circuit, z))
     most = 1.0 / np.sqrt(np.maximum(np.diagonal(to_numpy(circuit.w)), 1e-2 * to_numpy(circuit.w).max() + 1e-300))
     wide = (np.arange(count) % 4 < 2)[:, None]
     y = np.where(wide, rng.uniform(-1.0, 1.0, (count, n)) * np.minimum(most, 1e3 * own), 0.0)

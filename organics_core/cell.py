@@ -294,7 +294,7 @@ def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any
         raise TypeError(f"state must be a CellState(y, a, b0, b1), got {checks.describe(state)}")
     fields = parameters._asdict()
     states = {f"state.{name}": value for name, value in zip(CellState._fields, state, strict=True)}
-    xp = checks.namespace({**fields, **states, "x": x}, numbers=("sigma",), optional=("w_r",))
+    xp = checks.namespace({**fields, **states, "x": x}, numbers=("sigma",), optional=("w_r",), half=True)
     n = checks.matrix_shape("log_w", parameters.log_w, None)
     for name in ("w_r", "w_by0", "w_ba0", "w_by1", "w_ba1"):
         if fields[name] is not None:

@@ -40,11 +40,13 @@ def describe(value: object) -> str:
     return kind if shape is None else f"{kind} of shape {tuple(shape)}"
 
 
-def namespace(fields: dict[str, Any], *, numbers: Iterable[str] = (), optional: Iterable[str] = ()) -> Any:
+def namespace(
+    fields: dict[str, Any], *, numbers: Iterable[str] = (), optional: Iterable[str] = (), half: bool = False
+) -> Any:
     """The one array namespace behind ``fields`` (name -> value), or a TypeError naming the culprit.
 
     ``numbers`` are the fields for which a Python number will do, ``optional``
-    those that may be ``None``.
+    those that may be ``None``. ``half`` allows 16 bits, which linear algebra does not.
     """
     numbers, optional = frozenset(numbers), frozenset(optional)
     first: str | None = None
@@ -76,6 +78,8 @@ def namespace(fields: dict[str, Any], *, numbers: Iterable[str] = (), optional: 
             )
         if not xp.isdtype(value.dtype, "real floating"):
             raise TypeError(f"{name} must have a real floating dtype, got {value.dtype}; convert it first")
+        if not half and "16" in str(value.dtype):
+            raise TypeError(f"{name} must be of float32 or float64, got {value.dtype}; convert it first")
     if xp is None:
         raise TypeError(f"at least one of {', '.join(fields)} must be an array")
     _one_device(fields)

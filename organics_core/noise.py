@@ -164,6 +164,7 @@ def noise_term(xp: Any, noise: Noise, sizes: tuple[int, ...], like: Array) -> No
     total = sum(sizes)
 
     def full(name: str, value: Any, n: int) -> Array:
+        checks.values(xp, name, value if checks.is_number(value) else None, "any")
         if checks.is_number(value):
             return xp.full((n,), float(value), dtype=like.dtype, device=device(like))
         checks.vector_shape(name, value, n, scalar=True)
@@ -531,6 +532,7 @@ def _system(
         checks.values(xp, name, value, "> 0" if name == "tau" else "any")
     white, tau = read_colour(noise)
     term, n = noise_term(xp, noise_at(xp, white, model, state), sizes, like), sum(sizes)
+    _check_size(xp, term)
     if tau is None:
         return _System(xp, jac, term, n)
     factor = _factor(xp, term)
@@ -540,6 +542,25 @@ def _system(
     jac = block_matrix(xp, [[jac, factor], [nothing, diagonal_matrix(xp, -rate)]])
     drive = xp.zeros((n, m), dtype=like.dtype, device=device(like))
     return _System(xp, jac, NoiseTerm(None, block_matrix(xp, [[drive], [diagonal_matrix(xp, rate)]])), n)
+
+
+def _check_size(xp: Any, term: NoiseTerm) -> None:
+    """ValueError for noise that is not finite, or whose square is beyond the range of the dtype, where it is seen."""
+    value = term.amplitude if term.matrix is None else term.matrix
+    if not get_backend(xp).is_concrete(value) or 0 in value.shape:
+        return
+    checks.values(xp, "noise", value, "any")
+    info = xp.finfo(value.dtype)
+    largest = abs(to_numpy(value)).max(axis=-1 if term.matrix is None else (-2, -1)).reshape(-1)
+    least = (float(info.smallest_normal) / float(info.eps)) ** 0.5
+    most = (float(info.max) * float(info.eps)) ** 0.5
+    wrong = largest[(largest > 0) & ~((largest >= least) & (largest <= most))]
+    if wrong.size:
+        name = str(value.dtype).rpartition(".")[2]
+        raise ValueError(
+            f"noise must be 0 or, at its largest, from {least:.0e} to {most:.0e}, where {name} has its square, "
+            f"got {wrong[0]:.3g}; choose other units"
+        )
 
 
 def filter_rates(xp: Any, tau: Any, m: int, like: Array) -> Array:
@@ -668,6 +689,8 @@ def _covariance(system: _System, name: str) -> Array:
         units = as_one(_balance, backend.stop_gradient(jac))
         jac = jac * (units[..., None, :] / units[..., :, None])
         both = units[..., None, :] * units[..., :, None]
+        scale = _size(xp, backend.stop_gradient(intensity / both))[..., None, None]
+        both = both * xp.where(scale > 0, scale, xp.ones_like(scale))
         result, error = _solve_lyapunov(xp, jac, intensity / both, as_one(_best_shift, values)[..., None, None])
         result = result * both
     tolerance = float(xp.finfo(jac.dtype).eps) ** 0.6

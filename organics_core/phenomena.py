@@ -96,9 +96,11 @@ def _values(name: str, values: Array, allowed: str = ">= 0") -> Any:
 
 
 def _odd(n: int) -> int:
-    """``n``, odd, so that one neuron is in the centre."""
+    """``n``, odd, so that one neuron is in the centre, and others are around it."""
     if checks.positive_integer("n", n) % 2 == 0:
         raise ValueError(f"n must be odd, so that one neuron is in the centre, got {n}")
+    if n == 1:
+        raise ValueError("n must be at least 3, so that there are neurons around the centre, got 1")
     return int(n)
 
 
@@ -355,7 +357,7 @@ def temporal_pair(
     Returns
     -------
     TemporalPair
-        The times are a grid that has the edges of all pulses.
+        The times are a grid that has the edges of all pulses, with at most 250 points between two of them.
 
     Raises
     ------
@@ -373,11 +375,16 @@ def temporal_pair(
     end = 5.0 * duration + max(pauses)
     edges = sorted({0.0, end, onset, onset + duration, *starts, *(start + duration for start in starts)})
     apart = 100.0 * float(xp.finfo(gaps.dtype).eps) * end  # edges nearer than this are one
+    if duration < 10.0 * apart:
+        raise ValueError(
+            f"duration must be at least {10.0 * apart:.1g} s for a clock of {gaps.dtype} that runs to {end:g} s, "
+            f"got {duration:g}"
+        )
     kept = [edge for k, edge in enumerate(edges) if k == 0 or edge - edges[k - 1] > apart]
     pieces = [
         low + (high - low) * k / count
         for low, high in itertools.pairwise(kept)
-        for count in [max(1, math.ceil((high - low) / (0.005 * duration)))]
+        for count in [max(1, math.ceil(min((high - low) / (0.005 * duration), 250.0)))]
         for k in range(count)
     ]
     clock = [*pieces, kept[-1]]
@@ -395,7 +402,8 @@ def temporal_pair(
     nothing = xp.zeros((len(pauses), 1), **like)
     run = simulate(
         circuit, pulses, times, state0=_Counted(nothing, nothing + 0.25, nothing), method="rodas5p",
-        rtol=max(1e-6, 30.0 * float(xp.finfo(gaps.dtype).eps)), atol=1e-8, max_step=math.inf, jumps=kept[1:-1],
+        rtol=max(1e-6, 30.0 * float(xp.finfo(gaps.dtype).eps)), atol=1e-8 * min(1.0, contrast * duration / tau_y),
+        max_step=math.inf, jumps=kept[1:-1],
     )  # fmt: skip
     if not run.success:
         raise ArithmeticError(f"the simulation of the pulses did not reach its end: {run.message}")

@@ -42,7 +42,7 @@ from .equilibria import steady_state
 from .io.archives import open_npz
 from .io.atomic import write_atomically
 from .linalg import broadcast_shapes
-from .model import check_products
+from .model import check_model, check_products
 
 Floats = np.ndarray[Any, Any]
 
@@ -50,6 +50,11 @@ _U = 2.0**-53
 _TINY = 2.0**-1022
 _FORMAT = "organics proof 1"
 _SINGLE = 400  # above this many variables P is searched for in float32
+_CONTENT = (
+    "about", "reason", "stable", "radius", "decay_rate", "p", "basin", "z", "z_radius",
+    *(f"circuit.{name}" for name in Circuit._fields if name != "w_r"),
+    *(f"{name}.{part}" for name in ("state", "enclosure") for part in State._fields),
+)  # fmt: skip
 _UNDECIDED, _NOTHING = "undecided", "nothing is claimed"
 
 
@@ -800,6 +805,8 @@ def _verify(problem: _Problem, claims: _Claims) -> str | None:
     stable, x, radius, rate, p, basin, _ = claims
     theorem = _theorem(problem)
     enclosed = bool(np.all(np.isfinite(radius)))
+    if stable is not True and not (np.isnan(rate) and np.isnan(basin)):
+        return "a decay rate or a basin, which only a point that attracts can have"
     if not enclosed:
         if stable is True and theorem and np.isnan(rate) and np.isnan(basin):
             return None
@@ -898,19 +905,19 @@ def prove(
     if state is None:
         xp = validate_circuit(circuit, values=True, z=z)
     else:
-        xp = validate_circuit(circuit, values=True, z=z, **validate_state(state))
+        fields = validate_state(state)
+        xp = validate_circuit(circuit, values=True, z=z, **fields)
+        for (name, value), allowed in zip(fields.items(), ("any", "> 0"), strict=True):
+            checks.values(xp, name, value, allowed)
     checks.values(xp, "z", z, "any")
     if not checks.is_number(z_radius):
         checks.namespace({"z": z, "z_radius": z_radius})
         checks.vector_shape("z_radius", z_radius, int(z.shape[-1]))
     checks.values(xp, "z_radius", z_radius, ">= 0")
-    if not checks.is_number(parameter_fraction) or not 0.0 <= parameter_fraction < 0.5:
-        raise ValueError(f"parameter_fraction must be a number from 0 to 0.5, got {parameter_fraction!r}")
+    _check_fraction(parameter_fraction)
     prepared, like = prepare(xp, circuit, z)
     check_products(xp, prepared, like)
-    pairs = zip(("w_r", "w"), prepared[:2], strict=True)
-    w_r, w = (None if part is None else weights.dense(xp, part, like, name) for name, part in pairs)
-    dense = prepared._replace(w_r=w_r, w=w)
+    dense = weights.without_operators(xp, prepared, like)
     host = _host(dense)
     drive, width = _host((z, z_radius))
     batch = _batch(host, drive, width, *(() if state is None else _host(state)))
@@ -944,6 +951,11 @@ def prove(
         _like(xp, np.broadcast_to(width, drive.shape).copy() if width.ndim == 0 else width, like),
         float(parameter_fraction),
     )
+
+
+def _check_fraction(value: Any) -> None:
+    if not checks.is_number(value) or not 0.0 <= value < 0.5:
+        raise ValueError(f"parameter_fraction must be a number from 0 to 0.5, got {value!r}")
 
 
 def euler_step_bound(circuit: Circuit, z: Array) -> Array:
@@ -1021,22 +1033,44 @@ def check_proof(proof: Any) -> ProofCheck:
     """
     if not isinstance(proof, Proof):
         proof = load_proof(proof)
+    for name in ("radius", "decay_rate", "p", "basin", "z", "z_radius"):
+        value = getattr(proof, name)
+        if not (checks.is_number(value) or hasattr(value, "shape")):
+            raise TypeError(f"{name} must be an array, got {checks.describe(value)}")
+    check_model(proof.circuit, "circuit", Circuit)
+    for name in ("state", "enclosure"):
+        validate_state(getattr(proof, name), name)
     circuit = _host(proof.circuit)
-    validate_circuit(circuit, values=True)
     drive, width, radius, rate, p, basin = _host(
         (proof.z, proof.z_radius, proof.radius, proof.decay_rate, proof.p, proof.basin)
     )
     state, enclosure = State(*_host(proof.state)), State(*_host(proof.enclosure))
-    batch = _batch(circuit, drive, width, *state)
-    points, boxes = _packed(state, batch), _packed(enclosure, batch)
+    checks.one_of("variant", proof.variant, VARIANTS)
+    xp = validate_circuit(circuit, values=True, z=drive, z_radius=width, **{
+        f"{name}.{part}": value
+        for name, one in (("state", state), ("enclosure", enclosure)) for part, value in one._asdict().items()
+    })  # fmt: skip
+    checks.values(xp, "z", drive, "any")
+    checks.values(xp, "z_radius", width, ">= 0")
+    _check_fraction(proof.parameter_fraction)
     stable = np.asarray(proof.stable, dtype=object)
+    for told in stable.flat:
+        if not (told is None or isinstance(told, (bool, np.bool_))):
+            raise TypeError(f"stable must be True, False or None, got {told!r}")
+    batch, n = _batch(circuit, drive, width, *state, *enclosure), drive.shape[-1]
+    for name, value in (("stable", stable), ("radius", radius), ("decay_rate", rate), ("basin", basin), ("p", p)):
+        wanted = (*batch, 2 * n, 2 * n) if name == "p" else batch
+        if value.shape != wanted:
+            raise ValueError(f"{name} must have shape {wanted}, got {value.shape}")
+    points, boxes = _packed(state, batch), _packed(enclosure, batch)
     for index, problem in _members(circuit, drive, width, proof.variant, proof.parameter_fraction, batch):
-        box = boxes[index]
-        claims = _Claims(stable[index], points[index], box, float(rate[index]), p[index], float(basin[index]), "")
+        box, told = boxes[index], stable[index]
+        told = None if told is None else bool(told)
+        claims = _Claims(told, points[index], box, float(rate[index]), p[index], float(basin[index]), "")
         with np.errstate(all="ignore"):
             failed = _verify(problem, claims)
-        if failed is None and np.all(np.isfinite(box)) and not radius[index] >= np.max(box):
-            failed = "that the radius covers the enclosure"
+        if failed is None and not (np.isnan(radius[index]) and np.any(np.isnan(box))):
+            failed = None if radius[index] >= np.max(box) else "that the radius covers the enclosure"
         if failed is not None:
             member = f" (member {index} of the batch)" if batch else ""
             return ProofCheck(False, failed + member if failed == _NOTHING else f"not verified: {failed}{member}")
@@ -1069,13 +1103,23 @@ def load_proof(path: Any) -> Proof:
     try:
         with open_npz(path) as file:
             arrays = {name: file[name] for name in file.files}
+        lacking = [name for name in _CONTENT if name not in arrays]
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        strange = [name for name in arrays if name not in ("about", "reason") and arrays[name].dtype.kind not in "fiu"]
+        if strange:
+            raise ValueError(f"its {', '.join(strange)} must be numbers")
         about = json.loads(str(arrays["about"]))
+        if not isinstance(about, dict):
+            raise ValueError("its text about itself is no JSON object")
         if about["format"] != _FORMAT:
             raise ValueError(f"its format is {about['format']!r}, not {_FORMAT!r}")
         checks.one_of("variant", about["variant"], VARIANTS)
         fields = [arrays.get("circuit.w_r"), *(arrays[f"circuit.{name}"] for name in Circuit._fields[1:])]
         circuit = Circuit(*fields)
         state, enclosure = (State(arrays[f"{name}.y"], arrays[f"{name}.a"]) for name in ("state", "enclosure"))
+        if not np.all(np.isin(arrays["stable"], list(_MEANS))):
+            raise ValueError("its stable is none of 1, 0 and -1")
         told = [_MEANS[int(code)] for code in arrays["stable"].reshape(-1)]
         batch = arrays["stable"].shape
         return Proof(
@@ -1093,12 +1137,16 @@ def load_proof(path: Any) -> Proof:
             arrays["z_radius"],
             float(about["parameter_fraction"]),
         )
-    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+    except KeyError as error:
+        raise ValueError(f"{str(path)!r} holds no proof: its text about itself lacks {error}") from None
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{str(path)!r} holds no proof: {error}") from None
 
 
 def _npz(path: Any) -> Path:
-    path = Path(os.fspath(path))
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"a proof must be a Proof or the path of a file, got {checks.describe(path)}")
+    path = Path(os.fsdecode(path))
     if path.suffix != ".npz":
         raise ValueError(f"path must end in .npz, got {str(path)!r}")
     return path

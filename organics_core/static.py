@@ -555,7 +555,7 @@ def _validate(parameters: StaticParameters, x: Array) -> Any:
     if not isinstance(parameters, tuple) or getattr(parameters, "_fields", None) != StaticParameters._fields:
         raise TypeError(f"parameters must be StaticParameters, got {checks.describe(parameters)}")
     fields = parameters._asdict()
-    xp = checks.namespace({**fields, "x": x}, optional=("w_r",))
+    xp = checks.namespace({**fields, "x": x}, optional=("w_r",), half=True)
     n = checks.matrix_shape("log_w", parameters.log_w, None)
     if parameters.w_r is not None:
         checks.matrix_shape("w_r", parameters.w_r, n)

@@ -215,6 +215,11 @@ def dense(xp: Any, matrix: Any, like: Array, name: str = "w") -> Array:
     return xp.matrix_transpose(columns)
 
 
+def without_operators(xp: Any, circuit: Any, like: Array) -> Any:
+    """The circuit with dense weights."""
+    return circuit._replace(w_r=dense(xp, circuit.w_r, like, "w_r"), w=dense(xp, circuit.w, like, "w"))
+
+
 def is_nonnegative(xp: Any, matrix: Any, like: Array) -> bool:
     """Whether the product with ones is non-negative: all that can be asked of a function; True while tracing."""
     sums = matvec(xp, matrix, xp.ones_like(like))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from support import Library, numpy_tree
 from test_multistart import random_circuits
 
 import organics_core as oc
-from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE
+from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED
 from organics_core.analysis.exhaustive import none_exists
 from organics_core.attractors import attraction
 
@@ -396,3 +397,116 @@ def test_a_cycle_longer_than_a_chunk_is_found() -> None:
     crossings = np.flatnonzero((y[:-1] < 0) & (y[1:] >= 0))
     np.testing.assert_allclose(np.diff(crossings) * 1e-3 / 0.002, 133.0, atol=0.6)
     assert int(oc.classify(circuit, z).kind) == LIMIT_CYCLE
+
+
+# Strong drive, other units, one neuron.
+
+
+@pytest.mark.parametrize("drive", [1e7, 1e20, 1e150])
+@pytest.mark.parametrize("w_r", [0.5, 0.001, 1.0])
+def test_one_neuron_settles_by_theorem_however_strong_the_drive(xp64: Library, w_r: float, drive: float) -> None:
+    """0 < w_r <= 1: one fixed point, to which all leads; y from 1 - y**2 = floor / a and (1 - w_r + w_r s) y = b z."""
+    circuit = xp64.tree(oc.Circuit(np.array([[w_r]]), np.eye(1), 0.5, 0.5, 0.1, 0.002, 0.002))
+    z = xp64.array([drive])
+    found, kind = oc.steady_state(circuit, z), oc.classify(circuit, z)
+    assert bool(found.stable)
+    assert int(kind.kind) == FIXED_POINT
+    assert not bool(kind.simulated)
+    for state in (found.state, kind.state):
+        y, a = (float(part[0]) for part in state)
+        assert y == pytest.approx(1.0, rel=1e-6)
+        assert (1.0 - w_r + w_r * a**0.5) * y == pytest.approx(0.5 * drive, rel=1e-9)
+
+
+def test_the_theorem_for_one_neuron_is_that_of_its_simulation() -> None:
+    """No closed orbit, whatever the time constants: 30 random neurons, far starts, all end at the one point."""
+    rng = np.random.default_rng(3)
+    for variant in oc.VARIANTS:
+        for _ in range(10):
+            circuit = oc.Circuit(
+                rng.uniform(0.01, 1.0, (1, 1)), rng.uniform(0.1, 3.0, (1, 1)), *rng.uniform(0.1, 1.5, 3), 0.002,
+                0.002 * 10 ** rng.uniform(-2, 2),
+            )  # fmt: skip
+            z = rng.uniform(-3.0, 3.0, 1)
+            found = oc.steady_state(circuit, z, variant=variant)
+            assert found.stable
+            start = oc.State(rng.uniform(-4.0, 4.0, 1), rng.uniform(0.01, 30.0, 1))
+            slow = 100.0 * max(circuit.tau_y, circuit.tau_a) / min(0.2, float(circuit.b0 * circuit.sigma))
+            run = oc.simulate(circuit, z, np.array([0.0, slow]), state0=start, variant=variant, method="rodas5p")
+            np.testing.assert_allclose(run.state.y[-1], found.state.y, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_of_neurons_of_both_kinds_is_classified_member_by_member() -> None:
+    """Some settle by the theorem, some are followed; w_r = -0.5 under drive 100 has no stable point."""
+    w_r = np.array([0.5, 2.0, -0.5, 0.001])[:, None, None]
+    circuit, z = oc.Circuit(w_r, np.eye(1), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1e7, 1.0, 100.0, 1e5])[:, None]
+    one = oc.Circuit(w_r[2], np.eye(1), 0.5, 0.5, 0.1, 0.002, 0.002)
+    assert not any(point.stable for point in oc.fixed_points(one, z[2]))
+    assert list(oc.classify(circuit, z).kind == FIXED_POINT) == [True, True, False, True]
+
+
+@pytest.mark.parametrize("drive", [1e6, 1e8, 1e10, 1e13])
+def test_strong_drive_is_no_divergence(drive: float) -> None:
+    """Two neurons share a pool: at strong drive y is M^-1 b z, in the direction of W_r^-1 b z, normalized to one."""
+    w_r = np.array([[0.5, 0.1], [0.0, 0.4]])
+    circuit, z = oc.Circuit(w_r, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), drive * np.array([1.0, 0.5])
+    want = np.linalg.solve(w_r, z)
+    want /= np.linalg.norm(want)
+    found, kind = oc.steady_state(circuit, z), oc.classify(circuit, z)
+    assert found.stable
+    assert int(kind.kind) == FIXED_POINT
+    np.testing.assert_allclose(found.state.y, want, rtol=10.0 / drive)
+    np.testing.assert_allclose(kind.state.y, want, rtol=10.0 / drive)
+
+
+def test_drives_at_the_end_of_the_range_say_so(recwarn: pytest.WarningsRecorder) -> None:
+    """z = 1e155: its square is no float64; neither an answer nor a claim, and no warning of numpy's."""
+    for w_r in (None, np.array([[0.5, 0.1], [0.0, 0.4]])):
+        circuit, z = oc.Circuit(w_r, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1e155, 0.5e155])
+        found = oc.steady_state(circuit, z)
+        assert not found.converged
+        assert not found.stable
+        assert "range of the dtype" in found.message
+        assert int(oc.classify(circuit, z).kind) == UNDECIDED
+    assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize("unit", [1e-14, 1e-7, 1e5, 1e14])
+def test_units_of_y_change_nothing(xp: Library, unit: float) -> None:
+    """y and z in other units, W in those of their inverse square: the same answers, with those that diverge too."""
+    circuit, z = random_circuits(8, 3, np.random.default_rng(1), gain=2.0, drive=1.0)
+    other, drive = circuit._replace(w=circuit.w / unit**2), z * unit
+    plain = oc.steady_state(xp.tree(circuit), xp.array(z))
+    found = oc.steady_state(xp.tree(other), xp.array(drive))
+    assert numpy_tree(plain.stable).sum() >= 5
+    np.testing.assert_array_equal(numpy_tree(found.stable), numpy_tree(plain.stable))
+    np.testing.assert_array_equal(numpy_tree(found.unstable), numpy_tree(plain.unstable))
+    at = numpy_tree(plain.stable) == 1
+    y, want = numpy_tree(found.state.y)[at] / unit, numpy_tree(plain.state.y)[at]
+    np.testing.assert_allclose(y, want, rtol=1e-3 if xp.single else 1e-9)
+
+
+@pytest.mark.parametrize(("w_r", "drive"), [(1e-3, 1e5), (1e-6, 1e5), (1e-3, 1e8)])
+def test_weak_recurrence_under_strong_drive_settles(w_r: float, drive: float) -> None:
+    """W_r = w_r I: modulators rise to (b z / w_r y)**2, no divergence; the two y are equal and normalized."""
+    circuit = oc.Circuit(w_r * np.eye(2), 0.9 * np.eye(2) + 0.1, 0.5, 0.5, 0.1, 0.002, 0.002)
+    kind = oc.classify(circuit, np.full(2, drive))
+    assert int(kind.kind) == FIXED_POINT
+    np.testing.assert_allclose(kind.state.y, 1.0 / np.sqrt(1.1), rtol=1e-6)
+
+
+def test_what_is_stiff_is_simulated_by_a_stiff_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tau_a = 10^4 tau_y: stability would ask for more than 10^6 explicit steps, 10 or more an output."""
+    module = importlib.import_module("organics_core.analysis.classification")
+    runs = []
+
+    def counted(*args: object, **options: object) -> oc.Trajectory:
+        runs.append(module_simulate(*args, **options))
+        return runs[-1]
+
+    module_simulate = module.simulate
+    monkeypatch.setattr(module, "simulate", counted)
+    circuit = oc.Circuit(np.array([[-3.0]]), np.eye(1), 0.5, 0.5, 0.1, 2e-7, 0.002)
+    module._simulated_kind(np, circuit, np.array([2.0]), "main", 2, 1e-6, 20_000, None)
+    assert runs
+    assert sum(int(run.steps) for run in runs) < 10_000

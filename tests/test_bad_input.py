@@ -326,6 +326,16 @@ def test_what_is_said() -> None:
         ),
         (
             TypeError,
+            make(w=np.ones((3, 3), dtype=np.float16)),
+            "w must be of float32 or float64, got float16; convert it first",
+        ),
+        (
+            TypeError,
+            lambda: oc.linear_covariance(np.eye(2, dtype=np.float16), 1.0),
+            "jacobian must be of float32 or float64, got float16; convert it first",
+        ),
+        (
+            TypeError,
             make(tau_y=foreign),
             "all arrays must come from one library, but w_r is numpy.ndarray of shape (3, 3) and tau_y is "
             "test_bad_input.Foreign of shape (3,)",

@@ -164,7 +164,16 @@ def test_certify_proves_and_verifies(organics, tmp_path: Path) -> None:
     proof._replace(basin=10 * proof.basin).save(saved)
     done = organics("certify", "--check", saved)
     assert done.exit_code == 1
-    assert "not verified: that all that starts in the ellipsoid returns" in " ".join(done.output.split())
+    told = " ".join(done.output.split())
+    assert "not verified: that all that starts in the ellipsoid returns" in told
+    assert "stable, proven" not in told  # nothing that was not verified
+    nothing = np.asarray(np.nan)
+    only = proof._replace(stable=None, decay_rate=nothing, basin=nothing, reason="this circuit is stable, I swear")
+    only.save(saved)
+    told = organics("certify", "--check", saved).output
+    assert told.index("every claim was verified") < told.index("exactly one")
+    assert "I swear" not in told
+    assert "nothing is claimed of it" in told
     assert_refused(organics("certify", "--check", path), "holds no proof")
     assert_refused(organics("certify"), "takes a circuit file, or --check")
     done = organics("certify", EXAMPLE, "--proof", saved)

@@ -222,6 +222,35 @@ def test_bad_noise_is_named() -> None:
         oc.power_spectrum(circuit, state, 1.0, np.ones((2, 2)))
 
 
+@pytest.mark.parametrize("noise", [np.nan, np.inf, (np.nan, 1.0), oc.ColouredNoise(np.nan, 0.01)])
+def test_noise_that_is_no_number_is_named(noise: object) -> None:
+    circuit, state = stable_case(2)
+    times, z = np.linspace(0.0, 0.01, 3), np.ones(2)
+    for call in (
+        lambda: oc.noise_covariance(circuit, state, noise),
+        lambda: oc.power_spectrum(circuit, state, noise, np.ones(1)),
+        lambda: oc.simulate_sde(circuit, z, times, noise=noise),
+    ):
+        with pytest.raises(ValueError, match=r"noise(\[0\])? must be finite"):
+            call()
+    if np.ndim(noise) == 0 and not isinstance(noise, oc.ColouredNoise):
+        with pytest.raises(ValueError, match="noise must be finite"):
+            oc.linear_covariance(-np.eye(2), noise)
+
+
+def test_the_square_of_noise_has_a_range(xp: Library) -> None:
+    """Within it P = L**2 / 2 for J = -1, relative to its own size; beyond it the noise is named, not the Jacobian."""
+    jac = xp.array(-np.eye(2))
+    least, most = (1e-15, 1e15) if xp.single else (1e-140, 1e140)
+    for size in (least, most):
+        found = numpy_tree(oc.linear_covariance(jac, size)) / size / size
+        np.testing.assert_allclose(found, 0.5 * np.eye(2), atol=10 * xp.eps)
+    for size in (1e-20, 1e20) if xp.single else (1e-150, 1e-200, 1e150, 1e200):
+        with pytest.raises(ValueError, match="noise must be 0 or, at its largest, from"):
+            oc.linear_covariance(jac, size)
+    np.testing.assert_array_equal(numpy_tree(oc.linear_covariance(jac, 0.0)), 0.0)
+
+
 def total_variance(xp: Library, jac: oc.backend.Array, scale: oc.backend.Array) -> oc.backend.Array:
     return xp.namespace.sum(oc.linear_covariance(jac * scale, xp.array([[1.0], [0.5]])))
 

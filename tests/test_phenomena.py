@@ -124,6 +124,24 @@ def test_temporal_pair_whatever_the_rates(xp: Library, options: dict[str, float]
         assert np.min(np.abs(clock - edge)) < 1e-5 * length
 
 
+@pytest.mark.parametrize("duration", [1e-3, 1e-5, 1e-7, 1e-9])
+def test_short_pulses_are_those_of_the_linear_circuit(duration: float) -> None:
+    """a stays at its floor, so that 2 tau_y is the time constant of y; few points lie in the long pause."""
+    found = phenomena.temporal_pair(np.array([0.05]), duration=duration)
+    s, weight = np.polynomial.legendre.leggauss(20)
+    t = 0.5 * duration * (1.0 + s)
+    rise, left = -2.0 * np.expm1(-t / 0.01), -2.0 * np.expm1(-duration / 0.01) * np.exp(-(0.05 + t) / 0.01)
+    rtol = 1e-2 * duration / 1e-3 + 1e-5
+    np.testing.assert_allclose(found.first, [0.5 * weight @ rise**2], rtol=rtol)
+    np.testing.assert_allclose(found.second, [0.5 * weight @ (rise + left) ** 2], rtol=rtol)
+    assert len(found.times) < 700
+
+
+def test_pulses_below_the_resolution_of_the_clock_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"duration must be at least .* for a clock of float32"):
+        phenomena.temporal_pair(np.array([0.05], dtype=np.float32), duration=1e-9)
+
+
 def exact_means(gap: float, *, tau_y: float, contrast: float) -> tuple[float, float]:
     """Mean rates during two pulses of 0.1 s, from the equations of one neuron."""
     integrate = pytest.importorskip("scipy.integrate")
@@ -157,6 +175,7 @@ def test_bad_arguments_are_named() -> None:
         (lambda: phenomena.temporal_pair(np.ones(1), duration=0.0), "duration must be positive"),
         (lambda: phenomena.temporal_pair(np.ones(1), contrast=-1.0), "contrast must be positive"),
         (lambda: phenomena.attention(np.ones(1), n=80), "n must be odd, so that one neuron is in the centre, got 80"),
+        (lambda: phenomena.attention(np.ones(1), n=1), "n must be at least 3"),
         (lambda: phenomena.attention(np.array([-1.0])), "contrasts must be non-negative"),
         (lambda: phenomena.surround_suppression(np.ones(1), np.ones(1), n=80), "n must be odd"),
     ):

@@ -276,6 +276,65 @@ def test_false_claims_are_not_verified() -> None:
         assert not oc.check_proof(false).valid
 
 
+def test_forged_radius_or_basin_without_their_ground_are_not_verified() -> None:
+    """A radius without an enclosure, a basin of what is not claimed to attract: nothing proves them."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    made = oc.prove(circuit, z)
+    blank = oc.State(np.full(2, np.nan), np.full(2, np.nan))
+    bare = made._replace(enclosure=blank, radius=np.asarray(np.nan), decay_rate=np.asarray(np.nan))
+    assert oc.check_proof(bare._replace(basin=np.asarray(np.nan))).valid  # by theorem
+    assert not oc.check_proof(bare._replace(basin=np.asarray(np.nan), radius=np.asarray(1e-3))).valid
+    for stable in (None, False):
+        told = oc.check_proof(made._replace(stable=stable))
+        assert told.reason == "not verified: a decay rate or a basin, which only a point that attracts can have"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"stable": 1}, TypeError, "stable must be True, False or None, got 1"),
+        ({"stable": "yes"}, TypeError, "stable must be True, False or None, got 'yes'"),
+        ({"stable": [True]}, ValueError, r"stable must have shape \(\), got \(1,\)"),
+        ({"z_radius": np.full(3, -1.0)}, ValueError, "z_radius must be non-negative"),
+        ({"parameter_fraction": -0.3}, ValueError, "parameter_fraction must be a number from 0 to 0.5"),
+        ({"p": np.eye(3)}, ValueError, r"p must have shape \(6, 6\), got \(3, 3\)"),
+        ({"p": None}, TypeError, "p must be an array, got NoneType"),
+        ({"circuit": 3}, TypeError, "circuit must be a Circuit, got int"),
+        ({"variant": "mean"}, ValueError, "unknown variant 'mean'"),
+    ],
+)
+def test_what_is_no_proof_is_refused(changes: dict, error: type[Exception], message: str) -> None:
+    circuit, z, _ = small_circuit(3)
+    with pytest.raises(error, match=message):
+        oc.check_proof(oc.prove(circuit, z)._replace(**changes))
+    with pytest.raises(TypeError, match="a proof must be a Proof or the path of a file, got int"):
+        oc.check_proof(3)
+
+
+def test_files_without_a_proof_say_what_they_lack(tmp_path: Path) -> None:
+    circuit, z, _ = small_circuit(3)
+    path = tmp_path / "proof.npz"
+    oc.prove(circuit, z).save(path)
+    content = dict(np.load(path))
+    for name in content:
+        if name != "circuit.w_r":
+            np.savez(path, **{key: value for key, value in content.items() if key != name})
+            with pytest.raises(ValueError, match=f"holds no proof: it lacks {name}$"):
+                oc.check_proof(path)
+    for changes, message in (
+        ({"about": np.asarray("{}")}, "its text about itself lacks 'format'"),
+        ({"about": np.asarray("3")}, "its text about itself is no JSON object"),
+        ({"p": np.asarray("x")}, "its p must be numbers"),
+        ({"stable": np.asarray(7)}, "its stable is none of 1, 0 and -1"),
+    ):
+        np.savez(path, **{**content, **changes})
+        with pytest.raises(ValueError, match=f"holds no proof: {message}"):
+            oc.check_proof(path)
+    path.write_text("stable: yes")
+    with pytest.raises(ValueError, match="holds no proof: no .npz archive"):
+        oc.check_proof(path)
+
+
 def test_undecided_says_why() -> None:
     """No fixed point, one beyond floats, one on the border of stability."""
     kernel = oc.Circuit(np.array([[0.0, 1.0], [0.0, 0.0]]), np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
@@ -296,6 +355,10 @@ def test_undecided_says_why() -> None:
 
 def test_refusals() -> None:
     circuit, z, state = small_circuit(3)
+    with pytest.raises(ValueError, match=r"state\.y must be finite"):
+        oc.prove(circuit, z, state=oc.State(np.nan * state.y, state.a))
+    with pytest.raises(ValueError, match=r"state\.a must be positive"):
+        oc.prove(circuit, z, state=oc.State(state.y, -state.a))
     with pytest.raises(ValueError, match="unknown variant"):
         oc.prove(circuit, z, variant="mean")
     with pytest.raises(ValueError, match="z_radius must be non-negative"):

@@ -171,6 +171,36 @@ def test_bad_arguments_are_named() -> None:
 sweep = pytest.importorskip("organics_sweep", reason="zarr is not installed", exc_type=ImportError)
 
 
+def test_bad_seeds_and_starts_are_named() -> None:
+    sweep = pytest.importorskip("organics_sweep")
+    for call in (
+        lambda: sweep.Sweep(seed=-1),
+        lambda: oc.random_recurrence(3, 0.1, seed=-1, like=np.ones(1)),
+        lambda: oc.phase_diagram(flat(), np.ones(1), np.ones(1), 1, seed=-1),
+        lambda: oc.find_fixed_points(flat(), np.ones(5), seed=-1),
+    ):
+        with pytest.raises(ValueError, match="seed must not be negative, got -1"):
+            call()
+    with pytest.raises(ValueError, match="starts must be at least 1, got -1"):
+        oc.classify(flat(), np.ones(5), starts=-1)
+
+
+def test_weights_that_are_operators_are_classified_and_searched() -> None:
+    """Sparse weights, and a function: as the matrices that they stand for."""
+    sparse = pytest.importorskip("scipy.sparse")
+    w_r, w = np.array([[2.0, 0.3], [0.0, 1.5]]), np.array([[1.0, 0.0], [0.2, 1.0]])
+    circuit, z = oc.Circuit(w_r, w, 0.5, 0.5, 0.1, 0.002, 0.002), np.array([0.3, 0.2])
+    every = oc.find_fixed_points(circuit, z)
+    assert len(every) > 1
+    for other in (
+        circuit._replace(w_r=sparse.csr_array(w_r), w=sparse.csr_array(w)),
+        circuit._replace(w=oc.Operator(lambda v: v @ w.T)),
+    ):
+        assert int(oc.classify(other, z).kind) == int(oc.classify(circuit, z).kind)
+        found = oc.find_fixed_points(other, z)
+        np.testing.assert_allclose([p.state.y for p in found], [p.state.y for p in every], rtol=1e-9)
+
+
 def test_bad_numbers_of_workers_are_refused_before_a_store_is_made(tmp_path) -> None:
     spec = sweep.Sweep(n=3, deltas=(0.0,), norms=(1.0,), draws=1)
     for workers, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):

@@ -83,6 +83,7 @@ def test_no_steady_state_where_the_pool_is_too_strong(xp: Library) -> None:
     circuit = oc.V1Circuit(None, xp.array([[1.0]]), 1.0, 0.1, 0.0, 0.001, 0.001, 0.001)
     found = oc.steady_state(circuit, xp.array([[1.0], [3.0]]))
     assert [bool(value) for value in found.converged] == [True, False]
+    assert "1: the fixed point has values that the model does not allow (of V1: some u >= 1)" in found.message
 
 
 def test_jacobian_is_the_derivative(xp64: Library) -> None:
@@ -190,3 +191,6 @@ def test_bad_circuits_are_named() -> None:
         oc.jacobian(GAMMA, (z, z))
     with pytest.raises(ValueError, match="band must be two rising frequencies"):
         oc.gamma_peak(GAMMA, z, band=(50.0, 10.0))
+    for unit in (len(z), -1, 1.5, "a", True, np.array([0])):
+        with pytest.raises(ValueError, match="unit must be one of the principal neurons 0 to"):
+            oc.gamma_peak(GAMMA, z, unit=unit)

@@ -14,6 +14,8 @@ import organics_core as oc
 
 from .console import EXIT_NOT_STABLE, EXIT_STABLE, console, seconds
 
+_COUNTED = {True: "stable", False: "unstable", None: "of a fixed point alone"}
+_UNTOLD = {True: "stable, by theorem", False: "unstable", None: "nothing is claimed of it"}
 _STYLES = {True: "green", False: "red", None: "yellow"}
 
 
@@ -29,18 +31,22 @@ def prove(screen: Console, circuit: oc.Circuit, z: Any, variant: str, state: oc.
 
 
 def check(path: Path) -> int:
-    """Verify the proof of a file, print what it says; 0 where it holds and says stable."""
+    """Verify the proof of a file, and print what it says if it holds; 0 where it does and says stable."""
     proof = oc.load_proof(path)
     screen = console()
-    screen.print()
-    if np.ndim(proof.radius):
-        screen.print(f"a batch of {np.size(proof.radius)} proofs")
-    else:
-        screen.print(_words(proof))
     verdict = oc.check_proof(proof)
+    screen.print()
     screen.print(Text(f"{'✓' if verdict.valid else '✗'} {verdict.reason}", style="green" if verdict.valid else "red"))
+    if not verdict.valid:
+        return EXIT_NOT_STABLE
+    if np.ndim(proof.radius):
+        told = np.asarray(proof.stable, dtype=object)
+        counts = ", ".join(f"{np.sum(told == key)} {word}" for key, word in _COUNTED.items())
+        screen.print(f"a batch of {told.size} proofs: {counts}")
+    else:
+        screen.print(_words(proof._replace(reason=_UNTOLD[proof.stable])))  # its own words were not verified
     stable = bool(np.all(np.asarray(proof.stable, dtype=object) == True))  # noqa: E712
-    return EXIT_STABLE if verdict.valid and stable else EXIT_NOT_STABLE
+    return EXIT_STABLE if stable else EXIT_NOT_STABLE
 
 
 def _words(proof: oc.Proof) -> Table:

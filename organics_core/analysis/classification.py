@@ -7,13 +7,14 @@ recurrence (Morone, Rawat, Heeger & Martiniani, bioRxiv 2025.05.16.654567).
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from .. import checks
-from ..attractors import members, relative_residual
+from ..attractors import limits, members, relative_residual, unit_of_y
 from ..backend import Array, from_numpy, get_backend, to_numpy
 from ..circuit import (
     VARIANTS,
@@ -32,6 +33,8 @@ from ..integration import simulate
 from ..linalg import solve_vector
 from ..model import rest as model_rest
 from ..stability import _spectral_abscissa
+from ..trajectory import TOO_MANY_STEPS
+from ..weights import without_operators
 
 FIXED_POINT, LIMIT_CYCLE, DIVERGENCE, UNDECIDED = 0, 1, 2, 3
 KINDS = ("fixed point", "limit cycle", "divergence", "undecided")
@@ -97,7 +100,8 @@ def classify(
     rtol : float
         Tolerance of that simulation.
     max_steps : int
-        Bound on its steps between two outputs, 1000 of which make a chunk.
+        Bound on the steps of a stiff method between two outputs, 1000 of which make a chunk; it takes over
+        where an explicit one would take more than 50.
     start : State of arrays (..., n), optional
         Where the motion begins; at rest by default, a nudge off it where there
         is no input.
@@ -122,9 +126,10 @@ def classify(
     means a motion below a tenth of the state's size in a whole chunk, around a
     stable fixed point to which implicit steps lead from there; a limit cycle,
     that two successive stretches of one chunk or several have the same extent
-    to 5 % and that the state comes back to 3 % of it; divergence, that the state
-    exceeds 1e6 times its scale or stops being finite. Anything else, chaos
-    included, stays undecided.
+    to 5 % and that the state comes back to 3 % of it; divergence, that y or a
+    exceeds 1e6 times what the drive, its square, the floor and the start explain, or that the simulation fails
+    while the drive is below 1e-3 / eps of what W normalizes. Anything else, chaos included, stays undecided. One
+    neuron with 0 < w_r <= 1 settles wherever it starts: a theorem, for which nothing is followed.
 
     Other fixed points are sought from that for W_r = I and from random starts, by
     implicit Euler steps that grow as the field shrinks, until they are Newton's
@@ -134,18 +139,37 @@ def classify(
     chunks = checks.positive_integer("chunks", chunks)
     rtol = checks.positive_number("rtol", rtol)
     max_steps = checks.positive_integer("max_steps", max_steps)
+    starts = 0 if starts == 0 else checks.positive_integer("starts", starts)
     xp = validate_circuit(circuit, values=True, z=z)
     checks.values(xp, "z", z, "any")
     circuit, z = prepare(xp, circuit, z)
+    circuit = without_operators(xp, circuit, z)
     if not get_backend(xp).is_concrete(z + circuit.b):
         raise ValueError("classify looks at values and cannot be traced; call it outside of jit and vmap")
-    rest = State(*model_rest(xp, circuit, z))
-    wide = xp.zeros_like(rest.y)
+    wide = xp.zeros_like(model_rest(xp, circuit, z)[0])
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75
     if start is not None:
         fields = validate_state(start, "start")
         validate_circuit(circuit, z=z, **fields)
         start = State(*(xp.astype(part, z.dtype, copy=False) + wide for part in start))
+    with getattr(get_backend(xp), "quiet", nullcontext)():
+        return _classified(xp, circuit, z, variant, chunks, rtol, max_steps, start, starts, tolerance)
+
+
+def _classified(
+    xp: Any,
+    circuit: Circuit,
+    z: Array,
+    variant: str,
+    chunks: int,
+    rtol: float,
+    max_steps: int,
+    start: State | None,
+    starts: int,
+    tolerance: float,
+) -> Classification:
+    rest = State(*model_rest(xp, circuit, z))
+    wide = xp.zeros_like(rest.y)
     settings = Settings(variant, tolerance, 60, newton=True)
     everywhere = xp.sum(wide, axis=-1) == 0
     first, _ = settle(xp, get_backend(xp), True, settings, circuit, z + wide, everywhere, start)
@@ -156,7 +180,7 @@ def classify(
     ends: list[tuple[State, Array]] = []
     begins = [identity_fixed_point(xp, circuit, wide + z, variant)]
     for seed in range(starts):
-        begins.append(_random_start(xp, begins[0], seed))
+        begins.append(_random_start(xp, begins[0], unit_of_y(xp, circuit, z), seed))
     for begin in begins:
         state = _settle(xp, circuit, begin, z, variant)
         reached = relative_residual(xp, circuit, state, z, variant) <= tolerance
@@ -195,11 +219,11 @@ def classify(
     )
 
 
-def _random_start(xp: Any, reference: State, seed: int) -> State:
+def _random_start(xp: Any, reference: State, unit: Array, seed: int) -> State:
     """States of the size of ``reference`` with any signs, modulators within a factor of ten of its."""
     rng = np.random.default_rng(seed)
     y, log = rng.standard_normal(reference.y.shape), rng.uniform(-1.0, 1.0, reference.a.shape)
-    size = xp.max(xp.abs(reference.y), axis=-1, keepdims=True) + 1e-3
+    size = xp.max(xp.abs(reference.y), axis=-1, keepdims=True) + 1e-3 * unit[..., None]
     return State(2.0 * size * from_numpy(xp, y, reference.y), reference.a * from_numpy(xp, 10.0**log, reference.y))
 
 
@@ -282,21 +306,33 @@ def _simulated_kind(
     """What a simulation says of one circuit, and the fixed point it settles on, if it does."""
     state = State(*model_rest(xp, circuit, z))
     # off the fixed point, and off any symmetry
-    state = State(state.y + 1e-3 * (xp.abs(z) + xp.arange(1, z.shape[-1] + 1, dtype=z.dtype) / z.shape[-1]), state.a)
+    unit = float(unit_of_y(xp, circuit, z))
+    push = unit * xp.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=device(z)) / z.shape[-1]
+    state = State(state.y + 1e-3 * (xp.abs(circuit.b * z) + push), state.a)
     state = state if start is None else start
     tau = max(float(xp.max(circuit.tau_y)), float(xp.max(circuit.tau_a)))
     times = xp.linspace(0.0, 100.0 * tau, 1001, dtype=z.dtype, device=device(z))
-    large = 1e6 * (1.0 + float(xp.max(xp.abs(circuit.b * z))) + float(xp.max((circuit.b0 * circuit.sigma) ** 2)))
+    most = [float(size) for size in limits(xp, circuit, state, z, 1e6)]
+    n = int(z.shape[-1])
+    small = min(1.0, unit, float(xp.min((circuit.b0 * circuit.sigma) ** 2)))
+    # a drive that hides all y in its own rounding is one under which a failed step says nothing
+    seen = float(xp.finfo(z.dtype).eps * xp.max(xp.abs(circuit.b * z))) < 1e-3 * unit
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75
     paths: list[np.ndarray[Any, Any]] = []
+    methods = "dopri5", "rodas5p"  # where the first takes many steps the circuit is stiff
     for _ in range(chunks):
-        run = simulate(
-            circuit, z, times, state0=state, rtol=rtol, atol=1e-3 * rtol, variant=variant, drive="constant",
-            max_steps=max_steps,
-        )  # fmt: skip
+        for method in methods:
+            run = simulate(
+                circuit, z, times, state0=state, rtol=rtol, atol=1e-3 * rtol * small, variant=variant, drive="constant",
+                max_steps=min(max_steps, 50) if method == "dopri5" else max_steps, method=method,
+            )  # fmt: skip
+            if run.success:
+                break
         path = np.concatenate([to_numpy(run.state.y), to_numpy(run.state.a)], axis=-1)
         finite = np.isfinite(path).all(axis=-1)
-        if np.abs(path[finite]).max() > large or (not run.success and int(run.status) != 2):
+        reached = np.abs(path[finite][:, :n]).max(), path[finite][:, n:].max()
+        failed = not run.success and int(run.status) != TOO_MANY_STEPS
+        if reached[0] > most[0] or reached[1] > most[1] or (failed and seen):
             return DIVERGENCE, None
         if not run.success:
             return UNDECIDED, None
@@ -353,6 +389,7 @@ def random_recurrence(n: int, delta: Array, *, ensemble: str = "goe", seed: int 
     """
     checks.one_of("ensemble", ensemble, ENSEMBLES)
     n = checks.positive_integer("n", n)
+    seed = checks.seed(seed)
     xp = checks.namespace({"like": like})
     m = get_backend(xp).normal(seed, (n, n), like)
     if ensemble == "goe":
@@ -431,6 +468,7 @@ def phase_diagram(
         checks.values(xp, name, value, ">= 0")
     if circuit.w.ndim != 2:
         raise ValueError(f"w must have shape (n, n) here, without batch axes, got {tuple(circuit.w.shape)}")
+    seed = checks.seed(seed)
     chosen = draws if isinstance(draws, range) else range(checks.positive_integer("draws", draws))
     n = int(circuit.w.shape[-1])
     parts = []

@@ -15,7 +15,7 @@ from array_api_compat import device
 from .. import checks
 from ..backend import Array, get_backend, to_numpy
 from ..circuit import Circuit, relu, sqrt_relu
-from ..equilibria import SteadyState, steady_state
+from ..equilibria import NONE_ALLOWED, SteadyState, steady_state
 from ..linalg import diagonal_matrix
 from ..model import Parameter, block_matrix, prepare, rows, validate
 from ..noise import Noise, power_spectrum
@@ -201,7 +201,7 @@ class V1Circuit(_V1Fields):
             y**2 = (B z)**2 / ((B sigma)**2 + W (B z)**2),  the normalization equation
 
         provided that u < 1; where some u >= 1 there is no fixed point with
-        a >= 0, and ``converged`` is false.
+        a >= 0, ``converged`` is false and ``message`` says so.
         """
         xp = validate(self, values=True, name="circuit", z=z)
         circuit, z = prepare(xp, self, z)
@@ -212,7 +212,9 @@ class V1Circuit(_V1Fields):
         root = xp.sqrt(u)
         exists = root < 1.0
         a = xp.where(exists, root / xp.where(exists, 1.0 - root, xp.ones_like(root)), xp.full_like(root, xp.inf))
-        return found._replace(state=V1State(y, u, a), converged=found.converged & xp.all(exists, axis=-1))
+        sound = xp.all(exists, axis=-1)
+        status = xp.where(found.converged & ~sound, xp.full_like(found.status, NONE_ALLOWED), found.status)
+        return found._replace(state=V1State(y, u, a), converged=found.converged & sound, status=status)
 
 
 def _gain(circuit: V1Circuit) -> Array:
@@ -270,7 +272,8 @@ def gamma_peak(
         raise ValueError(f"band must be two rising frequencies with resolution >= 3, got {band} and {resolution}")
     xp = validate(circuit, values=True, name="circuit", kind=V1Circuit, z=z)
     n = int(z.shape[-1])
-    if isinstance(unit, bool) or not hasattr(unit, "__index__") or not 0 <= int(unit) < n:
+    one = hasattr(unit, "__index__") and not isinstance(unit, bool) and not getattr(unit, "shape", None)
+    if not one or not 0 <= int(unit) < n:
         raise ValueError(f"unit must be one of the principal neurons 0 to {n - 1}, got {unit!r}")
     circuit, z = prepare(xp, circuit, z)
     frequencies = xp.linspace(low, high, resolution, dtype=z.dtype, device=device(z))
