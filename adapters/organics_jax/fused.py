@@ -7,11 +7,10 @@ programs, and where arrays are spread over devices; forward derivatives and seco
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +28,6 @@ WEIGHTS = (
     *("w_zx", "w_r", "w", "w_bx0", "w_by0", "w_ba0", "w_bx1", "w_by1", "w_ba1"),
     *("r_y", "r_a", "r_b0", "r_b1", "sigma"),
 )
-_TAPE_BYTES = 1 << 26  # what is kept of all steps, at most; more of it costs more than computing it again
 _FEW = 8  # sequences, below which the scan serves the members of a mapped batch faster
 
 
@@ -59,26 +57,17 @@ class Setup(NamedTuple):
         return (*(name for name in WEIGHTS if not (self.identity and name == "w_r")), "start", "x")
 
     def numbers(self, avals: Sequence[Any]) -> dict[str, int]:
-        """The first arguments: everything kept, or states at the beginnings of periods of about sqrt(T) steps."""
+        """The first arguments; the states at the beginnings of periods of about sqrt(T) steps are kept."""
         *_, start, xs = avals[: len(self.operands)]
         (steps, batch, k), n = xs.shape, start.shape[-1]
         numbers = layout(steps, batch, k, n, self.main, _threads(), 0)
-        if 5 * steps * batch * n * xs.dtype.itemsize > _TAPE_BYTES:
-            numbers |= {"keep": 0, "period": max(16, 16 * round(math.sqrt(steps) / 16))}
+        if steps > 32:
+            numbers["period"] = max(16, 16 * round(math.sqrt(steps) / 16))
             numbers["chunk"] = 1 << (numbers["chunk"].bit_length() - 1)  # at most 16: divides the period
+        numbers["keep"] = 0
         for name, size in (("x", k), ("y", n), ("gy", n), ("gx", k)):
             numbers |= {f"{name}_t": batch * size, f"{name}_r": size}
         return numbers
-
-    def kept_shape(self, avals: Sequence[Any]) -> tuple[int, ...]:
-        """Of what waits for the backward pass."""
-        numbers, n = self.numbers(avals), avals[0].shape[0]
-        if not numbers["keep"]:
-            return math.ceil(numbers["steps"] / numbers["period"]), 4, numbers["batch"], n
-        numbers |= {"w_r": int(not self.identity)}
-        arguments = (ctypes.c_int64 * len(ARGUMENTS))(*(numbers.get(name, 0) for name in ARGUMENTS))
-        suffix = "f32" if avals[-1].dtype == jnp.float32 else "f64"
-        return (int(getattr(native.load(), f"organics_tape_{suffix}")(ctypes.addressof(arguments))),)
 
     def results(self, avals: Sequence[Any]) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what a forward pass gives."""
@@ -86,7 +75,8 @@ class Setup(NamedTuple):
         shapes = {"last": start.shape, "ys": (*xs.shape[:2], start.shape[-1])}
         if not self.outputs:
             del shapes["ys"]
-        return shapes | ({"kept": self.kept_shape(avals)} if self.keep else {})
+        marks = (math.ceil(xs.shape[0] / self.numbers(avals)["period"]), *start.shape)
+        return shapes | ({"marks": marks} if self.keep else {})
 
 
 @functools.cache
@@ -101,6 +91,8 @@ def obstacle(setup: Setup, operands: Sequence[Array]) -> str | None:
         return f"jax computes on {jax.default_backend()}"
     if xs.dtype not in (jnp.float32, jnp.float64) or any(value.dtype != xs.dtype for value in operands):
         return f"the dtypes are {', '.join(sorted({str(value.dtype) for value in operands}))}"
+    if not hasattr(jax.sharding, "get_abstract_mesh"):
+        return f"jax is of version {jax.__version__}"
     if not jax.sharding.get_abstract_mesh().empty:
         return "there is a mesh of devices around it"
     if xs.ndim != 3 or not all(isinstance(size, int) for size in xs.shape) or not xs.shape[0]:
@@ -192,7 +184,7 @@ def _native(
             return elsewhere(ctx, *values, setup=setup, **options)
         numbers = setup.numbers(ctx.avals_in)
         given, found = (
-            np.asarray([_place(name, numbers) for name in names], np.int64) for names in places(setup, **options)
+            np.asarray([ARGUMENTS.index(name) for name in names], np.int64) for names in places(setup, **options)
         )
         head = np.asarray([numbers[name] for name in ARGUMENTS[: ARGUMENTS.index("x")]], np.int64)
         return jax.ffi.ffi_lowering(target)(ctx, *values, numbers=head, places=given, results=found)
@@ -200,14 +192,10 @@ def _native(
     mlir.register_lowering(operation, lower, platform="cpu")
 
 
-def _place(name: str, numbers: Mapping[str, int]) -> int:
-    return ARGUMENTS.index(("tape" if numbers["keep"] else "marks") if name == "kept" else name)
-
-
 def _transposed_names(setup: Setup, given: tuple[bool, bool], wants_x: bool) -> tuple[list[str], list[str]]:
     bars = [name for name, there in zip(("g_last", "g_ys"), given, strict=True) if there]
     names = setup.operands if wants_x else setup.operands[:-1]
-    return [*setup.operands, "kept", *bars], [f"g_{name}" for name in names]
+    return [*setup.operands, "marks", *bars], [f"g_{name}" for name in names]
 
 
 _sequence = _operation("sequence", _scan, lambda *avals, setup: setup.results(avals).values(), "setup")
@@ -215,7 +203,7 @@ _native(
     _sequence,
     "organics_forward",
     _scan,
-    lambda setup: (setup.operands, ["last", *["ys"] * setup.outputs, *["kept"] * setup.keep]),
+    lambda setup: (setup.operands, ["last", *["ys"] * setup.outputs, *["marks"] * setup.keep]),
 )
 _tangent = _operation(
     "sequence_tangent",
@@ -233,10 +221,10 @@ _native(_transpose, "organics_backward", _scan_transpose, _transposed_names)
 
 
 def _differentiate(primals: Any, tangents: Any, *, setup: Setup) -> Any:
-    *found, kept = _sequence.bind(*primals, setup=setup._replace(keep=True))
-    along = _tangent.bind(*primals, kept, *map(ad.instantiate_zeros, tangents), setup=setup)
+    *found, marks = _sequence.bind(*primals, setup=setup._replace(keep=True))
+    along = _tangent.bind(*primals, marks, *map(ad.instantiate_zeros, tangents), setup=setup)
     if setup.keep:  # known from the operands: nothing depends on it
-        return [*found, kept], [*along, jnp.zeros_like(kept)]
+        return [*found, marks], [*along, jnp.zeros_like(marks)]
     return found, along
 
 
@@ -298,7 +286,7 @@ def _map_sequence(values: Any, dims: Any, *, setup: Setup) -> Any:
         return jax.ShapeDtypeStruct(shape, value.dtype)
 
     alone = [unmapped(value, dim) for value, dim in zip(values, dims, strict=True)]
-    if any(dim is not None for dim in fixed) or (setup.keep and setup.numbers(alone)["keep"]):
+    if any(dim is not None for dim in fixed):
         return _mapped(_sequence, _scan, values, dims, setup=setup)
 
     def fold(value: Array, dim: int | None) -> Array:
@@ -331,10 +319,10 @@ def _without_unused(used: list[bool], equation: Any) -> Any:
     if not any(used):
         return [False] * len(equation.invars), None
     setup = equation.params["setup"]
-    names = ["last", *["ys"] * setup.outputs, *["kept"] * setup.keep]
+    names = ["last", *["ys"] * setup.outputs, *["marks"] * setup.keep]
     wanted = [name == "last" or there for name, there in zip(names, used, strict=True)]
     less = {"outputs": dict(zip(names, wanted, strict=True)).get("ys", False)}
-    less |= {"keep": dict(zip(names, wanted, strict=True)).get("kept", False)}
+    less |= {"keep": dict(zip(names, wanted, strict=True)).get("marks", False)}
     outputs = [variable for variable, there in zip(equation.outvars, wanted, strict=True) if there]
     return [True] * len(equation.invars), equation.replace(outvars=outputs, params={"setup": setup._replace(**less)})
 

@@ -67,9 +67,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::RemainingArgs operands, ffi::Remaining
         if (!result || (*result)->element_type() != kind || results_places[i] < X || results_places[i] >= ARGUMENTS)
             return ffi::Error::InvalidArgument("the native sequence cannot give a result");
         arg[results_places[i]] = reinterpret_cast<int64_t>((*result)->untyped_data());
-        const bool sums = results_places[i] >= G_W_ZX;
-        const bool holes = results_places[i] == TAPE && (arg[BATCH] % arg[ROWS] || arg[STEPS] % arg[CHUNK]);
-        if (sums || holes) std::memset((*result)->untyped_data(), 0, (*result)->size_bytes());
+        if (results_places[i] >= G_W_ZX) std::memset((*result)->untyped_data(), 0, (*result)->size_bytes());  // sums
     }
     const InPool threads{pool};
     int status;

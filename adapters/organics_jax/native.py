@@ -30,9 +30,6 @@ def _open(path: Path) -> Any:
     library = ctypes.CDLL(str(path))
     if library.organics_arguments() != len(ARGUMENTS):
         raise RuntimeError("the native library does not fit this version")
-    for suffix in ("f32", "f64"):
-        size = getattr(library, f"organics_tape_{suffix}")
-        size.argtypes, size.restype = [ctypes.c_void_p], ctypes.c_int64
     for name in ("forward", "backward"):
         handler = jax.ffi.pycapsule(getattr(library, f"organics_xla_{name}"))
         jax.ffi.register_ffi_target(f"organics_{name}", handler, platform="cpu")

@@ -88,12 +88,15 @@ def sequence(
     xs : array (T, ..., k)
     max_rates, variant
         As in :func:`organics_core.cell_step`.
-    implementation : {"auto", "chunked", "parallel", "reference"}
-        ``"chunked"`` has a reverse derivative written by hand, and no forward
+    implementation : {"auto", "fused", "chunked", "parallel", "reference"}
+        ``"fused"`` is native code, on one CPU device, for float32 and float64, with
+        all derivatives: the first reverse one is native, too, others are those of a
+        scan. ``"chunked"`` has a reverse derivative written by hand, and no forward
         derivative (``jvp``, ``jacfwd``); ``"parallel"``, with a reverse
         derivative only, too, computes all steps at once, where its iterations
-        converge, and is ``"chunked"`` where they do not; ``"reference"`` is the
-        core's scan, which jax differentiates every way. ``"auto"`` is ``"chunked"``.
+        converge, and is ``"auto"`` where they do not; ``"reference"`` is the
+        core's scan, which jax differentiates every way. ``"auto"`` is ``"fused"`` where
+        that can be had and no ``chunk`` is given, and ``"chunked"`` elsewhere.
         Where the number of steps is symbolic (``jax.export``) all are the core's scan.
     chunk : int, optional
         Steps between two states that are kept; about sqrt(T) by default.
@@ -104,6 +107,11 @@ def sequence(
         The last state.
     y : array (T, ..., n)
         Membrane potentials after every step.
+
+    Raises
+    ------
+    RuntimeError
+        When ``"fused"`` was asked for by name and cannot be had.
     """
     parameters, state, xs = varying_alike((parameters, state, xs))
     symbolic = not isinstance(xs.shape[0], int)  # exported for any number of steps
