@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from support import ELSEWHERE, PATIENCE
@@ -126,6 +128,28 @@ def test_cache(tmp_path, monkeypatch, caplog):
     library, status = anew().found
     assert library is not None
     assert status == "in use"
+
+
+@needs_native
+@pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}shared objects")
+def test_what_a_wheel_brings_serves_where_no_compiler_is(tmp_path, monkeypatch):
+    """The best for this processor; the plain one on an unknown; a damaged file is left where it is."""
+    source = Path(compiled.__file__).parent / "sequence.cpp"
+    fast = ("-std=c++17", "-O0", "-march=native", *compiled.FLAGS[-3:])
+    monkeypatch.setattr(compiled, "FLAGS", fast)
+    made = compiled.prebuild(source, tmp_path / "prebuilt")
+    assert [path.name for path in made] == [f"sequence-{name}.so" for name, _ in compiled.LEVELS[platform.machine()]]
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "native.py"))
+    for name in ("XDG_CACHE_HOME", "TMPDIR", "PATH", "CXX"):
+        monkeypatch.setenv(name, str(tmp_path))
+    library, status = anew().found
+    assert (library is not None, status) == (True, "in use")
+    assert anew().build() in made
+    monkeypatch.setattr(compiled, "_processor", lambda: "unheard of")
+    assert anew().build() == made[-1]
+    made[-1].write_bytes(b"not a library")
+    assert anew().found[0] is None
+    assert made[-1].exists()
 
 
 @needs_native

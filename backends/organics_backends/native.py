@@ -34,6 +34,16 @@ FLAGS = (
     "-pthread",
 )
 TIMEOUT = 300.0
+# What prebuilt code may need of a processor, best first, by machine: the compiler's name for it, and Linux's flags.
+LEVELS = {
+    "x86_64": (
+        ("x86-64-v4", ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "bmi2", "fma", "f16c")),
+        ("x86-64-v3", ("avx2", "bmi2", "fma", "f16c", "movbe")),
+        ("x86-64", ()),
+    ),
+    "aarch64": (("armv8-a", ()),),
+    "arm64": (("armv8-a", ()),),
+}
 _logger = logging.getLogger("organics_backends")
 
 # The order of the arguments in sequence.cpp.
@@ -117,6 +127,8 @@ class Library:
             try:
                 return self._open(path), "in use"
             except (OSError, AttributeError):  # damaged, by a full disk say
+                if path.parent == Path(__file__).parent / "prebuilt":
+                    raise
                 path.unlink()
                 return self._open(self.build()), "in use"
         except Exception as error:  # whatever goes wrong, the other implementations are there
@@ -162,9 +174,43 @@ class Library:
                 return target
             except OSError:
                 continue
+        brought = self._prebuilt()
+        if brought is not None:
+            return brought
         raise RuntimeError(
             "no C++ compiler (c++, g++ or clang++) was found" if compiler is None else "no writable cache folder"
         )
+
+    def _prebuilt(self) -> Path | None:
+        """What the wheel brought for this processor, if anything."""
+        seen = set(_processor().split())
+        for level, flags in LEVELS.get(platform.machine(), ()):
+            path = Path(__file__).parent / "prebuilt" / f"{self.name}-{level}.so"
+            if seen.issuperset(flags) and path.exists():
+                return path
+        return None
+
+
+def prebuild(source: Path, folder: Path) -> list[Path]:
+    """One source compiled for every level of this machine's kind of processor, for a wheel."""
+    compiler = _compiler()
+    if compiler is None:
+        raise RuntimeError("no C++ compiler (c++, g++ or clang++) was found")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for level, _ in LEVELS.get(platform.machine(), ()):
+        product = folder / f"{source.stem}-{level}.so"
+        flags = [f"-march={level}" if flag == "-march=native" else flag for flag in FLAGS]
+        done = run(compiler, *flags, str(source), "-o", str(product))
+        if done.returncode:
+            raise RuntimeError(f"{compiler} failed: {done.stderr.strip()[:300]}")
+        made.append(product)
+    return made
+
+
+def _compiler() -> str | None:
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def cache_folder() -> Path:
