@@ -143,6 +143,8 @@ def test_mapped_over_inputs_parameters_and_cotangents(batch):
         )
 
     assert_close(all_of("fused"), all_of("reference"))
+    slope = jax.vmap(jax.grad(lambda s: jnp.sum(run("fused", s, many[0]))))
+    assert ("@organics_backward" in jax.jit(slope).lower(factors).as_text()) == (batch == (9,))  # native where a batch
 
 
 def test_a_mapped_batch_is_one_call():

@@ -255,14 +255,18 @@ def _size(values: Sequence[Array], dims: Sequence[int | None]) -> int:
     return next(value.shape[dim] for value, dim in zip(values, dims, strict=True) if dim is not None)
 
 
+def _alone(value: Array, dim: int | None) -> Any:
+    """Of which kind one member is."""
+    shape = value.shape if dim is None else (*value.shape[:dim], *value.shape[dim + 1 :])
+    return jax.ShapeDtypeStruct(shape, value.dtype)
+
+
 def _mapped(operation: Any, scan: Callable[..., list[Array]], values: Any, dims: Any, **options: Any) -> Any:
     """One after another, where each is a batch; and by jax's own map of the scan, where it is not."""
-    setup = options["setup"]
-    x = len(setup.operands) - 1
-    if values[x].ndim == 3 + (dims[x] is not None) and np.delete(values[x].shape, dims[x] or [])[1] < _FEW:
-        found = jax.vmap(functools.partial(scan, **options), in_axes=tuple(dims), axis_size=_size(values, dims))(
-            *values
-        )
+    x = len(options["setup"].operands) - 1
+    if _alone(values[x], dims[x]).shape[1] < _FEW:
+        mapped = jax.vmap(functools.partial(scan, **options), in_axes=tuple(dims), axis_size=_size(values, dims))
+        found = mapped(*values)
     else:
         moved = [v if d is None else jnp.moveaxis(v, d, 0) for v, d in zip(values, dims, strict=True)]
 
@@ -281,20 +285,15 @@ def _map_sequence(values: Any, dims: Any, *, setup: Setup) -> Any:
     *fixed, _, _ = dims
     size = _size(values, dims)
 
-    def unmapped(value: Array, dim: int | None) -> Any:
-        shape = value.shape if dim is None else (*value.shape[:dim], *value.shape[dim + 1 :])
-        return jax.ShapeDtypeStruct(shape, value.dtype)
-
-    alone = [unmapped(value, dim) for value, dim in zip(values, dims, strict=True)]
     if any(dim is not None for dim in fixed):
         return _mapped(_sequence, _scan, values, dims, setup=setup)
 
     def fold(value: Array, dim: int | None) -> Array:
         value = jnp.repeat(value[:, None], size, 1) if dim is None else jnp.moveaxis(value, dim, 1)
-        return value.reshape(value.shape[0], -1, value.shape[-1])
+        return value.reshape(value.shape[0], size * value.shape[2], value.shape[-1])
 
     found = _sequence.bind(*weights, *map(fold, (start, xs), dims[-2:]), setup=setup)
-    results = setup.results(alone)
+    results = setup.results([_alone(value, dim) for value, dim in zip(values, dims, strict=True)])
     places = [len(shape) - 2 for shape in results.values()]
     return [
         value.reshape(*shape[:place], size, *shape[place:])
