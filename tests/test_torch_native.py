@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from support import ELSEWHERE, PATIENCE
@@ -15,11 +17,18 @@ from support import ELSEWHERE, PATIENCE
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import organics_torch as ot  # noqa: E402
+from organics_backends import native as compiled  # noqa: E402
 from organics_torch import native  # noqa: E402
 from organics_torch.implementation import Reserve  # noqa: E402
 
 pytestmark = pytest.mark.cpu
 needs_native = pytest.mark.skipif(native.load() is None, reason=f"the native library is {native.status()}")
+
+
+def anew():
+    """The library as a new process looks for it."""
+    return compiled.Library("sequence", native.VARIABLE, native._sources, native._open)
+
 
 PROGRAM = """
 import torch, organics_torch as ot
@@ -60,7 +69,7 @@ def test_a_compiler_that_fails(tmp_path, monkeypatch):
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library, status = native._load.__wrapped__()
+    library, status = anew().found
     assert library is None
     assert "no such target" in status
 
@@ -70,11 +79,11 @@ def test_ctrl_c_does_not_reach_the_compiler():
     """It goes to all processes of a terminal; the one that waits for the compiler may want to end in peace."""
     program = """
 import os, signal, threading, time
-from organics_torch import native
+from organics_backends import native
 os.setpgrp()
 signal.signal(signal.SIGINT, lambda *_: print("asked"))
 threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()
-print(native._run("sh", "-c", "sleep 2; echo compiled").stdout)
+print(native.run("sh", "-c", "sleep 2; echo compiled").stdout)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.split() == ["asked", "compiled"], done.stderr
@@ -83,36 +92,64 @@ print(native._run("sh", "-c", "sleep 2; echo compiled").stdout)
 @pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}signals of a process group")
 def test_a_compiler_that_hangs_is_ended(monkeypatch):
     """With all that it has begun."""
-    monkeypatch.setattr(native, "TIMEOUT", 1.0)
+    monkeypatch.setattr(compiled, "TIMEOUT", 1.0)
     begun = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
-        native._run("sh", "-c", "sleep 600 & sleep 600")
+        compiled.run("sh", "-c", "sleep 600 & sleep 600")
     assert time.monotonic() - begun < PATIENCE
 
 
 @needs_native
 @pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}file owners and modes")
-def test_cache(tmp_path, monkeypatch):
-    """Many processes may compile at once; a damaged or foreign file is not loaded."""
+def test_cache(tmp_path, monkeypatch, caplog):
+    """Many processes may compile at once, which is said; a damaged or foreign file is not loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "FLAGS", ("-std=c++17", "-O0", *native.FLAGS[-3:]))  # it will not run: compile fast
+    # it will not run: compile fast
+    monkeypatch.setattr(compiled, "FLAGS", ("-std=c++17", "-O0", *compiled.FLAGS[-3:]))
     found = []
-    threads = [threading.Thread(target=lambda: found.append(native._build())) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(native.library.build())) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert found[0] == found[1]
-    assert [path.name for path in native.cache_folder().iterdir()] == [found[0].name]
+    assert [path.name for path in compiled.cache_folder().iterdir()] == [found[0].name]
     assert native._open(found[0]) is not None
+    said = [record.getMessage() for record in caplog.records if record.name == "organics_backends"]
+    assert said
+    assert all(line.startswith("compiling sequence with ") for line in said)
     when = found[0].stat().st_mtime_ns
-    assert native._build().stat().st_mtime_ns == when
+    caplog.clear()
+    assert native.library.build().stat().st_mtime_ns == when
+    assert not caplog.records
     found[0].chmod(0o777)
-    assert native._build().stat().st_mtime_ns != when
+    assert native.library.build().stat().st_mtime_ns != when
     found[0].write_bytes(b"not a library")
-    library, status = native._load.__wrapped__()
+    library, status = anew().found
     assert library is not None
     assert status == "in use"
+
+
+@needs_native
+@pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}shared objects")
+def test_what_a_wheel_brings_serves_where_no_compiler_is(tmp_path, monkeypatch):
+    """The best for this processor; the plain one on an unknown; a damaged file is left where it is."""
+    source = Path(compiled.__file__).parent / "sequence.cpp"
+    fast = ("-std=c++17", "-O0", "-march=native", *compiled.FLAGS[-3:])
+    monkeypatch.setattr(compiled, "FLAGS", fast)
+    made = compiled.prebuild(source, tmp_path / "prebuilt")
+    assert [path.name for path in made] == [f"sequence-{name}.so" for name, _ in compiled.LEVELS[platform.machine()]]
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "native.py"))
+    for name in ("XDG_CACHE_HOME", "TMPDIR", "PATH", "CXX"):
+        monkeypatch.setenv(name, str(tmp_path))
+    library, status = anew().found
+    assert (library is not None, status) == (True, "in use")
+    assert anew().build() in made
+    monkeypatch.setattr(compiled, "_processor", lambda: "unheard of")
+    assert anew().build() == made[-1]
+    made[-1].write_bytes(b"not a library")
+    assert anew().found[0] is None
+    assert made[-1].exists()
 
 
 @needs_native

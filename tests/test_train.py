@@ -157,6 +157,27 @@ def test_the_implementation_is_settled_before_the_first_step(tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["implementation"] == best
 
 
+@pytest.mark.library("jax")
+def test_jax_records_how_it_computes(tmp_path, monkeypatch):
+    """And a resumed run that cannot compute so says what to do."""
+    _needs("jax")
+    from organics_jax import native
+
+    config = Config(framework="jax", task="adding", hidden=6, length=8, samples=64, batch_size=32, epochs=1)
+    monkeypatch.setenv(native.VARIABLE, "0")
+    train(config, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["implementation"] == "chunked"
+    monkeypatch.delenv(native.VARIABLE)
+    if native.load() is None:
+        return
+    from organics_train import jax_learner
+
+    learner = jax_learner.JaxLearner(config, config.data())
+    assert learner.implementation == "fused"
+    assert learner.use("fused") is None
+    assert learner.use("chunked") == "the native library is in use; ORGANICS_JAX_FUSED=0 gives 'chunked'"
+
+
 def test_damage_is_noticed(fake, tmp_path):
     """100 bytes anywhere in the numbers, or one in the record."""
     fake()

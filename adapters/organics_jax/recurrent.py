@@ -233,13 +233,16 @@ class ORGaNICs(_NotFlax):
         Whether every layer has a second cell, which takes the sequence from its
         end. Outputs are those of both, (..., 2 n), and the states
         (2 num_layers, B, n), of the cells of a layer one after another.
-    implementation : {"auto", "chunked", "parallel", "reference"}
-        How a sequence is computed; all give the same numbers. ``"chunked"``
-        keeps only the state of every 28th step or so and has a reverse
-        derivative written by hand; ``"parallel"`` computes all steps at once by
-        iterations, where they converge (:func:`parallel_advice` says whether it
-        pays; with ``lengths`` it is not used); ``"reference"`` is the core's scan, for
-        derivatives of other kinds (``jvp``, Hessians). ``"auto"`` is ``"chunked"``.
+    implementation : {"auto", "fused", "chunked", "parallel", "reference"}
+        How a sequence is computed; all give the same numbers. ``"fused"`` is
+        native code, compiled at first use, for float32 and float64 on one CPU
+        device; ``"chunked"`` keeps only the state of every 28th step or so, has a
+        reverse derivative written by hand and no other; ``"parallel"`` computes all
+        steps at once by iterations, where they converge (:func:`parallel_advice` says
+        whether it pays); ``"reference"`` is the core's scan, which has derivatives of
+        all kinds (``jvp``, Hessians) everywhere. ``"auto"`` is ``"fused"`` where that can be
+        had, and ``"chunked"`` elsewhere; the environment variable ``ORGANICS_JAX_FUSED=0``
+        keeps it from compiling native code. With ``lengths`` all are a scan.
     recurrent, variant, initialization, rate_spread, max_rates, steps, learn_rates, dtype
         As for :class:`ORGaNICsCell`.
 

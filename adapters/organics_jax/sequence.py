@@ -40,11 +40,12 @@ from organics_core.cell import (
 )
 from organics_core.circuit import relu, sqrt_relu
 
+from .fused import WEIGHTS, Setup, fused_sequence, obstacle
 from .parallel import parallel_sequence
 
 Array = Any
 
-IMPLEMENTATIONS = ("auto", "chunked", "parallel", "reference")
+IMPLEMENTATIONS = ("auto", "fused", "chunked", "parallel", "reference")
 
 
 class _Weights(NamedTuple):
@@ -87,12 +88,15 @@ def sequence(
     xs : array (T, ..., k)
     max_rates, variant
         As in :func:`organics_core.cell_step`.
-    implementation : {"auto", "chunked", "parallel", "reference"}
-        ``"chunked"`` has a reverse derivative written by hand, and no forward
+    implementation : {"auto", "fused", "chunked", "parallel", "reference"}
+        ``"fused"`` is native code, on one CPU device, for float32 and float64, with
+        all derivatives: the first reverse one is native, too, others are those of a
+        scan. ``"chunked"`` has a reverse derivative written by hand, and no forward
         derivative (``jvp``, ``jacfwd``); ``"parallel"``, with a reverse
         derivative only, too, computes all steps at once, where its iterations
-        converge, and is ``"chunked"`` where they do not; ``"reference"`` is the
-        core's scan, which jax differentiates every way. ``"auto"`` is ``"chunked"``.
+        converge, and is ``"auto"`` where they do not; ``"reference"`` is the
+        core's scan, which jax differentiates every way. ``"auto"`` is ``"fused"`` where
+        that can be had and no ``chunk`` is given, and ``"chunked"`` elsewhere.
         Where the number of steps is symbolic (``jax.export``) all are the core's scan.
     chunk : int, optional
         Steps between two states that are kept; about sqrt(T) by default.
@@ -103,6 +107,11 @@ def sequence(
         The last state.
     y : array (T, ..., n)
         Membrane potentials after every step.
+
+    Raises
+    ------
+    RuntimeError
+        When ``"fused"`` was asked for by name and cannot be had.
     """
     parameters, state, xs = varying_alike((parameters, state, xs))
     symbolic = not isinstance(xs.shape[0], int)  # exported for any number of steps
@@ -115,17 +124,54 @@ def sequence(
             return parallel_sequence(variant, MaxRates(*max_rates), parameters, start, xs)
     p = parameters
     n = p.log_w.shape[-1]
-    from_y = (p.w_by0, p.w_by1) if p.w_r is None else (p.w_r, p.w_by0, p.w_by1)
+    gains = (p.w_bx0, p.w_by0, p.w_ba0, p.w_bx1, p.w_by1, p.w_ba1)
+    values = (p.w_zx, p.w_r, normalization_weights(jnp, p.log_w), *gains, *cell_rates(jnp, p, max_rates))
+    operands = dict(zip(WEIGHTS, (*values, jnp.broadcast_to(p.sigma, (n,))), strict=True))
+    operands = {name: value for name, value in operands.items() if value is not None}
+    shape = xs.shape[1:-1]
+    rows = math.prod(shape)
+    operands["start"] = jnp.stack([jnp.broadcast_to(part, (*shape, n)).reshape(rows, n) for part in state])
+    operands["x"] = xs.reshape(xs.shape[0], rows, xs.shape[-1])
+    last, ys = _computed(implementation, variant == "main", operands, chunk)
+    return CellState(*last.reshape(4, *shape, n)), ys.reshape(xs.shape[0], *shape, n)
+
+
+def _computed(implementation: str, main: bool, operands: dict[str, Array], chunk: int | None) -> tuple[Array, Array]:
+    if implementation == "fused" or (implementation == "auto" and chunk is None):
+        setup = Setup(main, "w_r" not in operands)
+        reason = obstacle(setup, list(operands.values()))
+        if reason is None:
+            return fused_sequence(setup, list(operands.values()))
+        if implementation == "fused":
+            raise RuntimeError(
+                "implementation 'fused' needs float32 or float64 on one device of the CPU and a C++ compiler, and here "
+                f"{reason}; choose 'auto'"
+            )
+    return scanned(main, operands, chunk=chunk)
+
+
+def scanned(
+    main: bool, operands: dict[str, Array], *, chunked: bool = True, chunk: int | None = None
+) -> tuple[Array, Array]:
+    """The last state (4, N, n) and ys (T, N, n) for operands named as in sequence.cpp, by jax.
+
+    In chunks, which have a reverse derivative by hand, or as one scan, which has those that jax finds.
+    """
+    p = operands
+    from_y = [p[name] for name in ("w_r", "w_by0", "w_by1") if name in p]
     weights = _Weights(
-        x=jnp.concatenate([p.w_zx, p.w_bx0, p.w_bx1]).T,
+        x=jnp.concatenate([p["w_zx"], p["w_bx0"], p["w_bx1"]]).T,
         y=jnp.concatenate(from_y).T,
-        a=jnp.concatenate([p.w_ba0, p.w_ba1]).T,
-        w=normalization_weights(jnp, p.log_w),
-        rates=cell_rates(jnp, p, max_rates),
-        sigma2=jnp.broadcast_to(p.sigma**2, (n,)),
+        a=jnp.concatenate([p["w_ba0"], p["w_ba1"]]).T,
+        w=p["w"],
+        rates=Rates(p["r_y"], p["r_a"], p["r_b0"], p["r_b1"]),
+        sigma2=p["sigma"] ** 2,
     )
-    shape = (*xs.shape[1:-1], n)
-    state = CellState(*(jnp.broadcast_to(part, shape) for part in state))
+    variant = "main" if main else "rectified_recurrence"
+    state, xs = CellState(*p["start"]), p["x"]
+    if not chunked:
+        state, ys, _ = _forward(variant, weights, state, xs, False)
+        return jnp.stack(state), ys
     length = xs.shape[0]
     size = _chunk_length(length) if chunk is None else min(chunk, length)
     whole = length - length % size
@@ -133,7 +179,7 @@ def sequence(
     if whole < length:
         state, rest = _run(variant, length - whole, weights, state, xs[whole:])
         ys = jnp.concatenate([ys, rest])
-    return state, ys
+    return jnp.stack(state), ys
 
 
 def masked_sequence(

@@ -1,4 +1,4 @@
-"""A whole sequence in C++ (sequence.cpp), for float32 and float64 on the CPU."""
+"""A whole sequence in C++ (sequence.cpp of organics_backends), for float32 and float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -9,23 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from organics_backends.native import ARGUMENTS, layout
+
 from . import native
 from .implementation import WEIGHTS, Reserve, Setup, address, check
 
-# The order of the arguments in sequence.cpp.
-ARGUMENTS = (
-    *("steps", "batch", "inputs", "units", "main", "threads", "rows", "chunk", "period", "keep"),
-    *("x_t", "x_r", "y_t", "y_r", "gy_t", "gy_r", "gx_t", "gx_r"),
-    *("x", "w_zx", "w_r", "w", "w_bx0", "w_by0", "w_ba0", "w_bx1", "w_by1", "w_ba1"),
-    *("r_y", "r_a", "r_b0", "r_b1", "sigma"),
-    *("start", "ys", "last", "tape", "marks"),
-    *("g_ys", "g_last", "g_x", "g_start"),
-    *("g_w_zx", "g_w_r", "g_w", "g_w_bx0", "g_w_by0", "g_w_ba0", "g_w_bx1", "g_w_by1", "g_w_ba1"),
-    *("g_r_y", "g_r_a", "g_r_b0", "g_r_b1"),
-)
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-_ROWS = 64
-_CHUNK_NUMBERS = 32768  # per array: rows * steps * units of a chunk, so that a chunk's arrays fit into the cache
 _reserve = Reserve()
 
 
@@ -65,17 +54,8 @@ class _Arguments:
 def _layout(setup: Setup, xs: Tensor, n: int) -> dict[str, int]:
     """The numbers that say how the tape is laid out: the same in both passes."""
     steps, batch, k = xs.shape
-    threads = max(1, min(setup.threads, batch))
-    rounds = max(1, math.ceil(batch / (threads * _ROWS)))  # blocks of at most _ROWS sequences, as many for every thread
-    rows = max(1, math.ceil(batch / (threads * rounds)))
-    every = setup.checkpoint_every
-    chunk = max(1, min(steps, 16, _CHUNK_NUMBERS // (rows * n), every or steps))
-    period = every // chunk * chunk if 0 < every < steps else steps
-    return {
-        **{"steps": steps, "batch": batch, "inputs": k, "units": n, "main": int(setup.main)},
-        **{"threads": threads, "rows": rows, "chunk": chunk, "period": period, "keep": int(not every)},
-        **{"x_t": xs.stride(0), "x_r": xs.stride(1), "y_t": batch * n, "y_r": n},
-    }
+    numbers = layout(steps, batch, k, n, setup.main, setup.threads, setup.checkpoint_every)
+    return numbers | {"x_t": xs.stride(0), "x_r": xs.stride(1), "y_t": batch * n, "y_r": n}
 
 
 def kept_shapes(setup: Setup, xs: Tensor, n: int, identity: bool) -> list[tuple[int, ...]]:

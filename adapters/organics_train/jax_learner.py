@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 import organics_jax
+from organics_jax import native
 
 from .checkpoint import Arrays
 from .config import Config
@@ -61,10 +62,21 @@ class JaxLearner:
         self._step = step
         self._outputs = eqx.filter_jit(lambda model, x: model(x))
 
-    implementation = None  # there is one
+    @property
+    def implementation(self) -> str | None:
+        """How the recurrent layers are computed, where the layer chooses."""
+        leaves = jax.tree.leaves(self.model, is_leaf=lambda part: isinstance(part, organics_jax.ORGaNICs))
+        layers = [part for part in leaves if isinstance(part, organics_jax.ORGaNICs)]
+        if not any(layer.implementation == "auto" for layer in layers):
+            return None
+        return "fused" if jax.default_backend() == "cpu" and native.load() is not None else "chunked"
 
     def use(self, implementation: str) -> str | None:
-        return None
+        """Why the layers cannot be computed so: the machine and the environment decide."""
+        if implementation == self.implementation:
+            return None
+        off = f"; {native.VARIABLE}=0 gives 'chunked'" if implementation == "chunked" else ""
+        return f"the native library is {native.status()}{off}"
 
     def loss(self, outputs: Any, y: Any) -> tuple[Any, Any]:
         """Loss and accuracy, means over the examples."""

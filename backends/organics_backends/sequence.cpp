@@ -58,7 +58,7 @@ template <> struct Vector<double> {
 template <class T> constexpr int kLane = kBytes / int(sizeof(T));
 template <class T> constexpr int kPanel = 2 * kLane<T>;
 
-// Indices into the array of 64-bit arguments; sequence.py knows the same order.
+// Indices into the array of 64-bit arguments; native.py knows the same order.
 enum {
     STEPS, BATCH, INPUTS, UNITS, MAIN, THREADS, ROWS, CHUNK, PERIOD, KEEP,
     X_T, X_R, Y_T, Y_R, GY_T, GY_R, GX_T, GX_R,
@@ -67,7 +67,7 @@ enum {
     START, YS, LAST, TAPE, MARKS,
     G_YS, G_LAST, G_X, G_START,
     G_W_ZX, G_W_R, G_W, G_W_BX0, G_W_BY0, G_W_BA0, G_W_BX1, G_W_BY1, G_W_BA1,
-    G_R_Y, G_R_A, G_R_B0, G_R_B1,
+    G_R_Y, G_R_A, G_R_B0, G_R_B1, G_SIGMA,
     ARGUMENTS
 };
 
@@ -409,7 +409,7 @@ template <class T> struct Sequence {
         T *gy, *ga, *g0, *g1, *y_add, *b0, *b1, *z, *p;
         T *d0, *d1, *dh, *da, *dz, *gx;
         T *wy0, *wa0, *wy1, *wa1, *wr, *w, *xz, *x0, *x1;  // weights; those of the input transposed, (k, np)
-        double *rates;                                      // (4, np)
+        double *rates;                                      // and sigma: (5, np)
     };
 
     size_t gradients_size() const {
@@ -456,7 +456,7 @@ template <class T> struct Sequence {
     void deltas(const Gradients &g, const Tape &t, ptrdiff_t o, ptrdiff_t R) const {
         constexpr int P = kPanel<T>;
         for (ptrdiff_t j = 0; j < panels; ++j) {
-            T sum_y[P] = {}, sum_a[P] = {}, sum_0[P] = {}, sum_1[P] = {};
+            T sum_y[P] = {}, sum_a[P] = {}, sum_0[P] = {}, sum_1[P] = {}, sum_s[P] = {};
             const T *__restrict q_ry = ry + j * P, *__restrict q_ra = ra + j * P, *__restrict q_r0 = r0 + j * P;
             const T *__restrict q_r1 = r1 + j * P, *__restrict q_s = sigma2 + j * P;
             for (ptrdiff_t i = 0; i < R; ++i) {
@@ -477,6 +477,7 @@ template <class T> struct Sequence {
                     const T u = q_ry[c] * gyc, v = q_ra[c] * gac, v0 = q_r0[c] * g0c, v1 = q_r1[c] * g1c;
                     sum_y[c] += gyc * (b1c * zp - yc + gate * drive);
                     sum_a[c] += gac * (q_s[c] * b0c * b0c - ac);
+                    sum_s[c] += gac * b0c * b0c;
                     sum_0[c] += g0c * (t0c - b0c);
                     sum_1[c] += g1c * (t1c - b1c);
                     const T through = MAIN_ || !(hc <= T(0)) ? u * gate : T(0);
@@ -497,6 +498,7 @@ template <class T> struct Sequence {
                 out[np + c] += double(sum_a[c]);
                 out[2 * np + c] += double(sum_0[c]);
                 out[3 * np + c] += double(sum_1[c]);
+                out[4 * np + c] += double(sum_s[c]);
             }
         }
     }
@@ -637,6 +639,7 @@ template <class T> struct Sequence {
                 at(G_W)[i * n + c] += ra[i] * g.w[i * np + c];
             }
             for (int f = 0; f < 4; ++f) at(rates[f])[i] += T(g.rates[f * np + i] + (f == 1 ? pooled : 0.0));
+            if (T *to = at(G_SIGMA)) to[i] += T(2) * at(SIGMA)[i] * ra[i] * T(g.rates[4 * np + i]);
         }
     }
 };
@@ -688,30 +691,34 @@ bool given(const int64_t *arg, bool backward) {
     return arg[X] && (arg[KEEP] ? arg[TAPE] : arg[MARKS]);
 }
 
-template <class T> int forward(const int64_t *arg) {
+struct InThreads {
+    template <class F> int operator()(int threads, const F &work) const { return in_threads(threads, work); }
+};
+
+template <class T, class Run> int forward(const int64_t *arg, const Run &run) {
     if (!given(arg, false)) return 2;
     try {
         const Sequence<T> sequence(arg, false);
         if (arg[TAPE]) prefer_large_pages(sequence.at(TAPE), sizeof(T) * size_t(sequence.blocks() * sequence.block_tape(sequence.steps)));
-        return in_threads(sequence.threads, [&](int thread) { sequence.forward_thread(thread); });
+        return run(sequence.threads, [&](int thread) { sequence.forward_thread(thread); });
     } catch (...) {
         return 1;
     }
 }
 
-template <class T> int backward(const int64_t *arg) {
+template <class T, class Run> int backward(const int64_t *arg, const Run &run) {
     if (!given(arg, true)) return 2;
     try {
         const Sequence<T> sequence(arg, true);
         const size_t size = sequence.scratch_size(!sequence.keep) + sequence.gradients_size();
         std::vector<std::unique_ptr<Arena<T>>> arenas;
         std::vector<typename Sequence<T>::Gradients> all(static_cast<size_t>(sequence.threads));
-        std::vector<double> rates(size_t(sequence.threads) * 4 * size_t(sequence.np), 0.0);
+        std::vector<double> rates(size_t(sequence.threads) * 5 * size_t(sequence.np), 0.0);
         arenas.resize(size_t(sequence.threads));
-        const int failed = in_threads(sequence.threads, [&](int thread) {
+        const int failed = run(sequence.threads, [&](int thread) {
             const size_t i = size_t(thread);
             arenas[i] = std::make_unique<Arena<T>>(size);
-            all[i] = sequence.gradients(*arenas[i], rates.data() + i * 4 * size_t(sequence.np));
+            all[i] = sequence.gradients(*arenas[i], rates.data() + i * 5 * size_t(sequence.np));
             sequence.backward_thread(thread, *arenas[i], all[i]);
         });
         if (failed) return 1;
@@ -735,8 +742,8 @@ extern "C" {
 int organics_arguments(void) { return ARGUMENTS; }
 int64_t organics_tape_f32(const int64_t *arg) { return tape_size<float>(arg); }
 int64_t organics_tape_f64(const int64_t *arg) { return tape_size<double>(arg); }
-int organics_forward_f32(const int64_t *arg) { return forward<float>(arg); }
-int organics_forward_f64(const int64_t *arg) { return forward<double>(arg); }
-int organics_backward_f32(const int64_t *arg) { return backward<float>(arg); }
-int organics_backward_f64(const int64_t *arg) { return backward<double>(arg); }
+int organics_forward_f32(const int64_t *arg) { return forward<float>(arg, InThreads{}); }
+int organics_forward_f64(const int64_t *arg) { return forward<double>(arg, InThreads{}); }
+int organics_backward_f32(const int64_t *arg) { return backward<float>(arg, InThreads{}); }
+int organics_backward_f64(const int64_t *arg) { return backward<double>(arg, InThreads{}); }
 }
