@@ -331,7 +331,7 @@ def test_files_without_a_proof_say_what_they_lack(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"holds no proof: {message}"):
             oc.check_proof(path)
     path.write_text("stable: yes")
-    with pytest.raises(ValueError, match="holds no proof: no .npz archive"):
+    with pytest.raises(ValueError, match=r"holds no proof: no \.npz archive"):
         oc.check_proof(path)
 
 
