@@ -74,7 +74,7 @@ def test_the_page_of_ones_own_model_runs(monkeypatch):
 
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 LIBRARY = re.compile(r"^(?:import|from) (?:organics_)?(torch|jax)\b", re.MULTILINE)
-PAGES = ("fit", "from-authors-code", "long-sequences", "noise", "parameters", "pool", "stiff")
+PAGES = ("fit", "from-authors-code", "long-sequences", "noise", "parameters", "pool", "stiff", "../sharp-bits")
 
 
 def blocks(page):
