@@ -74,7 +74,17 @@ def test_the_page_of_ones_own_model_runs(monkeypatch):
 
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 LIBRARY = re.compile(r"^(?:import|from) (?:organics_)?(torch|jax)\b", re.MULTILINE)
-PAGES = ("fit", "from-authors-code", "long-sequences", "noise", "parameters", "pool", "stiff", "../sharp-bits")
+PAGES = (
+    "fit",
+    "from-authors-code",
+    "long-sequences",
+    "noise",
+    "parameters",
+    "pool",
+    "stiff",
+    "../sharp-bits",
+    "../faq",
+)
 
 
 def blocks(page):
