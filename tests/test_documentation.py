@@ -75,21 +75,15 @@ def test_the_page_of_ones_own_model_runs(monkeypatch):
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 LIBRARY = re.compile(r"^(?:import|from) (?:organics_)?(torch|jax)\b", re.MULTILINE)
 PAGES = (
-    "fit",
-    "from-authors-code",
-    "long-sequences",
-    "noise",
-    "parameters",
-    "pool",
-    "stiff",
-    "../sharp-bits",
-    "../faq",
+    *("index", "faq", "sharp-bits"),
+    *(f"how-to/{name}" for name in ("fit", "from-authors-code", "long-sequences", "noise", "normalization")),
+    *(f"how-to/{name}" for name in ("parameters", "pool", "stiff")),
 )
 
 
 def blocks(page):
     """The python blocks of a page: code, what the page says it prints, and the library that it imports beside numpy."""
-    for code, said in BLOCK.findall((ROOT / "docs" / "how-to" / f"{page}.md").read_text()):
+    for code, said in BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text()):
         library = LIBRARY.search(code)
         yield code, said, library[1] if library else "numpy"
 
