@@ -94,8 +94,11 @@ class Circuit(_CircuitFields):
         product: a sparse matrix of scipy, torch, cupy or jax (BCOO), a function
         of a vector (n,), an :class:`Operator` such as :func:`ring_convolution`.
         Of a function only W 1 >= 0 can be checked.
-    b, b0 : array (..., n) or number
-        Input gain and normalization gain, positive.
+    b : array (..., n) or number
+        Input gain, positive: it multiplies the input drive, b z. The authors' b1.
+    b0 : array (..., n) or number
+        Normalization gain, positive: it multiplies sigma and nothing else, so that
+        the modulators rest at (b0 sigma)**2; a constant one only scales sigma.
     sigma : array (..., n) or number
         Semi-saturation constant, positive.
     tau_y, tau_a : array (..., n) or number

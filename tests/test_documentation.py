@@ -1,6 +1,8 @@
-"""The pages made from records: the newest is taken, and the table of capabilities counts what ran."""
+"""The pages: tables are made from the newest records, and what code is said to print it prints."""
 
+import contextlib
 import importlib.util
+import io
 import re
 from pathlib import Path
 
@@ -68,3 +70,38 @@ def test_the_page_of_ones_own_model_runs(monkeypatch):
     assert bool(found.converged.all())
     assert float(jax.numpy.max(jax.numpy.abs(names["resting_potential"](names["current"]) - rest.v[0]))) < 1e-5
     assert names["covariance"].shape == (2, 2)
+
+
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+LIBRARY = re.compile(r"^(?:import|from) (?:organics_)?(torch|jax)\b", re.MULTILINE)
+PAGES = (
+    *("index", "faq", "sharp-bits"),
+    *(f"how-to/{name}" for name in ("fit", "from-authors-code", "long-sequences", "noise", "normalization")),
+    *(f"how-to/{name}" for name in ("parameters", "pool", "stiff")),
+)
+
+
+def blocks(page):
+    """The python blocks of a page: code, what the page says it prints, and the library that it imports beside numpy."""
+    for code, said in BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text()):
+        library = LIBRARY.search(code)
+        yield code, said, library[1] if library else "numpy"
+
+
+@pytest.mark.parametrize(
+    ("page", "library"),
+    [
+        pytest.param(page, library, marks=pytest.mark.library(library), id=f"{Path(page).name}-{library}")
+        for page in PAGES
+        for library in sorted({library for _, _, library in blocks(page)})
+    ],
+)
+def test_the_code_of_a_page_prints_what_stands_below_it(page, library):
+    """The blocks that need numpy alone, and those of one library, in order."""
+    names = {"__name__": "page"}
+    for code, said, needs in blocks(page):
+        if needs in ("numpy", library):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(code, names)
+            assert printed.getvalue() == said, code
