@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ from organics_figures import FIGURES, SOURCES, _networks, _shared, phase_portrai
 from organics_plot.styles import style
 
 
+@cache
+def quick(name: str) -> dict[str, np.ndarray]:
+    return FIGURES[name].numbers(quick=True)
+
+
 def test_all_random_circuits_of_order_one_are_stable():
     """900 of 900 with a spectral norm of W_r of one and gains up to one half; strong drive destabilizes many."""
     found = FIGURES["random-stability"].numbers()
@@ -33,7 +39,7 @@ def test_all_random_circuits_of_order_one_are_stable():
 
 @pytest.fixture(scope="module")
 def portraits() -> dict[str, np.ndarray]:
-    return FIGURES["phase-portraits"].numbers(quick=True)
+    return quick("phase-portraits")
 
 
 def test_fixed_points_of_the_portraits(portraits):
@@ -71,7 +77,7 @@ def test_basins_of_the_portraits(portraits):
 
 def test_stable_fixed_points_over_two_parameters():
     """For w_r > 0 there is always a stable one; for w_r < 0 not under strong input, or a strong pool."""
-    found = FIGURES["stability-boundary"].numbers(quick=True)
+    found = quick("stability-boundary")
     for name in ("input", "pool"):
         w_r, other = found[f"{name}_values"]
         stable = found[f"{name}_abscissa"] < 0
@@ -105,7 +111,7 @@ def test_iterates_end_at_newtons_fixed_point():
 
 def test_every_random_circuit_is_drawn():
     """The bars of each panel add up to the circuits whose point was found; the others are counted in words."""
-    found = FIGURES["random-stability"].numbers(quick=True)
+    found = quick("random-stability")
     figure = FIGURES["random-stability"].draw(found)
     for ax, names in zip(figure.axes, (("abscissa_2", "abscissa_10"), ("gains_to_one",), ("strong",)), strict=True):
         low, high = ax.get_xlim()
@@ -183,13 +189,13 @@ def test_the_density_is_two_sided():
     power = oc.power_spectrum(circuit, state, (1.0, 0.0), frequencies)[:, 0, 0].real
     variance = oc.noise_covariance(circuit, state, (1.0, 0.0))[0, 0].real
     assert 2 * np.trapezoid(power, frequencies) == pytest.approx(variance, rel=2e-2)
-    figure = FIGURES["noise-spectra"].draw(FIGURES["noise-spectra"].numbers(quick=True))
+    figure = FIGURES["noise-spectra"].draw(quick("noise-spectra"))
     assert "Two-sided" in figure.axes[0].get_ylabel()
 
 
 def test_what_becomes_of_random_recurrence():
     """Without recurrence the fixed point of normalization; strong recurrence breaks it."""
-    found = FIGURES["phase-diagram"].numbers(quick=True)
+    found = quick("phase-diagram")
     for ensemble in ("goe", "gaussian"):
         kind = found[f"{ensemble}_kind"]
         assert (kind[0] == 0).all()
@@ -205,7 +211,7 @@ PICTURES = [name for name, entry in FIGURES.items() if not entry.trains]
 def test_nothing_is_clipped(name):
     """Every text of every figure lies within it, and no axes is empty."""
     with style():
-        figure = FIGURES[name].draw(FIGURES[name].numbers(quick=True))
+        figure = FIGURES[name].draw(quick(name))
         figure.draw_without_rendering()
         width, height = figure.canvas.get_width_height()
         for ax in figure.axes:
@@ -226,7 +232,7 @@ def test_command_writes_picture_numbers_and_record(tmp_path):
     record = json.loads((tmp_path / "energy.json").read_text())
     assert record["caption"] == FIGURES["energy"].caption
     with np.load(tmp_path / "energy.npz") as saved:
-        np.testing.assert_array_equal(saved["small"], FIGURES["energy"].numbers(quick=True)["small"])
+        np.testing.assert_array_equal(saved["small"], quick("energy")["small"])
 
 
 @pytest.mark.parametrize(

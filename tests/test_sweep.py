@@ -287,8 +287,15 @@ def test_a_store_explains_itself(tmp_path) -> None:
     assert group["abscissa"].attrs["units"] == "1/s"
 
 
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> oc.PhaseDiagram:
+    path = tmp_path_factory.mktemp("sweep") / "store"
+    sweep.run(small(draws=10, block=1), path, workers=0)
+    return sweep.load(path)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_sweep_resumes_bit_for_bit(tmp_path, how: signal.Signals) -> None:
+def test_a_killed_sweep_resumes_bit_for_bit(tmp_path, never_killed: oc.PhaseDiagram, how: signal.Signals) -> None:
     """Its worker processes end with it, and the store, once completed, is that of a sweep that ran through."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -316,10 +323,8 @@ def test_a_killed_sweep_resumes_bit_for_bit(tmp_path, how: signal.Signals) -> No
     assert job.returncode == -how
     there = int(np.sum(sweep.load(tmp_path / "store").kind >= 0))
     assert 10 <= there < 60
-    spec = small(draws=10, block=1)
-    sweep.run(spec, tmp_path / "store", workers=2)
-    sweep.run(spec, tmp_path / "other", workers=0)
-    for found, want in zip(sweep.load(tmp_path / "store"), sweep.load(tmp_path / "other"), strict=True):
+    sweep.run(small(draws=10, block=1), tmp_path / "store", workers=2)
+    for found, want in zip(sweep.load(tmp_path / "store"), never_killed, strict=True):
         np.testing.assert_array_equal(found, want)
 
 
