@@ -28,6 +28,11 @@ class Stream:
     reach it: make another one then. It gives what the layer gives in ``eval()`` (no dropout), to rounding, and no
     gradients. Hooks of the cells are called when it is made and not at its steps. One thread may call it at a time.
 
+    Parameters
+    ----------
+    layer, batch_size, hx
+        As for :meth:`ORGaNICs.stream`, where ``layer`` is that layer.
+
     Attributes
     ----------
     implementation : {"fused", "reference"}
@@ -107,7 +112,17 @@ class Stream:
         return CellState(*(parts if len(self._shape) == 2 else parts.squeeze(2)).unbind(0))
 
     def reset(self, hx: CellState | None = None) -> None:
-        """Go to a state ``hx``, of shapes as those of :attr:`state`, or to the layer's start state."""
+        """Go to a state, of the shapes of :attr:`state`, or to the start state that the layer had.
+
+        Parameters
+        ----------
+        hx : CellState, optional
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As for a step's ``x``.
+        """
         start = self._start
         if hx is not None:
             shape = (start.shape[1], *self._shape[:-1], start.shape[-1])
