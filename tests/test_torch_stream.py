@@ -171,7 +171,7 @@ def test_inputs_of_any_strides_and_no_numbers(implementation):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_within_autocast_and_inference_mode(implementation):
-    layer, x = make(implementation, dtype=torch.float32), numbers(1, T, N, K, dtype=torch.float32)
+    layer, x = make(implementation, dtype=torch.float32, proj_size=2), numbers(1, T, N, K, dtype=torch.float32)
     device = x.device.type
     with torch.autocast(device, dtype=torch.bfloat16), torch.inference_mode():
         stream = layer.stream(N)
