@@ -249,6 +249,7 @@ def bench(session: nox.Session) -> None:
     install(session, "cli", "torch", "jax", "simulators")
     session.run("python", "benchmarks/training.py", *session.posargs)
     session.run("python", "benchmarks/training_jax.py", *session.posargs)
+    session.run("python", "benchmarks/streaming.py", *session.posargs)
 
 
 # The circuit inside real simulation frameworks, each in an environment of its own.

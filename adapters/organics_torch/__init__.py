@@ -24,6 +24,7 @@ from .introspection import CellReport, Monitor, inspect, measure_abscissa
 from .layer import ORGaNICs, ORGaNICsClassifier
 from .proving import prove_stable
 from .static import DivisiveNorm, DivisiveNorm2d, DivisiveNormalization
+from .stream import Stream
 from .training import fit
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ORGaNICs",
     "ORGaNICsCell",
     "ORGaNICsClassifier",
+    "Stream",
     "fit",
     "inspect",
     "load",

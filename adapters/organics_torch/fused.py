@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -41,7 +42,8 @@ class _Arguments:
             self.number(name, address(name, value))
 
     def call(self, function: str, dtype: torch.dtype) -> int:
-        return int(getattr(native.load(), f"organics_{function}_{_SUFFIX[dtype]}")(ctypes.addressof(self._array)))
+        found = getattr(native.load(), f"organics_{function}_{_SUFFIX[dtype]}")(ctypes.addressof(self._array))
+        return int(found or 0)
 
     def run(self, function: str, dtype: torch.dtype) -> None:
         status = self.call(function, dtype)
@@ -85,6 +87,27 @@ def forward(
         arguments.tensor(name, value)
     arguments.run("forward", xs.dtype)
     return ys, last, kept
+
+
+class Step:
+    """One step of a cell, again and again: packs the weights once, reads ``x`` (N, k), writes ``state`` (4, N, n)."""
+
+    def __init__(self, setup: Setup, x: Tensor, state: Tensor, sigma: Tensor, weights: Sequence[Tensor | None]) -> None:
+        check(x[None], sigma, weights, {"start": state})
+        self._memory = (x, state)  # the stream holds their addresses
+        arguments = _common(setup, x[None], sigma, weights, (), state.shape[-1])
+        arguments.tensor("start", state)
+        arguments.tensor("last", state)
+        self._stream = arguments.call("stream_open", x.dtype)
+        if not self._stream:
+            raise MemoryError("the native step ran out of memory")
+        library, suffix = native.load(), _SUFFIX[x.dtype]
+        self._step = getattr(library, f"organics_stream_step_{suffix}")
+        close = getattr(library, f"organics_stream_close_{suffix}")
+        weakref.finalize(self, close, self._stream).atexit = False
+
+    def __call__(self) -> None:
+        self._step(self._stream)
 
 
 def backward(

@@ -27,6 +27,9 @@ def _open(path: Path) -> Any:
         for name in ("forward", "backward"):
             function = getattr(library, f"organics_{name}_{suffix}")
             function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int
+        for name, result in (("open", ctypes.c_void_p), ("step", None), ("close", None)):
+            function = getattr(library, f"organics_stream_{name}_{suffix}")
+            function.argtypes, function.restype = [ctypes.c_void_p], result
     if library.organics_arguments() != len(ARGUMENTS):
         raise RuntimeError("the native library does not fit this version")
     return library

@@ -385,9 +385,7 @@ template <class T> struct Sequence {
         }
     }
 
-    void forward_thread(int thread) const {
-        Arena<T> arena(scratch_size(false));
-        Scratch s = scratch(arena, false);
+    void forward_thread(int thread, Scratch s) const {
         T *const kept = at(TAPE), *const marks = at(MARKS);
         for (ptrdiff_t b = thread; b < blocks(); b += threads) {
             const ptrdiff_t first = b * rows, R = std::min(rows, batch - first);
@@ -700,9 +698,39 @@ template <class T, class Run> int forward(const int64_t *arg, const Run &run) {
     try {
         const Sequence<T> sequence(arg, false);
         if (arg[TAPE]) prefer_large_pages(sequence.at(TAPE), sizeof(T) * size_t(sequence.blocks() * sequence.block_tape(sequence.steps)));
-        return run(sequence.threads, [&](int thread) { sequence.forward_thread(thread); });
+        return run(sequence.threads, [&](int thread) {
+            Arena<T> arena(sequence.scratch_size(false));
+            sequence.forward_thread(thread, sequence.scratch(arena, false));
+        });
     } catch (...) {
         return 1;
+    }
+}
+
+// The same pass again and again, at the same addresses: the weights stay packed and the scratch stays there.
+template <class T> struct Stream {
+    const std::vector<int64_t> arg;
+    const Sequence<T> sequence;
+    std::vector<std::unique_ptr<Arena<T>>> arenas;
+    std::vector<typename Sequence<T>::Scratch> scratch;
+
+    explicit Stream(const int64_t *given) : arg(given, given + ARGUMENTS), sequence(arg.data(), false) {
+        for (int i = 0; i < sequence.threads; ++i) {
+            arenas.push_back(std::make_unique<Arena<T>>(sequence.scratch_size(false)));
+            scratch.push_back(sequence.scratch(*arenas.back(), false));
+        }
+    }
+    void step() const {
+        in_threads(sequence.threads, [&](int i) { sequence.forward_thread(i, scratch[size_t(i)]); });
+    }
+};
+
+template <class T> void *open_stream(const int64_t *arg) {
+    if (!given(arg, false)) return nullptr;
+    try {
+        return new Stream<T>(arg);
+    } catch (...) {
+        return nullptr;
     }
 }
 
@@ -746,4 +774,10 @@ int organics_forward_f32(const int64_t *arg) { return forward<float>(arg, InThre
 int organics_forward_f64(const int64_t *arg) { return forward<double>(arg, InThreads{}); }
 int organics_backward_f32(const int64_t *arg) { return backward<float>(arg, InThreads{}); }
 int organics_backward_f64(const int64_t *arg) { return backward<double>(arg, InThreads{}); }
+void *organics_stream_open_f32(const int64_t *arg) { return open_stream<float>(arg); }
+void organics_stream_step_f32(const void *stream) { static_cast<const Stream<float> *>(stream)->step(); }
+void organics_stream_close_f32(void *stream) { delete static_cast<Stream<float> *>(stream); }
+void *organics_stream_open_f64(const int64_t *arg) { return open_stream<double>(arg); }
+void organics_stream_step_f64(const void *stream) { static_cast<const Stream<double> *>(stream)->step(); }
+void organics_stream_close_f64(void *stream) { delete static_cast<Stream<double> *>(stream); }
 }
