@@ -507,6 +507,7 @@ def test_reading_a_circuit_file_executes_nothing(tmp_path: Path, monkeypatch: py
         (b"circuit" * 9, "no .npz archive: it does not begin as one"),
         (pickle.dumps([1.0]), "no .npz archive but looks like a pickle, which is never loaded"),
     ],
+    ids=["gzip", "text", "pickle"],  # packed bytes hold the time at which they were packed
 )
 def test_what_is_no_archive_is_called_what_it_is(tmp_path, content: bytes, message: str) -> None:
     """Only a pickle is called one, and nobody is told to load it unsafely."""
