@@ -253,6 +253,51 @@ def test_what_is_not_native_says_so(monkeypatch):
     assert_close(sequence(cell.parameters, start, xs)[1], wanted)
 
 
+def test_one_pull_of_many():
+    """What a mapped forward pass has kept serves a derivative that is not mapped, and native."""
+    cell, start, xs = of_kind(jnp.float64, steps=37, batch=(3,))
+    factors = jnp.asarray([0.5, 1.5])
+
+    def run(name, scale):
+        p = cell.parameters._replace(w_by0=scale * cell.parameters.w_by0)
+        return sequence(p, start, xs, max_rates=RATES, implementation=name)[1]
+
+    pulls = jax.vmap(lambda scale: jax.vjp(lambda s: run("fused", s), scale)[1])(factors)
+    found = jax.tree.map(lambda leaf: leaf[1], pulls)(jnp.ones((37, 3, 5)))
+    wanted = jax.vjp(lambda s: run("reference", s), factors[1])[1](jnp.ones((37, 3, 5)))
+    assert abs(float(wanted[0])) > 1e-4
+    assert_close(found, wanted)
+    with jax.debug_nans(True):
+        jax.vmap(jax.grad(lambda s: jnp.sum(run("fused", s))))(factors)
+
+
+def test_within_disable_jit():
+    cell, start, xs = of_kind(jnp.float64, steps=3)
+    with jax.disable_jit():
+        found = jax.value_and_grad(lambda xs: loss_of("fused", cell, start, xs))(xs)
+    assert_close(found, jax.value_and_grad(lambda xs: loss_of("reference", cell, start, xs))(xs))
+
+
+def test_no_inputs():
+    cell, start, _ = of_kind(jnp.float64)
+    p = cell.parameters._replace(**{name: jnp.zeros((5, 0)) for name in ("w_zx", "w_bx0", "w_bx1")})
+    xs = jnp.zeros((4, 3, 0))
+    assert_close(sequence(p, start, xs), sequence(p, start, xs, implementation="reference"))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "chunked", "parallel", "reference"])
+def test_wrong_arguments_of_a_sequence(implementation):
+    cell, start, xs = of_kind(jnp.float64)
+    with pytest.raises(ValueError, match="unknown variant 'rectified'"):
+        sequence(cell.parameters, start, xs, variant="rectified", implementation=implementation)
+    with pytest.raises(ValueError, match=r"xs must have shape \(T, ..., .*with T >= 1, got shape \(0, 3, 2\)"):
+        sequence(cell.parameters, start, xs[:0], implementation=implementation)
+    with pytest.raises(ValueError, match=r"xs? must have shape .*2\).*, got shape \(11, 3, 1\)"):
+        sequence(cell.parameters, start, xs[..., :1], implementation=implementation)
+    with pytest.raises(ValueError, match="unknown implementation 'fast'"):
+        sequence(cell.parameters, start, xs, implementation="fast")
+
+
 def test_an_empty_batch_and_a_wrong_shape():
     cell, _, _ = of_kind(jnp.float64)
     empty = jnp.zeros((4, 0, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import stat
@@ -128,6 +129,48 @@ def test_cache(tmp_path, monkeypatch, caplog):
     library, status = anew().found
     assert library is not None
     assert status == "in use"
+    whole = found[0].read_bytes()
+    if whole.startswith(b"\x7fELF"):  # opened without its end, it would kill the process
+        for size in (4096, len(whole) - 1):
+            found[0].write_bytes(whole[:size])
+            assert native.library.build() == found[0]
+            assert found[0].stat().st_size > size
+
+
+def test_threads_that_want_it_first_open_it_once(tmp_path, monkeypatch):
+    opened = []
+
+    def opening(path):
+        time.sleep(0.2)
+        opened.append(path)
+        return path
+
+    library = compiled.Library("some", native.VARIABLE, dict, opening)
+    monkeypatch.setattr(library, "build", lambda: tmp_path)
+    threads = [threading.Thread(target=library.load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == [tmp_path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}the home of a user")
+def test_without_a_home_the_temporary_folder_keeps_it(tmp_path, monkeypatch):
+    """A user of a container, who is in no list of users."""
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setattr(compiled.tempfile, "tempdir", str(tmp_path))
+    source = b'extern "C" int one(void) { return 1; }'
+    library = compiled.Library("one", native.VARIABLE, lambda: {"one.cpp": source}, ctypes.CDLL)
+    if library.found[0] is None and "no C++ compiler" in library.found[1]:
+        pytest.skip(f"{ELSEWHERE}a compiler is there")
+    assert library.found[0].one() == 1
+    assert [path.suffix for path in (tmp_path / f"organics-core-{os.getuid()}").iterdir()] == [".so"]
 
 
 @needs_native

@@ -95,7 +95,7 @@ def obstacle(setup: Setup, operands: Sequence[Array]) -> str | None:
         return f"jax is of version {jax.__version__}"
     if not jax.sharding.get_abstract_mesh().empty:
         return "there is a mesh of devices around it"
-    if xs.ndim != 3 or not all(isinstance(size, int) for size in xs.shape) or not xs.shape[0]:
+    if xs.ndim != 3 or not all(isinstance(size, int) for size in xs.shape) or not xs.shape[0] * xs.shape[2]:
         return f"the inputs have shape {xs.shape}"
     (_, batch, k), n = xs.shape, start.shape[-1]
     special = {"start": (4, batch, n), "x": xs.shape, "sigma": (n,)}
@@ -118,11 +118,25 @@ def fused_sequence(setup: Setup, operands: Sequence[Array]) -> tuple[Array, Arra
 def _scan(*operands: Array, setup: Setup) -> list[Array]:
     from .sequence import scanned
 
-    last, ys = scanned(setup.main, dict(zip(setup.operands, operands, strict=True)), chunked=True)
-    found = {"last": last, "ys": ys}
-    shapes = setup.results(operands)
-    # whoever reads what was not kept gets NaN; the scan's own derivative does not read it
-    return [found[name] if name in found else jnp.full(shape, jnp.nan, ys.dtype) for name, shape in shapes.items()]
+    p = dict(zip(setup.operands, operands, strict=True))
+    if setup.keep:  # one period after another: who calls for the derivative may be native
+        start, xs = p.pop("start"), p.pop("x")
+        period = setup.numbers(operands)["period"]
+        whole = len(xs) - len(xs) % period
+
+        def body(state: Array, part: Array) -> tuple[Array, tuple[Array, Array]]:
+            last, ys = scanned(setup.main, {**p, "start": state, "x": part}, chunked=False)
+            return last, (state, ys)
+
+        last, (marks, ys) = jax.lax.scan(body, start, xs[:whole].reshape(-1, period, *xs.shape[1:]))
+        ys = ys.reshape(whole, *ys.shape[2:])
+        if whole < len(xs):
+            marks = jnp.concatenate([marks, last[None]])
+            last, (_, rest) = body(last, xs[whole:])
+            ys = jnp.concatenate([ys, rest])
+    else:
+        last, ys = scanned(setup.main, p, chunked=True)
+    return [last, *[ys] * setup.outputs, *([marks] if setup.keep else [])]
 
 
 def _scan_tangent(*operands: Array, setup: Setup) -> list[Array]:
@@ -158,7 +172,13 @@ def _scan_transpose(*operands: Array, setup: Setup, given: tuple[bool, bool], wa
 def _operation(name: str, scan: Callable[..., list[Array]], shapes: Callable[..., Any], *static: str) -> Any:
     made = Primitive(f"organics_{name}")
     made.multiple_results = True
-    made.def_impl(jax.jit(lambda *values, **options: made.bind(*values, **options), static_argnames=static))
+    compiled = jax.jit(lambda *values, **options: made.bind(*values, **options), static_argnames=static)
+
+    def now(*values: Array, **options: Any) -> Any:
+        with jax.disable_jit(False):  # an operation is compiled under disable_jit, too
+            return compiled(*values, **options)
+
+    made.def_impl(now)
     made.def_abstract_eval(
         lambda *avals, **options: [jax.core.ShapedArray(s, avals[0].dtype) for s in shapes(*avals, **options)]
     )

@@ -27,7 +27,9 @@ import jax
 import jax.numpy as jnp
 
 from organics_backends.jax import vary, varying_axes
+from organics_core import checks
 from organics_core.cell import (
+    CELL_VARIANTS,
     CellParameters,
     CellState,
     MaxRates,
@@ -110,20 +112,26 @@ def sequence(
 
     Raises
     ------
+    ValueError
+        Naming the argument that is wrong.
     RuntimeError
         When ``"fused"`` was asked for by name and cannot be had.
     """
+    checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+    checks.one_of("variant", variant, CELL_VARIANTS)
     parameters, state, xs = varying_alike((parameters, state, xs))
     symbolic = not isinstance(xs.shape[0], int)  # exported for any number of steps
     if implementation == "reference" or symbolic:
         return cell_sequence(parameters, state, xs, max_rates=max_rates, variant=variant)
+    n, k = parameters.w_zx.shape[-2:]
+    if xs.ndim < 2 or xs.shape[0] == 0 or xs.shape[-1] != k:
+        raise ValueError(f"xs must have shape (T, ..., {k}) with T >= 1, got shape {xs.shape}")
     if implementation == "parallel":
         shape = (*xs.shape[1:-1], parameters.log_w.shape[-1])
         if math.prod(shape):
             start = CellState(*(jnp.broadcast_to(part, shape) for part in state))
             return parallel_sequence(variant, MaxRates(*max_rates), parameters, start, xs)
     p = parameters
-    n = p.log_w.shape[-1]
     gains = (p.w_bx0, p.w_by0, p.w_ba0, p.w_bx1, p.w_by1, p.w_ba1)
     values = (p.w_zx, p.w_r, normalization_weights(jnp, p.log_w), *gains, *cell_rates(jnp, p, max_rates))
     operands = dict(zip(WEIGHTS, (*values, jnp.broadcast_to(p.sigma, (n,))), strict=True))

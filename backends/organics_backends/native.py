@@ -6,6 +6,7 @@ libraries are taken. The sequence of the trained cell (sequence.cpp) is one sour
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cached_property
 from importlib.resources import files
@@ -106,6 +108,7 @@ class Library:
         self.name, self.variable = name, variable
         self._sources, self._open, self._include = sources, opening, include
         self._status = "not tried yet"
+        self._lock = threading.RLock()  # cached_property has had none since Python 3.12
 
     def status(self) -> str:
         """In words: whether the native code is in use, and if not, why."""
@@ -116,7 +119,8 @@ class Library:
         if os.environ.get(self.variable, "").strip().lower() in ("0", "false", "off", "no"):
             self._status = f"switched off by {self.variable}"
             return None
-        library, self._status = self.found
+        with self._lock:
+            library, self._status = self.found
         return library
 
     @cached_property
@@ -152,13 +156,16 @@ class Library:
             b"\0".join([*sources.values(), " ".join(flags).encode(), version.encode(), _processor().encode()])
         )
         name = f"{self.name}-{key.hexdigest()[:20]}.so"
-        for folder in (cache_folder(), Path(tempfile.gettempdir()) / f"organics-core-{_user()}"):
+        folders = [Path(tempfile.gettempdir()) / f"organics-core-{_user()}"]
+        with contextlib.suppress(RuntimeError):  # nobody's home: a user without an entry, in a container say
+            folders.insert(0, cache_folder())
+        for folder in folders:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not _ours(folder):
                     continue
                 target = folder / name
-                if target.exists() and _ours(target):
+                if target.exists() and _ours(target) and _whole(target):
                     return target
                 if compiler is None:
                     continue
@@ -248,6 +255,15 @@ def _ours(path: Path) -> bool:
         return True
     info = path.stat()
     return info.st_uid in (os.getuid(), 0) and not info.st_mode & 0o022
+
+
+def _whole(path: Path) -> bool:
+    """False for a library of Linux without its end: reading beyond it would kill the process with SIGBUS."""
+    head = path.read_bytes()[:64]
+    if head[:6] != b"\x7fELF\x02\x01":  # of 64 bits, little-endian
+        return True
+    table, size, count = (int.from_bytes(head[i:j], "little") for i, j in ((40, 48), (58, 60), (60, 62)))
+    return path.stat().st_size >= table + size * count
 
 
 def _processor() -> str:
