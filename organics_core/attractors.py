@@ -6,14 +6,13 @@ vanish or grow, so it runs wherever matrices can be multiplied, while tracing to
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, as_one, from_numpy, get_backend, to_numpy, tree_map
+from .backend import Array, as_one, from_numpy, get_backend, quiet, to_numpy, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -340,7 +339,7 @@ def newton_in_both(
     xp: Any, circuit: Circuit, start: State, z: Array, variant: str, tolerance: float, steps: int = 30
 ) -> tuple[State, Array]:
     """Newton's method in y and a together, and the residual: without the poles that eliminating y leaves."""
-    with getattr(get_backend(xp), "quiet", nullcontext)():
+    with quiet(get_backend(xp)):
         best, least = as_one(_newton_steps, circuit, start, z, settings=(variant, steps, 1e-2 * tolerance))
     return State(*best), least
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
@@ -130,6 +130,11 @@ class Backend(Protocol):
         ...
 
 
+def quiet(backend: Any) -> AbstractContextManager[Any]:
+    """No warnings of what is looked out for, where the library gives any."""
+    return cast("AbstractContextManager[Any]", getattr(backend, "quiet", nullcontext)())
+
+
 # Central differences of order eight, and of order six on the same points, whose
 # difference bounds the error. The error of the first is O(h^8), so a step as large
 # as a hundredth of x leaves round-off of only about 100 eps.
@@ -204,7 +209,7 @@ class GenericBackend:
         for rank, length in lengths.items():
             if any(bool(xp.all((length <= 10 * lengths[k]) & (lengths[k] <= 10 * length))) for k in tried):
                 continue
-            with cast(Any, getattr(self, "quiet", nullcontext))():  # a step may leave where the function is defined
+            with quiet(self):  # a step may leave where the function is defined
                 value, doubt = self._difference(xp, function, x, tangent, base * length, heavy)
             tried[rank] = value, doubt
             span = wide[..., None] if value.ndim > wide.ndim else wide

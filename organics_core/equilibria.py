@@ -12,7 +12,6 @@ a >= (b0 sigma)**2.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -35,7 +34,7 @@ from .attractors import (
     relative_residual,
     unit_of_y,
 )
-from .backend import Array, as_one, get_backend, to_numpy, tree_leaves, tree_map
+from .backend import Array, as_one, get_backend, quiet, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -262,7 +261,6 @@ def steady_state(
     tolerance = eps**0.75 if tol is None else checks.positive_number("tol", tol)
 
     backend = get_backend(xp)
-    quiet = getattr(backend, "quiet", nullcontext)()
     if any(isinstance(part, Operator) for part in circuit[:2]):
         found = _by_products(xp, circuit, z, method, variant, tolerance, max_iterations, state0)
         return _reported(xp, circuit, found, variant, abscissa, proven=circuit.w_r is None)
@@ -275,7 +273,7 @@ def steady_state(
             "use 'newton', 'iteration' or 'auto' for this w_r"
         )
     if method == "closed_form" or (unit and (method == "auto" or (method == "newton" and state0 is None))):
-        with quiet:
+        with quiet(backend):
             state = identity_fixed_point(xp, circuit, z, variant)
             residual = relative_residual(xp, circuit, state, z, variant)
         iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
@@ -287,7 +285,7 @@ def steady_state(
     look = attracting and state0 is None
     first = min(max_iterations, _PATIENCE) if look and method != "iteration" else max_iterations
     search = Settings(variant, tolerance, first, method != "iteration")
-    with quiet:
+    with quiet(backend):
         found = _search(search, circuit, z, state0)
         if look:
             wanted = found.converged if max_iterations <= _PATIENCE else None  # few were asked for

@@ -12,14 +12,14 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from array_api_compat import device
 
 from . import checks, model
-from .backend import Array, Backend, Tree, compiled, get_backend, kernel_for, to_numpy, tree_map
+from .backend import Array, Backend, Tree, compiled, get_backend, kernel_for, quiet, to_numpy, tree_map
 from .linalg import vecdot
 from .methods import Method, Step
 from .model import Layout
@@ -94,7 +94,7 @@ def run_in_parts(
     def part(some: Arguments) -> Found:
         if settings.method.adaptive and (pieces is not None or not backend.traces_loops):
             groups = None if pieces is not None else _groups(settings, some)
-            with cast(Any, getattr(backend, "quiet", nullcontext))():
+            with quiet(backend):
                 return run_once(settings, some, pieces) if groups is None else _run_groups(settings, some, groups)
         run: Callable[..., Any] = run_once
         if concrete and _hashable(settings):

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from . import checks
-from .backend import Array, as_one, get_backend, to_numpy
+from .backend import Array, as_one, get_backend, quiet, to_numpy
 from .circuit import VARIANTS, Circuit, kinks, sqrt_relu
 from .linalg import broadcast_shapes, diagonal_matrix, eigenvalues, matmul, solve, transpose, widen
 from .model import Layout, block_matrix, packed_jacobian
@@ -685,7 +684,7 @@ def _covariance(system: _System, name: str) -> Array:
     values = xp.where(stable[..., None], values, xp.asarray(-1.0, dtype=values.dtype, device=device(jac)))
     batch = broadcast_shapes(tuple(jac.shape[:-2]), tuple(intensity.shape[:-2]))
     jac, intensity = (widen(xp, part, batch) for part in (jac, intensity))
-    with getattr(backend, "quiet", nullcontext)():
+    with quiet(backend):
         units = as_one(_balance, backend.stop_gradient(jac))
         jac = jac * (units[..., None, :] / units[..., :, None])
         both = units[..., None, :] * units[..., :, None]

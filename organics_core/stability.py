@@ -6,14 +6,13 @@ Source: Rawat, Heeger & Martiniani (NeurIPS 2024), the theorem on W_r = I.
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, as_one, get_backend, to_numpy, tree_map
+from .backend import Array, as_one, get_backend, quiet, to_numpy, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -225,11 +224,6 @@ def _spectral_abscissa(xp: Any, circuit: Circuit, state: State, variant: str) ->
     return xp.where(abscissa < rest, rest + xp.zeros_like(abscissa), abscissa)  # NaN stays
 
 
-def _quiet(backend: Any) -> Any:
-    """No warnings of what is looked out for here."""
-    return getattr(backend, "quiet", nullcontext)()
-
-
 def _largest_real_part(xp: Any, matrix: Array, size: Array) -> Array:
     """Spectral abscissa (...) of a matrix (..., N, N) for components of ``size`` (..., N).
 
@@ -246,7 +240,7 @@ def _largest_real_part(xp: Any, matrix: Array, size: Array) -> Array:
     top = xp.max(xp.abs(values), axis=-1, keepdims=True)
     if not bool(xp.any(10.0 * eps**0.5 * top[..., 0] > xp.abs(abscissa))):  # false for NaN
         return abscissa
-    with _quiet(backend):
+    with quiet(backend):
         scaled = matrix * (size[..., None, :] / size[..., :, None])
         values = eigenvalues(xp, scaled)
         rows = xp.max(xp.abs(scaled), axis=-1)
@@ -512,7 +506,7 @@ def certify(circuit: Circuit, z: Array, *, lyapunov: bool = True) -> Certificate
     True
     """
     xp, circuit, z = _identity_circuit(circuit, z)
-    with _quiet(get_backend(xp)):
+    with quiet(get_backend(xp)):
         return _certificate(xp, circuit, z, lyapunov)
 
 

@@ -38,6 +38,9 @@ ELSEWHERE = "only elsewhere: "
 PATIENCE = 900
 """Seconds after which a process counts as hung, however busy the machine is. No result depends on it."""
 
+TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+"""Variables under which jax takes the CPU for two devices."""
+
 VARIANTS = tuple(oc.VARIANTS)
 
 
@@ -284,11 +287,11 @@ def assert_same_spectrum(actual: np.ndarray, desired: np.ndarray, rtol: float = 
         assert abs(left.pop(nearest) - value) <= rtol * scale
 
 
-def run_python(code: str, *path: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a fresh interpreter, with ``path`` before its module path."""
+def run_python(code: str, *path: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh interpreter, with ``path`` before its module path and ``variables`` set."""
     import os
 
-    environment = dict(os.environ)
+    environment = os.environ | variables
     if path:
         environment["PYTHONPATH"] = os.pathsep.join((*path, environment.get("PYTHONPATH", ""))).rstrip(os.pathsep)
     return subprocess.run(

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import equinox as eqx
@@ -15,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import TWO_DEVICES, run_python
 
 import organics_core as oc
 from organics_core.cell import CellState, MaxRates, cell_rates
@@ -277,10 +274,7 @@ print("same")
 
 def test_batch_sharded_over_two_devices():
     """Gradients do not depend on how many devices share the batch, by sharding the arrays or within shard_map."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SHARDED)], env=environment, capture_output=True, text=True, check=False
-    )
+    done = run_python(SHARDED, **TWO_DEVICES)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("same")
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import PATIENCE
+from support import TWO_DEVICES, run_python
 
 from organics_core.cell import CellState, MaxRates
 from organics_jax import ORGaNICs, ORGaNICsCell, fused, native
@@ -320,11 +315,8 @@ print(native.status())
 
 def test_without_a_compiler_the_scan_is_taken(tmp_path):
     """A fresh process on a machine without compiler trains, and says nothing about it unless asked."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": str(tmp_path)}
-    environment |= {"CXX": "", native.VARIABLE: "", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
+    folders = dict.fromkeys(("XDG_CACHE_HOME", "TMPDIR", "PATH"), str(tmp_path))
+    done = run_python(PROGRAM, **folders, CXX="", JAX_PLATFORMS="cpu", **{native.VARIABLE: ""})
     assert done.returncode == 0, done.stderr
     assert "no C++ compiler" in done.stdout
     assert not done.stderr.strip()
@@ -353,10 +345,7 @@ print("same")
 
 
 def test_one_device_of_many_is_native_and_many_are_not():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(DEVICES)], env=environment, capture_output=True, text=True, check=False
-    )
+    done = run_python(DEVICES, **TWO_DEVICES)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "same"
 
@@ -374,9 +363,7 @@ with concurrent.futures.ThreadPoolExecutor(8) as pool:
         np.testing.assert_array_equal(found, wanted)
 print("done")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=PATIENCE
-    )
+    done = run_python(program)
     assert done.stdout.strip() == "done", done.stderr[-2000:]
 
 

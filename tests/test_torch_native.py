@@ -7,13 +7,12 @@ import os
 import platform
 import stat
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from support import ELSEWHERE, PATIENCE
+from support import ELSEWHERE, PATIENCE, run_python
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -43,11 +42,8 @@ print(native.status())
 
 def test_without_a_compiler_the_plain_implementation_is_taken(tmp_path):
     """A fresh process on a machine without compiler trains, and says nothing about it unless asked."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": str(tmp_path)}
-    environment |= {"CXX": "", native.VARIABLE: ""}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
+    folders = dict.fromkeys(("XDG_CACHE_HOME", "TMPDIR", "PATH"), str(tmp_path))
+    done = run_python(PROGRAM, **folders, CXX="", **{native.VARIABLE: ""})
     assert done.returncode == 0, done.stderr
     assert "no C++ compiler" in done.stdout
     assert not done.stderr.strip()
@@ -86,7 +82,7 @@ signal.signal(signal.SIGINT, lambda *_: print("asked"))
 threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()
 print(native.run("sh", "-c", "sleep 2; echo compiled").stdout)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    done = run_python(program)
     assert done.stdout.split() == ["asked", "compiled"], done.stderr
 
 
@@ -247,7 +243,7 @@ if not child:
     os._exit(0 if torch.equal(layer(x)[0], here) else 3)
 print(os.waitpid(child, 0)[1])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    done = run_python(program)
     assert done.stdout.strip() == "0", done.stderr
 
 

@@ -56,6 +56,11 @@ class Setup(NamedTuple):
         """Their names in sequence.cpp."""
         return (*(name for name in WEIGHTS if not (self.identity and name == "w_r")), "start", "x")
 
+    @property
+    def found(self) -> tuple[str, ...]:
+        """Names of what a forward pass gives."""
+        return ("last", *["ys"] * self.outputs, *["marks"] * self.keep)
+
     def numbers(self, avals: Sequence[Any]) -> dict[str, int]:
         """The first arguments; the states at the beginnings of periods of about sqrt(T) steps are kept."""
         *_, start, xs = avals[: len(self.operands)]
@@ -72,11 +77,9 @@ class Setup(NamedTuple):
     def results(self, avals: Sequence[Any]) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what a forward pass gives."""
         *_, start, xs = avals
-        shapes = {"last": start.shape, "ys": (*xs.shape[:2], start.shape[-1])}
-        if not self.outputs:
-            del shapes["ys"]
         marks = (math.ceil(xs.shape[0] / self.numbers(avals)["period"]), *start.shape)
-        return shapes | ({"marks": marks} if self.keep else {})
+        shapes = {"last": start.shape, "ys": (*xs.shape[:2], start.shape[-1]), "marks": marks}
+        return {name: shapes[name] for name in self.found}
 
 
 @functools.cache
@@ -223,7 +226,7 @@ _native(
     _sequence,
     "organics_forward",
     _scan,
-    lambda setup: (setup.operands, ["last", *["ys"] * setup.outputs, *["marks"] * setup.keep]),
+    lambda setup: (setup.operands, setup.found),
 )
 _tangent = _operation(
     "sequence_tangent",
@@ -338,12 +341,11 @@ def _without_unused(used: list[bool], equation: Any) -> Any:
     if not any(used):
         return [False] * len(equation.invars), None
     setup = equation.params["setup"]
-    names = ["last", *["ys"] * setup.outputs, *["marks"] * setup.keep]
-    wanted = [name == "last" or there for name, there in zip(names, used, strict=True)]
-    less = {"outputs": dict(zip(names, wanted, strict=True)).get("ys", False)}
-    less |= {"keep": dict(zip(names, wanted, strict=True)).get("marks", False)}
-    outputs = [variable for variable, there in zip(equation.outvars, wanted, strict=True) if there]
-    return [True] * len(equation.invars), equation.replace(outvars=outputs, params={"setup": setup._replace(**less)})
+    read = {name for name, there in zip(setup.found, used, strict=True) if there}
+    less = setup._replace(outputs="ys" in read, keep="marks" in read)
+    variables = dict(zip(setup.found, equation.outvars, strict=True))
+    outputs = [variables[name] for name in less.found]
+    return [True] * len(equation.invars), equation.replace(outvars=outputs, params={"setup": less})
 
 
 partial_eval.dce_rules[_sequence] = _without_unused

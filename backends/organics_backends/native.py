@@ -140,14 +140,7 @@ class Library:
 
     def build(self) -> Path:
         """The compiled library, from the cache or from the compiler."""
-        compiler = next(
-            (
-                path
-                for name in (os.environ.get("CXX"), "c++", "g++", "clang++")
-                if name and (path := shutil.which(name))
-            ),
-            None,
-        )
+        compiler = _compiler()
         sources, flags = self._sources(), [*FLAGS]
         if self._include is not None:
             flags.append(f"-I{self._include()}")

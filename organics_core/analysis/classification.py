@@ -7,7 +7,6 @@ recurrence (Morone, Rawat, Heeger & Martiniani, bioRxiv 2025.05.16.654567).
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from array_api_compat import device
 
 from .. import checks
 from ..attractors import limits, members, relative_residual, unit_of_y
-from ..backend import Array, from_numpy, get_backend, to_numpy
+from ..backend import Array, from_numpy, get_backend, quiet, to_numpy
 from ..circuit import (
     VARIANTS,
     Circuit,
@@ -146,77 +145,61 @@ def classify(
     circuit = without_operators(xp, circuit, z)
     if not get_backend(xp).is_concrete(z + circuit.b):
         raise ValueError("classify looks at values and cannot be traced; call it outside of jit and vmap")
-    wide = xp.zeros_like(model_rest(xp, circuit, z)[0])
+    rest = State(*model_rest(xp, circuit, z))
+    wide = xp.zeros_like(rest.y)
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75
     if start is not None:
         fields = validate_state(start, "start")
         validate_circuit(circuit, z=z, **fields)
         start = State(*(xp.astype(part, z.dtype, copy=False) + wide for part in start))
-    with getattr(get_backend(xp), "quiet", nullcontext)():
-        return _classified(xp, circuit, z, variant, chunks, rtol, max_steps, start, starts, tolerance)
-
-
-def _classified(
-    xp: Any,
-    circuit: Circuit,
-    z: Array,
-    variant: str,
-    chunks: int,
-    rtol: float,
-    max_steps: int,
-    start: State | None,
-    starts: int,
-    tolerance: float,
-) -> Classification:
-    rest = State(*model_rest(xp, circuit, z))
-    wide = xp.zeros_like(rest.y)
-    settings = Settings(variant, tolerance, 60, newton=True)
-    everywhere = xp.sum(wide, axis=-1) == 0
-    first, _ = settle(xp, get_backend(xp), True, settings, circuit, z + wide, everywhere, start)
-    kind = np.where(to_numpy(first.stable), FIXED_POINT, UNDECIDED)
-    simulated = kind == UNDECIDED
-    rates, settled, sound = xp.full_like(rest.y[..., 0], xp.inf), first.state, first.stable
-    found, abscissa = rest, rates
-    ends: list[tuple[State, Array]] = []
-    begins = [identity_fixed_point(xp, circuit, wide + z, variant)]
-    for seed in range(starts):
-        begins.append(_random_start(xp, begins[0], unit_of_y(xp, circuit, z), seed))
-    for begin in begins:
-        state = _settle(xp, circuit, begin, z, variant)
-        reached = relative_residual(xp, circuit, state, z, variant) <= tolerance
-        state = State(*(xp.where(reached[..., None], part, other) for part, other in zip(state, rest, strict=True)))
-        rate = _spectral_abscissa(xp, circuit, state, variant)
-        ends.append((state, reached & (rate < 0)))
-        better = reached & ~first.stable & (~sound | ((rate < 0) & (abscissa >= 0)))
-        found = State(*(xp.where(better[..., None], new, old) for new, old in zip(state, found, strict=True)))
-        sound, abscissa = sound | reached, xp.where(better, rate, abscissa)
-    found = State(*(xp.where(first.stable[..., None], new, old) for new, old in zip(settled, found, strict=True)))
-    abscissa = xp.where(first.stable, _spectral_abscissa(xp, circuit, found, variant), abscissa)
-    for index in np.argwhere(simulated):
-        at = tuple(int(i) for i in index)
-        one, drive = members(circuit, z, at)
-        origin = None if start is None else State(start.y[(*at, ...)], start.a[(*at, ...)])
-        kind[at], end = _simulated_kind(xp, one, drive, variant, chunks, rtol, max_steps, origin)
-        if end is not None:  # a fixed point that the search above did not find
-            mask = xp.asarray((np.indices(kind.shape) == index.reshape(-1, *(1,) * kind.ndim)).all(axis=0).tolist())
-            mask = xp.asarray(mask, device=device(z))
-            found = State(*(xp.where(mask[..., None], new, old) for new, old in zip(end, found, strict=True)))
-            abscissa = xp.where(mask, _spectral_abscissa(xp, one, end, variant), abscissa)
-            sound = sound | mask
-    nothing = xp.full_like(abscissa, xp.nan)
-    reference = identity_fixed_point(xp, circuit, z, variant)
-    norm = xp.linalg.vector_norm(reference.y + 0.0 * found.y, axis=-1)
-    away = xp.linalg.vector_norm(found.y - reference.y, axis=-1)
-    away = xp.where(norm > 0, away / xp.where(norm > 0, norm, xp.ones_like(norm)), away)
-    where = device(z)
-    return Classification(
-        xp.asarray(kind.tolist(), dtype=xp.int32, device=where),
-        xp.where(sound, abscissa, nothing),
-        xp.where(sound, away, nothing),
-        xp.asarray(simulated.tolist(), dtype=xp.bool, device=where),
-        State(*(xp.where(sound[..., None], part, xp.full_like(part, xp.nan)) for part in found)),
-        _others(xp, found, kind, ends),
-    )
+    with quiet(get_backend(xp)):
+        settings = Settings(variant, tolerance, 60, newton=True)
+        everywhere = xp.sum(wide, axis=-1) == 0
+        first, _ = settle(xp, get_backend(xp), True, settings, circuit, z + wide, everywhere, start)
+        kind = np.where(to_numpy(first.stable), FIXED_POINT, UNDECIDED)
+        simulated = kind == UNDECIDED
+        rates, settled, sound = xp.full_like(rest.y[..., 0], xp.inf), first.state, first.stable
+        found, abscissa = rest, rates
+        ends: list[tuple[State, Array]] = []
+        begins = [identity_fixed_point(xp, circuit, wide + z, variant)]
+        for seed in range(starts):
+            begins.append(_random_start(xp, begins[0], unit_of_y(xp, circuit, z), seed))
+        for begin in begins:
+            state = _settle(xp, circuit, begin, z, variant)
+            reached = relative_residual(xp, circuit, state, z, variant) <= tolerance
+            state = State(*(xp.where(reached[..., None], part, other) for part, other in zip(state, rest, strict=True)))
+            rate = _spectral_abscissa(xp, circuit, state, variant)
+            ends.append((state, reached & (rate < 0)))
+            better = reached & ~first.stable & (~sound | ((rate < 0) & (abscissa >= 0)))
+            found = State(*(xp.where(better[..., None], new, old) for new, old in zip(state, found, strict=True)))
+            sound, abscissa = sound | reached, xp.where(better, rate, abscissa)
+        found = State(*(xp.where(first.stable[..., None], new, old) for new, old in zip(settled, found, strict=True)))
+        abscissa = xp.where(first.stable, _spectral_abscissa(xp, circuit, found, variant), abscissa)
+        for index in np.argwhere(simulated):
+            at = tuple(int(i) for i in index)
+            one, drive = members(circuit, z, at)
+            origin = None if start is None else State(start.y[(*at, ...)], start.a[(*at, ...)])
+            kind[at], end = _simulated_kind(xp, one, drive, variant, chunks, rtol, max_steps, origin)
+            if end is not None:  # a fixed point that the search above did not find
+                mask = xp.asarray((np.indices(kind.shape) == index.reshape(-1, *(1,) * kind.ndim)).all(axis=0).tolist())
+                mask = xp.asarray(mask, device=device(z))
+                found = State(*(xp.where(mask[..., None], new, old) for new, old in zip(end, found, strict=True)))
+                abscissa = xp.where(mask, _spectral_abscissa(xp, one, end, variant), abscissa)
+                sound = sound | mask
+        nothing = xp.full_like(abscissa, xp.nan)
+        reference = identity_fixed_point(xp, circuit, z, variant)
+        norm = xp.linalg.vector_norm(reference.y + 0.0 * found.y, axis=-1)
+        away = xp.linalg.vector_norm(found.y - reference.y, axis=-1)
+        away = xp.where(norm > 0, away / xp.where(norm > 0, norm, xp.ones_like(norm)), away)
+        where = device(z)
+        return Classification(
+            xp.asarray(kind.tolist(), dtype=xp.int32, device=where),
+            xp.where(sound, abscissa, nothing),
+            xp.where(sound, away, nothing),
+            xp.asarray(simulated.tolist(), dtype=xp.bool, device=where),
+            State(*(xp.where(sound[..., None], part, xp.full_like(part, xp.nan)) for part in found)),
+            _others(xp, found, kind, ends),
+        )
 
 
 def _random_start(xp: Any, reference: State, unit: Array, seed: int) -> State:
