@@ -1,6 +1,6 @@
 """Check and measure everything on a GPU, in one command, within ten minutes.
 
-    python benchmarks/gpu.py [--wheels FOLDER] [--out FOLDER] [--skip tests,agreement,training,simulation]
+    python benchmarks/gpu.py [--wheels FOLDER] [--out FOLDER] [--skip|--only tests,agreement,training,simulation]
     python benchmarks/gpu.py --paper 540    # instead: nine minutes of the paper's tables, to be gone on with
 
 It runs the tests that concern a GPU (cupy; torch and jax on CUDA), the
@@ -48,9 +48,18 @@ TEST_RUNS = {
 SHARES = {"cupy": 0.2, "torch on CUDA": 0.3, "jax on CUDA": 0.5}
 """Of the processors."""
 LIMIT_SECONDS = 570
-BUDGETS = {"training": 100, "simulation": 100, "parallel": 60, "ceilings": 40, "jax training": 100, "agreement": 90}
+BUDGETS = {
+    "training": 100,
+    "simulation": 100,
+    "parallel": 100,
+    "batches": 60,
+    "stream": 30,
+    "ceilings": 40,
+    "jax training": 100,
+    "agreement": 90,
+}
 """Seconds that a piece may take at most, what tells most first; the tests share what is left."""
-GROUPS = {"parallel": "training", "ceilings": "training", "jax training": "training"}
+GROUPS = dict.fromkeys(("parallel", "batches", "stream", "ceilings", "jax training"), "training")
 """The part that a piece belongs to, where it has another name."""
 PAPER_RUNS = [(task, model, n) for task in ("smnist", "psmnist") for model, n in PAPER_MODELS]
 """What the paper's second table holds: sequences of 784 steps."""
@@ -79,6 +88,7 @@ class Sizes(NamedTuple):
     repeats: int = 10
     sequences: tuple[int, ...] = (1, 4, 16)
     long: int = 10_000
+    batches: tuple[int, ...] = (16, 64, 256, 512, 1024, 2048, 4096)
 
 
 # --- the environment
@@ -338,6 +348,85 @@ def training(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, A
         if device == "cuda":
             torch.cuda.empty_cache()
     torch.set_float32_matmul_precision(before)
+    return rows
+
+
+KERNELS = (("without tensor cores", "cuda", "high"), ("kernel, high", "triton", "high"))
+KERNELS += (("kernel, highest", "triton", "highest"),)
+"""Name, implementation, and torch's precision of products."""
+
+
+def batches(device: str, sizes: Sizes, keep: Keep = forget, kernels: Any = KERNELS) -> list[dict[str, Any]]:
+    """Forward and backward by all kernels beside nn.LSTM, at many sizes of the batch: from where on which is faster."""
+    import torch
+
+    from organics_torch import ORGaNICs
+
+    wait = torch_wait(device)
+    before = torch.get_float32_matmul_precision()
+    rows: list[dict[str, Any]] = []
+    for n in sizes.hidden:
+        ways: list[Any] = [("nn.LSTM", torch.nn.LSTM(1, n, device=device), "high")]
+        for name, how, precision in kernels:
+            ways += [(f"ORGaNICs, {name}", ORGaNICs(1, n, seed=0, device=device, implementation=how), precision)]
+        for batch in sizes.batches:
+            xs = torch.rand(sizes.steps, batch, 1, device=device)
+            peer = None
+            recorded = [("ORGaNICs, without tensor cores, recorded", None, "high")] if device == "cuda" else []
+            for name, layer, precision in [*ways, *recorded]:
+                torch.set_float32_matmul_precision(precision)
+
+                def call(layer: Any = layer, xs: Any = xs) -> None:
+                    layer.zero_grad(set_to_none=True)
+                    (layer(xs)[0][-1] ** 2).sum().backward()
+
+                row: dict[str, Any] = {"layer": name, "hidden": n, "batch": batch}
+                rows.append(row)
+                try:
+                    if layer is None:  # as CUDA graphs, so that the host launches two instead of a hundred kernels
+                        ours = ORGaNICs(1, n, seed=0, device=device, implementation="cuda")
+                        layer = torch.cuda.make_graphed_callables(ours, (xs,))
+                    row["seconds"] = median_seconds(lambda layer=layer: call(layer), wait, (sizes.repeats + 1) // 2)
+                    peer = peer or row["seconds"]
+                    row["times LSTM"] = row["seconds"] / peer
+                except Exception as error:  # as above
+                    row["error"] = f"{type(error).__name__}: {error}"[:500]
+                keep(rows)
+    torch.set_float32_matmul_precision(before)
+    return rows
+
+
+def stream(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, Any]]:
+    """A step of one sequence whose inputs come one by one, without gradients."""
+    import torch
+
+    from organics_torch import ORGaNICs
+
+    rows: list[dict[str, Any]] = []
+    for n in sizes.hidden:
+        x = torch.rand(1, 1, 1, device=device)
+        ours = ORGaNICs(1, n, seed=0, device=device)
+        stepper = ours.stream()
+        calls = {"nn.LSTM": torch.nn.LSTM(1, n, device=device), "layer": ours}
+        calls["stream"] = lambda x, state, stepper=stepper: (stepper(x[0]), None)
+        peer = None
+        for name, call in calls.items():
+
+            @torch.inference_mode()
+            def steps(call: Any = call, x: Any = x) -> None:
+                state = None
+                for _ in range(sizes.steps):
+                    _, state = call(x, state)
+
+            row: dict[str, Any] = {"one by one": name, "hidden": n}
+            rows.append(row)
+            try:
+                row["seconds a step"] = median_seconds(steps, torch_wait(device), 3) / sizes.steps
+                peer = peer or row["seconds a step"]
+                row["times LSTM"] = row["seconds a step"] / peer
+            except Exception as error:  # as above
+                row["error"] = f"{type(error).__name__}: {error}"[:500]
+            keep(rows)
     return rows
 
 
@@ -622,7 +711,10 @@ def markdown(record: dict[str, Any]) -> str:
     if "agreement" in record:
         lines.append(f"- agreement: {'all within bounds' if record['agreement']['ok'] else 'beyond its bounds'}")
     training_rows = record.get("training", []) + record.get("jax training", [])
-    for rows in (training_rows, record.get("parallel", []), record.get("simulation", []), record.get("paper", [])):
+    for rows in (
+        training_rows,
+        *(record.get(name, []) for name in ("parallel", "batches", "stream", "simulation", "paper")),
+    ):
         if rows:
             names = list(dict.fromkeys(key for row in rows for key in row if key not in ("flop", "bytes")))
             lines += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
@@ -657,6 +749,8 @@ def child(piece: str, into: Path, out: Path, seconds: float) -> None:
         "training": lambda: training("cuda", sizes, keep),
         "jax training": lambda: jax_training(sizes, keep),
         "parallel": lambda: parallel("cuda", sizes, keep),
+        "batches": lambda: batches("cuda", sizes, keep),
+        "stream": lambda: stream("cuda", sizes, keep),
         "simulation": lambda: simulation(sizes, keep=keep),
         "agreement": agreement,
         "paper": lambda: paper(out, seconds, keep=keep),
@@ -670,6 +764,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels to use")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the record")
     parser.add_argument("--skip", default="", help=f"parts to leave out, of {', '.join(PARTS)}")
+    parser.add_argument("--only", default="", help="parts to take instead")
     parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="for everything; 570 by default")
     parser.add_argument("--paper", type=float, metavar="SECONDS", help="train the paper's tables, and nothing else")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -679,9 +774,13 @@ def main(arguments: list[str] | None = None) -> int:
         child(options.child, options.into, options.out, options.seconds)
         return 0
     skipped = set(filter(None, options.skip.split(",")))
+    only = set(filter(None, options.only.split(",")))
     known = dict.fromkeys((*PARTS, *BUDGETS))
-    if skipped - set(known):
-        parser.error(f"--skip: unknown part {min(skipped - set(known))!r}; choose from {', '.join(known)}")
+    for name, parts in (("--skip", skipped), ("--only", only)):
+        if parts - set(known):
+            parser.error(f"{name}: unknown part {min(parts - set(known))!r}; choose from {', '.join(known)}")
+    names = {part: {part, GROUPS.get(part, part)} for part in known}
+    chosen = {part for part in known if not names[part] & skipped and (not only or names[part] & only)}
     with tempfile.TemporaryDirectory() as folder:
         path = prepare(options.wheels, Path(folder))
         sys.path[:0] = path
@@ -691,11 +790,11 @@ def main(arguments: list[str] | None = None) -> int:
         if device is None:
             print("No CUDA device is visible: nothing was run.", file=sys.stderr)
             return 2
-        return run_pieces(device, options, skipped, environment, Path(folder))
+        return run_pieces(device, options, chosen, environment, Path(folder))
 
 
 def run_pieces(
-    device: str, options: argparse.Namespace, skipped: set[str], environment: dict[str, str], folder: Path
+    device: str, options: argparse.Namespace, chosen: set[str], environment: dict[str, str], folder: Path
 ) -> int:
     """Every piece in a process of its own; the record after each; the exit code."""
     began = time.monotonic()
@@ -735,9 +834,8 @@ def run_pieces(
             say(f"{piece}: {reason}\n{output[-2000:]}")
         return code == 0
 
-    pieces = ["paper"] if options.paper else list(BUDGETS)
-    pieces = [piece for piece in pieces if not {piece, GROUPS.get(piece, piece)} & skipped]
-    tests = () if options.paper or "tests" in skipped else TEST_RUNS
+    pieces = ["paper"] if options.paper else [piece for piece in BUDGETS if piece in chosen]
+    tests = TEST_RUNS if "tests" in chosen and not options.paper else ()
 
     def measured(piece: str) -> bool:
         say(piece)

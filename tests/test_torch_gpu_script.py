@@ -105,6 +105,35 @@ def test_all_steps_at_once_are_measured(gpu: Any, tiny: Any, monkeypatch: pytest
             assert row[f"{name}, times faster"] == row[f"{name}, auto"] / row[f"{name}, parallel"] > 0
 
 
+def test_sizes_of_the_batch_and_single_steps_are_measured(gpu: Any, tiny: Any) -> None:
+    """Beside nn.LSTM; what cannot be had here costs its rows alone."""
+    sizes = tiny._replace(batches=(1, 2))
+    rows = gpu.batches("cpu", sizes, kernels=[("core", "reference", "highest"), ("none", "triton", "high")])
+    assert [(row["layer"], row["batch"]) for row in rows] == [
+        (name, batch) for batch in (1, 2) for name in ("nn.LSTM", "ORGaNICs, core", "ORGaNICs, none")
+    ]
+    for lstm, core, none in (rows[:3], rows[3:]):
+        assert core["times LSTM"] == core["seconds"] / lstm["seconds"] > 0
+        assert "CUDA" in none["error"]
+    lstm, layer, one = gpu.stream("cpu", tiny)
+    assert [layer["times LSTM"], one["times LSTM"]] == [
+        row["seconds a step"] / lstm["seconds a step"] for row in (layer, one)
+    ]
+
+
+def test_parts_are_chosen(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By what is left out, by what is taken, a part of a group by its own name; an unknown name is an error."""
+    monkeypatch.setattr(gpu, "cuda_device", lambda: "A GPU")
+    monkeypatch.setattr(gpu, "run_pieces", lambda device, options, chosen, *_: chosen)
+    group = {"training", "parallel", "batches", "stream", "ceilings", "jax training"}
+    assert gpu.main(["--out", str(tmp_path)]) == group | {"tests", "agreement", "simulation"}
+    assert gpu.main(["--skip", "training,tests"]) == {"agreement", "simulation"}
+    assert gpu.main(["--only", "training", "--skip", "stream"]) == group - {"stream"}
+    assert gpu.main(["--only", "stream,tests"]) == {"stream", "tests"}
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "nothing"])
+
+
 def test_an_implementation_that_fails_is_recorded(gpu: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its error; the other rows keep their times."""
     monkeypatch.setattr(gpu, "largest_difference", lambda *_: 1 / 0)
@@ -159,7 +188,7 @@ def test_a_piece_that_hangs_or_dies_costs_itself_alone(
         if "hangs" in budgets:  # on a busy machine it takes long to get there
             budgets["hangs"] += round(5 * (time.perf_counter() - began))
         monkeypatch.setattr(gpu, "BUDGETS", budgets)
-        code = gpu.run_pieces("A GPU", options, {"tests"}, dict(os.environ), tmp_path)
+        code = gpu.run_pieces("A GPU", options, set(budgets), dict(os.environ), tmp_path)
         assert code == int("dies" in budgets)
     record = json.loads(next(tmp_path.glob("gpu-a-gpu-*.json")).read_text())
     assert [record[name][0]["simulation"] for name in ("simulation", "hangs", "dies")] == [
