@@ -61,8 +61,13 @@ class Plan(NamedTuple):
 PLANS = {32: Plan(2, 4, 1, 6, 0, 1, 4), 64: Plan(2, 4, 1, 6, 0, 1, 4), 128: Plan(2, 4, 2, 3, 3, 1, 2)}
 """By the width that the units are padded to."""
 MOST_UNITS = max(PLANS)
-TURNS = 4
-"""So many blocks per multiprocessor at most; on an H200 one turn took a quarter of the Triton kernels' time."""
+TURNS = {"highest": 6, "high": 4, "medium": 2}
+"""So many blocks per multiprocessor at most, by torch's precision of products, on which the other kernels' time hangs.
+
+Milliseconds on an H200 for 784 steps forwards and backwards of 1024 sequences, at 64 and 128 units: 8.9 and 22, and
+by the Triton kernels 11.7 and 38.8 ("highest"), 7.9 and 23.6 ("high"); of 2048 sequences 16 and 43, and 13.3 and
+44.8, 9.2 and 26. That of "medium" is from batches of 256.
+"""
 
 
 def padded(units: int) -> int:
@@ -231,7 +236,8 @@ def suits(xs: Tensor, units: int) -> bool:
     if units > MOST_UNITS:
         return False
     blocks = -(-xs.shape[1] // PLANS[padded(units)].rows)
-    return bool(blocks <= TURNS * torch.cuda.get_device_properties(xs.device).multi_processor_count)
+    turns = TURNS[torch.get_float32_matmul_precision()]
+    return bool(blocks <= turns * torch.cuda.get_device_properties(xs.device).multi_processor_count)
 
 
 def obstacle(xs: Tensor, units: int, checkpoint_every: int | None) -> str | None:
