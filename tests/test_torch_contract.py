@@ -25,7 +25,7 @@ CALLS = {}
 
 
 def numbers(seed, *shape, dtype=torch.float32):
-    return torch.as_tensor(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
+    return torch.as_tensor(np.random.default_rng(seed).standard_normal(shape), device="cpu").to(dtype)
 
 
 X = numbers(1, T, N, K)

@@ -27,7 +27,7 @@ from organics_core.cell import (
 )
 from organics_core.static import spectral_ball
 
-from .implementation import is_ordinary
+from .implementation import in_autocast, is_ordinary
 
 RECURRENT = ("orthogonal", "identity", "spectral")
 BIASES = {"bias_z": "w_zx", "bias_b0": "w_bx0", "bias_b1": "w_bx1"}
@@ -360,9 +360,7 @@ def check_tensor(name: str, value: object, like: Tensor) -> None:
     """TypeError or ValueError unless ``value`` is a tensor of the dtype and device of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {checks.describe(value)}")
-    kind = value.device.type
-    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    if value.dtype != like.dtype and not (value.is_floating_point() and mixed):
+    if value.dtype != like.dtype and not (value.is_floating_point() and in_autocast(value)):
         raise TypeError(f"{name} has dtype {value.dtype} but the parameters have {like.dtype}; convert one of them")
     if value.device != like.device:
         raise ValueError(f"{name} is on {value.device} but the parameters are on {like.device}; move one of them")

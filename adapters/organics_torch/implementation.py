@@ -100,18 +100,29 @@ def address(name: str, value: Tensor) -> int:
     return pointer
 
 
+@torch.compiler.assume_constant_result
+def _has_autocast(kind: str) -> bool:
+    """Whether there is autocast for a kind of device; torch 2.11 cannot trace the question."""
+    return bool(torch.amp.is_autocast_available(kind))
+
+
+def in_autocast(like: Tensor) -> bool:
+    """Whether autocast is on where a tensor is."""
+    kind = like.device.type
+    return _has_autocast(kind) and torch.is_autocast_enabled(kind)
+
+
 def without_autocast(like: Tensor) -> Any:
     """Computations in the dtype of their tensors; a backward pass, too, may run inside of autocast."""
     kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
 
 
 def as_autocast_gives(value: Tensor) -> Tensor:
     """A result in the dtype that torch's own layers give within autocast, which leaves float64 alone."""
-    kind = value.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or value.dtype == torch.float64:
+    if value.dtype == torch.float64 or not in_autocast(value):
         return value
-    return value.to(torch.get_autocast_dtype(kind))
+    return value.to(torch.get_autocast_dtype(value.device.type))
 
 
 class Setup(NamedTuple):
