@@ -387,8 +387,9 @@ def test_inverse_of_an_m_matrix(xp: Library) -> None:
     rng = np.random.default_rng(1)
     with mpmath.workdps(60):
         for n, excess in ((1, 1e-3), (2, 1e-12), (5, 1e-20), (8, 1e-25)):
-            couplings = np.asarray(xp.tree((rng.random((n, n)),))[0]).astype(float)
-            sums = np.asarray(xp.tree((excess * rng.random(n),))[0]).astype(float)
+            couplings, sums = (
+                values.astype(float) for values in numpy_tree(xp.tree((rng.random((n, n)), excess * rng.random(n))))
+            )
             matrix = mpmath.matrix((np.diag(np.diag(couplings)) - couplings).tolist())
             for i in range(n):
                 matrix[i, i] = mpmath.mpf(sums[i]) - mpmath.fsum(matrix[i, j] for j in range(n) if j != i)

@@ -255,9 +255,7 @@ def test_slope_of_a_unit_vector(xp64: Library) -> None:
     weights = np.arange(5.0)
     expected = (weights - v * (v @ weights)) / np.linalg.norm(u)
     for size in (1.0, 1e200, 1e-200):
-        found = gradient(
-            xp64, lambda x: (unit(xp64.namespace, x, -1) * xp64.array(weights)).sum(), xp64.array(size * u)
-        )
+        found = gradient(xp64, lambda x: (unit(xp64.namespace, x, -1) * xp64.array(weights)).sum(), size * u)
         np.testing.assert_allclose(size * found, expected, rtol=1e-12)
 
 

@@ -20,7 +20,7 @@ def test_a_stack_of_cells(dtype: torch.dtype) -> None:
         _, last = layer(x.expand(6000, 3))
     for index, proof in enumerate(proofs):
         for part, wanted in zip(last, proof.state, strict=True):
-            np.testing.assert_allclose(part[index].numpy(), wanted, atol=1e-4 if dtype == torch.float32 else 1e-9)
+            np.testing.assert_allclose(part[index].cpu(), wanted, atol=1e-4 if dtype == torch.float32 else 1e-9)
 
 
 def test_one_cell_and_refusals() -> None:
