@@ -351,6 +351,21 @@ def test_a_run_recorded_before_there_were_schedules_goes_on(fake, tmp_path):
         train(Config(**{**SMALL, "epochs": 3}, schedule="cosine"), tmp_path, resume=True)
 
 
+def test_a_run_goes_on_on_another_device(fake, tmp_path):
+    """What was trained on a GPU is finished without one; a warning says so, and the record names both."""
+    fake()
+    train(Config(**SMALL), tmp_path)
+    arrays, record = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert record.pop("devices") == ["cpu"]
+    record["config"]["device"] = "cuda"
+    save_checkpoint(tmp_path / "checkpoint.safetensors", arrays, record)
+    longer = Config(**{**SMALL, "epochs": 3})
+    with pytest.warns(RuntimeWarning, match=r"was made on 'cuda' and the run goes on on 'cpu', whose numbers differ"):
+        results = train(longer, tmp_path, resume=True)
+    assert results["devices"] == ["cuda", "cpu"]
+    assert train(longer, tmp_path, resume=True)["devices"] == ["cuda", "cpu"]
+
+
 def test_another_run_in_the_folder(fake, tmp_path):
     fake()
     train(Config(**SMALL), tmp_path)

@@ -240,12 +240,20 @@ def _train(
     if processes.first:
         folder.mkdir(parents=True, exist_ok=True)
 
-    epoch, done, records, current = 1, 0, [], _Epoch()
+    epoch, done, records, current, devices = 1, 0, [], _Epoch(), [config.device]
     if restored is not None:
         arrays, record = restored
         learner.load_state(arrays)
+        devices = list(dict.fromkeys([*record.get("devices", [record["config"]["device"]]), config.device]))
         before = record.get("implementation")
-        if before is not None and before != learner.implementation:
+        if record["config"]["device"] != config.device:
+            warnings.warn(
+                f"{path} was made on {record['config']['device']!r} and the run goes on on {config.device!r}, whose "
+                "numbers differ by rounding",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        elif before is not None and before != learner.implementation:
             problem = learner.use(before)
             if problem is not None:
                 warnings.warn(
@@ -258,7 +266,7 @@ def _train(
 
     def save() -> None:
         record = {"config": config.asdict(), "epoch": epoch, "step": done, "epochs": records}
-        record["implementation"] = learner.implementation
+        record |= {"implementation": learner.implementation, "devices": devices}
         arrays = learner.state()  # all take part
         if processes.first:
             save_checkpoint(path, arrays, {**record, "current": current.values})
@@ -342,6 +350,7 @@ def _train(
         "measured_at": f"the parameters after {measured}; the test set was looked at once",
         "gradient_clipping": "none",
         "implementation": learner.implementation,
+        "devices": devices,
         "processes": processes.count,
         "parallel": processes.how,
         "seconds": sum(record["seconds"] for record in records),
@@ -415,10 +424,10 @@ def environment(framework: str) -> dict[str, Any]:
 
 
 def _same_run(path: Path, before: dict[str, Any], config: Config) -> None:
-    """ValueError naming the first field that differs; skip_steps may, and epochs where the rate allows."""
+    """ValueError naming the first field that differs, of those that may not; epochs may where the rate allows."""
     now, before = json.loads(json.dumps(asdict(config))), completed(before)
     for name, value in now.items():
-        if name == "skip_steps":
+        if name in ("skip_steps", "device"):
             continue
         if before[name] != value and (name != "epochs" or config.schedule != "step"):
             raise ValueError(f"{path} is of a run with {name} {before.get(name)!r}, not {value!r}")
