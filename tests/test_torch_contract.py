@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import ELSEWHERE
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import organics_torch as ot  # noqa: E402
 from organics_core.cell import CellState, cell_sequence  # noqa: E402
+from organics_torch import sequence  # noqa: E402
+from organics_torch.sequence import SCAN_HAS_DERIVATIVE  # noqa: E402
 
 pytestmark = pytest.mark.cpu
 T, N, K, H = 5, 4, 3, 6
@@ -291,6 +294,8 @@ def test_compiled_once_for_all_lengths(implementation):
 def test_exported_for_any_batch_and_number_of_steps(axes, implementation):
     layer = ot.ORGaNICs(K, H, implementation=implementation, seed=0, dtype=torch.float64)
     shapes = (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)
+    if implementation == "reference" and 0 in axes and not SCAN_HAS_DERIVATIVE:
+        pytest.skip(f"{ELSEWHERE}torch {torch.__version__} has no derivative of a scan")
     program, file = torch.export.export(layer, (X.double(),), dynamic_shapes=shapes), io.BytesIO()
     if implementation != "reference":  # torch 2.13 cannot write a scan
         torch.export.save(program, file)
@@ -299,6 +304,18 @@ def test_exported_for_any_batch_and_number_of_steps(axes, implementation):
     module = program.module()
     x = numbers(2, 8 if 0 in axes else T, 7 if 1 in axes else N, K, dtype=torch.float64)
     assert agree(trained(module, module, x), trained(layer, layer, x))
+
+
+def test_a_scan_without_a_derivative_is_refused(monkeypatch):
+    """Where torch would give zeros in place of gradients; values alone may be had."""
+    monkeypatch.setattr(sequence, "SCAN_HAS_DERIVATIVE", False)
+    layer, shapes = ot.ORGaNICs(K, H, implementation="reference", seed=0), ({0: torch.export.Dim.DYNAMIC},)
+    with pytest.raises(RuntimeError, match="would give wrong gradients for a recorded loop of any number of steps"):
+        torch.export.export(layer, (X,), dynamic_shapes=shapes)
+    with torch.no_grad():
+        program = torch.export.export(layer, (X,), dynamic_shapes=shapes)
+        longer = numbers(2, T + 4, N, K)
+        torch.testing.assert_close(program.module()(longer)[0], layer(longer)[0])
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ from . import fused, native, parallel, plain
 from .implementation import WEIGHTS, Setup, check, intercepted, is_ordinary, misfit, shapes_of, without_autocast
 
 IMPLEMENTATIONS = ("auto", "fused", "triton", "cuda", "function", "parallel", "reference")
+SCAN_HAS_DERIVATIVE = torch.__version__ >= (2, 13)
+"""Gradients of a program that torch 2.11 exported with a scan were zero where they are not."""
 _MODULES: dict[str, Any] = {"fused": fused, "function": plain, "parallel": parallel}
 
 
@@ -332,7 +334,15 @@ def run_sequence(
     """ys (T, N, n), or None where they are not wanted, and the last state (N, n), for inputs xs (T, N, k)."""
     chosen = choose_implementation(implementation, fields, xs, checkpoint_every, state)
     if chosen == "reference":
-        loop = torch.onnx.is_in_onnx_export() or isinstance(xs.shape[0], torch.SymInt)
+        onnx = torch.onnx.is_in_onnx_export()
+        loop = onnx or isinstance(xs.shape[0], torch.SymInt)
+        trained = any(p is not None and p.requires_grad for p in (xs, *state, *fields))
+        if loop and not onnx and trained and torch.is_grad_enabled() and not SCAN_HAS_DERIVATIVE:
+            raise RuntimeError(
+                f"torch {torch.__version__} would give wrong gradients for a recorded loop of any number of steps by "
+                "the core's step: record it within torch.no_grad(), with implementation 'function', for a fixed "
+                "number of steps, or with torch 2.13"
+            )
         compute = scanned_sequence if loop else reference_sequence
         with without_autocast(xs):
             ys, state = compute(fields, w, rates, state, xs, variant)
