@@ -266,6 +266,28 @@ def test_reserve_lends_one_buffer_to_one_tensor_at_a_time():
     assert reserve.empty((0,), torch.float64).shape == (0,)
 
 
+def test_reserve_keeps_what_was_lent_at_once_and_no_more():
+    reserve = Reserve(smallest=16)
+    both = [reserve.empty((100,), torch.float32), reserve.empty((20,), torch.float32)]
+    places = [tensor.data_ptr() for tensor in both]
+    del both
+    both = [reserve.empty((90,), torch.float32), reserve.empty((20,), torch.float32)]
+    assert [tensor.data_ptr() for tensor in both] == places  # each has its own, in turn, too
+    del both
+
+    def kept():
+        return sum(size * len(spare) for size, spare in reserve._spare.items())
+
+    small = [reserve.empty((10,), torch.float32) for _ in range(4)]  # the first has that of 80 bytes
+    assert kept() == 400
+    small.append(reserve.empty((10,), torch.float32))  # 240 are lent, and 400 more would be too much
+    assert kept() == 0
+    for count in range(101, 300, 7):
+        reserve.empty((count,), torch.float64)
+        assert kept() + 240 <= 1.25 * (8 * count + 240)
+    del small
+
+
 def test_memory_does_not_grow():
     resource = pytest.importorskip("resource", reason=f"{ELSEWHERE}no resource usage")
     layer = ot.ORGaNICs(1, 32, seed=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -150,32 +150,55 @@ class Setup(NamedTuple):
 
 
 class Reserve:
-    """One large buffer, lent again and again: a fresh one costs more in page faults than what is computed in it.
+    """Large buffers, lent again and again: a fresh one costs more in page faults than what is computed in it.
 
-    The buffer comes back when the last tensor upon it is gone.
+    A buffer comes back when the last tensor upon it is gone. Kept are those that were lent at once, and a quarter more.
     """
 
     def __init__(self, smallest: int = 1 << 20) -> None:
         self.smallest = smallest
-        self._spare: list[Tensor] = []  # at most one; a list, whose pop no two threads can have
+        self._spare: dict[int, list[Tensor]] = {}  # by size; lists, whose pop no two threads can have
+        self._lent: dict[int, int] = {}  # sizes by address
+        self._most = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialized tensor on the CPU, on the spare buffer if that fits."""
+        """An uninitialized tensor on the CPU, on a spare buffer if one fits."""
         count = 1
         for size in shape:
             count *= size
         wanted = count * dtype.itemsize
         if wanted < self.smallest:
             return torch.empty(shape, dtype=dtype, device="cpu")
-        try:
-            memory = self._spare.pop()
-        except IndexError:
-            memory = None
-        if memory is None or not wanted <= memory.numel() <= 2 * wanted:
+        memory = self._fitting(wanted)
+        if memory is None:
+            self._make_room(wanted)
             memory = torch.empty(wanted, dtype=torch.uint8, device="cpu")
+        self._lent[memory.data_ptr()] = memory.numel()
         lent = (ctypes.c_char * wanted).from_address(memory.data_ptr())
         weakref.finalize(lent, self._take_back, memory).atexit = False
         return torch.frombuffer(lent, dtype=dtype).view(shape)
 
+    def _fitting(self, wanted: int) -> Tensor | None:
+        """The smallest spare buffer that is large enough, unless it is more than twice as large."""
+        for size in sorted(self._spare):
+            if wanted <= size <= 2 * wanted:
+                with suppress(KeyError, IndexError):
+                    return self._spare[size].pop()
+        return None
+
+    def _make_room(self, wanted: int) -> None:
+        """Let go of spare buffers, the smallest first, until a new one does not make the whole too large."""
+        lent = wanted + sum(list(self._lent.values()))
+        self._most = max(self._most, lent)
+        room = 1.25 * self._most - lent - sum(size * len(spare) for size, spare in list(self._spare.items()))
+        for size in sorted(self._spare):
+            while room < 0 and self._spare.get(size):
+                with suppress(KeyError, IndexError):
+                    self._spare[size].pop()
+                    room += size
+            if not self._spare.get(size):
+                self._spare.pop(size, None)
+
     def _take_back(self, memory: Tensor) -> None:
-        self._spare[:] = [memory]
+        self._lent.pop(memory.data_ptr(), None)
+        self._spare.setdefault(memory.numel(), []).append(memory)
