@@ -39,6 +39,11 @@ def _namespace() -> Any:
     return xp
 
 
+def _of_a_batch(value: Any, size: Any) -> Any:
+    """(size, n) in memory of its own: a stateful layer writes to its states."""
+    return keras.ops.zeros((size, *value.shape), dtype=value.dtype) + value
+
+
 @keras.saving.register_keras_serializable(package="organics")
 class CircuitCell(keras.layers.Layer):
     """A circuit as a cell: each input of the sequence is the drive z for ``dt`` seconds, each output y.
@@ -96,8 +101,7 @@ class CircuitCell(keras.layers.Layer):
 
     def get_initial_state(self, batch_size: Any = None) -> list[Any]:
         """The state at rest for a batch."""
-        shape = (batch_size, self.output_size)
-        return [keras.ops.broadcast_to(self._constant(part), shape) for part in self.rest]
+        return [_of_a_batch(self._constant(part), batch_size) for part in self.rest]
 
     def _constant(self, value: np.ndarray) -> Any:
         return keras.ops.convert_to_tensor(value, dtype=self.compute_dtype)
@@ -183,8 +187,7 @@ class ORGaNICsCell(keras.layers.Layer):
 
     def get_initial_state(self, batch_size: Any = None) -> list[Any]:
         """The start state for a batch."""
-        shape = (batch_size, self.units)
-        return [keras.ops.broadcast_to(self._value(f"start_{name}"), shape) for name in CellState._fields]
+        return [_of_a_batch(self._value(f"start_{name}"), batch_size) for name in CellState._fields]
 
     def call(self, inputs: Any, states: Any) -> tuple[Any, list[Any]]:
         """One step of the sequence."""

@@ -72,6 +72,40 @@ def test_trains_saves_and_loads(tmp_path):
     np.testing.assert_allclose(again.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["trained", "circuit"])
+def test_a_stateful_layer_goes_on(kind):
+    """Two halves of a sequence one after the other are the whole."""
+    x = np.random.default_rng(0).random((4, 20, 8)).astype("float32")
+
+    def layer(**options):
+        cell = ORGaNICsCell(5, seed=0) if kind == "trained" else CircuitCell(PROBLEM.circuit, 0.001)
+        return keras.layers.RNN(cell, return_sequences=True, **options)
+
+    part = layer(stateful=True)
+    halves = [keras.ops.convert_to_numpy(part(half)) for half in (x[:, :10], x[:, 10:])]
+    np.testing.assert_allclose(np.concatenate(halves, 1), keras.ops.convert_to_numpy(layer()(x)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+def test_policies_of_precision(policy, tmp_path):
+    """The cell trains, and a saved model gives the same."""
+    x, labels = np.random.default_rng(0).random((32, 6, 1)), np.arange(32) % 2
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        rnn, read = keras.layers.RNN(ORGaNICsCell(4, seed=0)), keras.layers.Dense(2, "softmax", dtype="float32")
+        model = keras.Sequential([keras.Input((6, 1)), rnn, read])
+        model.compile("adam", "sparse_categorical_crossentropy")
+        assert np.isfinite(model.fit(x, labels, verbose=0).history["loss"][0])
+        model.save(tmp_path / "m.keras")
+        again = keras.models.load_model(tmp_path / "m.keras")
+        np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+        assert {keras.backend.standardize_dtype(weight.dtype) for weight in rnn.weights} == {
+            policy.replace("mixed_bfloat16", "float32").replace("mixed_float16", "float32")
+        }
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+
+
 def test_circuit_cell_config():
     cell = CircuitCell(PROBLEM.circuit, 1e-3, variant="rectified")
     again = CircuitCell.from_config(cell.get_config())
