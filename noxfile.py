@@ -230,7 +230,7 @@ SPHINX = ("sphinx>=8", "myst-nb>=1.2", "furo", "sphinx-copybutton", "sphinx-desi
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """The documentation in site/: a test run for the capability table, the gallery, the executed tutorials."""
-    extras = ("cli", "plot", "sweep", "torch", "jax", "diffrax", "torchdiffeq", "nengo", "keras")
+    extras = ("cli", "plot", "sweep", "torch", "jax", "diffrax", "torchdiffeq", "nengo", "keras", "explore")
     install(session, *extras, more=(*TESTING, "array-api-strict>=2.3", "flax>=0.10", *SPHINX, "ipykernel"))
     made = Path("docs", "_generated")
     if "--again" not in session.posargs:  # with it, keep the test report and the figures of the last build
@@ -239,8 +239,19 @@ def docs(session: nox.Session) -> None:
         session.run("pytest", "-q", *libraries, f"--junitxml={made / 'tests.xml'}", env=environment)
         session.run("organics", "figures", "--all", "--output", str(made / "figures"))
     session.run("python", "docs/tables.py")
+    session.run("python", "adapters/organics_explore/notebook.py")
     session.env["KERAS_BACKEND"] = "torch"
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "site")
+
+
+@nox.session(default=False)
+def explore(session: nox.Session) -> None:
+    """The explorer, its page in the system's chromium too: every slider moves; pictures in organics-output/explore."""
+    install(session, "explore", more=(*TESTING, "playwright>=1.50"))
+    out = ROOT / "organics-output" / "explore"
+    out.mkdir(parents=True, exist_ok=True)
+    environment = {**ONE_THREAD, "ORGANICS_EXPLORE_OUT": str(out)}
+    session.run("pytest", "--library", "numpy", "tests/test_explore.py", *session.posargs, env=environment)
 
 
 @nox.session(default=False)

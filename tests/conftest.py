@@ -49,6 +49,7 @@ ADAPTERS = {
     "cupy",
     "datasets",
     "documentation",
+    "explore",
     "figures",
     "graphs",
     "plot",

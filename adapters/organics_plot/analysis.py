@@ -569,7 +569,8 @@ def spectrum_lines(
     """Power of ``what``, (C, F), over frequencies (F,) in Hz, from light to dark; a dot at each highest inner peak."""
     ax = axes_or_current(ax)
     power = np.atleast_2d(power)
-    for k, (line, color) in enumerate(zip(power, shades(len(power)), strict=True)):
+    colors = shades(len(power)) if len(power) > 1 else [CYCLE[0]]
+    for k, (line, color) in enumerate(zip(power, colors, strict=True)):
         label = None if labels is None else labels[k]
         ax.loglog(frequencies, line, **{"color": color, "label": label, **style})
         inner = np.flatnonzero((line[1:-1] > line[:-2]) & (line[1:-1] > line[2:])) + 1
