@@ -102,6 +102,35 @@ def simulators(folder: Path) -> str:
     return "\n".join([table(["module", "for", "extra"], rows), *parts])
 
 
+def notebook(page: str) -> dict[str, Any]:
+    """A tutorial as a Jupyter notebook: its code cells, and its prose without what only Sphinx reads."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
+    text = re.sub(r"^\{download\}.*\n", "", text, flags=re.MULTILINE)
+    parts = re.split(r"^```\{code-cell\} python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    cells: list[dict[str, Any]] = []
+    for place, part in enumerate(parts):
+        source = part.strip("\n") if place % 2 else prose(part).strip()
+        if source:
+            of_kind = {"cell_type": "code", "execution_count": None, "outputs": []} if place % 2 else None
+            cells.append(
+                {"id": f"cell-{len(cells)}", "metadata": {}, "source": source, **(of_kind or {"cell_type": "markdown"})}
+            )
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def prose(text: str) -> str:
+    """MyST as plain Markdown: names for roles, the words of links to other pages, quotations for admonitions."""
+    text = re.sub(r"\{[a-z:]+\}`(?:[^`<]*<)?([^`>]+)>?`", r"`\1`", text)
+    text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+    def quoted(found: re.Match[str]) -> str:
+        head = f"**{found[1].capitalize()}.** {found[2].strip()}"
+        return "\n".join(f"> {line}" for line in head.splitlines())
+
+    return re.sub(r"^```\{(\w+)\}\n(.*?)^```$", quoted, text, flags=re.MULTILINE | re.DOTALL)
+
+
 def commands(names: Iterable[str]) -> str:
     """The help of the command line and of every command, as it prints it."""
     parts = []
@@ -243,7 +272,10 @@ def main() -> int:
         "gpu.md", newest("gpu-.+?", "md"), Path.read_text, "No GPU has run anything yet: `nox -s gpu` makes a record."
     )
     (OUT / "simulators.md").write_text(simulators(ROOT / "adapters" / "organics_simulators"))
-    names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "sweep")
+    (OUT / "notebooks").mkdir(exist_ok=True)
+    for page in (ROOT / "docs" / "tutorials").glob("*.md"):
+        (OUT / "notebooks" / f"{page.stem}.ipynb").write_text(json.dumps(notebook(page.read_text()), indent=1) + "\n")
+    names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "explore", "sweep")
     (OUT / "commands.md").write_text(commands(names))
     return 0
 

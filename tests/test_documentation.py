@@ -72,6 +72,36 @@ def test_the_page_of_ones_own_model_runs(monkeypatch):
     assert names["covariance"].shape == (2, 2)
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "tutorials").glob("*.md")), ids=lambda page: page.stem)
+def test_a_tutorial_is_a_notebook_to_download(page):
+    """Its code cells are those of the page, in order, among its prose; nothing is left that Sphinx alone reads."""
+    text = page.read_text()
+    assert f"\n{{download}}`This page as a Jupyter notebook <../_generated/notebooks/{page.stem}.ipynb>`\n" in text
+    book = tables.notebook(text)
+    assert (book["nbformat"], book["metadata"]["kernelspec"]["name"]) == (4, "python3")
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+    code, said = ([c["source"] for c in book["cells"] if c["cell_type"] == kind] for kind in ("code", "markdown"))
+    lines, own, inside = text.splitlines(), [], False
+    for line in lines:  # as Sphinx reads it
+        if line.startswith("```"):
+            inside = line == "```{code-cell} python"
+            own += [[]] if inside else []
+        elif inside:
+            own[-1].append(line)
+    assert code == ["\n".join(cell) for cell in own]
+    assert len(code) >= 3
+    for cell in code:
+        compile(cell, page.name, "exec")
+    assert said[0].startswith("# ")
+    assert [line for line in lines if line.startswith("#")] == [
+        line for cell in said for line in cell.splitlines() if line.startswith("#")
+    ]
+    prose = "\n".join(said)
+    assert not re.search(r"\{[a-z:-]+\}|\.md\b|mystnb", prose)
+    words = len(re.findall(r"\w+", text)) - len(re.findall(r"\w+", "\n".join(code)))
+    assert len(re.findall(r"\w+", prose)) > 0.8 * words  # without the head, the words of roles and the targets of links
+
+
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 LIBRARY = re.compile(r"^(?:import|from) (?:organics_)?(torch|jax)\b", re.MULTILINE)
 PAGES = (
