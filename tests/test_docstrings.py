@@ -1,10 +1,15 @@
 """Every public name of every package has a docstring that says what it takes, returns and raises."""
 
 import ast
+import doctest
+import importlib
 import re
+from inspect import isfunction
 from pathlib import Path
 
 import pytest
+
+import organics_core as oc
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT, ROOT / "backends", ROOT / "adapters")
@@ -123,3 +128,22 @@ def told(x, y) -> int:
     bare, told = ast.parse(text).body
     assert missing(bare) == ["a docstring"]
     assert missing(told) == ["the argument y", "Returns", "Raises"]
+
+
+MODULES = sorted(file for file in (ROOT / "organics_core").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT / "organics_core")))
+def test_examples_run(file):
+    """What the examples of the core print, they print (in numpy)."""
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    assert doctest.testmod(importlib.import_module(name), verbose=False).failed == 0
+
+
+def test_every_public_function_of_the_core_has_an_example():
+    functions = [getattr(oc, name) for name in oc.__all__ if isfunction(getattr(oc, name))]
+    functions += [f for name, f in vars(oc.phenomena).items() if isfunction(f) and name[0] != "_"]
+    functions = [f for f in functions if f.__name__ in oc.__all__ or f.__module__ == "organics_core.phenomena"]
+    current = [f for f in functions if not f.__doc__.startswith("Deprecated: ")]
+    assert len(current) > 50
+    assert [f.__name__ for f in current if ">>>" not in f.__doc__] == []
