@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import re
 from pathlib import Path
 
@@ -40,6 +41,35 @@ def test_the_newest_record_of_a_kind_is_taken(tmp_path):
 def test_every_record_that_a_page_needs_is_there_and_read(kind):
     make = {"training-cpu": "torch_speed", "training-jax-cpu": "jax_speed", "embed": "embedding"}.get(kind, kind)
     assert getattr(tables, make)(tables.newest(kind)).count("\n| ") > 2
+
+
+def test_losses_are_the_rows_that_are_behind_and_no_others(tmp_path):
+    layers = {"LSTM": 2.0, "fused": 1.0, "checkpointed": 3.0, "function": 2.0, "auto": 1.9}
+    shape = {"hidden": 8, "steps": 9, "seconds": layers, "megabytes": {**dict.fromkeys(layers, 1.0), "LSTM": 2.0}}
+    runs = [{"library": "numpy", "peer": "scipy", "n": n, "batch": 1, "ratio": n / 100} for n in (94, 96)]
+    stream = {"hidden": 8, "seconds_per_step": {"LSTM": 2.0, "layer": 5.0, "stream": 1.0}}
+    contents = {"torch": {"shapes": [shape]}, "jax": {"shapes": [shape]}, "runs": {"adaptive": runs}}
+    contents["streams"] = {"shapes": [stream]}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert tables.losses(*(tmp_path / name for name in contents)).splitlines() == [
+        "- torch, `checkpointed`, 8 units x 9 steps: 1.50 times the time of the LSTM",
+        "- torch, `function`, 8 units x 9 steps: 1.00 times the time of the LSTM",
+        "- simulation, numpy, n = 96, batch 1: 0.96 times the time of scipy",
+        "- one step of a stream, 8 units, layer: 2.50 times the time of the LSTM",
+    ]
+    found = tables.losses(*map(tables.newest, ("training-cpu", "training-jax-cpu", "simulation", "streaming-cpu")))
+    assert found.count("\n") > 3
+
+
+def test_a_record_says_on_which_processor():
+    assert tables.measured_on({"processor": "P", "threads": 2, "versions": {"torch": "1"}}, "torch", "jax") == (
+        "Measured on P, 2 threads, torch 1.\n"
+    )
+    assert "does not name (x86_64)" in tables.measured_on({"versions": {"machine": "x86_64"}})
+    for make in (tables.torch_speed, tables.jax_speed, tables.simulation, tables.analysis):
+        kind = {"torch_speed": "training-cpu", "jax_speed": "training-jax-cpu"}.get(make.__name__, make.__name__)
+        assert make(tables.newest(kind)).startswith("Measured on ")
 
 
 def test_capabilities_count_what_ran(tmp_path):
