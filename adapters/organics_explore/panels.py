@@ -77,7 +77,7 @@ def solve(settings: Settings) -> Solved:
     --------
     >>> solved = solve(Settings(neurons=1, w_r=2.0))
     >>> [stable for _, stable in solved.points]
-    [True, False, True]
+    [False, False, True]
     """
     population, circuit, z = population_of(settings)
     points, message = _fixed_points(circuit, z)
