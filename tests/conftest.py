@@ -45,6 +45,7 @@ hypothesis.settings.load_profile("stable")
 ADAPTERS = {
     "baselines",
     "checkpoint",
+    "checkpoint_files",
     "cli",
     "cupy",
     "datasets",
