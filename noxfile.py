@@ -93,9 +93,12 @@ for _library in LIBRARIES:
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """Lines and branches of the core that the tests in numpy reach; fails below 95 %."""
-    install(session, *LIBRARIES["numpy"]["extras"], more=(*TESTING, *LIBRARIES["numpy"]["packages"], "pytest-cov>=6"))
-    options = ("--cov", "--cov-report=term", "--cov-fail-under=95")
-    session.run("pytest", "--library", "numpy", *options, *WORKERS, *session.posargs, env=ONE_THREAD)
+    install(session, *LIBRARIES["numpy"]["extras"], more=(*TESTING, *LIBRARIES["numpy"]["packages"], "coverage>=7.10"))
+    session.run("coverage", "erase")
+    words = ("coverage", "run", "-m", "pytest", "--library", "numpy")  # pytest-cov begins after conftest.py
+    session.run(*words, *WORKERS, *session.posargs, env=ONE_THREAD)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report", "--fail-under=95")
 
 
 @nox.session(default=False)
@@ -230,7 +233,7 @@ SPHINX = ("sphinx>=8", "myst-nb>=1.2", "furo", "sphinx-copybutton", "sphinx-desi
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """The documentation in site/: a test run for the capability table, the gallery, the executed tutorials."""
-    extras = ("cli", "plot", "sweep", "torch", "jax", "diffrax", "torchdiffeq", "nengo", "keras")
+    extras = ("cli", "plot", "sweep", "torch", "jax", "diffrax", "torchdiffeq", "nengo", "keras", "explore")
     install(session, *extras, more=(*TESTING, "array-api-strict>=2.3", "flax>=0.10", *SPHINX, "ipykernel"))
     made = Path("docs", "_generated")
     if "--again" not in session.posargs:  # with it, keep the test report and the figures of the last build
@@ -239,8 +242,19 @@ def docs(session: nox.Session) -> None:
         session.run("pytest", "-q", *libraries, f"--junitxml={made / 'tests.xml'}", env=environment)
         session.run("organics", "figures", "--all", "--output", str(made / "figures"))
     session.run("python", "docs/tables.py")
+    session.run("python", "adapters/organics_explore/notebook.py")
     session.env["KERAS_BACKEND"] = "torch"
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "site")
+
+
+@nox.session(default=False)
+def explore(session: nox.Session) -> None:
+    """The explorer, its page in the system's chromium too: every slider moves; pictures in organics-output/explore."""
+    install(session, "explore", more=(*TESTING, "playwright>=1.50"))
+    out = ROOT / "organics-output" / "explore"
+    out.mkdir(parents=True, exist_ok=True)
+    environment = {**ONE_THREAD, "ORGANICS_EXPLORE_OUT": str(out)}
+    session.run("pytest", "--library", "numpy", "tests/test_explore.py", *session.posargs, env=environment)
 
 
 @nox.session(default=False)

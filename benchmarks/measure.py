@@ -69,5 +69,7 @@ def save(name: str, content: dict[str, Any], packages: tuple[str, ...]) -> Path:
             continue
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"versions": versions, **content}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"versions": versions, "processor": processor(), **content}, indent=2) + "\n", encoding="utf-8"
+    )
     return path

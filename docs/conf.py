@@ -35,7 +35,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "_generated/*.md"]
+exclude_patterns = ["_build", "_generated/*.md", "_generated/notebooks"]
 
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
 nb_execution_mode = "force"
@@ -83,7 +83,10 @@ class Domain(PythonDomain):
         return super().find_obj(env, modname, classname, name, type, searchmode)
 
 
-PACKAGES = ("core", "torch", "jax", "cupy", "plot", "figures", "train", "baselines", "sweep", "agree", "simulators")
+PACKAGES = (
+    *("core", "torch", "jax", "cupy", "plot", "figures", "explore", "train", "baselines", "sweep", "agree"),
+    "simulators",
+)
 
 
 def complete(app: Sphinx, env: BuildEnvironment) -> None:

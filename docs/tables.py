@@ -102,6 +102,35 @@ def simulators(folder: Path) -> str:
     return "\n".join([table(["module", "for", "extra"], rows), *parts])
 
 
+def notebook(page: str) -> dict[str, Any]:
+    """A tutorial as a Jupyter notebook: its code cells, and its prose without what only Sphinx reads."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
+    text = re.sub(r"^\{download\}.*\n", "", text, flags=re.MULTILINE)
+    parts = re.split(r"^```\{code-cell\} python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    cells: list[dict[str, Any]] = []
+    for place, part in enumerate(parts):
+        source = part.strip("\n") if place % 2 else prose(part).strip()
+        if source:
+            of_kind = {"cell_type": "code", "execution_count": None, "outputs": []} if place % 2 else None
+            cells.append(
+                {"id": f"cell-{len(cells)}", "metadata": {}, "source": source, **(of_kind or {"cell_type": "markdown"})}
+            )
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def prose(text: str) -> str:
+    """MyST as plain Markdown: names for roles, the words of links to other pages, quotations for admonitions."""
+    text = re.sub(r"\{[a-z:]+\}`(?:[^`<]*<)?([^`>]+)>?`", r"`\1`", text)
+    text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+    def quoted(found: re.Match[str]) -> str:
+        head = f"**{found[1].capitalize()}.** {found[2].strip()}"
+        return "\n".join(f"> {line}" for line in head.splitlines())
+
+    return re.sub(r"^```\{(\w+)\}\n(.*?)^```$", quoted, text, flags=re.MULTILINE | re.DOTALL)
+
+
 def commands(names: Iterable[str]) -> str:
     """The help of the command line and of every command, as it prints it."""
     parts = []
@@ -113,10 +142,50 @@ def commands(names: Iterable[str]) -> str:
     return "\n".join(parts)
 
 
+def measured_on(content: dict[str, Any], *packages: str) -> str:
+    """Processor, threads and versions of a record, as far as it names them."""
+    parts = [
+        content.get("processor") or f"a processor that the record does not name ({content['versions']['machine']})"
+    ]
+    parts += [f"{content['threads']} threads"] if "threads" in content else []
+    parts += [f"{name} {content['versions'][name]}" for name in packages if name in content["versions"]]
+    return f"Measured on {', '.join(parts)}.\n"
+
+
+def losses(torch: Path, jax: Path, numpy: Path, streams: Path) -> str:
+    """Every row of the records on processors where ours takes at least as long as the peer, or more memory."""
+    lines = []
+    for name, record, own in (("torch", torch, ("fused", "checkpointed", "function")), ("jax", jax, ("auto",))):
+        for shape in json.loads(record.read_text())["shapes"]:
+            for what, unit in (("seconds", "time"), ("megabytes", "peak memory")):
+                ratios = {layer: shape[what][layer] / shape[what]["LSTM"] for layer in own}
+                lines += [
+                    f"- {name}, `{layer}`, {shape['hidden']} units x {shape['steps']} steps: "
+                    f"{ratio:.2f} times the {unit} of the LSTM"
+                    for layer, ratio in ratios.items()
+                    if ratio >= 1
+                ]
+    for row in json.loads(numpy.read_text())["adaptive"]:
+        if row["ratio"] >= 0.95:
+            lines.append(
+                f"- simulation, {row['library']}, n = {row['n']}, batch {row['batch']}: "
+                f"{row['ratio']:.2f} times the time of {row['peer']}"
+            )
+    for shape in json.loads(streams.read_text())["shapes"]:
+        seconds = shape["seconds_per_step"]
+        lines += [
+            f"- one step of a stream, {shape['hidden']} units, {name}: "
+            f"{own / seconds['LSTM']:.2f} times the time of the LSTM"
+            for name, own in seconds.items()
+            if name != "LSTM" and own >= seconds["LSTM"]
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def torch_speed(record: Path) -> str:
     """Seconds and megabytes of a forward and backward pass, per shape, from benchmarks/training.py."""
     content = json.loads(record.read_text())
-    parts = [f"{content['processor']}, {content['threads']} threads, torch {content['versions']['torch']}.\n"]
+    parts = [measured_on(content, "torch")]
     for shape in content["shapes"]:
         seconds, megabytes = shape["seconds"], shape["megabytes"]
         rows = [
@@ -129,7 +198,7 @@ def torch_speed(record: Path) -> str:
             ]
             for name, own in seconds.items()
         ]
-        rows.append(["floor of the arithmetic", f"{shape['floor_seconds']:.3f}", "", "", ""])
+        rows.append(["floor", f"{shape['floor_seconds']:.3f}", "", "", ""])
         parts.append(f"**{shape['hidden']} units, {shape['steps']} steps, batch {shape['batch']}**\n")
         parts.append(table(["", "seconds", "/ LSTM", f"{PAPER} /", "peak MB"], rows))
         missed = [
@@ -155,8 +224,7 @@ def jax_speed(record: Path) -> str:
         for shape in content["shapes"]
         for name, own in shape["seconds"].items()
     ]
-    head = f"{content['processor']}, jax {content['versions']['jax']}.\n\n"
-    return head + table(["units x steps", "", "seconds", "/ LSTM", "peak MB"], rows)
+    return measured_on(content, "jax") + "\n" + table(["units x steps", "", "seconds", "/ LSTM", "peak MB"], rows)
 
 
 def accuracies(folder: Path) -> str:
@@ -174,6 +242,7 @@ def accuracies(folder: Path) -> str:
 
 def simulation(record: Path) -> str:
     """Adaptive integration against peers, at equal accuracy."""
+    content = json.loads(record.read_text())
     rows = [
         [
             f"{row['library']} / {row['peer']}",
@@ -183,9 +252,14 @@ def simulation(record: Path) -> str:
             f"{1000 * row['peer_seconds']:.2f}",
             f"{row['ratio']:.2f}",
         ]
-        for row in json.loads(record.read_text())["adaptive"]
+        for row in content["adaptive"]
     ]
-    return table(["ours / peer", "n", "batch", "ours, ms", "peer, ms", "ratio"], rows)
+    peers = ("numpy", "scipy", "torch", "torchdiffeq", "jax", "diffrax")
+    return (
+        measured_on(content, *peers)
+        + "\n"
+        + table(["ours / peer", "n", "batch", "ours, ms", "peer, ms", "ratio"], rows)
+    )
 
 
 def analysis(record: Path) -> str:
@@ -201,7 +275,7 @@ def analysis(record: Path) -> str:
         ],
         ["certificate, the decision only", f"{proof['certify']:.3g}", f"{proof['eigenvalues_over_certify']:.3g}"],
     ]
-    head = f"Stability of one circuit with W_r = I, n = {proof['n']}:\n\n"
+    head = measured_on(content, "numpy") + f"\nStability of one circuit with W_r = I, n = {proof['n']}:\n\n"
     tail = (
         f"\nWhere a circuit with another W_r ends, n = {kinds['n']}: Newton's method and eigenvalues (`oc.classify`) "
         f"took {kinds['shared_pool']['ratio']:.3g} times less than Euler steps until nothing changes where all neurons "
@@ -239,11 +313,17 @@ def main() -> int:
     write("accuracies.md", RESULTS / "train", accuracies, "No record yet: run `organics train`.")
     write("simulation.md", newest("simulation"), simulation, "No record yet: run `python benchmarks/simulation.py`.")
     write("analysis.md", newest("analysis"), analysis, "No record yet: run `python benchmarks/analysis.py`.")
+    records = [newest(kind) for kind in ("training-cpu", "training-jax-cpu", "simulation", "streaming-cpu")]
+    found = losses(*[r for r in records if r]) if all(records) else "*Not all records are there.*\n"
+    (OUT / "losses.md").write_text(found)
     write(
         "gpu.md", newest("gpu-.+?", "md"), Path.read_text, "No GPU has run anything yet: `nox -s gpu` makes a record."
     )
     (OUT / "simulators.md").write_text(simulators(ROOT / "adapters" / "organics_simulators"))
-    names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "sweep")
+    (OUT / "notebooks").mkdir(exist_ok=True)
+    for page in (ROOT / "docs" / "tutorials").glob("*.md"):
+        (OUT / "notebooks" / f"{page.stem}.ipynb").write_text(json.dumps(notebook(page.read_text()), indent=1) + "\n")
+    names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "explore", "sweep")
     (OUT / "commands.md").write_text(commands(names))
     return 0
 

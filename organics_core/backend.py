@@ -386,6 +386,13 @@ def get_backend(xp: Any) -> Backend:
     Returns
     -------
     Backend
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> oc.get_backend(np).name
+    'numpy'
     """
     library = library_of(xp)
     _load(library)
@@ -442,5 +449,11 @@ def registered_backends() -> tuple[str, ...]:
     Returns
     -------
     tuple of str
+
+    Examples
+    --------
+    >>> import organics_core as oc
+    >>> 'numpy' in oc.registered_backends()
+    True
     """
     return tuple(sorted(_ENTRY_POINTS))

@@ -230,6 +230,13 @@ def init_cell(
     rectification; and their normalization weights are divided by n / 2, so that
     those of a pool come to about 1 and not to n / 2, with which potentials of the
     size of 1 already make the steps of a too large.
+
+    Examples
+    --------
+    >>> import organics_core as oc
+    >>> parameters, state = oc.init_cell(0, input_size=3, hidden_size=4)
+    >>> parameters.w_zx.shape, parameters.w_r.shape, state.y.shape
+    ((4, 3), (4, 4), (4,))
     """
     k = checks.positive_integer("input_size", input_size)
     n = checks.positive_integer("hidden_size", hidden_size)
@@ -413,6 +420,14 @@ def cell_step(
         b0 <- b0 + dt/tau_b0 (-b0 + B0)                        b1 likewise
         y  <- y + dt/tau_y (-y + b1 z + (1 - sqrt(max(a, 0))) max(W_r y, 0))
         a  <- a + dt/tau_a (-a + (sigma b0)**2 + W (max(a, 0) max(y, 0)**2))
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> parameters, state = oc.init_cell(0, input_size=3, hidden_size=4)
+    >>> oc.cell_step(parameters, state, np.ones((5, 3))).y.shape  # a batch of five
+    (5, 4)
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
@@ -452,6 +467,15 @@ def cell_sequence(
     ------
     TypeError, ValueError
         As :func:`cell_step`; ValueError for an empty sequence.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> parameters, state = oc.init_cell(0, input_size=3, hidden_size=4)
+    >>> last, ys = oc.cell_sequence(parameters, state, np.ones((7, 5, 3)))  # seven steps of a batch of five
+    >>> ys.shape, bool((ys[-1] == last.y).all())
+    ((7, 5, 4), True)
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_sequence(parameters, state, xs)

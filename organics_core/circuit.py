@@ -282,6 +282,14 @@ def resting_state(circuit: Circuit, z: Array) -> State:
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> oc.resting_state(circuit, z).a.round(6)  # (b0 sigma)**2
+    array([0.0025, 0.0025])
     """
     xp = validate_circuit(circuit, z=z)
     circuit, z = prepare(xp, circuit, z)
@@ -558,6 +566,19 @@ def vector_field(circuit: Any, state: Any, z: Array, *, variant: str = "main") -
 
         tau_y y' = -y + b z + (1 - sqrt(max(a, 0))) (W_r y)
         tau_a a' = -a + (b0 sigma)**2 + W (max(a, 0) y**2)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> slope = oc.vector_field(circuit, oc.State(np.zeros(2), np.zeros(2)), z)
+    >>> np.stack(slope).round(3)  # b z and (b0 sigma)**2, over tau
+    array([[250.  , 125.  ],
+           [  1.25,   1.25]])
+    >>> slope = oc.vector_field(circuit, oc.steady_state(circuit, z).state, z)
+    >>> bool(abs(slope.y).max() < 1e-9)
+    True
     """
     if not isinstance(circuit, Circuit):
         of_variant(circuit, variant)

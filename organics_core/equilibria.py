@@ -945,6 +945,14 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
     1 - w_r + w_r s, and none or two with the other, bracketed by the lowest
     point of their sum. No root is missed, and none loses digits where the
     input is tiny. The rectified variants are treated piece by piece.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> [(round(float(p.state.y[0]), 3), bool(p.stable)) for p in oc.fixed_points(circuit, z)]
+    [(-0.569, False), (-0.979, False), (0.998, True)]
     """
     checks.one_of("variant", variant, VARIANTS)
     xp = validate_circuit(circuit, values=True, z=z)

@@ -144,7 +144,8 @@ def simulate(
     Examples
     --------
     >>> import numpy as np
-    >>> circuit = Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> import organics_core as oc
+    >>> circuit = oc.Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
     >>> run = simulate(circuit, np.array([1.0, 0.0]), np.linspace(0, 0.1, 3))
     >>> run.state.a[-1].round(4), run.message
     (array([2., 2.]), 'reached the last time')
@@ -221,7 +222,8 @@ def simulate_sde(
     Examples
     --------
     >>> import numpy as np
-    >>> circuit = Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    >>> import organics_core as oc
+    >>> circuit = oc.Circuit(None, np.ones((2, 2)), 1.0, 1.0, 1.0, 0.002, 0.002)
     >>> times = np.linspace(0, 0.01, 101)
     >>> run = simulate_sde(circuit, np.array([1.0, 0.0]), times, noise=0.1, seed=1)
     >>> run.success, run.state.y.shape
@@ -272,6 +274,14 @@ def integrate(
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> run = oc.integrate(lambda t, x: (-x[0],), (np.array([1.0]),), np.array([0.0, 1.0]), rtol=1e-8)
+    >>> run.state[0][-1].round(6)  # 1 / e
+    array([0.367879])
     """
     posed = _pose_field(field, state0, times, tau, read_jumps(() if jumps is None else jumps))
     return _integrate(posed, method, rtol, atol, max_step, substeps, max_steps, dense, events=events, progress=progress)
@@ -313,6 +323,15 @@ def integrate_sde(
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> times = np.linspace(0.0, 1.0, 1001)
+    >>> run = oc.integrate_sde(lambda t, x: (-10.0 * x[0],), (np.zeros((500, 1)),), times, noise=(1.0,))
+    >>> bool(abs(run.state[0][-1].var() - 1 / 20) < 0.02)  # of an Ornstein-Uhlenbeck process
+    True
     """
     posed = _pose_field(field, state0, times, None, (), **noise_arrays(noise), increments=increments)
     return _integrate_sde(posed, noise, increments, seed, method, substeps, None)
@@ -593,6 +612,14 @@ def wiener_increments(
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> increments = oc.wiener_increments(np.linspace(0.0, 1.0, 101), 500)
+    >>> increments.shape, bool(abs(increments.var() - 0.01) < 1e-3)  # the step
+    ((100, 500), True)
     """
     xp = checks.namespace({"times": times})
     times = check_times(xp, times)

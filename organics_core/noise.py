@@ -294,6 +294,16 @@ def power_spectrum(
     Notes
     -----
     S(omega) = (i omega I - J)^-1 L L^T (i omega I - J)^-H.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> state = oc.steady_state(circuit, z).state
+    >>> power = oc.power_spectrum(circuit, state, (1.0, 0.0), np.linspace(1.0, 200.0, 200))[:, 0, 0].real
+    >>> int(power.argmax()) + 1  # the resonance, in Hz
+    59
     """
     return _power_spectrum(
         _linearized(circuit, state, noise, variant, z, frequencies=frequencies), frequencies, "state"
@@ -389,6 +399,16 @@ def coherence(
     ------
     TypeError, ValueError
         As :func:`noise_covariance`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> state = oc.steady_state(circuit, z).state
+    >>> coherence = oc.coherence(circuit, state, (1.0, 0.0), np.array([10.0, 100.0]))
+    >>> coherence.shape, bool(np.allclose(coherence[:, 0, 0], 1.0))
+    ((2, 4, 4), True)
     """
     system = _linearized(circuit, state, noise, variant, z, frequencies=frequencies)
     return _coherence(system.xp, _power_spectrum(system, frequencies, "state"))
@@ -448,6 +468,14 @@ def linear_power_spectrum(jacobian: Array, noise: Noise, frequencies: Array) -> 
     ------
     TypeError, ValueError
         As :func:`linear_covariance`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> power = oc.linear_power_spectrum(np.array([[-10.0]]), np.array([[2.0]]), np.array([0.0]))
+    >>> power.real  # 2**2 / 10**2
+    array([[[0.04]]])
     """
     return _power_spectrum(_linear(jacobian, noise, frequencies=frequencies), frequencies, "jacobian")
 
@@ -469,6 +497,15 @@ def linear_coherence(jacobian: Array, noise: Noise, frequencies: Array) -> Array
     ------
     TypeError, ValueError
         As :func:`linear_covariance`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> mixing = np.array([[1.0, 0.0], [1.0, 1.0]])  # a source of its own, and one that both share
+    >>> oc.linear_coherence(-10.0 * np.eye(2), mixing, np.array([5.0])).round(3)
+    array([[[1. , 0.5],
+            [0.5, 1. ]]])
     """
     system = _linear(jacobian, noise, frequencies=frequencies)
     return _coherence(system.xp, _power_spectrum(system, frequencies, "jacobian"))

@@ -392,6 +392,14 @@ def cell_lyapunov_exponent(
     ------
     TypeError, ValueError
         As :func:`cell_sequence`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> parameters, state = oc.init_cell(0, input_size=3, hidden_size=4)
+    >>> bool(oc.cell_lyapunov_exponent(parameters, state, np.ones((200, 3))) < 0)  # neighbours approach
+    True
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_sequence(parameters, state, xs)

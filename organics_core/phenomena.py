@@ -139,6 +139,14 @@ def orientation_circuit(n: int, *, sigma: float = 0.1, like: Array) -> Circuit:
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit = oc.phenomena.orientation_circuit(8, like=np.ones(1))
+    >>> circuit.w.shape, bool(oc.certify(circuit, np.ones(8)).stable)
+    ((8, 8), True)
     """
     xp = checks.namespace({"like": like})
     theta = _grid(xp, 0.0, math.pi, n, like, endpoint=False)
@@ -175,6 +183,15 @@ def contrast_saturation(contrasts: Array, *, n: int = 32, sigma: float = 0.1) ->
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> found = oc.phenomena.contrast_saturation(np.array([0.1, 0.2, 0.4, 0.8]))
+    >>> rates = found.rates.max(axis=-1)  # of the neuron that responds most
+    >>> (rates[1:] / rates[:-1]).round(2)  # for twice the contrast
+    array([1.6 , 1.18, 1.05])
     """
     xp = _values("contrasts", contrasts)
     theta = _grid(xp, 0.0, math.pi, n, contrasts, endpoint=False)
@@ -206,6 +223,16 @@ def cross_orientation_suppression(contrasts: Array, masks: Array, *, n: int = 32
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> found = oc.phenomena.cross_orientation_suppression(np.array([0.2]), np.array([0.0, 0.5]))
+    >>> alone, masked = found.rates[:, 0, :]
+    >>> best = alone.argmax()
+    >>> bool(masked[best] < alone[best])
+    True
     """
     xp = _values("contrasts", contrasts)
     _values("masks", masks)
@@ -242,6 +269,15 @@ def space_circuit(
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> positions = np.linspace(-5.0, 5.0, 11)
+    >>> circuit = oc.phenomena.space_circuit(positions)
+    >>> bool(circuit.w[5, 5] > circuit.w[5, 0])  # neighbours normalize most
+    True
     """
     xp = _values("positions", positions, "any")
     w = _gaussian(xp, positions[:, None] - positions[None, :], pool)
@@ -287,6 +323,15 @@ def surround_suppression(diameters: Array, contrasts: Array, *, n: int = 81, poo
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> diameters = np.array([1.0, 3.0, 30.0])
+    >>> found = oc.phenomena.surround_suppression(diameters, np.array([1.0]))
+    >>> found.rates[0, :, 40].round(2)  # of the neuron in the middle
+    array([0.98, 0.78, 0.25])
     """
     xp = _values("diameters", diameters)
     _values("contrasts", contrasts)
@@ -328,6 +373,14 @@ def attention(
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> found = oc.phenomena.attention(np.array([0.1, 0.5]))
+    >>> bool((found.attended > found.neutral).all())
+    True
     """
     xp = _values("contrasts", contrasts)
     positions = _grid(xp, -20.0, 20.0, _odd(n), contrasts)
@@ -365,6 +418,14 @@ def temporal_pair(
         Naming the argument that is wrong.
     ArithmeticError
         Where the simulation fails.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> found = oc.phenomena.temporal_pair(np.array([0.05, 0.4]))
+    >>> (found.second / found.first).round(2)  # the second pulse recovers with the pause
+    array([0.47, 0.95])
     """
     xp = _values("gaps", gaps)
     duration = checks.positive_number("duration", duration)

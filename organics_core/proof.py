@@ -1096,6 +1096,17 @@ def load_proof(path: Any) -> Proof:
         Where there is nothing.
     ValueError
         For another ending, or a file that holds no proof.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> import tempfile, pathlib
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "proof.npz"
+    >>> _ = oc.prove(circuit, z).save(path)
+    >>> oc.load_proof(path).stable, bool(oc.check_proof(oc.load_proof(path)).valid)
+    (True, True)
     """
     path = _npz(path)
     if not path.exists():

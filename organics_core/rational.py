@@ -126,6 +126,14 @@ def linear_rational_spectrum(jacobian: Array, noise: Noise) -> RationalSpectrum:
     ------
     TypeError, ValueError
         As :func:`linear_covariance`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> found = oc.linear_rational_spectrum(np.array([[-10.0]]), np.array([[2.0]]))
+    >>> found.numerator.real.round(6), found.denominator.round(6)  # 0.04 / (1 + (omega / scale)**2)
+    (array([[[0.04]]]), array([1., 0., 1.]))
     """
     return _rational(_linear(jacobian, noise), "jacobian")
 

@@ -116,6 +116,17 @@ def jacobian(circuit: Any, state: Any, *, variant: str = "main", z: Array | None
 
         J = [ (-I + diag(1 - s) W_r) / tau_y     -diag(W_r y / (2 s)) / tau_y ]
             [ 2 W diag(a y) / tau_a              (-I + W diag(y**2)) / tau_a  ]
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> state = oc.steady_state(circuit, z).state
+    >>> oc.jacobian(circuit, state).shape
+    (4, 4)
+    >>> bool(np.linalg.eigvals(oc.jacobian(circuit, state)).real.max() < 0)
+    True
     """
     return linearized(circuit, state, variant, z).jacobian
 
@@ -138,6 +149,16 @@ def spectrum(circuit: Any, state: Any, *, variant: str = "main", z: Array | None
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> state = oc.steady_state(circuit, z).state
+    >>> eigenvalues = oc.spectrum(circuit, state)  # a damped oscillation
+    >>> eigenvalues.real.round(1), (abs(eigenvalues.imag) / (2 * np.pi)).round(1)  # per second, Hz
+    (array([-128.1, -128.1]), array([52.6, 52.6]))
     """
     linear = linearized(circuit, state, variant, z)
     return eigenvalues(linear.xp, linear.jacobian)
@@ -177,6 +198,15 @@ def spectral_abscissa(circuit: Any, state: Any, *, variant: str = "main", z: Arr
     Lyapunov's indirect method: stable where max Re lambda(J) < 0. Where the
     eigenvalues span so many decades that the slow ones drown in the rounding of
     the fast ones, they are found from the inverse of J (not while tracing).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    >>> state = oc.steady_state(circuit, np.array([[0.1, 0.0], [1.0, 0.5]])).state
+    >>> oc.spectral_abscissa(circuit, state).round(1)  # stronger drive, faster return
+    array([ -35.4, -142.3])
     """
     linear = linearized(circuit, state, variant, z)
     xp = linear.xp
@@ -280,6 +310,17 @@ def jacobian_product(circuit: Any, state: Any, direction: Any, *, variant: str =
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> state = oc.steady_state(circuit, z).state
+    >>> direction = oc.State(np.array([1.0, 0.0]), np.array([0.0, 2.0]))
+    >>> product = oc.jacobian_product(circuit, state, direction)
+    >>> bool(np.allclose(np.concatenate(product), oc.jacobian(circuit, state) @ np.concatenate(direction)))
+    True
     """
     made = of_variant(circuit, variant)
     check_model(made, "circuit")
@@ -342,6 +383,16 @@ def leading_eigenvalues(
     ArithmeticError
         Where the method did not converge: eigenvalues that lie close together
         need more restarts or a larger ``tol``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> state = oc.steady_state(circuit, z).state
+    >>> found = oc.leading_eigenvalues(circuit, state, count=1)
+    >>> bool(np.isclose(found.real.max(), oc.spectral_abscissa(circuit, state)))
+    True
     """
     try:
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
@@ -415,6 +466,15 @@ def oscillator_form(circuit: Circuit, z: Array) -> OscillatorForm:
     TypeError, ValueError
         Naming the argument that is wrong; ValueError for a W_r that is not the
         identity, or a drive with zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> form = oc.oscillator_form(circuit, z)
+    >>> bool((np.linalg.inv(form.damping) >= 0).all())  # C is an M-matrix
+    True
     """
     xp, circuit, z = _identity_circuit(circuit, z)
     if get_backend(xp).is_concrete(z) and bool(xp.any(z == 0)):
@@ -640,6 +700,17 @@ def energy(circuit: Circuit, state: State, z: Array) -> Array:
     TypeError, ValueError
         Naming the argument that is wrong; ValueError for a W_r that is not the
         identity, and where the fixed point leaves the range of the dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> state = oc.steady_state(circuit, z).state
+    >>> near = oc.State(state.y * 1.01, state.a)
+    >>> run = oc.simulate(circuit, z, np.linspace(0, 0.01, 5), state0=near)
+    >>> bool((np.diff(oc.energy(circuit, run.state, z)) < 0).all())
+    True
     """
     validate_circuit(circuit, **validate_state(state), z=z)
     xp, circuit, z = _identity_circuit(circuit, z)

@@ -45,10 +45,12 @@ hypothesis.settings.load_profile("stable")
 ADAPTERS = {
     "baselines",
     "checkpoint",
+    "checkpoint_files",
     "cli",
     "cupy",
     "datasets",
     "documentation",
+    "explore",
     "figures",
     "graphs",
     "plot",

@@ -1,10 +1,15 @@
 """Every public name of every package has a docstring that says what it takes, returns and raises."""
 
 import ast
+import doctest
+import importlib
 import re
+from inspect import isfunction
 from pathlib import Path
 
 import pytest
+
+import organics_core as oc
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT, ROOT / "backends", ROOT / "adapters")
@@ -123,3 +128,39 @@ def told(x, y) -> int:
     bare, told = ast.parse(text).body
     assert missing(bare) == ["a docstring"]
     assert missing(told) == ["the argument y", "Returns", "Raises"]
+
+
+EXAMPLES = [
+    *(ROOT / "organics_core").rglob("*.py"),
+    *(ROOT / "adapters" / "organics_plot").glob("[!_]*.py"),
+    *(ROOT / "adapters" / "organics_explore").glob("[!_n]*.py"),  # the notebook has none
+]
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES), ids=lambda file: "/".join(file.parts[-2:]))
+def test_examples_run(file):
+    """What the examples say is printed is printed (in numpy)."""
+    root = ROOT / "adapters" if "adapters" in file.parts else ROOT
+    if root != ROOT:
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    if file.stem == "cli":
+        pytest.importorskip("typer", reason="the command line is not installed")
+    name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_every_public_function_of_the_core_has_an_example():
+    functions = [getattr(oc, name) for name in oc.__all__ if isfunction(getattr(oc, name))]
+    functions += [f for name, f in vars(oc.phenomena).items() if isfunction(f) and name[0] != "_"]
+    functions = [f for f in functions if f.__name__ in oc.__all__ or f.__module__ == "organics_core.phenomena"]
+    current = [f for f in functions if not f.__doc__.startswith("Deprecated: ")]
+    assert len(current) > 50
+    assert [f.__name__ for f in current if ">>>" not in f.__doc__] == []
+
+
+def test_functions_that_draw_have_examples():
+    """All but those that need what another package makes: records of training, an agreement table, a phase diagram."""
+    plot = pytest.importorskip("organics_plot", reason="matplotlib is not installed", exc_type=ImportError)
+    functions = {name for name in plot.__all__ if isfunction(getattr(plot, name))}
+    without = {name for name in functions if ">>>" not in getattr(plot, name).__doc__}
+    assert without == {"agreement_figure", "hidden_trajectories", "phase_map", "training_curve", "training_figure"}

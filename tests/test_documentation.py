@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import re
 from pathlib import Path
 
@@ -42,6 +43,35 @@ def test_every_record_that_a_page_needs_is_there_and_read(kind):
     assert getattr(tables, make)(tables.newest(kind)).count("\n| ") > 2
 
 
+def test_losses_are_the_rows_that_are_behind_and_no_others(tmp_path):
+    layers = {"LSTM": 2.0, "fused": 1.0, "checkpointed": 3.0, "function": 2.0, "auto": 1.9}
+    shape = {"hidden": 8, "steps": 9, "seconds": layers, "megabytes": {**dict.fromkeys(layers, 1.0), "LSTM": 2.0}}
+    runs = [{"library": "numpy", "peer": "scipy", "n": n, "batch": 1, "ratio": n / 100} for n in (94, 96)]
+    stream = {"hidden": 8, "seconds_per_step": {"LSTM": 2.0, "layer": 5.0, "stream": 1.0}}
+    contents = {"torch": {"shapes": [shape]}, "jax": {"shapes": [shape]}, "runs": {"adaptive": runs}}
+    contents["streams"] = {"shapes": [stream]}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert tables.losses(*(tmp_path / name for name in contents)).splitlines() == [
+        "- torch, `checkpointed`, 8 units x 9 steps: 1.50 times the time of the LSTM",
+        "- torch, `function`, 8 units x 9 steps: 1.00 times the time of the LSTM",
+        "- simulation, numpy, n = 96, batch 1: 0.96 times the time of scipy",
+        "- one step of a stream, 8 units, layer: 2.50 times the time of the LSTM",
+    ]
+    found = tables.losses(*map(tables.newest, ("training-cpu", "training-jax-cpu", "simulation", "streaming-cpu")))
+    assert found.count("\n") > 3
+
+
+def test_a_record_says_on_which_processor():
+    assert tables.measured_on({"processor": "P", "threads": 2, "versions": {"torch": "1"}}, "torch", "jax") == (
+        "Measured on P, 2 threads, torch 1.\n"
+    )
+    assert "does not name (x86_64)" in tables.measured_on({"versions": {"machine": "x86_64"}})
+    for make in (tables.torch_speed, tables.jax_speed, tables.simulation, tables.analysis):
+        kind = {"torch_speed": "training-cpu", "jax_speed": "training-jax-cpu"}.get(make.__name__, make.__name__)
+        assert make(tables.newest(kind)).startswith("Measured on ")
+
+
 def test_capabilities_count_what_ran(tmp_path):
     report = tmp_path / "tests.xml"
     report.write_text(REPORT)
@@ -70,6 +100,36 @@ def test_the_page_of_ones_own_model_runs(monkeypatch):
     assert bool(found.converged.all())
     assert float(jax.numpy.max(jax.numpy.abs(names["resting_potential"](names["current"]) - rest.v[0]))) < 1e-5
     assert names["covariance"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "tutorials").glob("*.md")), ids=lambda page: page.stem)
+def test_a_tutorial_is_a_notebook_to_download(page):
+    """Its code cells are those of the page, in order, among its prose; nothing is left that Sphinx alone reads."""
+    text = page.read_text()
+    assert f"\n{{download}}`This page as a Jupyter notebook <../_generated/notebooks/{page.stem}.ipynb>`\n" in text
+    book = tables.notebook(text)
+    assert (book["nbformat"], book["metadata"]["kernelspec"]["name"]) == (4, "python3")
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+    code, said = ([c["source"] for c in book["cells"] if c["cell_type"] == kind] for kind in ("code", "markdown"))
+    lines, own, inside = text.splitlines(), [], False
+    for line in lines:  # as Sphinx reads it
+        if line.startswith("```"):
+            inside = line == "```{code-cell} python"
+            own += [[]] if inside else []
+        elif inside:
+            own[-1].append(line)
+    assert code == ["\n".join(cell) for cell in own]
+    assert len(code) >= 3
+    for cell in code:
+        compile(cell, page.name, "exec")
+    assert said[0].startswith("# ")
+    assert [line for line in lines if line.startswith("#")] == [
+        line for cell in said for line in cell.splitlines() if line.startswith("#")
+    ]
+    prose = "\n".join(said)
+    assert not re.search(r"\{[a-z:-]+\}|\.md\b|mystnb", prose)
+    words = len(re.findall(r"\w+", text)) - len(re.findall(r"\w+", "\n".join(code)))
+    assert len(re.findall(r"\w+", prose)) > 0.8 * words  # without the head, the words of roles and the targets of links
 
 
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)

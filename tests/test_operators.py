@@ -328,3 +328,18 @@ def test_one_hundred_thousand_neurons_simulated(xp64: Library) -> None:
     assert found["success"]
     assert found["error"] < 1e-3
     assert found["gigabytes"] < 2.5
+
+
+def test_a_batch_of_drives_is_solved_as_each_alone() -> None:
+    """With operators, of several leading axes, by the iteration."""
+    n = 6
+    ring = oc.ring_convolution(np.exp(-np.minimum(np.arange(n), n - np.arange(n)) / 2.0))
+    circuit = oc.Circuit(oc.Operator(lambda x: 0.7 * x), ring, 0.5, 0.5, 0.1, 0.002, 0.002)
+    z = np.random.default_rng(0).uniform(0.1, 1.0, (2, 3, n))
+    found = oc.steady_state(circuit, z, method="iteration")
+    assert found.converged.shape == (2, 3)
+    assert found.converged.all()
+    for at in np.ndindex(2, 3):
+        alone = oc.steady_state(circuit, z[at], method="iteration")
+        np.testing.assert_allclose(found.state.y[at], alone.state.y, rtol=1e-12)
+        np.testing.assert_allclose(found.state.a[at], alone.state.a, rtol=1e-12)

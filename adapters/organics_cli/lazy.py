@@ -26,6 +26,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "organics_figures.cli": {
         "figures": "Draw the paper's figures and more, with the numbers behind them. See --list.",
     },
+    "organics_explore.cli": {
+        "explore": "Open a page whose sliders move a circuit, its responses, fixed points, stability and spectrum. "
+        "Ctrl-C ends it.",
+    },
     "organics_sweep.cli": {
         "sweep": "Phase diagram of random recurrence: who settles, oscillates or diverges. Interrupted sweeps resume.",
     },

@@ -89,6 +89,16 @@ def portrait(
     ------
     TypeError, ValueError
         As :func:`organics_core.fixed_points`, and for a grid of fewer than two points.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> plane = plot.portrait(circuit, z, grid=5)
+    >>> plane.dy.shape, plane.stable.tolist()
+    ((5, 5), [False, False, True])
     """
     found = oc.fixed_points(circuit, z, variant=variant)
     points = np.array([[float(p.state.y[0]), float(p.state.a[0])] for p in found]).reshape(-1, 2)
@@ -174,6 +184,16 @@ def phase_portrait(
     ------
     TypeError, ValueError
         As :func:`portrait`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> plot.phase_portrait(circuit, z, grid=8, ax=Figure().subplots()).get_xlabel()
+    'Membrane potential  y'
     """
     if not isinstance(circuit, Portrait):
         circuit = portrait(circuit, z, **options)
@@ -226,6 +246,16 @@ def residuals(
     Returns
     -------
     array (K, ...)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(np.array([[0.5]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> found = plot.residuals(circuit, z, iterations=8)
+    >>> found.shape, bool(found[-1] < found[0])
+    ((8,), True)
     """
     options: dict[str, Any] = {"method": method, "variant": variant, "tol": 1e-300, "attracting": False}
     runs = [
@@ -267,6 +297,14 @@ def convergence(
     matplotlib Axes
         With the median residual as a line, the middle half of the circuits (from
         the first quartile to the third) as a band, and the worst as a dashed line.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_plot as plot
+    >>> plot.convergence(np.array([[1.0, 0.5], [0.1, 0.01]]), ax=Figure().subplots()).get_yscale()
+    'log'
     """
     ax = axes_or_current(ax)
     if isinstance(circuit, oc.Circuit):
@@ -311,6 +349,16 @@ def iterates(
     Returns
     -------
     matplotlib Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(0.5 * np.eye(2), np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0, 0.5])
+    >>> len(plot.iterates(circuit, z, iterations=5, ax=Figure().subplots()).get_lines()) > 0
+    True
     """
     ax = axes_or_current(ax)
     if isinstance(circuit, oc.Circuit):
@@ -370,6 +418,14 @@ def abscissa_histogram(
     ------
     ValueError
         Where no value is finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_plot as plot
+    >>> plot.abscissa_histogram(np.array([-3.0, -1.0, 0.5]), bins=3, ax=Figure().subplots()).get_ylabel()
+    'Circuits'
     """
     from matplotlib.colors import is_color_like
 
@@ -421,6 +477,17 @@ def energies(
     ------
     TypeError, ValueError
         As :func:`organics_core.energy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> run = oc.simulate(circuit, z, np.linspace(0.0, 0.1, 50))
+    >>> plot.energies(circuit, z, run, ax=Figure().subplots()).get_xlabel()
+    'Time (ms)'
     """
     values = to_numpy(oc.energy(circuit, run.state, z))
     return energy_lines(to_numpy(run.times), values / values[0] if relative else values, ax=ax, **style)
@@ -463,6 +530,16 @@ def energy_landscape(
     ------
     TypeError, ValueError
         As :func:`organics_core.energy`; ValueError for more than one neuron.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> plot.energy_landscape(circuit, z, ax=Figure().subplots()).get_xlabel()
+    'Membrane potential  y'
     """
     if circuit.w.shape != (1, 1):
         raise ValueError(f"energy_landscape is for one neuron: w must have shape (1, 1), got {circuit.w.shape}")
@@ -544,6 +621,17 @@ def power_spectra(
     ------
     TypeError, ValueError
         As :func:`organics_core.power_spectrum`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([[0.2], [1.0]])
+    >>> ax = plot.power_spectra(circuit, z, labels=["weak", "strong"], ax=Figure().subplots())
+    >>> ax.get_legend_handles_labels()[1]
+    ['weak', 'strong']
     """
     xp = checks.namespace({"z": z})
     state = oc.steady_state(circuit, z).state
@@ -569,7 +657,8 @@ def spectrum_lines(
     """Power of ``what``, (C, F), over frequencies (F,) in Hz, from light to dark; a dot at each highest inner peak."""
     ax = axes_or_current(ax)
     power = np.atleast_2d(power)
-    for k, (line, color) in enumerate(zip(power, shades(len(power)), strict=True)):
+    colors = shades(len(power)) if len(power) > 1 else [CYCLE[0]]
+    for k, (line, color) in enumerate(zip(power, colors, strict=True)):
         label = None if labels is None else labels[k]
         ax.loglog(frequencies, line, **{"color": color, "label": label, **style})
         inner = np.flatnonzero((line[1:-1] > line[:-2]) & (line[1:-1] > line[2:])) + 1
@@ -676,6 +765,18 @@ def boundary_map(found: oc.StabilityBoundary, *, ax: Axes | None = None, **style
     Returns
     -------
     matplotlib Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> grid = np.linspace(0.5, 3.0, 4), np.array([0.001, 0.004])
+    >>> found = oc.stability_boundary(circuit, z, ("w_r", "tau_y"), grid)
+    >>> plot.boundary_map(found, ax=Figure().subplots()).get_xlabel()
+    'Recurrent weight  $w_r$'
     """
     from matplotlib.collections import LineCollection
     from matplotlib.colors import ListedColormap
@@ -750,6 +851,17 @@ def bifurcation_diagram(
     ------
     ValueError
         For an unknown part, or a neuron that is not there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(np.array([[0.5]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> branch = oc.continue_fixed_points(circuit, z, "sigma", (0.1, 0.3))
+    >>> plot.bifurcation_diagram(branch, ax=Figure().subplots()).get_ylabel()
+    'Membrane potential  y'
     """
     index = part_index(branch.points, part)
     values, heights = to_numpy(branch.values), to_numpy(branch.points[index])

@@ -68,6 +68,18 @@ def trajectory(
     ------
     ValueError
         For an unknown part.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> run = oc.simulate(circuit, z, np.linspace(0.0, 0.1, 50))
+    >>> ax = plot.trajectory(run, steady=oc.steady_state(circuit, z).state, ax=Figure().subplots())
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('Time (ms)', 'Membrane potential  y')
     """
     index = part_index(run.state, part)
     ax = axes_or_current(ax)
@@ -102,6 +114,14 @@ def responses(experiment: ContrastExperiment, *, neuron: int | None = None, ax: 
     Returns
     -------
     matplotlib Axes
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> import organics_plot as plot
+    >>> experiment = plot.contrast_experiment(plot.tuned_population(4), (0.1, 1.0), rtol=1e-4)
+    >>> len(plot.responses(experiment, ax=Figure().subplots()).get_lines())  # one per contrast
+    2
     """
     ax = axes_or_current(ax)
     e = experiment
@@ -140,6 +160,14 @@ def contrast_response(
     Returns
     -------
     matplotlib Axes
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> import organics_plot as plot
+    >>> experiment = plot.contrast_experiment(plot.tuned_population(4), (0.1, 1.0), rtol=1e-4)
+    >>> plot.contrast_response(experiment, ax=Figure().subplots()).get_xlabel()
+    'Grating contrast'
     """
     ax = axes_or_current(ax)
     e = experiment
@@ -180,6 +208,14 @@ def tuning_curves(experiment: ContrastExperiment, *, ax: Axes | None = None) -> 
     Returns
     -------
     matplotlib Axes
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> import organics_plot as plot
+    >>> experiment = plot.contrast_experiment(plot.tuned_population(4), (0.1, 1.0), rtol=1e-4)
+    >>> plot.tuning_curves(experiment, ax=Figure().subplots()).get_xlabel()
+    'Preferred orientation (°)'
     """
     ax = axes_or_current(ax)
     e = experiment
@@ -221,6 +257,17 @@ def eigenvalues(
     Returns
     -------
     matplotlib Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> state = oc.steady_state(circuit, z).state
+    >>> plot.eigenvalues(circuit, state, ax=Figure().subplots()).get_xlabel()
+    'Re λ  (1/s)'
     """
     ax = axes_or_current(ax)
     several = [states] if hasattr(states, "_fields") else list(states)
@@ -261,6 +308,14 @@ def matrix(values: Any, *, title: str = "", label: str = "", ax: Axes | None = N
     Returns
     -------
     matplotlib Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> import organics_plot as plot
+    >>> plot.matrix(np.eye(3), label="weight", ax=Figure().subplots()).get_ylabel()
+    'to'
     """
     ax = axes_or_current(ax)
     values = to_numpy(values)

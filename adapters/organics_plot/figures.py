@@ -30,6 +30,13 @@ def responses_figure(experiment: ContrastExperiment) -> Figure:
     Returns
     -------
     matplotlib Figure
+
+    Examples
+    --------
+    >>> import organics_plot as plot
+    >>> experiment = plot.contrast_experiment(plot.tuned_population(4), (0.1, 1.0), rtol=1e-4)
+    >>> len(plot.responses_figure(experiment).axes)
+    2
     """
     with style():
         figure, axes = new_figure(1, 2, (11, 4.6), width_ratios=(1.25, 1))
@@ -52,6 +59,13 @@ def contrast_response_figure(experiment: ContrastExperiment) -> Figure:
     Returns
     -------
     matplotlib Figure
+
+    Examples
+    --------
+    >>> import organics_plot as plot
+    >>> experiment = plot.contrast_experiment(plot.tuned_population(4), (0.1, 1.0), rtol=1e-4)
+    >>> len(plot.contrast_response_figure(experiment).axes)
+    1
     """
     with style():
         figure, axes = new_figure(1, 1, (6.8, 5.0))
@@ -71,6 +85,13 @@ def overview_figure(experiment: ContrastExperiment) -> Figure:
     Returns
     -------
     matplotlib Figure
+
+    Examples
+    --------
+    >>> import organics_plot as plot
+    >>> experiment = plot.contrast_experiment(plot.tuned_population(4), (0.1, 1.0), rtol=1e-4)
+    >>> len(plot.overview_figure(experiment).axes)
+    3
     """
     e = experiment
     with style():
@@ -103,6 +124,13 @@ def spectrum_figure(experiment: ContrastExperiment) -> Figure:
     Returns
     -------
     matplotlib Figure
+
+    Examples
+    --------
+    >>> import organics_plot as plot
+    >>> experiment = plot.contrast_experiment(plot.tuned_population(4), (0.1, 1.0), rtol=1e-4)
+    >>> len(plot.spectrum_figure(experiment).axes)
+    2
     """
     e = experiment
     circuit = e.population.circuit
@@ -176,6 +204,16 @@ def simulation_figure(run: oc.Trajectory, steady: Any, *, title: str = "") -> Fi
     Returns
     -------
     matplotlib Figure
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> import organics_plot as plot
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> run = oc.simulate(circuit, z, np.linspace(0.0, 0.1, 50))
+    >>> len(plot.simulation_figure(run, oc.steady_state(circuit, z).state, title="One neuron").axes)  # y and a
+    2
     """
     titles = {"y": "Principal neurons", "a": "Modulators"}
     parts = run.state._fields

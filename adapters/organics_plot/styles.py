@@ -124,6 +124,15 @@ def style() -> Iterator[None]:
     Yields
     ------
     None
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> import organics_plot as plot
+    >>> with plot.style():
+    ...     ax = Figure().subplots()
+    >>> ax.spines["top"].get_visible()
+    False
     """
     import matplotlib
 
@@ -209,6 +218,15 @@ def save(figure: Figure, path: str | Path) -> Path:
     Returns
     -------
     Path
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from matplotlib.figure import Figure
+    >>> import organics_plot as plot
+    >>> path = plot.save(Figure(), pathlib.Path(tempfile.mkdtemp()) / "new" / "empty.svg")
+    >>> path.name, path.exists()
+    ('empty.svg', True)
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -133,6 +133,15 @@ def classify(
     Other fixed points are sought from that for W_r = I and from random starts, by
     implicit Euler steps that grow as the field shrinks, until they are Newton's
     (pseudo-transient continuation, Kelley & Keyes 1998).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> from organics_core.analysis.classification import KINDS
+    >>> KINDS[int(oc.classify(circuit, z).kind)]
+    'fixed point'
     """
     checks.one_of("variant", variant, VARIANTS)
     chunks = checks.positive_integer("chunks", chunks)
@@ -369,6 +378,14 @@ def random_recurrence(n: int, delta: Array, *, ensemble: str = "goe", seed: int 
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> w_r = oc.random_recurrence(4, 0.5, like=np.ones(1))
+    >>> w_r.shape, bool(np.allclose(w_r, w_r.T))
+    ((4, 4), True)
     """
     checks.one_of("ensemble", ensemble, ENSEMBLES)
     n = checks.positive_integer("n", n)

@@ -63,6 +63,19 @@ def first_order_correction(circuit: Circuit, z: Array) -> FirstOrder:
 
         y1 = (diag(1/sqrt(a0) - 1) - diag(y0/a0) W diag(b z (1 - sqrt(a0)))) K y0
         a1 = W diag(2 b z (1 - sqrt(a0))) K y0
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> k = np.array([[0.0, 0.01], [0.02, 0.0]])
+    >>> circuit = oc.Circuit(np.eye(2) + k, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    >>> z = np.array([1.0, 0.5])
+    >>> exact = oc.steady_state(circuit, z).state
+    >>> near = oc.first_order_correction(circuit, z)
+    >>> errors = [abs(state.y - exact.y).max() for state in (near.zeroth, near.state)]
+    >>> bool(errors[1] < errors[0] / 10)
+    True
     """
     xp = validate_circuit(circuit, values=True, z=z)
     checks.values(xp, "z", z, "any")
@@ -288,6 +301,16 @@ def stability_boundary(
     All fixed points at every point of the grid are found as by
     :func:`fixed_points`; between two neighbours of different stability the
     boundary is found by bisection, to 1e-12 of their distance.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.array([1.0])
+    >>> grid = np.linspace(0.5, 3.0, 6), np.array([0.001, 0.002, 0.004])
+    >>> found = oc.stability_boundary(circuit, z, ("w_r", "tau_y"), grid, which="principal")
+    >>> found.abscissa.shape
+    (6, 3)
     """
     checks.one_of("variant", variant, VARIANTS)
     checks.one_of("which", which, ("any", "principal"))

@@ -265,6 +265,15 @@ def gamma_peak(
     TypeError, ValueError
         Naming the argument that is wrong; ValueError where the circuit has no
         stable fixed point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit = oc.V1Circuit(None, np.ones((1, 1)), 0.5, 0.1, 0.1, 0.002, 0.002, 0.002)
+    >>> frequency, power = oc.gamma_peak(circuit, np.array([[0.2], [1.0]]), band=(1.0, 200.0))
+    >>> frequency.round(0), power.shape
+    (array([20., 38.]), (2, 600))
     """
     resolution = checks.positive_integer("resolution", resolution)
     low, high = (checks.positive_number("band", value) for value in band)

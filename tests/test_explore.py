@@ -1,0 +1,251 @@
+"""The explorer: settings, pictures and words, the notebook, and the page in a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+import numpy as np
+import pytest
+from support import ELSEWHERE, PATIENCE
+
+pytest.importorskip("typer", reason="the command line is not installed")
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+from matplotlib.colors import to_rgba
+from typer.testing import CliRunner
+
+import organics_explore as explore
+from organics_cli.app import app
+from organics_explore import Settings, cli
+from organics_plot import style
+
+HAS_MARIMO = find_spec("marimo") is not None
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+ASKED = "ORGANICS_EXPLORE_OUT" in os.environ
+"""By `nox -s explore`, which has installed everything: there nothing is skipped."""
+needs_marimo = pytest.mark.skipif(
+    not (ASKED or HAS_MARIMO), reason=f"{ELSEWHERE}marimo is not installed; nox -s explore has it"
+)
+SEVERAL = (
+    Settings(),
+    Settings(neurons=1, w_r=2.0),
+    Settings(neurons=1, w_r=-2.0, contrast=1.0),
+    Settings(neurons=2, kind="ring", w_r=1.5, tau_y=8.0),
+    Settings(neurons=5, kind="random", w_r=3.0, seed=4, pool=4.0, contrast=1.0),
+)
+
+
+def test_a_link_restores_the_settings() -> None:
+    for settings in SEVERAL:
+        link = urlencode(settings._asdict())
+        assert explore.settings_from(dict(parse_qsl(link))) == settings
+
+
+def test_a_wrong_link_gives_defaults_and_ends_of_ranges() -> None:
+    wrong = {"kind": "circle", "neurons": "nan", "w_r": "-inf", "sigma": "0", "b": [1], "tau_y": "1e9", "other": "1"}
+    assert explore.settings_from(wrong) == Settings(w_r=-2.0, sigma=0.01, tau_y=40.0)
+
+
+def test_every_setting_has_a_slider_and_defaults_lie_on_it() -> None:
+    assert set(explore.RANGES) | {"kind"} == set(Settings._fields)
+    for name, (low, high, step) in explore.RANGES.items():
+        value = getattr(Settings(), name)
+        assert low <= value <= high
+        steps = (value - low) / step
+        assert abs(steps - round(steps)) < 1e-9, name
+
+
+def test_the_fixed_point_obeys_the_normalization_equation() -> None:
+    """(b z)^2 / ((b0 sigma)^2 + W (b z)^2), and the run ends there."""
+    s = Settings(neurons=7, b=0.8, b0=0.6, sigma=0.4, pool=2.0, contrast=0.4)
+    solved = explore.solve(s)
+    ((state, stable),) = solved.points
+    drive = s.b * solved.z
+    expected = drive / np.sqrt((s.b0 * s.sigma) ** 2 + solved.circuit.w @ drive**2)
+    np.testing.assert_allclose(state.y, expected, rtol=1e-12)
+    np.testing.assert_allclose(solved.run.state.y[-1], expected, atol=1e-4)
+    assert stable is True
+    assert "certified stable" in explore.report(solved)
+
+
+def test_one_neuron_has_the_roots_of_its_polynomial() -> None:
+    """(s^2 - (b0 sigma)^2) (1 - w_r + w_r s)^2 = w s^2 (b z)^2 with s = sqrt(a) > 0."""
+    s = Settings(neurons=1, w_r=2.0)
+    solved = explore.solve(s)
+    left = np.polymul([1.0, 0.0, -((s.b0 * s.sigma) ** 2)], np.polymul([s.w_r, 1 - s.w_r], [s.w_r, 1 - s.w_r]))
+    roots = np.roots(np.polysub(left, [solved.circuit.w[0, 0] * (s.b * solved.z[0]) ** 2, 0.0, 0.0]))
+    expected = np.sort(roots.real[(abs(roots.imag) < 1e-9) & (roots.real > 0)])
+    found = np.sort([np.sqrt(state.a[0]) for state, _ in solved.points])
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert explore.report(solved).count("unstable") == sum(not stable for _, stable in solved.points) == 2
+
+
+@pytest.mark.parametrize("kind", ["identity", "random", "ring"])
+@pytest.mark.parametrize("neurons", [1, 2, 36])
+def test_recurrent_weights_have_the_norm_that_the_slider_says(kind: str, neurons: int) -> None:
+    w_r = explore.solve(Settings(neurons=neurons, kind=kind, w_r=-0.6)).circuit.w_r
+    assert np.linalg.norm(w_r, 2) == pytest.approx(0.6, rel=1e-12)
+
+
+@pytest.mark.parametrize("settings", SEVERAL)
+def test_every_picture_is_drawn(settings: Settings, tmp_path: Path) -> None:
+    solved = explore.solve(settings)
+    for panel in explore.PANELS:
+        with style():
+            figure = panel(solved)
+            figure.savefig(tmp_path / "one.png", dpi=30)
+        assert len(figure.axes) >= 1
+    assert explore.report(solved).endswith(solved.message)
+
+
+def dots(settings: Settings, name: str) -> list[tuple[float, float]]:
+    """What the picture draws with markers, stable ones only."""
+    panel = {panel.__name__: panel for panel in explore.PANELS}[name]
+    ax = panel(explore.solve(settings)).axes[0]
+    return [
+        point
+        for line in ax.get_lines()
+        if line.get_marker() == "o" and to_rgba(line.get_markerfacecolor()) != to_rgba("white")
+        for point in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
+
+
+def test_the_contrast_response_is_the_equation() -> None:
+    """Of the neuron that prefers the grating: c / sqrt(sigma^2 + c^2), as the weights are scaled, with b = b0."""
+    shown = np.array(dots(Settings(neurons=6), "contrast_response"))
+    assert len(shown) == 25
+    np.testing.assert_allclose(shown[:, 1], shown[:, 0] / np.hypot(0.15, shown[:, 0]), rtol=1e-9)
+
+
+def test_where_nothing_is_stable_no_spectrum_is_drawn() -> None:
+    settings = next(
+        s
+        for seed in range(100)
+        if not explore.solve(s := Settings(neurons=6, kind="random", w_r=4.0, seed=seed, contrast=0.3)).stable
+    )
+    panel = {panel.__name__: panel for panel in explore.PANELS}["spectrum"]
+    ax = panel(explore.solve(settings)).axes[0]
+    assert not ax.get_lines()
+    assert [text.get_text() for text in ax.texts] == ["no stable fixed point was found"]
+
+
+@pytest.mark.parametrize("settings", SEVERAL)
+def test_the_code_that_is_shown_runs_and_says_what_the_page_says(settings: Settings) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", explore.python_code(settings)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    end = np.array(re.findall(r"-?\d+\.\d*(?:e[+-]\d+)?", done.stdout.partition("y =")[2]), dtype=float)
+    np.testing.assert_allclose(end, explore.solve(settings).run.state.y[-1], atol=1e-4)
+
+
+def test_without_marimo_the_command_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["explore"], prog_name="organics")
+    assert done.exit_code == 2
+    told = "error: organics explore needs marimo; install it with: pip install 'organics-core[explore]'"
+    assert " ".join(done.stderr.split()) == told
+
+
+def test_the_command_opens_the_notebook(monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr(cli, "find_spec", lambda name: object())
+    monkeypatch.setattr(
+        cli.subprocess, "run", lambda words: called.append(words) or subprocess.CompletedProcess(words, 0)
+    )
+    assert CliRunner().invoke(app, ["explore", "--port", "2800", "--no-browser"]).exit_code == 0
+    assert CliRunner().invoke(app, ["explore", "--edit"]).exit_code == 0
+    run = [sys.executable, "-m", "marimo"]
+    assert called == [
+        [*run, "run", str(cli.NOTEBOOK), "--port", "2800", "--headless"],
+        [*run, "edit", str(cli.NOTEBOOK)],
+    ]
+
+
+@needs_marimo
+def test_the_notebook_runs_from_end_to_end() -> None:
+    from organics_explore.notebook import app as notebook
+
+    _, names = notebook.run()
+    assert names["settings"] == Settings()
+    assert len(names["pictures"]) == len(explore.PANELS)
+
+
+@needs_marimo
+def test_the_notebook_is_one_that_marimo_would_write() -> None:
+    """`marimo check`: no name defined twice, no cycle, nothing that it would format otherwise."""
+    words = [sys.executable, "-m", "marimo", "check", "--strict", str(cli.NOTEBOOK)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def page_address(tmp_path: Path):
+    """The page, served."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "organics_cli", "explore", "--no-browser", "--port", str(port)]
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+    yield f"http://127.0.0.1:{port}"
+    os.killpg(server.pid, 15)
+    server.wait(PATIENCE)
+
+
+@needs_marimo
+@pytest.mark.slow
+@pytest.mark.skipif(not ASKED and BROWSER is None, reason=f"{ELSEWHERE}there is no chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_a_browser(page_address: str, scheme: str, tmp_path: Path) -> None:
+    """Every slider moves, what is shown follows, a link restores it, and the console has no error."""
+    if not ASKED:
+        pytest.importorskip("playwright", reason=f"{ELSEWHERE}playwright is not installed; nox -s explore has it")
+    from playwright import sync_api as sync
+
+    keep = Path(os.environ.get("ORGANICS_EXPLORE_OUT", tmp_path))
+    with sync.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 960}, color_scheme=scheme)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.set_default_timeout(1e3 * PATIENCE)
+        for _ in range(100):  # until the server answers
+            try:
+                page.goto(page_address)
+                break
+            except sync.Error:
+                page.wait_for_timeout(1000)
+        link = page.get_by_role("link", name="Link to these settings")
+        link.wait_for()
+        sliders = page.get_by_role("slider")
+        assert sliders.count() == len(explore.RANGES)
+        now = Settings()._asdict()
+        for place, (name, (_, _, step)) in enumerate(explore.RANGES.items()):
+            now[name] = explore.settings_from({name: now[name] + step})._asdict()[name]
+            sliders.nth(place).press("ArrowRight")
+            page.wait_for_selector(f'a[href$="?{urlencode(now)}"]')
+        assert page.get_by_role("img").count() >= len(explore.PANELS)
+        page.screenshot(path=keep / f"moved-{scheme}.png")
+        one = Settings(neurons=1, w_r=2.0)
+        page.goto(f"{page_address}/?{urlencode(one._asdict())}")
+        page.wait_for_selector(f'a[href$="?{urlencode(one._asdict())}"]')
+        page.get_by_text("every fixed point of one neuron").wait_for()
+        page.wait_for_timeout(1000)
+        page.screenshot(path=keep / f"one-neuron-{scheme}.png")
+        browser.close()
+    assert errors == []
