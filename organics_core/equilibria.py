@@ -307,6 +307,8 @@ def _in_range(xp: Any, circuit: Circuit, z: Array, found: SteadyState) -> Steady
 _PATIENCE = 60
 """Iterations of Newton's method after which the motion of the circuit itself is the better guide."""
 _STARTS = 64
+_COARSE, _STILL = 3e-2, 1e-2
+"""Relative accuracy of a step of the motion that is followed first."""
 
 
 def _search(search: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
@@ -388,23 +390,23 @@ def _attracting(
     doubtful = ~found.stable | _far_from_rest(
         xp, *(tree_map(backend.stop_gradient, part) for part in (circuit, found.state))
     )
-    if concrete and bool(xp.any(doubtful & found.stable)):
-        doubtful = ~_arrives(xp, backend, circuit, z + wide, found, search.variant, doubtful & found.stable)
     lacking = doubtful & (xp.ones_like(found.stable) if wanted is None else wanted)
     if concrete and not bool(xp.any(lacking)):
         return found
     search = search._replace(max_iterations=_PATIENCE, newton=True)
+    known = State(*(xp.where(found.stable[..., None], part, xp.nan) for part in found.state))
     shape = tuple(lacking.shape)
     if backend.traces_loops and concrete:  # one program
-        better, outcome = as_one(_settle_traced, circuit, z + wide, lacking, settings=(search,))
+        better, outcome = as_one(_settle_traced, circuit, z + wide, lacking, known, settings=(search,))
         better = SteadyState(*better)
         better = better._replace(state=State(*better.state))
     elif not concrete or not shape:
-        better, outcome = settle(xp, backend, concrete, search, circuit, z + wide, lacking)
+        better, outcome = settle(xp, backend, concrete, search, circuit, z + wide, lacking, known=known)
     else:  # what is not lacking costs nothing
         index = [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking))]
         some, drives = gathered(xp, circuit, z + wide, index)
         every = xp.ones_like(drives[:, 0]) > 0
+        picked = State(*(xp.stack([part[(*at, ...)] for at in index]) for part in known))
         place = np.zeros(shape, dtype=int)
         place[tuple(np.asarray(index).T)] = np.arange(len(index))
         where = xp.asarray(place.reshape(-1).tolist(), dtype=xp.int64, device=device(z))
@@ -412,7 +414,9 @@ def _attracting(
         def back(leaf: Array) -> Array:
             return xp.reshape(xp.take(leaf, where, axis=0), (*shape, *leaf.shape[1:]))
 
-        better, outcome = tree_map(back, tuple(settle(xp, backend, concrete, search, some, drives, every)))
+        better, outcome = tree_map(
+            back, tuple(settle(xp, backend, concrete, search, some, drives, every, known=picked))
+        )
         better = SteadyState(State(*better[0]), *better[1:])
     failed = xp.full_like(found.status, _MOVES)
     failed = xp.where(outcome == SETTLED, xp.full_like(failed, _UNCONFIRMED), failed)
@@ -427,8 +431,7 @@ def _attracting(
     for left in np.argwhere(to_numpy(lacking & ~found.stable)):
         at = tuple(int(i) for i in left)
         one, drive = members(circuit, z + wide, at)
-        starts = _STARTS if int(found.status[at]) != _DIVERGES or z.shape[-1] <= 4 else _STARTS // 4
-        other = _from_many(xp, backend, search, one, drive, starts)
+        other = _from_many(xp, backend, search, one, drive, int(found.status[at]) == _DIVERGES)
         if other is not None and bool(other.stable):
             here = np.zeros(shape, dtype=bool)
             here[at] = True
@@ -455,17 +458,6 @@ def _close(xp: Any, unit: Array, state: State, other: State) -> Array:
     return away & xp.all(xp.abs(state.a - other.a) <= 5e-2 * xp.abs(other.a), axis=-1)
 
 
-def _arrives(
-    xp: Any, backend: Any, circuit: Circuit, z: Array, found: SteadyState, variant: str, active: Array
-) -> Array:
-    """Whether the points found attract and, for ``active`` ones, whether the motion from rest arrives there."""
-    free, free_z, target = (tree_map(backend.stop_gradient, part) for part in (circuit, z, tuple(found.state)))
-    start, longest = _beginning(xp, free, free_z)
-    motion = follow(xp, free, start, free_z, variant, active, longest=longest, rtol=3e-2, target=State(*target))
-    arrived = (motion.outcome == SETTLED) & _close(xp, unit_of_y(xp, free, free_z), motion.state, State(*target))
-    return found.stable & (arrived | ~active)
-
-
 def _beginning(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
     """Rest, or a nudge off it where it is a fixed point, and the longest step to be taken from there."""
     floor = (circuit.b0 * circuit.sigma) ** 2 + 0.0 * z
@@ -477,9 +469,11 @@ def _beginning(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
     return State(xp.where(at_rest[..., None], moved.y, rest.y), floor), xp.where(at_rest, ones, math.inf * ones)
 
 
-def _settle_traced(search: Settings, circuit: Circuit, z: Array, active: Array) -> tuple[SteadyState, Array]:
+def _settle_traced(
+    search: Settings, circuit: Circuit, z: Array, active: Array, known: tuple[Array, Array]
+) -> tuple[SteadyState, Array]:
     xp = checks.namespace({"z": z})
-    return settle(xp, get_backend(xp), False, search, circuit, z, active)
+    return settle(xp, get_backend(xp), False, search, circuit, z, active, known=State(*known))
 
 
 def settle(
@@ -491,11 +485,15 @@ def settle(
     z: Array,
     active: Array,
     start: State | None = None,
+    known: State | None = None,
 ) -> tuple[SteadyState, Array]:
     """The point at which the active members settle, with its stability, and what became of their motion.
 
-    It begins at rest, or at ``start``. What comes to rest at a repelling point is pushed on twice, but not while
-    tracing, where that would be compiled anew.
+    It begins at rest, or at ``start``. Attracting points that are ``known`` (NaN: none is) end the motion that comes
+    near. Then the motion is followed coarsely at first, which is to be confirmed: by Newton's method where it slows
+    down, else by following it closely, from the beginning where an attracting point is known that it did not come to.
+    What comes to rest at a repelling point is pushed on twice. While tracing, where each of this would be compiled
+    anew, the motion is followed once.
     """
     variant = search.variant
     free = tree_map(backend.stop_gradient, circuit)
@@ -511,17 +509,34 @@ def settle(
         active = active & ~proven
         if not bool(xp.any(active)):
             return found, outcome
-    state, longest = _beginning(xp, free, free_z) if start is None else (start, math.inf * ones)
-    for _ in range(3 if concrete else 1):
-        motion = follow(xp, free, state, free_z, variant, active, longest=longest)
-        settled = motion.outcome == SETTLED
-        exact, _ = newton_in_both(xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4)
-        polished = _judged(xp, free, _search(search, circuit, z, exact), variant)
-        polished = _reported(xp, free, polished, variant, False)
-        away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
-        size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
-        near = settled & polished.converged & (away <= 0.1 * size + 1e-9 * unit_of_y(xp, free, free_z))
-        good = active & near & polished.stable
+    begun, freely = _beginning(xp, free, free_z) if start is None else (start, math.inf * ones)
+    state, longest = begun, freely
+    unit = unit_of_y(xp, free, free_z)
+    coarse = concrete and known is not None
+    for _ in range(3 + coarse if concrete else 1):
+        rtol, still = (_COARSE, _STILL) if coarse else (1e-3, 1e-5)
+        motion = follow(
+            xp, free, state, free_z, variant, active, longest=longest, rtol=rtol, still=still, target=known
+        )
+        settled = active & (motion.outcome == SETTLED)
+        nothing = xp.zeros_like(settled)
+        arrived = nothing if known is None else settled & _close(xp, unit, motion.state, known)
+        if concrete and not bool(xp.any(settled & ~arrived)):
+            end = State(*(xp.where(arrived[..., None], *parts) for parts in zip(known or begun, begun, strict=True)))
+            zero = xp.zeros_like(motion.outcome)
+            polished = SteadyState(end, arrived, zero, math.inf * ones, arrived, nothing, zero)
+            near = arrived
+        else:
+            exact, _ = newton_in_both(
+                xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4
+            )
+            polished = _judged(xp, free, _search(search, circuit, z, exact), variant)
+            polished = _reported(xp, free, polished, variant, False)
+            away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
+            size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
+            near = settled & polished.converged & (away <= 0.1 * size + 1e-9 * unit)
+        missed = active & ~arrived & ~xp.isnan(known.a[..., 0]) if coarse else nothing
+        good = near & polished.stable & ~missed
         polished = polished._replace(stable=good, unstable=polished.unstable & near)
         if found is None:
             found, outcome = polished, motion.outcome
@@ -529,26 +544,45 @@ def settle(
             found = _chosen(xp, good, polished, found, _FROM_REST)
             outcome = xp.where(active, motion.outcome, outcome)
         # where it came to rest at a repelling point, a push leads on
-        active = active & near & polished.unstable
+        pushed = nothing if coarse else near & polished.unstable
+        active = missed | (settled & ~good) if coarse else pushed
         if concrete and not bool(xp.any(active)):
             break
-        state, longest = nudged(xp, free, tree_map(backend.stop_gradient, polished.state), free_z, 1e-2), ones
+        push = nudged(xp, free, tree_map(backend.stop_gradient, polished.state), free_z, 1e-2)
+        state = State(
+            *(
+                xp.where(missed[..., None], first, xp.where(pushed[..., None], beyond, last))
+                for first, beyond, last in zip(begun, push, motion.state, strict=True)
+            )
+        )
+        longest = xp.where(missed, freely, xp.where(pushed, ones, math.inf * ones))
+        coarse = False
     return found, outcome
 
 
-def _from_many(xp: Any, backend: Any, search: Settings, circuit: Circuit, z: Array, starts: int) -> SteadyState | None:
+def _from_many(
+    xp: Any, backend: Any, search: Settings, circuit: Circuit, z: Array, diverges: bool
+) -> SteadyState | None:
     """The attracting point to which most of random starts lead, or None: by Newton's method in both, then in a."""
     variant, tolerance = search.variant, search.tolerance
     free, free_z = tree_map(backend.stop_gradient, circuit), backend.stop_gradient(z)
-    state, residual = newton_in_both(
-        xp, free, random_starts(xp, free, free_z, variant, starts, 0), free_z, variant, tolerance
-    )
-    good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
-    if not good.any() and starts == _STARTS:
+    # y**2 is about 1 / (W 1) at most, and (1 + |W_r|) |y| all that modulators below one can balance
+    least = 1.0 / xp.sqrt(xp.max(xp.sum(free.w, axis=-1)))
+    most = 2.0 * (1.0 + xp.linalg.matrix_norm(free.w_r, ord=2)) * least
+    if diverges and bool(xp.max(xp.abs(free.b * free_z)) > most):
+        return None
+    for starts in (_STARTS // 4, _STARTS) if diverges and z.shape[-1] > 4 else (_STARTS,):
+        state, residual = newton_in_both(
+            xp, free, random_starts(xp, free, free_z, variant, starts, 0), free_z, variant, tolerance
+        )
+        good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
+        if good.any():
+            break
+    else:
         other = _judged(xp, free, _search(search, free, free_z, state), variant)
         state, good = other.state, to_numpy(other.stable)
-    if not good.any():
-        return None
+        if not good.any():
+            return None
     points = to_numpy(xp.concat([state.y, state.a], axis=-1))[good]
     close = np.abs(points[:, None] - points).max(axis=-1) <= 1e-4 * np.abs(points).max(axis=-1)
     best = int(np.flatnonzero(good)[close.sum(axis=-1).argmax()])
