@@ -55,7 +55,7 @@ from .circuit import (
     without_time,
 )
 from .implicit import differentiable
-from .linalg import bicgstab, diagonal_matrix, matmul, solve, solve_vector
+from .linalg import bicgstab, inverse, matmul, solve_vector
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .one_neuron import roots_of_variant
 from .stability import Linear, _spectral_abscissa, abscissa_of, linearized
@@ -786,13 +786,9 @@ def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, st
     return SteadyState(layout.unpack(x), converged, count, residual)
 
 
-def _eliminated_y(xp: Any, circuit: Circuit, a: Array, z: Array, slope: Array) -> tuple[Array, Array]:
-    """y from M(a) y = b z, and M."""
-    gate = 1.0 - sqrt_relu(xp, a)
-    drive = circuit.b * z
-    drive = drive + xp.zeros_like(a)
-    matrix = identity(xp, a) - gate[..., None] * slope
-    return solve_vector(xp, matrix, drive), matrix
+def _matrix_of_y(xp: Any, a: Array, slope: Array) -> Array:
+    """M(a), with M(a) y = b z."""
+    return identity(xp, a) - (1.0 - sqrt_relu(xp, a))[..., None] * slope
 
 
 def _pool(xp: Any, circuit: Circuit, a: Array, y: Array, variant: str) -> Array:
@@ -800,12 +796,12 @@ def _pool(xp: Any, circuit: Circuit, a: Array, y: Array, variant: str) -> Array:
     return (circuit.b0 * circuit.sigma) ** 2 + matvec(xp, circuit.w, relu(xp, a) * response * response)
 
 
-def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, matrix: Array, variant: str) -> Array:
-    """-dG/da = I - W diag(resp**2) - W diag(2 a resp) dy/da."""
+def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, inverted: Array, variant: str) -> Array:
+    """-dG/da = I - W diag(resp**2) - W diag(2 a resp) dy/da, with M(a)^-1."""
     response = pooled_response(xp, y, variant)
     root = sqrt_relu(xp, a)
     recurrent = matvec(xp, slope, y)
-    dy_da = -solve(xp, matrix, diagonal_matrix(xp, recurrent / (2.0 * root)))
+    dy_da = -inverted * (recurrent / (2.0 * root))[..., None, :]
     w = circuit.w
     return (
         identity(xp, a)
@@ -861,6 +857,7 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         start = state0
     start = State(start.y + extra, start.a + extra)
     floor = floor + extra
+    drive = free.b * free_z + xp.zeros_like(floor)
     start = State(start.y + xp.zeros_like(floor), xp.where(start.a > floor, start.a + xp.zeros_like(floor), floor))
 
     def advance(state: State, damping: Array) -> State:
@@ -870,19 +867,19 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         y is brought up to date with the new a before the residual is taken.
         """
         slope = recurrent_slope(xp, free.w_r, state.y, variant)
-        y, matrix = _eliminated_y(xp, free, state.a, free_z, slope)
+        inverted = inverse(xp, _matrix_of_y(xp, state.a, slope))
+        y = matvec(xp, inverted, drive)
         image = _pool(xp, free, state.a, y, variant)
         plain = image
         if newton:
-            minus_dg = _newton_matrix(xp, free, state.a, y, slope, matrix, variant)
+            minus_dg = _newton_matrix(xp, free, state.a, y, slope, inverted, variant)
             change = solve_vector(xp, minus_dg, image - state.a)
             full = state.a + damping[..., None] * change
             usable = xp.isfinite(full) & (damping[..., None] > 0)
             plain = xp.where(usable, full, image)
         a = xp.where(plain > floor, plain, floor)
         slope = recurrent_slope(xp, free.w_r, y, variant)
-        y, _ = _eliminated_y(xp, free, a, free_z, slope)
-        return State(y, a)
+        return State(solve_vector(xp, _matrix_of_y(xp, a, slope), drive), a)
 
     def choose(search: _Search) -> _Search:
         residual = relative_residual(xp, free, search.candidate, free_z, variant)
@@ -932,10 +929,11 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         # what did not converge starts over: its own state may overflow
         old = State(*(xp.where(converged[..., None], *parts) for parts in zip(c[0], start, strict=True)))
         slope = recurrent_slope(xp, free.w_r, old.y, variant)
-        y, matrix = _eliminated_y(xp, free, old.a, free_z, slope)
-        minus_dg = _newton_matrix(xp, free, old.a, y, slope, matrix, variant)
+        inverted = inverse(xp, _matrix_of_y(xp, old.a, slope))
+        y = matvec(xp, inverted, drive)
+        minus_dg = _newton_matrix(xp, free, old.a, y, slope, inverted, variant)
         a = old.a + solve_vector(xp, minus_dg, _pool(xp, free, old.a, y, variant) - old.a)
-        y, _ = _eliminated_y(xp, free, a, free_z, slope)
+        y = solve_vector(xp, _matrix_of_y(xp, a, slope), drive)
         residual = relative_residual(xp, free, State(y, a), free_z, variant)
         sound = converged & ((residual <= tolerance) | (residual <= c[1]))
         state = State(*(xp.where(sound[..., None], *parts) for parts in zip((y, a), c[0], strict=True)))
