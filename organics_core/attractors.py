@@ -201,11 +201,11 @@ def follow(
 
     The pair of Rosenbrock methods of Shampine & Reichelt (SIAM J. Sci. Comput. 18 (1997) 1), of order 2 and
     L-stable, to a relative accuracy of ``rtol`` a step: its steps, at most ``longest`` of the longest time constants
-    each, grow as the motion slows down. It has settled where nothing moves by more than ``still`` of its size in a time
-    constant, for four steps, or by a hundredth of that. From 300 steps on it ends where the fastest motion within 100 steps has
-    twice not been slower, by 3 %, than within the 100 before: what decays is slower, what cycles is not. A
-    ``target`` ends the motion of those that come within 1 % of it and, for three steps more, ever nearer, or for one
-    that halves the distance.
+    each, grow as the motion slows down. It has settled where nothing moves by more than ``still`` of its size in a
+    time constant, for four steps, or by a hundredth of that. From 300 steps on it ends where the fastest motion
+    within 100 steps has twice not been slower, by 3 %, than within the 100 before: what decays is slower, what cycles
+    is not. A ``target`` ends the motion of those that come within 1 % of it and, for three steps more, ever nearer,
+    or for one that halves the distance.
     """
     settings = variant, (steps, rtol, still)
     state, outcome = as_one(_move, circuit, start, z, active, longest, target, settings=settings)
@@ -317,7 +317,9 @@ def _move(
     count = xp.zeros((), dtype=xp.int32, device=device(z))
     zero = xp.zeros_like(outcome)
     carry = x, slope(x), scale(x), 0.1 * fast, nothing, outcome, zero, forever, count, nothing, forever, zero
-    carry = backend.while_loop(lambda c: one and c[5] == MOVING or xp.any(c[5] == MOVING), body, carry, max_steps=steps)
+    carry = backend.while_loop(
+        lambda c: c[5] == MOVING if one else xp.any(c[5] == MOVING), body, carry, max_steps=steps
+    )
     x, outcome = carry[0], carry[5]
     return State(x[..., :n], x[..., n:]), xp.where(outcome == _ENDLESS, MOVING, outcome)
 
@@ -354,6 +356,20 @@ def random_starts(xp: Any, circuit: Circuit, z: Array, variant: str, count: int,
     y = np.where(wide, rng.uniform(-1.0, 1.0, (count, n)) * np.minimum(most, 1e3 * own), 0.0)
     y = np.where(wide, y, rng.standard_normal((count, n)) * own)
 
+    return State(from_numpy(xp, y, z), from_numpy(xp, a, z))
+
+
+def lively_starts(xp: Any, circuit: Circuit, z: Array, count: int, seed: int) -> State:
+    """States (count, n) from which to follow the motion of a circuit without batch axes, away from rest.
+
+    y of the size at which W normalizes, 1 / sqrt(W 1), and modulators below one, which let it go on.
+    """
+    rng = np.random.default_rng(seed)
+    n = int(z.shape[-1])
+    pool, unit = to_numpy(circuit.w).sum(axis=-1), float(unit_of_y(xp, circuit, z))
+    size = np.where(pool > 0, 1.0 / np.sqrt(np.where(pool > 0, pool, 1.0)), unit)
+    y = 1.5 * size * rng.standard_normal((count, n))
+    a = np.maximum(to_numpy((circuit.b0 * circuit.sigma) ** 2), rng.uniform(0.2, 0.9, (count, n)))
     return State(from_numpy(xp, y, z), from_numpy(xp, a, z))
 
 

@@ -28,6 +28,7 @@ from .attractors import (
     attracts,
     follow,
     gathered,
+    lively_starts,
     members,
     newton_in_both,
     nudged,
@@ -308,7 +309,7 @@ _PATIENCE = 60
 """Iterations of Newton's method after which the motion of the circuit itself is the better guide."""
 _STARTS = 64
 _COARSE, _STILL = 3e-2, 1e-2
-"""Relative accuracy of a step of the motion that is followed first."""
+"""Relative accuracy of a step of the motion that is followed first, and how slow it is where it settles."""
 
 
 def _search(search: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
@@ -394,7 +395,8 @@ def _attracting(
     if concrete and not bool(xp.any(lacking)):
         return found
     search = search._replace(max_iterations=_PATIENCE, newton=True)
-    known = State(*(xp.where(found.stable[..., None], part, xp.nan) for part in found.state))
+    ends = tree_map(backend.stop_gradient, tuple(found.state))
+    known = State(*(xp.where(found.stable[..., None], part, xp.nan) for part in ends))
     shape = tuple(lacking.shape)
     if backend.traces_loops and concrete:  # one program
         better, outcome = as_one(_settle_traced, circuit, z + wide, lacking, known, settings=(search,))
@@ -447,8 +449,13 @@ def _far_from_rest(xp: Any, circuit: Circuit, state: State) -> Array:
     """
     first = 1.0 - xp.min(circuit.b0 * circuit.sigma + 0.0 * state.a, axis=-1)
     last = xp.max(xp.abs(1.0 - sqrt_relu(xp, state.a)), axis=-1)
-    norm = 1.0 if circuit.w_r is None else xp.max(xp.linalg.svdvals(circuit.w_r), axis=-1)
+    norm = _norm(xp, circuit.w_r)
     return ~((xp.abs(first) * norm < 1.0) & (last * norm < 1.0) | settles_by_theorem(xp, circuit))
+
+
+def _norm(xp: Any, w_r: Array) -> Any:
+    """The largest singular value of W_r."""
+    return 1.0 if w_r is None else xp.max(xp.linalg.svdvals(w_r), axis=-1)
 
 
 def _close(xp: Any, unit: Array, state: State, other: State) -> Array:
@@ -515,9 +522,7 @@ def settle(
     coarse = concrete and known is not None
     for _ in range(3 + coarse if concrete else 1):
         rtol, still = (_COARSE, _STILL) if coarse else (1e-3, 1e-5)
-        motion = follow(
-            xp, free, state, free_z, variant, active, longest=longest, rtol=rtol, still=still, target=known
-        )
+        motion = follow(xp, free, state, free_z, variant, active, longest=longest, rtol=rtol, still=still, target=known)
         settled = active & (motion.outcome == SETTLED)
         nothing = xp.zeros_like(settled)
         arrived = nothing if known is None else settled & _close(xp, unit, motion.state, known)
@@ -535,7 +540,7 @@ def settle(
             away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
             size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
             near = settled & polished.converged & (away <= 0.1 * size + 1e-9 * unit)
-        missed = active & ~arrived & ~xp.isnan(known.a[..., 0]) if coarse else nothing
+        missed = nothing if known is None or not coarse else active & ~arrived & ~xp.isnan(known.a[..., 0])
         good = near & polished.stable & ~missed
         polished = polished._replace(stable=good, unstable=polished.unstable & near)
         if found is None:
@@ -563,26 +568,31 @@ def settle(
 def _from_many(
     xp: Any, backend: Any, search: Settings, circuit: Circuit, z: Array, diverges: bool
 ) -> SteadyState | None:
-    """The attracting point to which most of random starts lead, or None: by Newton's method in both, then in a."""
+    """The attracting point to which most of random starts lead, or None: by Newton's method, then by the motion.
+
+    None at once for circuits that diverge from rest under a strong drive: see the notes of steady_state.
+    """
     variant, tolerance = search.variant, search.tolerance
     free, free_z = tree_map(backend.stop_gradient, circuit), backend.stop_gradient(z)
     # y**2 is about 1 / (W 1) at most, and (1 + |W_r|) |y| all that modulators below one can balance
     least = 1.0 / xp.sqrt(xp.max(xp.sum(free.w, axis=-1)))
-    most = 2.0 * (1.0 + xp.linalg.matrix_norm(free.w_r, ord=2)) * least
+    most = 2.0 * (1.0 + _norm(xp, free.w_r)) * least
     if diverges and bool(xp.max(xp.abs(free.b * free_z)) > most):
         return None
-    for starts in (_STARTS // 4, _STARTS) if diverges and z.shape[-1] > 4 else (_STARTS,):
-        state, residual = newton_in_both(
-            xp, free, random_starts(xp, free, free_z, variant, starts, 0), free_z, variant, tolerance
+    starts = random_starts(xp, free, free_z, variant, _STARTS // 4 if diverges and z.shape[-1] > 4 else _STARTS, 0)
+    state, residual = newton_in_both(xp, free, starts, free_z, variant, tolerance)
+    good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
+    if not good.any():
+        starts = lively_starts(xp, free, free_z, _STARTS // 8, 0)
+        drives = free_z + xp.zeros_like(starts.y)
+        ones = xp.ones_like(starts.y[:, 0])
+        motion = follow(
+            xp, free, starts, drives, variant, ones > 0, steps=150, longest=math.inf * ones, rtol=5e-2, still=_STILL
         )
+        state, residual = newton_in_both(xp, free, motion.state, free_z, variant, tolerance, steps=8)
         good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
-        if good.any():
-            break
-    else:
-        other = _judged(xp, free, _search(search, free, free_z, state), variant)
-        state, good = other.state, to_numpy(other.stable)
-        if not good.any():
-            return None
+    if not good.any():
+        return None
     points = to_numpy(xp.concat([state.y, state.a], axis=-1))[good]
     close = np.abs(points[:, None] - points).max(axis=-1) <= 1e-4 * np.abs(points).max(axis=-1)
     best = int(np.flatnonzero(good)[close.sum(axis=-1).argmax()])
@@ -867,8 +877,9 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         y is brought up to date with the new a before the residual is taken.
         """
         slope = recurrent_slope(xp, free.w_r, state.y, variant)
-        inverted = inverse(xp, _matrix_of_y(xp, state.a, slope))
-        y = matvec(xp, inverted, drive)
+        matrix = _matrix_of_y(xp, state.a, slope)
+        inverted = inverse(xp, matrix) if newton else None
+        y = matvec(xp, inverted, drive) if newton else solve_vector(xp, matrix, drive)
         image = _pool(xp, free, state.a, y, variant)
         plain = image
         if newton:
