@@ -215,21 +215,22 @@ def steady_state(
     stiff method whose step follows the error, as long as it slows down, unless the method's point attracts
     and the gain, the norm of diag(1 - sqrt(a)) W_r, is below one at rest and
     there: all of 1,509 such random circuits settled there. One neuron with 0 < w_r <= 1 settles wherever it
-    starts, by theorem. The motion is followed at a relative accuracy of 3 % a step first, which decides where it
-    leads to the method's point, to another that Newton's method confirms, or away without end (COUNTED); what is not
-    confirmed is followed at 0.1 % a step.
-    Where the motion does not settle, the
-    method's point is the answer if it attracts. If it does not, or there is none
+    starts, by theorem. The motion is followed at a relative accuracy of 3 % a step first. That decides where it comes
+    to the method's point or to one that Newton's method confirms to attract, and where it diverges though no
+    attracting point is known: all of 300 random circuits ended as at 0.001 % a step (W_r of norm 0.5 to 5, drive
+    0.01 to 100, n from 1 to 20), but 1 of 600 others was said to settle where it diverges. All else is followed at
+    0.1 % a step. (Where loops are compiled the motion is followed once, at 0.1 %.) Where the motion does not
+    settle, the method's point is the answer if it attracts. If it does not, or there is none
     (Newton's within 60 iterations, where more were allowed), Newton's method looks from 64
-    random starts (16 for more than 4 neurons that diverge from rest), and where it finds none
+    random starts (16 for more than 4 neurons that diverge from rest), and where it finds nothing
     the motion is followed from 32 others, unless the call
     is traced (and under torch.func.vmap none of this is done: ``stable`` and
     ``unstable`` are both false); of several attracting points the answer is the one that most
-    starts led to. Nothing more is looked for where a circuit diverges from rest and its largest b z exceeds
+    starts led to. Nothing more is looked for where a circuit diverges from rest and its largest |b z| exceeds
     2 (1 + |W_r|) / sqrt(max W 1), twice what y of the size that W allows can balance with modulators
     below one: of 1,094 such random circuits none had an attracting point that 64 starts found.
-    ``status`` says which of these it
-    was. :func:`classify` tells what happens from rest otherwise,
+    ``status`` says which of these it was.
+    :func:`classify` tells what happens from rest otherwise,
     :func:`find_fixed_points` looks for all fixed points.
 
     With weights that are operators no matrix is made: the fixed-point iteration
@@ -590,7 +591,7 @@ def _from_many(
         drives = free_z + xp.zeros_like(starts.y)
         ones = xp.ones_like(starts.y[:, 0])
         motion = follow(
-            xp, free, starts, drives, variant, ones > 0, steps=150, longest=math.inf * ones, rtol=5e-2, still=_STILL
+            xp, free, starts, drives, variant, ones > 0, steps=60, longest=math.inf * ones, rtol=5e-2, still=_STILL
         )
         state, residual = newton_in_both(xp, free, motion.state, free_z, variant, tolerance, steps=8)
         good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
