@@ -6,13 +6,14 @@ vanish or grow, so it runs wherever matrices can be multiplied, while tracing to
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, as_one, from_numpy, get_backend, quiet, to_numpy, tree_map
+from .backend import Array, as_one, from_numpy, get_backend, kernel_for, quiet, to_numpy, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -172,6 +173,11 @@ class Motion(NamedTuple):
     outcome: Array
 
 
+def _one_of(condition: Any, one: Any, other: Any) -> Any:
+    """``xp.where`` for a single member whose values can be seen."""
+    return one if condition else other
+
+
 _D = 1.0 / (2.0 + 2.0**0.5)
 _E = 6.0 + 2.0**0.5
 
@@ -187,25 +193,27 @@ def follow(
     steps: int = 3000,
     longest: Array,
     rtol: float = 1e-3,
+    still: float = 1e-5,
     target: State | None = None,
 ) -> Motion:
     """Follow the motion of the ``active`` members of a batch until they settle, or diverge, or the steps run out.
 
     The pair of Rosenbrock methods of Shampine & Reichelt (SIAM J. Sci. Comput. 18 (1997) 1), of order 2 and
     L-stable, to a relative accuracy of ``rtol`` a step: its steps, at most ``longest`` of the longest time constants
-    each, grow as the motion slows down. From 300 steps on it ends where the fastest motion within 100 steps has
-    twice not been slower, by 3 %, than within the 100 before: what decays is slower, what cycles is not. A
-    ``target`` ends the motion of those that come within 1 % of it and, for three steps more, ever nearer, or for one
-    that halves the distance.
+    each, grow as the motion slows down. It has settled where nothing moves by more than ``still`` of its size in a
+    time constant, for four steps, or by a hundredth of that. From 300 steps on it ends where the fastest motion
+    within 100 steps has twice not been slower, by 3 %, than within the 100 before: what decays is slower, what cycles
+    is not. A ``target`` ends the motion of those that come within 1 % of it and, for three steps more, ever nearer,
+    or for one that halves the distance.
     """
-    settings = variant, (steps, rtol)
+    settings = variant, (steps, rtol, still)
     state, outcome = as_one(_move, circuit, start, z, active, longest, target, settings=settings)
     return Motion(State(*state), outcome)
 
 
 def _move(
     variant: str,
-    settings: tuple[int, float],
+    settings: tuple[int, float, float],
     circuit: Circuit,
     start: State,
     z: Array,
@@ -213,7 +221,7 @@ def _move(
     longest: Array,
     target: State | None,
 ) -> tuple[State, Array]:
-    steps, rtol = settings
+    steps, rtol, still = settings
     xp = checks.namespace({"z": z})
     backend = get_backend(xp)
     n = int(z.shape[-1])
@@ -225,13 +233,13 @@ def _move(
     unit = unit_of_y(xp, circuit, z)
     shortest = 1e-9 * fast / (1.0 + drive / unit)
     floor = (circuit.b0 * circuit.sigma) ** 2 + wide
-    most_y, most_a = limits(xp, circuit, start, z, 1e8)
+    most_y, most_a = limits(xp, circuit, start, z, 1e3)
     eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
 
     drive_of_y, parts = 1e-3 * drive + 1e-9 * unit, xp.arange(2 * n, device=device(z)) < n
     small = xp.concat([drive_of_y[..., None] + wide, floor], axis=-1)
     most = xp.where(parts, most_y[..., None], most_a[..., None])
-    farthest = longest * slow
+    farthest, slow_below = longest * slow, max(still, 1e-3)
 
     def slope(x: Array) -> Array:
         return (
@@ -241,18 +249,9 @@ def _move(
             / tau
         )
 
-    def scale(x: Array) -> Array:
-        """Of all y one, of every a its own."""
-        size = xp.abs(x)
-        return small + xp.where(parts, xp.max(size[..., :n], axis=-1, keepdims=True), size)
-
-    x = xp.concat([start.y + wide, start.a + wide], axis=-1)
-    goal = None if target is None else xp.concat(list(target), axis=-1)
-    per_goal = None if target is None else 1.0 / scale(goal)
-
-    def body(carry: Any) -> Any:
-        x, f, size, h, outcome, calm, away, count, peak, last, doubts = carry
-        live, step = outcome == MOVING, h[..., None]
+    def plain(x: Array, f: Array, h: Array) -> tuple[Array, Array, Array]:
+        """Where a step leads, the field there, and how far it may be off."""
+        step = h[..., None]
         jac = circuit_jacobian(xp, circuit, State(x[..., :n], x[..., n:]), variant)
         w = inverse(xp, eye - (_D * step)[..., None] * jac)
         k1 = matvec(xp, w, f)
@@ -261,42 +260,66 @@ def _move(
         moved = x + step * k2
         new = slope(moved)
         k3 = matvec(xp, w, new - _E * (k2 - middle) - 2.0 * (k1 - f))
+        return moved, new, k1 - 2.0 * k2 + k3
+
+    def sizes(x: Array) -> Array:
+        """Of all y one, of every a its own."""
+        size = xp.abs(x)
+        return small + xp.where(parts, xp.max(size[..., :n], axis=-1, keepdims=True), size)
+
+    kernel = kernel_for(Motion, xp)
+    single = None if kernel is None else kernel(xp, variant, circuit, z, tau, small, _D, _E)
+    if single is None:
+        advance, scale, where, top, one = plain, sizes, xp.where, partial(xp.max, axis=-1), False
+    else:
+        (advance, scale, top), where, one = single, _one_of, True
+
+    x = xp.concat([start.y + wide, start.a + wide], axis=-1)
+    goal = None if target is None else xp.concat(list(target), axis=-1)
+    per_goal = None if target is None else 1.0 / scale(goal)
+
+    def body(carry: Any) -> Any:
+        x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts = carry
+        live = outcome == MOVING
+        moved, new, off = advance(x, f, h)
         reached = scale(moved)
-        error = h * xp.max(xp.abs(k1 - 2.0 * k2 + k3) / reached, axis=-1) / (6.0 * rtol)
-        good = live & (error <= 1.0) & xp.all(parts | (moved > 0), axis=-1)
-        safe = xp.where(error <= 1e-3, 1e-3, xp.where(xp.isfinite(error), error, 64.0))
+        error = h * top(xp.abs(off) / reached) / (6.0 * rtol)
+        good = live & (error <= 1.0) & (top(-moved[..., n:]) < 0)
+        safe = where(error <= 1e-3, 1e-3, where(xp.isfinite(error), error, 64.0))
         factor = 0.8 * safe ** (-1.0 / 3.0)
-        factor = xp.where(good | (factor < 0.5), factor, 0.5)
-        kept = good[..., None]
-        x, f, size = xp.where(kept, moved, x), xp.where(kept, new, f), xp.where(kept, reached, size)
-        h = xp.where(live, h * factor, h)
-        h = xp.where(h > farthest, farthest, h)
-        speed = xp.max(xp.abs(tau * f) / size, axis=-1)
-        steady = speed < 1e-5
-        slowly = speed < 1e-3
-        soon = speed < 1e-7
+        factor = where(good | (factor < 0.5), factor, 0.5)
+        kept = good if one else good[..., None]
+        x, f, size = where(kept, moved, x), where(kept, new, f), where(kept, reached, size)
+        # steps that fit become ever shorter where a motion runs away: so does the next (Gustafsson 1994)
+        before, fits = fits, where(good, h * factor, fits)
+        h = where(live, where(good & (fits < before), fits * fits / before, h * factor), h)
+        h = where(h > farthest, farthest, h)
+        speed = top(xp.abs(tau * f) / size)
+        steady, slowly, soon = speed < still, speed < slow_below, speed < 1e-2 * still
         if goal is not None:
-            before, away = away, xp.max(xp.abs(x - goal) * per_goal, axis=-1)
+            before, away = away, top(xp.abs(x - goal) * per_goal)
             near = (away < 1e-2) & (away <= before)
             steady, slowly, soon = steady | near, slowly | near, soon | (near & (calm > 0) & (away <= 0.5 * before))
-        calm = xp.where(good, xp.where(slowly, calm + 1, 0), calm)
+        calm = where(good, where(slowly, calm + 1, 0), calm)
         settled = live & (soon | ((calm > 3) & steady) | (h > 1e4 * slow))
-        lost = live & ((h < shortest) | xp.any(xp.abs(x) > most, axis=-1))
-        outcome = xp.where(lost, DIVERGED, xp.where(settled, SETTLED, outcome))
-        count, peak = count + 1, xp.where(speed > peak, speed, peak)
+        lost = live & ((h < shortest) | (top(xp.abs(x) / most) > 1))
+        outcome = where(lost, DIVERGED, where(settled, SETTLED, outcome))
+        count, peak = count + 1, where(speed > peak, speed, peak)
         over = count % 100 == 0
-        doubts = xp.where(over, xp.where(peak < 0.97 * last, 0, doubts + 1), doubts)
-        outcome = xp.where((count >= 300) & (doubts > 1) & (outcome == MOVING), _ENDLESS, outcome)
-        peak, last = xp.where(over, 0.0, peak), xp.where(over, peak, last)
-        return x, f, size, h, outcome, calm, away, count, peak, last, doubts
+        doubts = where(over, where(peak < 0.97 * last, 0, doubts + 1), doubts)
+        outcome = where((count >= 300) & (doubts > 1) & (outcome == MOVING), _ENDLESS, outcome)
+        peak, last = where(over, 0.0, peak), where(over, peak, last)
+        return x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts
 
     outcome = MOVING * xp.astype(active, xp.int32) + SETTLED
     nothing, forever = xp.zeros_like(fast), xp.full_like(fast, xp.inf)
     count = xp.zeros((), dtype=xp.int32, device=device(z))
     zero = xp.zeros_like(outcome)
-    carry = x, slope(x), scale(x), 0.1 * fast, outcome, zero, forever, count, nothing, forever, zero
-    carry = backend.while_loop(lambda c: xp.any(c[4] == MOVING), body, carry, max_steps=steps)
-    x, outcome = carry[0], carry[4]
+    carry = x, slope(x), scale(x), 0.1 * fast, nothing, outcome, zero, forever, count, nothing, forever, zero
+    carry = backend.while_loop(
+        lambda c: c[5] == MOVING if one else xp.any(c[5] == MOVING), body, carry, max_steps=steps
+    )
+    x, outcome = carry[0], carry[5]
     return State(x[..., :n], x[..., n:]), xp.where(outcome == _ENDLESS, MOVING, outcome)
 
 
@@ -332,6 +355,20 @@ def random_starts(xp: Any, circuit: Circuit, z: Array, variant: str, count: int,
     y = np.where(wide, rng.uniform(-1.0, 1.0, (count, n)) * np.minimum(most, 1e3 * own), 0.0)
     y = np.where(wide, y, rng.standard_normal((count, n)) * own)
 
+    return State(from_numpy(xp, y, z), from_numpy(xp, a, z))
+
+
+def lively_starts(xp: Any, circuit: Circuit, z: Array, count: int, seed: int) -> State:
+    """States (count, n) from which to follow the motion of a circuit without batch axes, away from rest.
+
+    y of the size at which W normalizes, 1 / sqrt(W 1), and modulators below one, which let it go on.
+    """
+    rng = np.random.default_rng(seed)
+    n = int(z.shape[-1])
+    pool, unit = to_numpy(circuit.w).sum(axis=-1), float(unit_of_y(xp, circuit, z))
+    size = np.where(pool > 0, 1.0 / np.sqrt(np.where(pool > 0, pool, 1.0)), unit)
+    y = 1.5 * size * rng.standard_normal((count, n))
+    a = np.maximum(to_numpy((circuit.b0 * circuit.sigma) ** 2), rng.uniform(0.2, 0.9, (count, n)))
     return State(from_numpy(xp, y, z), from_numpy(xp, a, z))
 
 

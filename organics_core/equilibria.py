@@ -27,6 +27,7 @@ from .attractors import (
     attracts,
     follow,
     gathered,
+    lively_starts,
     members,
     newton_in_both,
     nudged,
@@ -54,7 +55,7 @@ from .circuit import (
     without_time,
 )
 from .implicit import differentiable
-from .linalg import bicgstab, diagonal_matrix, matmul, solve, solve_vector
+from .linalg import bicgstab, inverse, matmul, solve_vector
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .one_neuron import roots_of_variant
 from .stability import Linear, _spectral_abscissa, abscissa_of, linearized
@@ -63,7 +64,7 @@ from .weights import Operator, matvec
 METHODS = ("auto", "closed_form", "iteration", "newton")
 REASONS = (
     "found by the method",
-    "the method led to no attracting point, or to another; the circuit settles here from rest",
+    "the method led to no attracting point, or to another; from rest the circuit settles here, as far as its steps tell",
     "the method led to no attracting point, nor does the motion from rest; another start led here",
     "no attracting point was found: from rest the circuit does not settle within the steps it is followed",
     "no attracting point was found: from rest the circuit diverges",
@@ -213,18 +214,22 @@ def steady_state(
     stiff method whose step follows the error, as long as it slows down, unless the method's point attracts
     and the gain, the norm of diag(1 - sqrt(a)) W_r, is below one at rest and
     there: all of 1,509 such random circuits settled there. One neuron with 0 < w_r <= 1 settles wherever it
-    starts, by theorem. Whether the motion arrives at the method's point is decided at a relative accuracy of 3 % a
-    step: of 2,496 random circuits (W_r of norm 1.5 to 5, drive 0.1 to 100, n from 2 to 10) that were said to arrive,
-    2,494 did so at 0.01 % or in long simulations and 2 stayed undecided, but 1 of 796 in another trial diverged.
-    Where the motion does not settle, the
-    method's point is the answer if it attracts. If it does not, or there is none
+    starts, by theorem. The motion is followed at a relative accuracy of 3 % a step first. That decides where it comes
+    to the method's point or to one that Newton's method confirms to attract, and where it diverges though no
+    attracting point is known: all of 300 random circuits ended as at 0.001 % a step (W_r of norm 0.5 to 5, drive
+    0.01 to 100, n from 1 to 20), but 1 of 600 others was said to settle where it diverges. All else is followed at
+    0.1 % a step. (Where loops are compiled the motion is followed once, at 0.1 %.) Where the motion does not
+    settle, the method's point is the answer if it attracts. If it does not, or there is none
     (Newton's within 60 iterations, where more were allowed), Newton's method looks from 64
-    random starts (16 for more than 4 neurons that diverge from rest: of 344 such
-    circuits none had an attracting point that 64 starts found), unless the call
+    random starts (16 for more than 4 neurons that diverge from rest), and where it finds nothing
+    the motion is followed from 32 others, unless the call
     is traced (and under torch.func.vmap none of this is done: ``stable`` and
     ``unstable`` are both false); of several attracting points the answer is the one that most
-    starts led to. ``status`` says which of these it
-    was. :func:`classify` tells what happens from rest otherwise,
+    starts led to. Nothing more is looked for where a circuit diverges from rest and its largest |b z| exceeds
+    2 (1 + |W_r|) / sqrt(max W 1), twice what y of the size that W allows can balance with modulators
+    below one: of 1,094 such random circuits none had an attracting point that 64 starts found.
+    ``status`` says which of these it was.
+    :func:`classify` tells what happens from rest otherwise,
     :func:`find_fixed_points` looks for all fixed points.
 
     With weights that are operators no matrix is made: the fixed-point iteration
@@ -305,6 +310,8 @@ def _in_range(xp: Any, circuit: Circuit, z: Array, found: SteadyState) -> Steady
 _PATIENCE = 60
 """Iterations of Newton's method after which the motion of the circuit itself is the better guide."""
 _STARTS = 64
+_COARSE, _STILL = 3e-2, 1e-2
+"""Relative accuracy of a step of the motion that is followed first, and how slow it is where it settles."""
 
 
 def _search(search: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
@@ -386,23 +393,24 @@ def _attracting(
     doubtful = ~found.stable | _far_from_rest(
         xp, *(tree_map(backend.stop_gradient, part) for part in (circuit, found.state))
     )
-    if concrete and bool(xp.any(doubtful & found.stable)):
-        doubtful = ~_arrives(xp, backend, circuit, z + wide, found, search.variant, doubtful & found.stable)
     lacking = doubtful & (xp.ones_like(found.stable) if wanted is None else wanted)
     if concrete and not bool(xp.any(lacking)):
         return found
     search = search._replace(max_iterations=_PATIENCE, newton=True)
+    ends = tree_map(backend.stop_gradient, tuple(found.state))
+    known = State(*(xp.where(found.stable[..., None], part, xp.nan) for part in ends))
     shape = tuple(lacking.shape)
     if backend.traces_loops and concrete:  # one program
-        better, outcome = as_one(_settle_traced, circuit, z + wide, lacking, settings=(search,))
+        better, outcome = as_one(_settle_traced, circuit, z + wide, lacking, known, settings=(search,))
         better = SteadyState(*better)
         better = better._replace(state=State(*better.state))
     elif not concrete or not shape:
-        better, outcome = settle(xp, backend, concrete, search, circuit, z + wide, lacking)
+        better, outcome = settle(xp, backend, concrete, search, circuit, z + wide, lacking, known=known)
     else:  # what is not lacking costs nothing
         index = [tuple(int(i) for i in at) for at in np.argwhere(to_numpy(lacking))]
         some, drives = gathered(xp, circuit, z + wide, index)
         every = xp.ones_like(drives[:, 0]) > 0
+        picked = State(*(xp.stack([part[(*at, ...)] for at in index]) for part in known))
         place = np.zeros(shape, dtype=int)
         place[tuple(np.asarray(index).T)] = np.arange(len(index))
         where = xp.asarray(place.reshape(-1).tolist(), dtype=xp.int64, device=device(z))
@@ -410,7 +418,9 @@ def _attracting(
         def back(leaf: Array) -> Array:
             return xp.reshape(xp.take(leaf, where, axis=0), (*shape, *leaf.shape[1:]))
 
-        better, outcome = tree_map(back, tuple(settle(xp, backend, concrete, search, some, drives, every)))
+        better, outcome = tree_map(
+            back, tuple(settle(xp, backend, concrete, search, some, drives, every, known=picked))
+        )
         better = SteadyState(State(*better[0]), *better[1:])
     failed = xp.full_like(found.status, _MOVES)
     failed = xp.where(outcome == SETTLED, xp.full_like(failed, _UNCONFIRMED), failed)
@@ -425,8 +435,7 @@ def _attracting(
     for left in np.argwhere(to_numpy(lacking & ~found.stable)):
         at = tuple(int(i) for i in left)
         one, drive = members(circuit, z + wide, at)
-        starts = _STARTS if int(found.status[at]) != _DIVERGES or z.shape[-1] <= 4 else _STARTS // 4
-        other = _from_many(xp, backend, search, one, drive, starts)
+        other = _from_many(xp, backend, search, one, drive, int(found.status[at]) == _DIVERGES)
         if other is not None and bool(other.stable):
             here = np.zeros(shape, dtype=bool)
             here[at] = True
@@ -442,8 +451,13 @@ def _far_from_rest(xp: Any, circuit: Circuit, state: State) -> Array:
     """
     first = 1.0 - xp.min(circuit.b0 * circuit.sigma + 0.0 * state.a, axis=-1)
     last = xp.max(xp.abs(1.0 - sqrt_relu(xp, state.a)), axis=-1)
-    norm = 1.0 if circuit.w_r is None else xp.max(xp.linalg.svdvals(circuit.w_r), axis=-1)
+    norm = _norm(xp, circuit.w_r)
     return ~((xp.abs(first) * norm < 1.0) & (last * norm < 1.0) | settles_by_theorem(xp, circuit))
+
+
+def _norm(xp: Any, w_r: Array) -> Any:
+    """The largest singular value of W_r."""
+    return 1.0 if w_r is None else xp.max(xp.linalg.svdvals(w_r), axis=-1)
 
 
 def _close(xp: Any, unit: Array, state: State, other: State) -> Array:
@@ -451,17 +465,6 @@ def _close(xp: Any, unit: Array, state: State, other: State) -> Array:
     size = xp.max(xp.abs(other.y), axis=-1)
     away = xp.max(xp.abs(state.y - other.y), axis=-1) <= 5e-2 * size + 1e-9 * unit
     return away & xp.all(xp.abs(state.a - other.a) <= 5e-2 * xp.abs(other.a), axis=-1)
-
-
-def _arrives(
-    xp: Any, backend: Any, circuit: Circuit, z: Array, found: SteadyState, variant: str, active: Array
-) -> Array:
-    """Whether the points found attract and, for ``active`` ones, whether the motion from rest arrives there."""
-    free, free_z, target = (tree_map(backend.stop_gradient, part) for part in (circuit, z, tuple(found.state)))
-    start, longest = _beginning(xp, free, free_z)
-    motion = follow(xp, free, start, free_z, variant, active, longest=longest, rtol=3e-2, target=State(*target))
-    arrived = (motion.outcome == SETTLED) & _close(xp, unit_of_y(xp, free, free_z), motion.state, State(*target))
-    return found.stable & (arrived | ~active)
 
 
 def _beginning(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
@@ -475,9 +478,11 @@ def _beginning(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
     return State(xp.where(at_rest[..., None], moved.y, rest.y), floor), xp.where(at_rest, ones, math.inf * ones)
 
 
-def _settle_traced(search: Settings, circuit: Circuit, z: Array, active: Array) -> tuple[SteadyState, Array]:
+def _settle_traced(
+    search: Settings, circuit: Circuit, z: Array, active: Array, known: tuple[Array, Array]
+) -> tuple[SteadyState, Array]:
     xp = checks.namespace({"z": z})
-    return settle(xp, get_backend(xp), False, search, circuit, z, active)
+    return settle(xp, get_backend(xp), False, search, circuit, z, active, known=State(*known))
 
 
 def settle(
@@ -489,11 +494,15 @@ def settle(
     z: Array,
     active: Array,
     start: State | None = None,
+    known: State | None = None,
 ) -> tuple[SteadyState, Array]:
     """The point at which the active members settle, with its stability, and what became of their motion.
 
-    It begins at rest, or at ``start``. What comes to rest at a repelling point is pushed on twice, but not while
-    tracing, where that would be compiled anew.
+    It begins at rest, or at ``start``. Attracting points that are ``known`` (NaN: none is) end the motion that comes
+    near. Then the motion is followed coarsely at first, which is to be confirmed: by Newton's method where it slows
+    down, else by following it closely, from the beginning where an attracting point is known that it did not come to.
+    What comes to rest at a repelling point is pushed on twice. While tracing, where each of this would be compiled
+    anew, the motion is followed once.
     """
     variant = search.variant
     free = tree_map(backend.stop_gradient, circuit)
@@ -509,17 +518,32 @@ def settle(
         active = active & ~proven
         if not bool(xp.any(active)):
             return found, outcome
-    state, longest = _beginning(xp, free, free_z) if start is None else (start, math.inf * ones)
-    for _ in range(3 if concrete else 1):
-        motion = follow(xp, free, state, free_z, variant, active, longest=longest)
-        settled = motion.outcome == SETTLED
-        exact, _ = newton_in_both(xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4)
-        polished = _judged(xp, free, _search(search, circuit, z, exact), variant)
-        polished = _reported(xp, free, polished, variant, False)
-        away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
-        size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
-        near = settled & polished.converged & (away <= 0.1 * size + 1e-9 * unit_of_y(xp, free, free_z))
-        good = active & near & polished.stable
+    begun, freely = _beginning(xp, free, free_z) if start is None else (start, math.inf * ones)
+    state, longest = begun, freely
+    unit = unit_of_y(xp, free, free_z)
+    coarse = concrete and known is not None
+    for _ in range(3 + coarse if concrete else 1):
+        rtol, still = (_COARSE, _STILL) if coarse else (1e-3, 1e-5)
+        motion = follow(xp, free, state, free_z, variant, active, longest=longest, rtol=rtol, still=still, target=known)
+        settled = active & (motion.outcome == SETTLED)
+        nothing = xp.zeros_like(settled)
+        arrived = nothing if known is None else settled & _close(xp, unit, motion.state, known)
+        if concrete and not bool(xp.any(settled & ~arrived)):
+            end = State(*(xp.where(arrived[..., None], *parts) for parts in zip(known or begun, begun, strict=True)))
+            zero = xp.zeros_like(motion.outcome)
+            polished = SteadyState(end, arrived, zero, math.inf * ones, arrived, nothing, zero)
+            near = arrived
+        else:
+            exact, _ = newton_in_both(
+                xp, free, motion.state, free_z, variant, search.tolerance, steps=8 if concrete else 4
+            )
+            polished = _judged(xp, free, _search(search, circuit, z, exact), variant)
+            polished = _reported(xp, free, polished, variant, False)
+            away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
+            size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
+            near = settled & polished.converged & (away <= 0.1 * size + 1e-9 * unit)
+        missed = nothing if known is None or not coarse else active & ~arrived & ~xp.isnan(known.a[..., 0])
+        good = near & polished.stable & ~missed
         polished = polished._replace(stable=good, unstable=polished.unstable & near)
         if found is None:
             found, outcome = polished, motion.outcome
@@ -527,24 +551,48 @@ def settle(
             found = _chosen(xp, good, polished, found, _FROM_REST)
             outcome = xp.where(active, motion.outcome, outcome)
         # where it came to rest at a repelling point, a push leads on
-        active = active & near & polished.unstable
+        pushed = nothing if coarse else near & polished.unstable
+        active = missed | (settled & ~good) if coarse else pushed
         if concrete and not bool(xp.any(active)):
             break
-        state, longest = nudged(xp, free, tree_map(backend.stop_gradient, polished.state), free_z, 1e-2), ones
+        push = nudged(xp, free, tree_map(backend.stop_gradient, polished.state), free_z, 1e-2)
+        state = State(
+            *(
+                xp.where(missed[..., None], first, xp.where(pushed[..., None], beyond, last))
+                for first, beyond, last in zip(begun, push, motion.state, strict=True)
+            )
+        )
+        longest = xp.where(missed, freely, xp.where(pushed, ones, math.inf * ones))
+        coarse = False
     return found, outcome
 
 
-def _from_many(xp: Any, backend: Any, search: Settings, circuit: Circuit, z: Array, starts: int) -> SteadyState | None:
-    """The attracting point to which most of random starts lead, or None: by Newton's method in both, then in a."""
+def _from_many(
+    xp: Any, backend: Any, search: Settings, circuit: Circuit, z: Array, diverges: bool
+) -> SteadyState | None:
+    """The attracting point to which most of random starts lead, or None: by Newton's method, then by the motion.
+
+    None at once for circuits that diverge from rest under a strong drive: see the notes of steady_state.
+    """
     variant, tolerance = search.variant, search.tolerance
     free, free_z = tree_map(backend.stop_gradient, circuit), backend.stop_gradient(z)
-    state, residual = newton_in_both(
-        xp, free, random_starts(xp, free, free_z, variant, starts, 0), free_z, variant, tolerance
-    )
+    # y**2 is about 1 / (W 1) at most, and (1 + |W_r|) |y| all that modulators below one can balance
+    least = 1.0 / xp.sqrt(xp.max(xp.sum(free.w, axis=-1)))
+    most = 2.0 * (1.0 + _norm(xp, free.w_r)) * least
+    if diverges and bool(xp.max(xp.abs(free.b * free_z)) > most):
+        return None
+    starts = random_starts(xp, free, free_z, variant, _STARTS // 4 if diverges and z.shape[-1] > 4 else _STARTS, 0)
+    state, residual = newton_in_both(xp, free, starts, free_z, variant, tolerance)
     good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
-    if not good.any() and starts == _STARTS:
-        other = _judged(xp, free, _search(search, free, free_z, state), variant)
-        state, good = other.state, to_numpy(other.stable)
+    if not good.any():
+        starts = lively_starts(xp, free, free_z, _STARTS // 2, 0)
+        drives = free_z + xp.zeros_like(starts.y)
+        ones = xp.ones_like(starts.y[:, 0])
+        motion = follow(
+            xp, free, starts, drives, variant, ones > 0, steps=60, longest=math.inf * ones, rtol=5e-2, still=_STILL
+        )
+        state, residual = newton_in_both(xp, free, motion.state, free_z, variant, tolerance, steps=8)
+        good = to_numpy((residual <= tolerance) & attracts(xp, free, state, variant).stable)
     if not good.any():
         return None
     points = to_numpy(xp.concat([state.y, state.a], axis=-1))[good]
@@ -750,13 +798,9 @@ def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, st
     return SteadyState(layout.unpack(x), converged, count, residual)
 
 
-def _eliminated_y(xp: Any, circuit: Circuit, a: Array, z: Array, slope: Array) -> tuple[Array, Array]:
-    """y from M(a) y = b z, and M."""
-    gate = 1.0 - sqrt_relu(xp, a)
-    drive = circuit.b * z
-    drive = drive + xp.zeros_like(a)
-    matrix = identity(xp, a) - gate[..., None] * slope
-    return solve_vector(xp, matrix, drive), matrix
+def _matrix_of_y(xp: Any, a: Array, slope: Array) -> Array:
+    """M(a), with M(a) y = b z."""
+    return identity(xp, a) - (1.0 - sqrt_relu(xp, a))[..., None] * slope
 
 
 def _pool(xp: Any, circuit: Circuit, a: Array, y: Array, variant: str) -> Array:
@@ -764,12 +808,12 @@ def _pool(xp: Any, circuit: Circuit, a: Array, y: Array, variant: str) -> Array:
     return (circuit.b0 * circuit.sigma) ** 2 + matvec(xp, circuit.w, relu(xp, a) * response * response)
 
 
-def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, matrix: Array, variant: str) -> Array:
-    """-dG/da = I - W diag(resp**2) - W diag(2 a resp) dy/da."""
+def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, inverted: Array, variant: str) -> Array:
+    """-dG/da = I - W diag(resp**2) - W diag(2 a resp) dy/da, with M(a)^-1."""
     response = pooled_response(xp, y, variant)
     root = sqrt_relu(xp, a)
     recurrent = matvec(xp, slope, y)
-    dy_da = -solve(xp, matrix, diagonal_matrix(xp, recurrent / (2.0 * root)))
+    dy_da = -inverted * (recurrent / (2.0 * root))[..., None, :]
     w = circuit.w
     return (
         identity(xp, a)
@@ -825,6 +869,7 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         start = state0
     start = State(start.y + extra, start.a + extra)
     floor = floor + extra
+    drive = free.b * free_z + xp.zeros_like(floor)
     start = State(start.y + xp.zeros_like(floor), xp.where(start.a > floor, start.a + xp.zeros_like(floor), floor))
 
     def advance(state: State, damping: Array) -> State:
@@ -834,19 +879,20 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         y is brought up to date with the new a before the residual is taken.
         """
         slope = recurrent_slope(xp, free.w_r, state.y, variant)
-        y, matrix = _eliminated_y(xp, free, state.a, free_z, slope)
+        matrix = _matrix_of_y(xp, state.a, slope)
+        inverted = inverse(xp, matrix) if newton else None
+        y = matvec(xp, inverted, drive) if newton else solve_vector(xp, matrix, drive)
         image = _pool(xp, free, state.a, y, variant)
         plain = image
         if newton:
-            minus_dg = _newton_matrix(xp, free, state.a, y, slope, matrix, variant)
+            minus_dg = _newton_matrix(xp, free, state.a, y, slope, inverted, variant)
             change = solve_vector(xp, minus_dg, image - state.a)
             full = state.a + damping[..., None] * change
             usable = xp.isfinite(full) & (damping[..., None] > 0)
             plain = xp.where(usable, full, image)
         a = xp.where(plain > floor, plain, floor)
         slope = recurrent_slope(xp, free.w_r, y, variant)
-        y, _ = _eliminated_y(xp, free, a, free_z, slope)
-        return State(y, a)
+        return State(solve_vector(xp, _matrix_of_y(xp, a, slope), drive), a)
 
     def choose(search: _Search) -> _Search:
         residual = relative_residual(xp, free, search.candidate, free_z, variant)
@@ -896,10 +942,11 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         # what did not converge starts over: its own state may overflow
         old = State(*(xp.where(converged[..., None], *parts) for parts in zip(c[0], start, strict=True)))
         slope = recurrent_slope(xp, free.w_r, old.y, variant)
-        y, matrix = _eliminated_y(xp, free, old.a, free_z, slope)
-        minus_dg = _newton_matrix(xp, free, old.a, y, slope, matrix, variant)
+        inverted = inverse(xp, _matrix_of_y(xp, old.a, slope))
+        y = matvec(xp, inverted, drive)
+        minus_dg = _newton_matrix(xp, free, old.a, y, slope, inverted, variant)
         a = old.a + solve_vector(xp, minus_dg, _pool(xp, free, old.a, y, variant) - old.a)
-        y, _ = _eliminated_y(xp, free, a, free_z, slope)
+        y = solve_vector(xp, _matrix_of_y(xp, a, slope), drive)
         residual = relative_residual(xp, free, State(y, a), free_z, variant)
         sound = converged & ((residual <= tolerance) | (residual <= c[1]))
         state = State(*(xp.where(sound[..., None], *parts) for parts in zip((y, a), c[0], strict=True)))

@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 from support import Library, numpy_tree
 from test_multistart import random_circuits
 
 import organics_core as oc
 from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED
 from organics_core.analysis.exhaustive import none_exists
-from organics_core.attractors import attraction
+from organics_core.attractors import DIVERGED, SETTLED, attraction, follow
 
 RECTIFIED = ("rectified", "rectified_recurrence")
 
@@ -58,7 +59,10 @@ def test_the_point_reached_from_rest_is_the_answer(xp64: Library, method: str) -
     assert bool(found.converged)
     assert bool(found.stable)
     assert not bool(found.unstable)
-    assert found.message == "the method led to no attracting point, or to another; the circuit settles here from rest"
+    assert (
+        found.message
+        == "the method led to no attracting point, or to another; from rest the circuit settles here, as far as its steps tell"
+    )
     end = end_from_rest(circuit, z)
     np.testing.assert_allclose(numpy_tree(found.state.y), end.y, rtol=1e-6)
     np.testing.assert_allclose(end.y, [0.998, 0.997], atol=1e-3)
@@ -191,7 +195,7 @@ def test_one_neuron_with_strong_recurrence_always_gets_its_attracting_point() ->
 
 
 @pytest.mark.parametrize(
-    ("n", "gain", "drive"), [(5, 2.0, 0.1), (2, 5.0, 0.1), (2, 5.0, 1.0), (5, 5.0, 1.0), (2, 2.0, 30.0)]
+    ("n", "gain", "drive"), [(5, 2.0, 0.1), (2, 5.0, 0.1), (2, 5.0, 1.0), (5, 5.0, 1.0), (2, 2.0, 30.0), (6, 5.0, 10.0)]
 )
 def test_no_repelling_answer_where_a_search_finds_an_attracting_point(n: int, gain: float, drive: float) -> None:
     """Strong recurrence and drives: against 64 starts of the search, and the claim of stability against eigenvalues."""
@@ -205,6 +209,47 @@ def test_no_repelling_answer_where_a_search_finds_an_attracting_point(n: int, ga
             assert bool(found.unstable[k]) != bool(found.stable[k])
         if not found.stable[k]:
             assert not any(point.stable for point in oc.find_fixed_points(one, z[k], starts=64))
+
+
+def test_an_attracting_point_that_few_starts_lead_to(xp64: Library) -> None:
+    """Newton's point repels and the motion from rest diverges; few random starts lead to the attracting one."""
+    w_r = [[6, -15, -3, 0, 5], [-11, -8, -14, 4, -4], [-7, 7, -2, -15, 13], [11, 5, -13, 13, -8], [-23, -2, 21, -6, 7]]
+    w = [[8, 3, 0, 4, 5], [5, 2, 3, 5, 2], [4, 0, 5, 4, 9], [9, 0, 3, 1, 3], [3, 0, 2, 3, 9]]
+    circuit = oc.Circuit(0.1 * np.array(w_r), 0.1 * np.array(w), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z = np.array([0.1, -0.2, -1.5, 0.1, -0.8])
+    assert not oc.simulate(circuit, z, np.linspace(0, 0.2, 3), max_steps=5000).success
+    first = oc.steady_state(circuit, z, attracting=False)
+    assert abscissa(circuit, first.state) > 0
+    found = oc.steady_state(xp64.tree(circuit), xp64.array(z))
+    assert bool(found.stable)
+    assert int(found.status) == 2
+    assert abscissa(circuit, oc.State(*numpy_tree(found.state))) < 0
+
+
+def test_the_motion_of_one_circuit_is_that_of_a_batch_of_one() -> None:
+    """numpy has a kernel for a single circuit: the same steps to the same end, or divergence, as the general code."""
+    outcomes = set()
+    for seed, gain, drive in (
+        (0, 1.0, 1.0),
+        (1, 3.0, 0.3),
+        (2, 3.0, 3.0),
+        (3, 4.0, 1.0),
+        (5, 2.0, 30.0),
+        (6, 5.0, 10.0),
+    ):
+        circuit, z = random_circuits(1, 4, np.random.default_rng(seed), gain=gain, drive=drive)
+        start = oc.State(np.zeros((1, 4)), (circuit.b0 * circuit.sigma) ** 2)
+        ends = []
+        for pick in (lambda part: part, lambda part: part[0]):
+            one, at, z0 = oc.Circuit(*map(pick, circuit)), oc.State(*map(pick, start)), pick(z)
+            active, longest = np.ones(z0.shape[:-1], dtype=bool), np.full(z0.shape[:-1], np.inf)
+            ends.append(follow(array_namespace(z0), one, at, z0, "main", active, longest=longest, rtol=1e-2, steps=250))
+        batch, single = ends
+        outcomes.add(int(single.outcome))
+        assert int(single.outcome) == int(batch.outcome[0])
+        np.testing.assert_allclose(single.state.y, batch.state.y[0], rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(single.state.a, batch.state.a[0], rtol=1e-6)
+    assert outcomes >= {SETTLED, DIVERGED}
 
 
 def test_newton_takes_the_closed_form_where_there_is_one(xp: Library) -> None:
