@@ -61,7 +61,7 @@ def test_the_point_reached_from_rest_is_the_answer(xp64: Library, method: str) -
     assert not bool(found.unstable)
     assert (
         found.message
-        == "the method led to no attracting point, or to another; from rest the circuit settles here, as far as its steps tell"
+        == "the method led to no attracting point, or to another; from rest the circuit settles here, as its steps tell"
     )
     end = end_from_rest(circuit, z)
     np.testing.assert_allclose(numpy_tree(found.state.y), end.y, rtol=1e-6)
