@@ -207,6 +207,7 @@ def test_no_repelling_answer_where_a_search_finds_an_attracting_point(n: int, ga
             assert not any(point.stable for point in oc.find_fixed_points(one, z[k], starts=64))
 
 
+@pytest.mark.one_dtype
 def test_newton_takes_the_closed_form_where_there_is_one(xp: Library) -> None:
     """W_r = eye(n) given as a matrix: no iteration, stable by the theorem."""
     circuit = oc.Circuit(xp.array(np.eye(30)), xp.array(np.full((30, 30), 0.1)), 0.5, 0.5, 0.1, 0.002, 0.002)

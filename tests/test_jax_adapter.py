@@ -227,10 +227,10 @@ def test_second_derivatives(variant):
         object.__setattr__(made, "implementation", implementation)
         return jnp.sum(made(xs, hx)[0] ** 2)
 
-    wanted = jax.hessian(lambda xs: loss("reference", xs))(xs)
+    wanted = jax.jit(jax.hessian(lambda xs: loss("reference", xs)))(xs)
     assert float(jnp.abs(wanted).max()) > 1e-4
     for again in (jax.jacrev, jax.jacfwd):
-        assert_trees_close(again(jax.grad(lambda xs: loss("auto", xs)))(xs), wanted)
+        assert_trees_close(jax.jit(again(jax.grad(lambda xs: loss("auto", xs))))(xs), wanted)
 
 
 def test_forward_derivatives_need_the_reference():
@@ -277,7 +277,12 @@ print("same")
 
 def test_batch_sharded_over_two_devices():
     """Gradients do not depend on how many devices share the batch, by sharding the arrays or within shard_map."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SHARDED)], env=environment, capture_output=True, text=True, check=False
     )

@@ -48,6 +48,7 @@ def test_the_diagonal_is_that_of_the_jacobian(xp64: Library, variant: str, recur
         xp64.assert_close(part, other, rtol=1e-7)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 16, 33])
 def test_linear_recurrence_is_the_loop(xp: Library, length: int) -> None:
     rng = np.random.default_rng(length)
@@ -61,6 +62,7 @@ def test_linear_recurrence_is_the_loop(xp: Library, length: int) -> None:
     xp.assert_close(got, np.stack(want), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("variant", CELL_VARIANTS)
 @pytest.mark.parametrize("recurrent", ["orthogonal", "identity"])
 def test_all_steps_at_once_are_the_loop(xp: Library, variant: str, recurrent: str) -> None:
