@@ -46,12 +46,11 @@ CASES = {
     "FitzHugh-Nagumo": Case(FitzHughNagumo(0.7, np.array([0.8, 0.7]), 0.08, 0.01), np.array([0.1, -0.2]), 0.2),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", CASES)
-UNCOMPILED = pytest.mark.library("numpy", "strict", "torch")
+QUICK = pytest.mark.library("numpy", "torch")
 ALIKE = ("SSN", "Wilson-Cowan")
-some = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNCOMPILED) if name in ALIKE else name for name in CASES]
-)
-"""In jax the model with solvers of its own and the user's: the code is the same, and compiled for each."""
+some = pytest.mark.parametrize("name", [pytest.param(name, marks=QUICK) if name in ALIKE else name for name in CASES])
+"""In jax, which compiles for each, and in strict, where operations are slow, the model with solvers of its own and the
+user's: the code is the same, and tests of ``every`` run the fields of the others."""
 
 
 def given(xp: Library, name: str) -> tuple[Any, Any]:
