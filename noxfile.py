@@ -29,7 +29,8 @@ ROOT = Path(__file__).parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organics-core"]
 LIBRARIES = SETTINGS["libraries"]
 ON_CPU = [name for name, needs in LIBRARIES.items() if not needs.get("gpu")]
-nox.options.sessions = ["lint", "types", *(f"tests-{name}" for name in ON_CPU), "agreement", "demo"]
+OWN_SESSION = [name for name in ON_CPU if "beside" not in LIBRARIES[name]]
+nox.options.sessions = ["lint", "types", *(f"tests-{name}" for name in OWN_SESSION), "agreement", "demo"]
 
 TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "sympy>=1.12", "array-api-extra>=0.10")
 WORKERS = ("-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist", "worksteal")
@@ -54,13 +55,16 @@ def fast(session: nox.Session) -> None:
 
 
 def run_tests(session: nox.Session, library: str) -> None:
-    """The tests of one array library. What is missing here fails: the session has installed all that they need."""
+    """The tests of a library and of those beside it. What is missing fails: all that they need is installed."""
     needs = LIBRARIES[library]
-    install(session, *needs["extras"], more=(*TESTING, *needs.get("packages", ())))
+    others = [name for name, other in LIBRARIES.items() if other.get("beside") == library]
+    packages = [package for name in (library, *others) for package in LIBRARIES[name].get("packages", ())]
+    install(session, *needs["extras"], more=(*TESTING, *packages))
     options = () if needs.get("gpu") else WORKERS  # one process where there is one GPU
     if needs.get("complete", True) and not needs.get("gpu"):
         options = ("--complete", *options)
-    session.run("pytest", "--library", library, *options, *session.posargs, env=ONE_THREAD)
+    libraries = [f"--library={name}" for name in (library, *others)]
+    session.run("pytest", *libraries, *options, *session.posargs, env=ONE_THREAD)
 
 
 def interpreter(version: str) -> str:
@@ -80,7 +84,7 @@ def _define_tests(library: str) -> None:
         run_tests(session, library)
 
     tests.__doc__ = LIBRARIES[library]["about"]
-    nox.session(name=f"tests-{library}", default=library in ON_CPU)(tests)
+    nox.session(name=f"tests-{library}", default=library in OWN_SESSION)(tests)
     for version in OTHER_PYTHONS if library in ON_CPU else ():
         elsewhere.__doc__ = f"The same on Python {version}."
         nox.session(name=f"tests-{library}-{version}", python=interpreter(version), default=False)(elsewhere)

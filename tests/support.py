@@ -38,9 +38,6 @@ ELSEWHERE = "only elsewhere: "
 PATIENCE = 900
 """Seconds after which a process counts as hung, however busy the machine is. No result depends on it."""
 
-TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-"""Variables under which jax takes the CPU for two devices."""
-
 VARIANTS = tuple(oc.VARIANTS)
 
 
@@ -297,6 +294,14 @@ def run_python(code: str, *path: str, **variables: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False
     )
+
+
+def two_devices() -> dict[str, str]:
+    """Variables under which jax takes the CPU for two devices."""
+    import os
+
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def gradient(xp: Library, function: Callable[[Any], Any], tree: Any) -> Any:

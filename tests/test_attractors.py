@@ -252,6 +252,7 @@ def test_the_motion_of_one_circuit_is_that_of_a_batch_of_one() -> None:
     assert outcomes >= {SETTLED, DIVERGED}
 
 
+@pytest.mark.one_dtype
 def test_newton_takes_the_closed_form_where_there_is_one(xp: Library) -> None:
     """W_r = eye(n) given as a matrix: no iteration, stable by the theorem."""
     circuit = oc.Circuit(xp.array(np.eye(30)), xp.array(np.full((30, 30), 0.1)), 0.5, 0.5, 0.1, 0.002, 0.002)

@@ -53,6 +53,7 @@ def trained(framework: str, **options: Any) -> Any:
     own = JaxClassifier(3, 6, 5, num_layers=2, key=jax.random.key(0), dtype=jnp.float32, **options)
     xs = jnp.asarray(XS).swapaxes(0, 1)
 
+    @eqx.filter_jit
     @eqx.filter_grad
     def slope(model: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(model(xs), jnp.asarray(LABELS)).mean()
@@ -71,9 +72,10 @@ def scores(framework: str, model: Any) -> np.ndarray:
 
         with torch.no_grad():
             return to_numpy(model(torch.as_tensor(XS).swapaxes(0, 1)))
+    import equinox as eqx
     import jax.numpy as jnp
 
-    return np.asarray(model(jnp.asarray(XS).swapaxes(0, 1)))
+    return np.asarray(eqx.filter_jit(lambda model, xs: model(xs))(model, jnp.asarray(XS).swapaxes(0, 1)))
 
 
 def numpy_scores(path: Path) -> np.ndarray:

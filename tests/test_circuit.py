@@ -172,6 +172,7 @@ def test_float32_and_float64_together_give_float64(xp64: Library) -> None:
     assert oc.simulate(circuit, z, times).state.y.dtype == ns.float64
 
 
+@pytest.mark.one_dtype
 def test_none_is_the_identity(xp: Library) -> None:
     """w_r=None and the identity matrix are the same circuit."""
     case = small_circuit(3, identity=True)

@@ -12,7 +12,7 @@ from support import run_python
 
 import organics_core as oc
 
-FRAMEWORKS = ("torch", "jax", "cupy", "scipy", "equinox", "matplotlib", "typer")
+FRAMEWORKS = ("torch", "jax", "cupy", "array_api_strict", "scipy", "equinox", "matplotlib", "typer")
 PACKAGES = ("organics_core", "organics_backends", "organics_torch", "organics_jax", "organics_cli", "organics_plot")
 
 BLOCK = """

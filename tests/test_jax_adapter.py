@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import TWO_DEVICES, run_python
+from support import run_python, two_devices
 
 import organics_core as oc
 from organics_core.cell import CellState, MaxRates, cell_rates
@@ -224,10 +224,10 @@ def test_second_derivatives(variant):
         object.__setattr__(made, "implementation", implementation)
         return jnp.sum(made(xs, hx)[0] ** 2)
 
-    wanted = jax.hessian(lambda xs: loss("reference", xs))(xs)
+    wanted = jax.jit(jax.hessian(lambda xs: loss("reference", xs)))(xs)
     assert float(jnp.abs(wanted).max()) > 1e-4
     for again in (jax.jacrev, jax.jacfwd):
-        assert_trees_close(again(jax.grad(lambda xs: loss("auto", xs)))(xs), wanted)
+        assert_trees_close(jax.jit(again(jax.grad(lambda xs: loss("auto", xs))))(xs), wanted)
 
 
 def test_forward_derivatives_need_the_reference():
@@ -274,7 +274,7 @@ print("same")
 
 def test_batch_sharded_over_two_devices():
     """Gradients do not depend on how many devices share the batch, by sharding the arrays or within shard_map."""
-    done = run_python(SHARDED, **TWO_DEVICES)
+    done = run_python(SHARDED, **two_devices())
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("same")
 

@@ -22,6 +22,7 @@ def slope_and_noise(circuit: oc.Circuit, state: oc.State, factor: np.ndarray) ->
     return oc.jacobian(circuit, state), factor @ np.swapaxes(factor, -1, -2)
 
 
+@pytest.mark.one_dtype
 @for_cases(identity=True, sizes=(1, 3))
 def test_covariance_solves_the_lyapunov_equation(xp: Library, case: Case) -> None:
     """J P + P J^T + L L^T = 0 to round-off of its terms, over decades of parameters; P is symmetric and >= 0."""
@@ -42,6 +43,7 @@ def test_covariance_solves_the_lyapunov_equation(xp: Library, case: Case) -> Non
     assert np.all(values >= -500 * xp.eps * values[..., -1:])
 
 
+@pytest.mark.one_dtype
 def test_covariance_of_one_oscillator(xp: Library) -> None:
     """For x'' + c x' + k x = s xi the textbook says var x = s**2 / (2 c k), var x' = s**2 / (2 c), no covariance."""
     c, k, s = 3.0, 50.0, 0.7
@@ -50,6 +52,7 @@ def test_covariance_of_one_oscillator(xp: Library) -> None:
     xp.assert_close(p, [[s**2 / (2 * c * k), 0.0], [0.0, s**2 / (2 * c)]], rtol=1e-12, atol=1e-11 * s**2 / (2 * c))
 
 
+@pytest.mark.one_dtype
 def test_forms_of_noise_agree(xp: Library) -> None:
     """A number, amplitudes, a matrix and a tuple per population say the same."""
     circuit, state = (xp.tree(part) for part in stable_case(3))
@@ -75,6 +78,7 @@ def test_integral_of_the_spectrum_is_the_covariance(xp64: Library) -> None:
     np.testing.assert_allclose(total.real, want, rtol=1e-9, atol=1e-9 * np.max(np.abs(want)))
 
 
+@pytest.mark.one_dtype
 def test_spectrum_is_its_definition(xp: Library) -> None:
     """(i omega - J)^-1 L L^T (i omega - J)^-H at each frequency of each member of a batch; Hermitian."""
     case = small_circuit(2)
@@ -91,6 +95,7 @@ def test_spectrum_is_its_definition(xp: Library) -> None:
     xp.assert_close(spectrum, want, rtol=1e-9, atol=1e-10 * np.max(np.abs(want)))
 
 
+@pytest.mark.one_dtype
 def test_coherence(xp: Library) -> None:
     """Between 0 and 1, 1 on the diagonal; one source makes everything coherent, an unmixed pair nothing."""
     circuit, state = (xp.tree(part) for part in stable_case(3))
@@ -113,6 +118,7 @@ def test_unstable_states_are_refused(xp: Library) -> None:
         oc.linear_covariance(xp.array([[1.0, 0.0], [0.0, -1.0]]), 1.0)
 
 
+@pytest.mark.one_dtype
 def test_an_unstable_member_is_nan_for_itself(xp: Library) -> None:
     """Not an exception for all; a warning names it."""
     jac, one = xp.array([[[-1.0]], [[2.0]], [[-4.0]]]), xp.array([0.0])
@@ -362,6 +368,7 @@ def test_noise_that_depends_on_the_state(xp: Library) -> None:
     np.testing.assert_allclose(oc.noise_covariance(v1, fixed, oc.FiringRateNoise(0.2)), want, rtol=1e-9)
 
 
+@pytest.mark.one_dtype
 def test_coloured_noise(xp: Library) -> None:
     """One leaky unit: var x = s**2 / (2 k (1 + k tau)); each source, white noise over 1 + (w tau)**2."""
     k, s, tau = 50.0, 0.7, 0.03
@@ -421,6 +428,7 @@ def test_transfer_function_of_other_models() -> None:
         oc.transfer_function(circuit, oc.State(3 * state.y, 40 * state.a), np.array([1.0]))
 
 
+@pytest.mark.one_dtype
 def test_rational_spectrum(xp: Library) -> None:
     """Numerators over the denominator are the spectrum; its parity; the pole polynomial; white and coloured."""
     case = small_circuit(2)

@@ -374,6 +374,7 @@ def test_refusals() -> None:
         oc.prove(circuit, z, state=state.y)
 
 
+@pytest.mark.one_dtype
 def test_euler_steps_inherit_stability(xp: Library) -> None:
     """W_r = I over six decades of parameters: spectral radius below one at the bound; at 1.6 of it, some above one."""
     rng = np.random.default_rng(5)

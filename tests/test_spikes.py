@@ -9,6 +9,7 @@ from support import Library, numpy_tree
 import organics_core as oc
 
 
+@pytest.mark.one_dtype
 def test_counts_follow_the_rates(xp: Library) -> None:
     """Of bins over which the rate rises from 0: mean and variance the integral, to five standard errors; all apart."""
     times = np.array([0.0, 0.5, 2.0])
@@ -35,6 +36,7 @@ def test_spikes_within_a_bin_follow_the_rate() -> None:
     assert np.max(np.abs(empirical - (spikes - 1.0) ** 2)) < 2.0 / np.sqrt(len(spikes))  # Kolmogorov-Smirnov, p < 1e-3
 
 
+@pytest.mark.one_dtype
 def test_seeds_reproduce_in_every_library(xp: Library) -> None:
     times, rates = np.linspace(0.0, 1.0, 11), np.linspace(0.0, 50.0, 33).reshape(11, 3)
     mine = oc.spike_trains(xp.array(rates), xp.array(times), seed=7)

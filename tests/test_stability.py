@@ -50,6 +50,7 @@ def away_from_kinks(case: Case, variant: str, reach: float = 0.003) -> bool:
     return all(np.min(np.abs(kink)) > reach for kink in kinks)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("variant", VARIANTS)
 @for_cases(decades=3.0)
 def test_jacobian_is_the_finite_difference(xp: Library, case: Case, variant: str) -> None:
@@ -103,6 +104,7 @@ def jacobian_by_hand(circuit: oc.Circuit, state: oc.State, variant: str) -> np.n
     return matrix / np.concatenate([circuit.tau_y, circuit.tau_a])[:, None]
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("w_r", ["identity", "matrix"])
 @pytest.mark.parametrize("flags", [*itertools.product([False, True], repeat=3)])
 def test_jacobian_at_the_kinks_is_that_of_the_equations(
@@ -128,6 +130,7 @@ def test_jacobian_at_the_kinks_is_that_of_the_equations(
     xp.assert_close(moved.a, wanted[:, 4:], rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_jacobian_of_a_shared_pool_is_that_of_changes_common_to_all(xp: Library, variant: str) -> None:
     """Rows of y and of one a; its column adds up those of all a."""
@@ -363,6 +366,7 @@ def test_no_warnings_of_numpy_at_the_ends_of_the_range() -> None:
                 oc.noise_covariance(one, found.state, 0.1, z=z)
 
 
+@pytest.mark.one_dtype
 def test_circuits_once_called_unstable(xp: Library) -> None:
     """A silent unit beside strongly driven ones; a zero at drive 1000; a tiny floor with a quick modulator."""
     rng = np.random.default_rng(0)
@@ -381,6 +385,7 @@ def test_circuits_once_called_unstable(xp: Library) -> None:
         assert (check.q > -100 * xp.eps).all()
 
 
+@pytest.mark.one_dtype
 def test_inverse_of_an_m_matrix(xp: Library) -> None:
     """Each entry as accurate as n eps however near to singular, against 60 digits; no accuracy is lost in a solve."""
     mpmath = pytest.importorskip("mpmath")

@@ -292,6 +292,7 @@ def test_stability_of_the_phase_portraits(circuit: oc.Circuit, count: int) -> No
         assert (distance < 1e-5) == point.stable
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fixed_points_of_every_variant(xp: Library, variant: str) -> None:
     """They zero the field, for drives of either sign and none, and Newton's solution is among them."""

@@ -66,6 +66,7 @@ def test_weak_order_on_an_ornstein_uhlenbeck_process(method: str, order: int) ->
     np.testing.assert_allclose(ratios, order, atol=0.25)
 
 
+@pytest.mark.one_dtype
 def test_sampled_moments_of_an_ornstein_uhlenbeck_process(xp: Library) -> None:
     """Mean and variance of 4000 members, each within five standard errors."""
     members = 4000
@@ -95,6 +96,7 @@ def test_seeds_reproduce(xp: Library) -> None:
     np.testing.assert_allclose(run(increments=given), first, rtol=50 * xp.eps, atol=50 * xp.eps)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("method", METHODS)
 def test_simulation_is_the_scheme_written_out(xp: Library, method: str) -> None:
     """A batch under a sampled drive, against a plain loop over the vector field."""
@@ -133,6 +135,7 @@ def test_simulation_is_the_scheme_written_out(xp: Library, method: str) -> None:
     xp.assert_close(run.state.a, np.stack([s.a for s in want]), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.one_dtype
 def test_drives_agree(xp: Library) -> None:
     """A constant drive, the same sampled, and the same as a function of time."""
     case = small_circuit(2)
@@ -162,6 +165,7 @@ def test_correlated_noise(xp: Library) -> None:
     xp.assert_close(run.state[1][-1, :], np.array([0.5, -0.75]))
 
 
+@pytest.mark.one_dtype
 def test_divergence_is_a_status_not_a_crash(xp: Library) -> None:
     """One member of a batch blows up; the other goes on."""
 
@@ -239,6 +243,7 @@ def test_bad_arguments_are_named() -> None:
         oc.simulate_sde(circuit, z, times, noise=0.1, seed=0.5)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("method", METHODS)
 def test_noise_that_depends_on_the_state_is_taken_at_the_start_of_a_step(xp: Library, method: str) -> None:
     """dx = -k x dt + s x dB: the recursion of the method, path by path, in every form; and the mean square of Ito."""
@@ -263,6 +268,7 @@ def test_noise_that_depends_on_the_state_is_taken_at_the_start_of_a_step(xp: Lib
     assert abs(np.mean(end**2) - square) < 5 * spread + 0.15 * square
 
 
+@pytest.mark.one_dtype
 def test_simulated_noise_of_a_circuit_follows_its_state(xp: Library) -> None:
     """One step from a state: the kick is the amplitude there times dB."""
     circuit, z, state = small_circuit(2)
@@ -280,6 +286,7 @@ def test_simulated_noise_of_a_circuit_follows_its_state(xp: Library) -> None:
         np.testing.assert_allclose(np.concatenate(moved), amplitude * kick[0], atol=100 * xp.eps)
 
 
+@pytest.mark.one_dtype
 def test_coloured_noise_of_a_simulation(xp: Library) -> None:
     """The integral of eta has the variance T - tau (1 - exp(-T / tau)); through a leak, that of the linear theory."""
     tau, members = 0.3, 4000
