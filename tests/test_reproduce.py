@@ -84,6 +84,14 @@ def test_commands_are_the_rows(invoke, monkeypatch, tmp_path, recipe, quick):
     assert got == wanted
 
 
+def test_rows_on_another_device(invoke, tmp_path):
+    """Each command names it."""
+    done = invoke("reproduce", "smnist-lstm-128", "--list", "--device", "cuda", "--out", tmp_path)
+    assert done.exit_code == 0
+    assert "--device cuda" in " ".join(done.output.split())
+    assert reproduce.config_of("smnist-lstm-128", device="cuda").device == "cuda"
+
+
 def test_our_recipe_is_that_of_the_record():
     record = json.loads(
         (ROOT / "benchmarks" / "results" / "train" / "psmnist-organics-64" / "results.json").read_text()

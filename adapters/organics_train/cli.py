@@ -230,6 +230,7 @@ def reproduce(
     output: Annotated[
         Path, typer.Option("--output", "--out", "-o", help="Folder that the runs go to, by recipe, row and seed.")
     ] = OUTPUT.parent / "reproduce",
+    device: Annotated[str, typer.Option(help="Of torch: cpu or cuda; a run may change it when it goes on.")] = "cpu",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file, too.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One epoch of 64 coarse images, to see that a row runs.")
@@ -249,7 +250,7 @@ def reproduce(
         raise ValueError("reproduce trains in one process: start it without torchrun, or each run by train")
     place = output / (f"{recipe}-quick" if quick else recipe)
     runs = {
-        place / f"{name}-seed{number}": (name, config_of(name, recipe, number, quick=quick))
+        place / f"{name}-seed{number}": (name, config_of(name, recipe, number, quick=quick, device=device))
         for name in rows or ROWS
         for number in seed or [0]
     }

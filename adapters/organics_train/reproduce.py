@@ -125,7 +125,7 @@ QUICK = {"epochs": 1, "batch_size": 32, "limit": 64, "downsample": 4}
 """What makes a smoke run of any row."""
 
 
-def config_of(name: str, recipe: str = "ours", seed: int = 0, *, quick: bool = False) -> Config:
+def config_of(name: str, recipe: str = "ours", seed: int = 0, *, quick: bool = False, device: str = "cpu") -> Config:
     """The run of a row.
 
     Parameters
@@ -137,6 +137,8 @@ def config_of(name: str, recipe: str = "ours", seed: int = 0, *, quick: bool = F
     seed : int
     quick : bool
         One epoch of 64 coarse images instead, which says whether the row runs and nothing else.
+    device : str
+        Of torch.
 
     Returns
     -------
@@ -152,7 +154,7 @@ def config_of(name: str, recipe: str = "ours", seed: int = 0, *, quick: bool = F
     row = ROWS[name]
     settings = {"model": row.model} | RECIPES[recipe][row.model] | (QUICK if quick else {})
     options = settings.pop("options", {}) | row.options
-    return Config.recommended(row.task, **settings, hidden=row.hidden, seed=seed, options=options)
+    return Config.recommended(row.task, **settings, hidden=row.hidden, seed=seed, device=device, options=options)
 
 
 def train_command(config: Config, folder: Path) -> str:
