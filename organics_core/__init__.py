@@ -88,7 +88,7 @@ from .static import StaticParameters, init_static, static_rates, static_steady_s
 from .trajectory import DenseOutput, Event, Trajectory
 from .weights import Operator, ring_convolution
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "INTEGRATORS",
