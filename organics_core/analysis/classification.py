@@ -311,7 +311,7 @@ def _simulated_kind(
     seen = float(xp.finfo(z.dtype).eps * xp.max(xp.abs(circuit.b * z))) < 1e-3 * unit
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75
     paths: list[np.ndarray[Any, Any]] = []
-    methods = "dopri5", "rodas5p"  # where the first takes many steps the circuit is stiff
+    methods: tuple[str, ...] = ("dopri5", "rodas5p")  # where the first takes many steps the circuit is stiff
     for _ in range(chunks):
         for method in methods:
             run = simulate(
@@ -319,6 +319,7 @@ def _simulated_kind(
                 max_steps=min(max_steps, 50) if method == "dopri5" else max_steps, method=method,
             )  # fmt: skip
             if run.success:
+                methods = methods[methods.index(method) :]
                 break
         path = np.concatenate([to_numpy(run.state.y), to_numpy(run.state.a)], axis=-1)
         finite = np.isfinite(path).all(axis=-1)
