@@ -60,7 +60,9 @@ def test_switched_off(monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}a shell script plays the compiler")
-def test_a_compiler_that_fails(tmp_path, monkeypatch):
+def test_a_compiler_that_fails(tmp_path, monkeypatch, caplog):
+    """The log has its words, and that slower code takes its place."""
+    caplog.set_level("INFO", "organics_backends")
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho no such target >&2\nexit 1\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
@@ -69,6 +71,8 @@ def test_a_compiler_that_fails(tmp_path, monkeypatch):
     library, status = anew().found
     assert library is None
     assert "no such target" in status
+    assert "slower code takes its place" in caplog.messages[-1]
+    assert "no such target" in caplog.messages[-1]
 
 
 @pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}signals of a process group")

@@ -136,6 +136,7 @@ class Library:
                 path.unlink()
                 return self._open(self.build()), "in use"
         except Exception as error:  # whatever goes wrong, the other implementations are there
+            _logger.info("the native %s is not available, and slower code takes its place: %s", self.name, error)
             return None, f"not available: {error}"
 
     def build(self) -> Path:
