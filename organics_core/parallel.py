@@ -152,17 +152,21 @@ def relative_size(xp: Any, update: CellState, states: CellState) -> Array:
     """The largest ratio of the parts' maxima, per sequence, over all steps and at the last one; NaN where one is.
 
     At the last step, where adjoints may have decayed by orders of magnitude, what is below eps of the largest of
-    all steps counts as rounding.
+    all steps counts as rounding. Of no sequences it is 0.
     """
+    if 0 in states.y.shape:
+        return xp.asarray(0.0, dtype=states.y.dtype, device=device(states.y))
 
     def size(part: Array, axes: tuple[int, ...]) -> Array:
         return xp.max(xp.abs(part), axis=axes)
 
     info = xp.finfo(states.y.dtype)
+    eps = float(info.eps)
+    zero = float(info.smallest_normal) / eps  # what is smaller counts as zero
     ratios = []
     for small, large in zip(update, states, strict=True):
-        whole = size(large, (0, -1)) + info.smallest_normal**0.5  # what is smaller counts as zero
-        end = size(large[-1, ...], (-1,)) + info.eps * whole
+        whole = size(large, (0, -1)) + zero
+        end = size(large[-1, ...], (-1,)) + eps * whole
         ratios += [xp.max(size(small, (0, -1)) / whole), xp.max(size(small[-1, ...], (-1,)) / end)]
     return xp.max(xp.stack(ratios))
 
@@ -348,7 +352,9 @@ def parallel_cell_sequence(
     xp = validate_sequence(parameters, state, xs)
     rates = cell_rates(xp, parameters, MaxRates(*max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    start = broadcast_start(xp, state, xs)
+    arrays = [value for value in (*parameters, *state, xs) if hasattr(value, "dtype")]
+    dtype = xp.result_type(*arrays)
+    start = tree_map(lambda part: xp.astype(part, dtype, copy=False), broadcast_start(xp, state, xs))
     found = solve_states(
         xp,
         parameters,
@@ -440,7 +446,9 @@ def growth_rate(
 def advise(exponent: float, reports: Sequence[ParallelReport], parallel: float, sequential: float) -> ParallelAdvice:
     """What the reports of all layers and the seconds of both ways come to."""
     iterations = max((report.iterations for report in reports), default=0)
-    if not reports or not all(report.converged for report in reports):
+    if not reports:
+        pays, reason = False, "there was nothing to compute"
+    elif not all(report.converged for report in reports):
         pays, reason = (
             False,
             f"the iterations did not converge; the largest Lyapunov exponent is {exponent:.2g} per step",

@@ -128,3 +128,22 @@ def test_bad_arguments():
         organics_jax.parallel_advice(layer, jnp.ones((4, 2, K + 1)))
     with pytest.raises(ValueError, match="steps must be"):
         organics_jax.parallel_advice(layer, inputs(), steps=0)
+
+
+def test_nothing_to_advise_on():
+    layer = ORGaNICs(K, H, key=KEY)
+    assert organics_jax.parallel_report(layer, jnp.zeros((4, 0, K))) == ()
+    advice = organics_jax.parallel_advice(layer, jnp.zeros((4, 0, K)))
+    assert (advice.pays, advice.reason) == (False, "there was nothing to compute")
+    with pytest.raises(ValueError, match="layer must have one direction"):
+        organics_jax.parallel_report(ORGaNICs(K, H, key=KEY, bidirectional=True), inputs())
+
+
+def test_bfloat16():
+    """Whose rounding is far above the tolerance: it converges where an update is zero, or falls back."""
+    results = []
+    for name in ("parallel", "reference"):
+        layer = ORGaNICs(K, H, key=KEY, implementation=name, dtype=jnp.bfloat16)
+        results.append(eqx.filter_jit(layer)(inputs(jnp.bfloat16))[0])
+    assert results[0].dtype == jnp.bfloat16
+    assert_trees_close(*(value.astype(jnp.float64) for value in results), rtol=0, atol=2e-2)
