@@ -763,7 +763,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels to use")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the record")
-    parser.add_argument("--skip", default="", help=f"parts to leave out, of {', '.join(PARTS)}")
+    parser.add_argument("--skip", default="", help=f"parts to leave out, comma-separated, of {', '.join(dict.fromkeys((*PARTS, *BUDGETS)))}")
     parser.add_argument("--only", default="", help="parts to take instead")
     parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="for everything; 570 by default")
     parser.add_argument("--paper", type=float, metavar="SECONDS", help="train the paper's tables, and nothing else")
