@@ -333,7 +333,9 @@ def parallel_cell_sequence(
     -----
     Every iteration costs what a pass over the sequence does, in few large
     operations. Convergence is a matter of the largest Lyapunov exponent of the trajectory: where
-    it is positive, do not expect any.
+    it is positive, do not expect any. Derivatives do not pass through (for torch and jax
+    the results are constants): iterations that stop where values have converged say nothing of their
+    derivatives. The layers of ``organics_torch`` and ``organics_jax`` have the exact gradient.
 
     Examples
     --------
@@ -352,6 +354,9 @@ def parallel_cell_sequence(
     xp = validate_sequence(parameters, state, xs)
     rates = cell_rates(xp, parameters, MaxRates(*max_rates))
     w = normalization_weights(xp, parameters.log_w)
+    stop = get_backend(xp).stop_gradient
+    given = tree_map(lambda value: stop(value) if hasattr(value, "dtype") else value, (parameters, w, rates, state, xs))
+    parameters, w, rates, state, xs = given
     arrays = [value for value in (*parameters, *state, xs) if hasattr(value, "dtype")]
     dtype = xp.result_type(*arrays)
     start = tree_map(lambda part: xp.astype(part, dtype, copy=False), broadcast_start(xp, state, xs))

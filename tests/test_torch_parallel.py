@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from test_torch_layers import assert_same, core, numbers, run, start  # noqa: E402
 
+import organics_core as oc  # noqa: E402
 import organics_torch as ot  # noqa: E402
 from organics_torch import parallel  # noqa: E402
 
@@ -198,3 +199,16 @@ def test_nothing_to_advise_on():
     assert not advice.pays
     assert np.isnan(advice.exponent)
     assert advice.reason == "there was nothing to compute"
+
+
+def test_derivatives_do_not_pass_through_the_cores_iterations():
+    """Which from a state at rest stop at once, and would give wrong ones."""
+    parameters, start = oc.init_cell(0, K, H)
+    fields = type(parameters)(
+        *(None if value is None else torch.tensor(value, requires_grad=True) for value in parameters)
+    )
+    state = oc.CellState(*(torch.tensor(part) for part in start))
+    last, ys, report = oc.parallel_cell_sequence(fields, state, numbers(1, 9, N, K))
+    assert report.converged
+    assert not ys.requires_grad
+    assert not last.a.requires_grad

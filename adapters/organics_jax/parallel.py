@@ -50,7 +50,8 @@ def _once(tree: Any) -> Any:
 @_once.defjvp
 def _refuse(*_: Any) -> Any:
     raise TypeError(
-        "implementation 'parallel' has first derivatives in reverse mode (grad, jacrev) only; choose 'auto' or 'reference'"
+        "implementation 'parallel' has first derivatives in reverse mode (grad, jacrev) only; "
+        "choose 'auto' or 'reference'"
     )
 
 
