@@ -53,7 +53,7 @@ class ParallelReport(NamedTuple):
         Whether the last update was small enough; otherwise the states are not to be used.
     iterations : array () of int, or int
     change : array (), or float
-        The last update, relative: the largest entry over the largest state, of y, a, b0 and b1 of every
+        The last update, before it is damped, relative: the largest entry over the largest state, of y, a, b0 and b1 of every
         sequence by themselves, over all steps and at the last step; of these ratios the largest.
     residual : array (), or float
         Largest f(x_{t-1}) - x_t before the last update, relative in the same sense.
@@ -218,10 +218,11 @@ def solve_recurrence(
         new, diagonal = system(progress.states)
         residual = tree_map(lambda n, x: n - x, new, progress.states)
         update = linear_recurrence(xp, xp.clip(together(diagonal), -1.0, 1.0), together(residual))
-        if largest_update is not None:
-            update = xp.clip(update, -largest_update, largest_update)
         delta = CellState(*(update[:, part, ...] for part in range(4)))
-        states = tree_map(lambda x, d: x + d, progress.states, delta)
+        bounded = delta
+        if largest_update is not None:
+            bounded = tree_map(lambda d: xp.clip(d, -largest_update, largest_update), delta)
+        states = tree_map(lambda x, d: x + d, progress.states, bounded)
         sizes = (relative_size(xp, part, states) for part in (delta, residual))
         return _Progress(states, progress.iterations + 1, *sizes)
 

@@ -143,6 +143,22 @@ def test_bad_arguments(options: dict, error: type[Exception], words: str) -> Non
             oc.cell_lyapunov_exponent(parameters, start, xs, **options)
 
 
+@pytest.mark.parametrize(("precision", "size"), [("float32", 1e8), ("float64", 1e15)])
+def test_a_damped_step_from_far_off_is_not_convergence(precision: str, size: float) -> None:
+    """Without drive b1 decays by itself; a step of 1 is little of what it starts from."""
+    parameters, start, xs = sequence(60)
+    start = start._replace(y=0 * start.y, b1=np.full_like(start.b1, size))
+    arrays = [tuple(None if part is None else np.asarray(part, precision) for part in p) for p in (parameters, start)]
+    few = (oc.CellParameters(*arrays[0]), oc.CellState(*arrays[1]), np.asarray(0 * xs, precision))
+    final, _ = oc.cell_sequence(*few)
+    last, _, report = oc.parallel_cell_sequence(*few)
+    assert not report.converged
+    assert report.change > 1e-3
+    last, _, report = oc.parallel_cell_sequence(*few, damped=False)
+    assert report.converged
+    np.testing.assert_allclose(last.b1, final.b1, rtol=1e-4)
+
+
 def test_no_sequences(xp: Library) -> None:
     """As the loop: arrays of no sequences, found at once."""
     parameters, start, xs = sequence(4)
