@@ -53,8 +53,8 @@ class ParallelReport(NamedTuple):
         Whether the last update was small enough; otherwise the states are not to be used.
     iterations : array () of int, or int
     change : array (), or float
-        The last update, before it is damped, relative: the largest entry over the largest state, of y, a, b0 and b1 of every
-        sequence by themselves, over all steps and at the last step; of these ratios the largest.
+        The last update, before it is damped, relative: the largest entry over the largest state, of y, a, b0 and b1
+        of every sequence by themselves, over all steps and at the last step; of these ratios the largest.
     residual : array (), or float
         Largest f(x_{t-1}) - x_t before the last update, relative in the same sense.
     """
