@@ -761,9 +761,10 @@ def child(piece: str, into: Path, out: Path, seconds: float) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    known = dict.fromkeys((*PARTS, *BUDGETS))
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels to use")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the record")
-    parser.add_argument("--skip", default="", help=f"parts to leave out, of {', '.join(PARTS)}")
+    parser.add_argument("--skip", default="", help=f"parts to leave out, of {', '.join(known)}; with commas")
     parser.add_argument("--only", default="", help="parts to take instead")
     parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="for everything; 570 by default")
     parser.add_argument("--paper", type=float, metavar="SECONDS", help="train the paper's tables, and nothing else")
@@ -775,7 +776,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     skipped = set(filter(None, options.skip.split(",")))
     only = set(filter(None, options.only.split(",")))
-    known = dict.fromkeys((*PARTS, *BUDGETS))
     for name, parts in (("--skip", skipped), ("--only", only)):
         if parts - set(known):
             parser.error(f"{name}: unknown part {min(parts - set(known))!r}; choose from {', '.join(known)}")

@@ -53,8 +53,8 @@ class ParallelReport(NamedTuple):
         Whether the last update was small enough; otherwise the states are not to be used.
     iterations : array () of int, or int
     change : array (), or float
-        The last update, relative: the largest entry over the largest state, of y, a, b0 and b1 of every
-        sequence by themselves, over all steps and at the last step; of these ratios the largest.
+        The last update, before it is damped, relative: the largest entry over the largest state, of y, a, b0 and b1
+        of every sequence by themselves, over all steps and at the last step; of these ratios the largest.
     residual : array (), or float
         Largest f(x_{t-1}) - x_t before the last update, relative in the same sense.
     """
@@ -152,17 +152,21 @@ def relative_size(xp: Any, update: CellState, states: CellState) -> Array:
     """The largest ratio of the parts' maxima, per sequence, over all steps and at the last one; NaN where one is.
 
     At the last step, where adjoints may have decayed by orders of magnitude, what is below eps of the largest of
-    all steps counts as rounding.
+    all steps counts as rounding. Of no sequences it is 0.
     """
+    if 0 in states.y.shape:
+        return xp.asarray(0.0, dtype=states.y.dtype, device=device(states.y))
 
     def size(part: Array, axes: tuple[int, ...]) -> Array:
         return xp.max(xp.abs(part), axis=axes)
 
     info = xp.finfo(states.y.dtype)
+    eps = float(info.eps)
+    zero = float(info.smallest_normal) / eps  # what is smaller counts as zero
     ratios = []
     for small, large in zip(update, states, strict=True):
-        whole = size(large, (0, -1)) + info.smallest_normal**0.5  # what is smaller counts as zero
-        end = size(large[-1, ...], (-1,)) + info.eps * whole
+        whole = size(large, (0, -1)) + zero
+        end = size(large[-1, ...], (-1,)) + eps * whole
         ratios += [xp.max(size(small, (0, -1)) / whole), xp.max(size(small[-1, ...], (-1,)) / end)]
     return xp.max(xp.stack(ratios))
 
@@ -214,10 +218,11 @@ def solve_recurrence(
         new, diagonal = system(progress.states)
         residual = tree_map(lambda n, x: n - x, new, progress.states)
         update = linear_recurrence(xp, xp.clip(together(diagonal), -1.0, 1.0), together(residual))
-        if largest_update is not None:
-            update = xp.clip(update, -largest_update, largest_update)
         delta = CellState(*(update[:, part, ...] for part in range(4)))
-        states = tree_map(lambda x, d: x + d, progress.states, delta)
+        bounded = delta
+        if largest_update is not None:
+            bounded = tree_map(lambda d: xp.clip(d, -largest_update, largest_update), delta)
+        states = tree_map(lambda x, d: x + d, progress.states, bounded)
         sizes = (relative_size(xp, part, states) for part in (delta, residual))
         return _Progress(states, progress.iterations + 1, *sizes)
 
@@ -329,7 +334,9 @@ def parallel_cell_sequence(
     -----
     Every iteration costs what a pass over the sequence does, in few large
     operations. Convergence is a matter of the largest Lyapunov exponent of the trajectory: where
-    it is positive, do not expect any.
+    it is positive, do not expect any. Derivatives do not pass through (for torch and jax
+    the results are constants): iterations that stop where values have converged say nothing of their
+    derivatives. The layers of ``organics_torch`` and ``organics_jax`` have the exact gradient.
 
     Examples
     --------
@@ -348,7 +355,12 @@ def parallel_cell_sequence(
     xp = validate_sequence(parameters, state, xs)
     rates = cell_rates(xp, parameters, MaxRates(*max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    start = broadcast_start(xp, state, xs)
+    stop = get_backend(xp).stop_gradient
+    given = tree_map(lambda value: stop(value) if hasattr(value, "dtype") else value, (parameters, w, rates, state, xs))
+    parameters, w, rates, state, xs = given
+    arrays = [value for value in (*parameters, *state, xs) if hasattr(value, "dtype")]
+    dtype = xp.result_type(*arrays)
+    start = tree_map(lambda part: xp.astype(part, dtype, copy=False), broadcast_start(xp, state, xs))
     found = solve_states(
         xp,
         parameters,
@@ -440,7 +452,9 @@ def growth_rate(
 def advise(exponent: float, reports: Sequence[ParallelReport], parallel: float, sequential: float) -> ParallelAdvice:
     """What the reports of all layers and the seconds of both ways come to."""
     iterations = max((report.iterations for report in reports), default=0)
-    if not reports or not all(report.converged for report in reports):
+    if not reports:
+        pays, reason = False, "there was nothing to compute"
+    elif not all(report.converged for report in reports):
         pays, reason = (
             False,
             f"the iterations did not converge; the largest Lyapunov exponent is {exponent:.2g} per step",

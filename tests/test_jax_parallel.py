@@ -133,3 +133,38 @@ def test_bad_arguments():
         organics_jax.parallel_advice(layer, jnp.ones((4, 2, K + 1)))
     with pytest.raises(ValueError, match="steps must be"):
         organics_jax.parallel_advice(layer, inputs(), steps=0)
+
+
+def test_nothing_to_advise_on():
+    layer = ORGaNICs(K, H, key=KEY)
+    assert organics_jax.parallel_report(layer, jnp.zeros((4, 0, K))) == ()
+    advice = organics_jax.parallel_advice(layer, jnp.zeros((4, 0, K)))
+    assert (advice.pays, advice.reason) == (False, "there was nothing to compute")
+    with pytest.raises(ValueError, match="layer must have one direction"):
+        organics_jax.parallel_report(ORGaNICs(K, H, key=KEY, bidirectional=True), inputs())
+
+
+def test_bfloat16():
+    """Whose rounding is far above the tolerance: it converges where an update is zero, or falls back."""
+    results = []
+    for name in ("parallel", "reference"):
+        layer = ORGaNICs(K, H, key=KEY, implementation=name, dtype=jnp.bfloat16)
+        results.append(eqx.filter_jit(layer)(inputs(jnp.bfloat16))[0])
+    assert results[0].dtype == jnp.bfloat16
+    assert_trees_close(*(value.astype(jnp.float64) for value in results), rtol=0, atol=2e-2)
+
+
+def test_other_derivatives_are_refused():
+    """From a state at rest the iterations stop at once, and their derivatives were wrong in the second digit."""
+    cell = ORGaNICsCell(K, H, key=KEY, dtype=jnp.float64)
+    start, xs = cell.initial_state(()), jnp.full((4, K), 0.5)
+
+    def loss(xs):
+        return sequence(cell.effective(), start, xs, implementation="parallel")[1].sum()
+
+    for derivative in (jax.jacfwd(loss), jax.hessian(loss), jax.jacrev(jax.grad(loss))):
+        with pytest.raises(TypeError, match=r"implementation 'parallel' has first derivatives|custom_vjp"):
+            derivative(xs)
+    _, pull = jax.vjp(loss, xs)
+    with pytest.raises(TypeError, match="implementation 'parallel' has first derivatives in reverse mode"):
+        jax.jvp(pull, (1.0,), (1.0,))

@@ -142,3 +142,39 @@ def test_bad_arguments(options: dict, error: type[Exception], words: str) -> Non
     if "xs" in words or "variant" in words:
         with pytest.raises(error, match=words):
             oc.cell_lyapunov_exponent(parameters, start, xs, **options)
+
+
+@pytest.mark.parametrize(("precision", "size"), [("float32", 1e8), ("float64", 1e15)])
+def test_a_damped_step_from_far_off_is_not_convergence(precision: str, size: float) -> None:
+    """Without drive b1 decays by itself; a step of 1 is little of what it starts from."""
+    parameters, start, xs = sequence(60)
+    start = start._replace(y=0 * start.y, b1=np.full_like(start.b1, size))
+    arrays = [tuple(None if part is None else np.asarray(part, precision) for part in p) for p in (parameters, start)]
+    few = (oc.CellParameters(*arrays[0]), oc.CellState(*arrays[1]), np.asarray(0 * xs, precision))
+    final, _ = oc.cell_sequence(*few)
+    last, _, report = oc.parallel_cell_sequence(*few)
+    assert not report.converged
+    assert report.change > 1e-3
+    last, _, report = oc.parallel_cell_sequence(*few, damped=False)
+    assert report.converged
+    np.testing.assert_allclose(last.b1, final.b1, rtol=1e-4)
+
+
+def test_no_sequences(xp: Library) -> None:
+    """As the loop: arrays of no sequences, found at once."""
+    parameters, start, xs = sequence(4)
+    run = xp.compiled(oc.parallel_cell_sequence)
+    last, ys, report = run(xp.tree(parameters), xp.tree(start), xp.array(xs[:, :0]))
+    assert tuple(ys.shape) == (4, 0, 8)
+    assert tuple(last.b1.shape) == (0, 8)
+    assert bool(report.converged)
+
+
+def test_a_start_state_of_float32_does_not_decide_on_the_precision() -> None:
+    parameters, start, xs = sequence(60)
+    start = oc.CellState(*(np.full_like(part, 0.25) for part in start))  # a number of few bits
+    few = oc.CellState(*(part.astype(np.float32) for part in start))
+    _, ys, report = oc.parallel_cell_sequence(parameters, few, xs)
+    assert ys.dtype == np.float64
+    assert report.change <= 1e-13
+    np.testing.assert_allclose(ys, oc.cell_sequence(parameters, start, xs)[1], rtol=0, atol=1e-12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from test_torch_layers import assert_same, core, numbers, run, start  # noqa: E402
 
+import organics_core as oc  # noqa: E402
 import organics_torch as ot  # noqa: E402
 from organics_torch import parallel  # noqa: E402
 
@@ -159,3 +162,53 @@ def test_bad_arguments(function):
     with pytest.raises(RuntimeError, match="'parallel' needs float32 or float64"):
         make(dtype=torch.float16)(torch.zeros(4, 1, K, dtype=torch.float16))
     assert np.isfinite(float(make()(numbers(1, T, N, K))[0].sum().detach()))
+
+
+@pytest.mark.parametrize(("precision", "scale"), [("float64", 1e-200), ("float32", 1e-28), ("float32", 1e25)])
+def test_gradients_of_any_size(precision, scale, no_fallback):
+    """The adjoints are linear in the gradients of the loss: sizes near the ends of the dtype change no digit."""
+    dtype = getattr(torch, precision)
+    x, found = numbers(1, T, N, K, dtype=dtype), []
+    for implementation in ("parallel", "function"):
+        layer = make(implementation=implementation, dtype=dtype)
+        loss = (layer(x)[0][-1] * scale).sum()
+        found.append([g.double() / scale for g in torch.autograd.grad(loss, list(layer.parameters()))])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) < 1e3 * torch.finfo(dtype).eps * float(other.abs().max())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_reports_from_several_threads(shared):
+    """Each is of its own model, which is left as it was."""
+    models = [ot.ORGaNICs(K, H, num_layers=1 + index, seed=index) for index in range(2)]
+    if shared:
+        models[1] = models[0]
+    xs = [torch.rand(60 + 20 * index, 2, K) for index in range(2)]
+    wanted = [ot.parallel_report(*pair) for pair in zip(models, xs, strict=True)]
+    with ThreadPoolExecutor(2) as pool:
+        rounds = [pool.submit(ot.parallel_report, models[i % 2], xs[i % 2]) for i in range(40)]
+        found = [future.result() for future in rounds]
+    assert found == wanted * 20
+    assert {(model.implementation, model.training) for model in models} == {("auto", True)}
+
+
+def test_nothing_to_advise_on():
+    layer, x = ot.ORGaNICs(K, H), torch.zeros(4, 0, K)
+    assert ot.parallel_report(layer, x) == ()
+    advice = ot.parallel_advice(layer, x)
+    assert not advice.pays
+    assert np.isnan(advice.exponent)
+    assert advice.reason == "there was nothing to compute"
+
+
+def test_derivatives_do_not_pass_through_the_cores_iterations():
+    """Which from a state at rest stop at once, and would give wrong ones."""
+    parameters, start = oc.init_cell(0, K, H)
+    fields = type(parameters)(
+        *(None if value is None else torch.tensor(value, requires_grad=True) for value in parameters)
+    )
+    state = oc.CellState(*(torch.tensor(part) for part in start))
+    last, ys, report = oc.parallel_cell_sequence(fields, state, numbers(1, 9, N, K))
+    assert report.converged
+    assert not ys.requires_grad
+    assert not last.a.requires_grad

@@ -67,7 +67,7 @@ EVERY_FRAMEWORK = pytest.mark.parametrize(
 class Fake:
     """A learner without a framework: its state counts the examples it saw, in order."""
 
-    parameter_count, hidden, implementation = 1, 1, None
+    parameter_count, hidden, implementation, device = 1, 1, None, "cpu"
 
     def __init__(self, loss=1.0, norm=1.0):
         self.seen = np.zeros(0, dtype=np.int64)
@@ -356,7 +356,7 @@ def test_a_run_goes_on_on_another_device(fake, tmp_path):
     fake()
     train(Config(**SMALL), tmp_path)
     arrays, record = load_checkpoint(tmp_path / "checkpoint.safetensors")
-    assert record.pop("devices") == ["cpu"]
+    assert (record.pop("devices"), record.pop("device")) == (["cpu"], "cpu")
     record["config"]["device"] = "cuda"
     save_checkpoint(tmp_path / "checkpoint.safetensors", arrays, record)
     longer = Config(**{**SMALL, "epochs": 3})
@@ -364,6 +364,20 @@ def test_a_run_goes_on_on_another_device(fake, tmp_path):
         results = train(longer, tmp_path, resume=True)
     assert results["devices"] == ["cuda", "cpu"]
     assert train(longer, tmp_path, resume=True)["devices"] == ["cuda", "cpu"]
+
+
+def test_the_device_of_the_record_is_the_one_that_computed(tmp_path):
+    """jax takes its own, whatever is asked of torch."""
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    settings = {**SMALL, "epochs": 1, "hidden": 4, "framework": "jax"}
+    assert train(Config(**settings, device="cuda"), tmp_path)["devices"] == [jax.default_backend()]
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps:7", "cuda:99"])
+def test_a_device_that_is_not_there(device, tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    with pytest.raises(ValueError, match=f"device must be one that is there, got '{device}', and torch finds none"):
+        train(Config(**SMALL, hidden=4, device=device), tmp_path)
 
 
 def test_another_run_in_the_folder(fake, tmp_path):

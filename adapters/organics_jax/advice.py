@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -36,12 +37,13 @@ def parallel_report(layer: ORGaNICs, inputs: Array, hx: CellState | None = None)
     Returns
     -------
     tuple of ParallelReport
-        Of every cell of the layer. Where one has not converged, it computes step after step.
+        Of every cell of the layer. Where one has not converged, it computes step after step. None where there
+        are no sequences.
 
     Raises
     ------
     TypeError, ValueError
-        Where ``layer`` is none, or as calling it does.
+        Where ``layer`` is none or has two directions, or as calling it does.
 
     Examples
     --------
@@ -84,7 +86,7 @@ def parallel_advice(
         begin = time.perf_counter()
         jax.block_until_ready(_run(layer.cells, xs, starts, implementation))
         seconds[implementation] = time.perf_counter() - begin
-    exponent = max(exponent for _, exponent in found)
+    exponent = max((exponent for _, exponent in found), default=math.nan)
     return advise(exponent, [report for report, _ in found], seconds["parallel"], seconds["auto"])
 
 
@@ -96,8 +98,10 @@ def _of_every_cell(
         raise TypeError(f"layer must be an ORGaNICs layer, got {checks.describe(layer)}")
     if layer.bidirectional:
         raise ValueError("layer must have one direction: ask about its cells as layers of their own")
-    found = []
+    found: list[tuple[ParallelReport, float]] = []
     xs, starts = layer.time_first(inputs, hx)
+    if not xs.size:
+        return found
     for cell, start in zip(layer.cells, starts, strict=True):
         options: dict[str, Any] = {"max_rates": cell.max_rates, "variant": cell.variant}
         fields = cell.effective()

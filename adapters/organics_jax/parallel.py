@@ -40,6 +40,21 @@ def _sequential(variant: str, max_rates: MaxRates, *given: Any) -> tuple[CellSta
     return sequence(*given, max_rates=max_rates, variant=variant)
 
 
+@jax.custom_jvp
+def _once(tree: Any) -> Any:
+    """The same, of which nobody takes the derivative: iterations that stop where values have converged, as they do
+    at once from a state at rest, say nothing of their derivatives."""
+    return tree
+
+
+@_once.defjvp
+def _refuse(*_: Any) -> Any:
+    raise TypeError(
+        "implementation 'parallel' has first derivatives in reverse mode (grad, jacrev) only; "
+        "choose 'auto' or 'reference'"
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def parallel_sequence(
     variant: str, max_rates: MaxRates, parameters: CellParameters, start: CellState, xs: Array
@@ -51,6 +66,7 @@ def parallel_sequence(
 def _forward(
     variant: str, max_rates: MaxRates, parameters: CellParameters, start: CellState, xs: Array
 ) -> tuple[tuple[CellState, Array], Any]:
+    parameters, start, xs = _once((parameters, start, xs))
     found = solve_states(jnp, *_derived(max_rates, parameters), start, xs, variant)
 
     def parallel(*_: Any) -> tuple[CellState, Array]:
@@ -63,7 +79,7 @@ def _forward(
 
 def _backward(variant: str, max_rates: MaxRates, saved: Any, bars: tuple[CellState, Array]) -> Any:
     parameters, start, xs, states, converged = saved
-    last_bar, ys_bar = bars
+    last_bar, ys_bar = bars = _once(bars)
     before = CellState(*(shifted(jnp, first, rest) for first, rest in zip(start, states, strict=True)))
     gradient = CellState(*(jnp.zeros_like(part).at[-1].set(bar) for part, bar in zip(states, last_bar, strict=True)))
     gradient = gradient._replace(y=gradient.y + ys_bar)

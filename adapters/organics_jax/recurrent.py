@@ -239,8 +239,8 @@ class ORGaNICs(_NotFlax):
         device; ``"chunked"`` keeps only the state of every 28th step or so, has a
         reverse derivative written by hand and no other; ``"parallel"`` computes all
         steps at once by iterations, where they converge (:func:`parallel_advice` says
-        whether it pays); ``"reference"`` is the core's scan, which has derivatives of
-        all kinds (``jvp``, Hessians) everywhere. ``"auto"`` is ``"fused"`` where that can be
+        whether it pays), with a first reverse derivative only; ``"reference"`` is the core's scan, which has
+        derivatives of all kinds (``jvp``, Hessians) everywhere. ``"auto"`` is ``"fused"`` where that can be
         had, and ``"chunked"`` elsewhere; the environment variable ``ORGANICS_JAX_FUSED=0``
         keeps it from compiling native code. With ``lengths`` all are a scan.
     recurrent, variant, initialization, rate_spread, max_rates, steps, learn_rates, dtype

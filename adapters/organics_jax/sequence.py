@@ -94,8 +94,8 @@ def sequence(
         ``"fused"`` is native code, on one CPU device, for float32 and float64, with
         all derivatives: the first reverse one is native, too, others are those of a
         scan. ``"chunked"`` has a reverse derivative written by hand, and no forward
-        derivative (``jvp``, ``jacfwd``); ``"parallel"``, with a reverse
-        derivative only, too, computes all steps at once, where its iterations
+        derivative (``jvp``, ``jacfwd``); ``"parallel"``, with a first reverse
+        derivative only, computes all steps at once, where its iterations
         converge, and is ``"auto"`` where they do not; ``"reference"`` is the
         core's scan, which jax differentiates every way. ``"auto"`` is ``"fused"`` where
         that can be had and no ``chunk`` is given, and ``"chunked"`` elsewhere.
@@ -116,6 +116,8 @@ def sequence(
         Naming the argument that is wrong.
     RuntimeError
         When ``"fused"`` was asked for by name and cannot be had.
+    TypeError
+        Where other derivatives of ``"parallel"`` than the first reverse one are taken.
     """
     checks.one_of("implementation", implementation, IMPLEMENTATIONS)
     checks.one_of("variant", variant, CELL_VARIANTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,9 @@ from organics_core.parallel import ParallelAdvice, ParallelReport, advise, growt
 from . import parallel
 from .layer import ORGaNICs
 
+_ONE = threading.RLock()
+"""Held while layers have another implementation than their own."""
+
 
 def parallel_report(model: nn.Module, x: Tensor | PackedSequence) -> tuple[ParallelReport, ...]:
     """How the iterations of ``implementation="parallel"`` go for a model, whatever its layers' own implementation.
@@ -25,14 +30,15 @@ def parallel_report(model: nn.Module, x: Tensor | PackedSequence) -> tuple[Paral
     Parameters
     ----------
     model : nn.Module
-        Called as ``model(x)``, in evaluation mode and without gradients.
+        Called as ``model(x)``, in evaluation mode and without gradients. No other thread may run it meanwhile;
+        reports and advice themselves wait for each other.
     x : tensor or PackedSequence
 
     Returns
     -------
     tuple of ParallelReport
         One per recurrent layer and sequence of constant batch size, in the order in which they run. Where one has
-        not converged, the layer computes step after step.
+        not converged, the layer computes step after step. None where there are no sequences.
 
     Raises
     ------
@@ -93,7 +99,7 @@ def parallel_advice(model: nn.Module, x: Tensor | PackedSequence, *, steps: int 
             if implementation == "auto":
                 model(x)
             seconds[implementation] = _seconds(lambda: model(x))
-    return advise(max(exponents), reports, seconds["parallel"], seconds["auto"])
+    return advise(max(exponents, default=math.nan), reports, seconds["parallel"], seconds["auto"])
 
 
 def _seconds(function: Callable[[], Any]) -> float:
@@ -109,11 +115,17 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 @contextmanager
 def _observed(observe: Callable[..., Any]) -> Iterator[None]:
-    parallel.observers.append(observe)
+    thread = threading.get_ident()
+
+    def here(*arguments: Any) -> None:  # what other threads compute is another model's
+        if threading.get_ident() == thread:
+            observe(*arguments)
+
+    parallel.observers.append(here)
     try:
         yield
     finally:
-        parallel.observers.remove(observe)
+        parallel.observers.remove(here)
 
 
 @contextmanager
@@ -121,18 +133,19 @@ def _as(model: nn.Module, implementation: str) -> Iterator[None]:
     """All ORGaNICs layers with one implementation, in evaluation mode, without gradients."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {checks.describe(model)}")
-    layers = {part: part.implementation for part in model.modules() if isinstance(part, ORGaNICs)}
-    if not layers:
-        raise ValueError("model has no ORGaNICs layers")
-    training = [part for part in model.modules() if part.training]
-    try:
-        for layer in layers:
-            layer.implementation = implementation
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for layer, before in layers.items():
-            layer.implementation = before
-        for part in training:
-            part.training = True
+    with _ONE:
+        layers = {part: part.implementation for part in model.modules() if isinstance(part, ORGaNICs)}
+        if not layers:
+            raise ValueError("model has no ORGaNICs layers")
+        training = [part for part in model.modules() if part.training]
+        try:
+            for layer in layers:
+                layer.implementation = implementation
+            model.eval()
+            with torch.no_grad():
+                yield
+        finally:
+            for layer, before in layers.items():
+                layer.implementation = before
+            for part in training:
+                part.training = True

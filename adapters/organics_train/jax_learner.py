@@ -32,7 +32,7 @@ class JaxLearner:
 
         self.hidden = config.hidden_size(lambda hidden: _count(build(hidden)))
         self.model = build(self.hidden)
-        self.parameter_count = _count(self.model)
+        self.parameter_count, self.device = _count(self.model), jax.default_backend()
         self.data, self.kind, self.scored = data, data.kind, data.scored_steps
         mask = organics_jax.trainable(self.model)
         transform = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.scale_by_adam())

@@ -56,10 +56,13 @@ class Learner(Protocol):
     parameter_count, hidden : int
     implementation : str or None
         How the numbers are computed, where there is more than one way.
+    device : str
+        The kind of device, as the framework calls it.
     """
 
     parameter_count: int
     hidden: int
+    device: str
 
     implementation: str | None
 
@@ -240,19 +243,21 @@ def _train(
     if processes.first:
         folder.mkdir(parents=True, exist_ok=True)
 
-    epoch, done, records, current, devices = 1, 0, [], _Epoch(), [config.device]
+    epoch, done, records, current, devices = 1, 0, [], _Epoch(), [learner.device]
     if restored is not None:
         arrays, record = restored
         learner.load_state(arrays)
-        devices = list(dict.fromkeys([*record.get("devices", [record["config"]["device"]]), config.device]))
+        there = record.get("device", record["config"]["device"])
+        devices = list(dict.fromkeys([*record.get("devices", [there]), learner.device]))
         before = record.get("implementation")
-        if record["config"]["device"] != config.device:
-            warnings.warn(
-                f"{path} was made on {record['config']['device']!r} and the run goes on on {config.device!r}, whose "
-                "numbers differ by rounding",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        if there != learner.device:
+            if processes.first:
+                warnings.warn(
+                    f"{path} was made on {there!r} and the run goes on on {learner.device!r}, whose numbers differ by "
+                    "rounding",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         elif before is not None and before != learner.implementation:
             problem = learner.use(before)
             if problem is not None:
@@ -266,7 +271,7 @@ def _train(
 
     def save() -> None:
         record = {"config": config.asdict(), "epoch": epoch, "step": done, "epochs": records}
-        record |= {"implementation": learner.implementation, "devices": devices}
+        record |= {"implementation": learner.implementation, "device": learner.device, "devices": devices}
         arrays = learner.state()  # all take part
         if processes.first:
             save_checkpoint(path, arrays, {**record, "current": current.values})

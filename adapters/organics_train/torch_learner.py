@@ -49,9 +49,16 @@ class TorchLearner:
             with torch.device("cpu"):  # one seed is one start, wherever it is trained and whatever torch's default is
                 return make_model(config.resolved_model, data.input_size, hidden, data.outputs, **options)
 
-        device = torch.device(config.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device must be one that is there, got {config.device!r}, and torch finds no CUDA device")
+        try:
+            device = torch.device(config.device)
+            there = device.type != "cuda" or torch.cuda.is_available()
+            if there:
+                torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError):  # whichever it is that a kind of device raises
+            there = False
+        if not there:
+            raise ValueError(f"device must be one that is there, got {config.device!r}, and torch finds none")
+        self.device = device.type
         self.hidden = config.hidden_size(lambda hidden: count_parameters(build(hidden)))
         self.model = build(self.hidden).to(device)
         self.parameter_count = count_parameters(self.model)
