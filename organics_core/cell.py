@@ -145,11 +145,20 @@ def check_max_rates(max_rates: MaxRates | tuple[float, float, float] | str, step
         return rates_for(steps)
     if steps is not None:
         raise ValueError(f"steps is for max_rates='auto', got steps {steps!r} with max_rates {max_rates!r}")
-    if not isinstance(max_rates, (tuple, list)) or len(max_rates) != 3:
-        raise TypeError(f"max_rates must be MaxRates(y, a, b), got {checks.describe(max_rates)}")
     return MaxRates(
-        *(checks.positive_number(f"max_rates.{name}", value) for name, value in zip("yab", max_rates, strict=True))
+        *(checks.positive_number(f"max_rates.{name}", v) for name, v in three_rates(max_rates)._asdict().items())
     )
+
+
+def three_rates(max_rates: MaxRates | tuple[float, float, float]) -> MaxRates:
+    """Three rates, which may be arrays, as :class:`MaxRates`; numbers are positive."""
+    if not isinstance(max_rates, (tuple, list)) or len(max_rates) != 3:
+        size = f" of {len(max_rates)}" if isinstance(max_rates, (tuple, list)) else ""
+        raise TypeError(f"max_rates must be MaxRates(y, a, b), got {checks.describe(max_rates)}{size}")
+    for name, value in zip("yab", max_rates, strict=True):
+        if isinstance(value, (int, float)):
+            checks.positive_number(f"max_rates.{name}", value)
+    return MaxRates(*max_rates)
 
 
 def normalization_weights(xp: Any, log_w: Array) -> Array:
@@ -324,6 +333,14 @@ def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -
     xp = validate_cell(parameters, state, xs)
     if xs.ndim < 2 or xs.shape[0] == 0:
         raise ValueError(f"xs must have shape (T, ..., k) with T >= 1, got shape {tuple(xs.shape)}")
+    batch = tuple(xs.shape[1:-1])
+    for name, part in zip(CellState._fields, state, strict=True):
+        axes = tuple(part.shape[:-1])
+        fits = all(one in (1, size) for one, size in zip(axes[::-1], batch[::-1], strict=False))
+        if len(axes) > len(batch) or not fits:
+            raise ValueError(
+                f"state.{name} has shape {tuple(part.shape)}, whose batch axes {axes} do not fit those of xs, {batch}"
+            )
     return xp
 
 
@@ -431,7 +448,7 @@ def cell_step(
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
-    rates = cell_rates(xp, parameters, MaxRates(*max_rates))
+    rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
     return step(xp, parameters, w, rates, CellState(*state), x, variant)
 
@@ -479,7 +496,7 @@ def cell_sequence(
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_sequence(parameters, state, xs)
-    rates = cell_rates(xp, parameters, MaxRates(*max_rates))
+    rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
     start = broadcast_start(xp, state, xs)
 
@@ -520,7 +537,7 @@ def cell_jacobian_abscissa(
 
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
-    rates = cell_rates(xp, parameters, MaxRates(*max_rates))
+    rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
     circuit = Circuit(parameters.w_r, w, state[3], state[2], parameters.sigma, 1.0 / rates.y, 1.0 / rates.a)
     return spectral_abscissa(circuit, State(state[0], state[1]), variant=variant)

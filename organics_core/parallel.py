@@ -36,6 +36,7 @@ from .cell import (
     normalization_weights,
     step,
     step_diagonal,
+    three_rates,
     validate_sequence,
 )
 
@@ -353,7 +354,7 @@ def parallel_cell_sequence(
     if tolerance is not None:
         tolerance = checks.positive_number("tolerance", tolerance)
     xp = validate_sequence(parameters, state, xs)
-    rates = cell_rates(xp, parameters, MaxRates(*max_rates))
+    rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
     stop = get_backend(xp).stop_gradient
     given = tree_map(lambda value: stop(value) if hasattr(value, "dtype") else value, (parameters, w, rates, state, xs))
@@ -415,7 +416,7 @@ def cell_lyapunov_exponent(
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_sequence(parameters, state, xs)
-    rates = cell_rates(xp, parameters, MaxRates(*max_rates))
+    rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
     return growth_rate(xp, parameters, w, rates, broadcast_start(xp, state, xs), xs, variant)
 

@@ -264,6 +264,31 @@ def test_normalization_weights_saturate_at_one(xp: Library) -> None:
 # What is refused.
 
 
+@pytest.mark.parametrize(
+    "function", [oc.cell_step, oc.cell_sequence, oc.parallel_cell_sequence, oc.cell_lyapunov_exponent]
+)
+def test_largest_rates_and_starts_that_do_not_fit(function: Callable[..., Any]) -> None:
+    """Three positive rates, also as arrays; a start state of the batch of the inputs, or of fewer axes."""
+    p, state, x = random_cell()
+    sequence = function is not oc.cell_step
+    xs = np.ones((5, *x.shape)) if sequence else x
+    for rates, message in ((3, "got int"), ((1, 2), "got tuple of 2"), ("high", "got str")):
+        with pytest.raises(TypeError, match=rf"max_rates must be MaxRates\(y, a, b\), {message}"):
+            function(p, state, xs, max_rates=rates)
+    with pytest.raises(ValueError, match=r"max_rates.a must be .*-1"):
+        function(p, state, xs, max_rates=(1, -1, 1))
+    function(p, state, xs, max_rates=tuple(np.asarray([0.1, 0.1, 0.1])))
+    if sequence:
+        many = oc.CellState(*(np.broadcast_to(part, (3, 4)) for part in state))
+        function(p, state, np.ones((5, 3, 3)))
+        function(p, many, np.ones((5, 3, 3)))
+        for shape in ((5, 2, 3), (5, 3)):
+            with pytest.raises(
+                ValueError, match=r"state.y has shape \(3, 4\), whose batch axes \(3,\) do not fit those"
+            ):
+                function(p, many, np.ones(shape))
+
+
 def test_what_a_cell_refuses() -> None:
     """By the name of the argument, with its shape or value and what is wanted; a batch of cells is none of it."""
     p, state, x = random_cell()  # 4 units, 3 inputs
