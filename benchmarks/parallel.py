@@ -197,6 +197,7 @@ def main() -> None:
     lines = [row(name, net, images[:8], torch.float32) for name, net in nets.items()]
     if not quick:
         lines.append(row("250 steps", nets["250 steps"], long[:, : 10**4], torch.float32))
+        lines.append(row("250 steps", nets["250 steps"], long, torch.float32, backward=False))
     for units in (32, 64):
         for gain in (1.0, 2.0, 4.0):
             net, name = scaled(units, gain), f"norm {gain:g}"
@@ -204,8 +205,7 @@ def main() -> None:
             if not quick:
                 precisions = (torch.float32, torch.float64) if units == 32 else (torch.float32,)
                 lines += [row(name, net, long[:, : 10**4], dtype) for dtype in precisions]
-                if units == 32:
-                    lines.append(row(name, net, long, torch.float32, backward=False))
+                lines.append(row(name, net, long, torch.float32, backward=False))
     content["rows"] = lines
     print(save("parallel", content, ("torch", "numpy")))
 

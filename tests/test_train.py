@@ -366,16 +366,18 @@ def test_a_run_goes_on_on_another_device(fake, tmp_path):
     assert train(longer, tmp_path, resume=True)["devices"] == ["cuda", "cpu"]
 
 
+@pytest.mark.library("jax")
 def test_the_device_of_the_record_is_the_one_that_computed(tmp_path):
     """jax takes its own, whatever is asked of torch."""
-    jax = pytest.importorskip("jax", reason="jax is not installed")
+    import jax
+
     settings = {**SMALL, "epochs": 1, "hidden": 4, "framework": "jax"}
     assert train(Config(**settings, device="cuda"), tmp_path)["devices"] == [jax.default_backend()]
 
 
+@pytest.mark.library("torch")
 @pytest.mark.parametrize("device", ["tpu", "mps:7", "cuda:99"])
 def test_a_device_that_is_not_there(device, tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
     with pytest.raises(ValueError, match=f"device must be one that is there, got '{device}', and torch finds none"):
         train(Config(**SMALL, hidden=4, device=device), tmp_path)
 
