@@ -225,9 +225,9 @@ def steady_state(
     the motion is followed from 32 others, unless the call
     is traced (and under torch.func.vmap none of this is done: ``stable`` and
     ``unstable`` are both false); of several attracting points the answer is the one that most
-    starts led to. Nothing more is looked for where a circuit diverges from rest and its largest |b z| exceeds
-    2 (1 + |W_r|) / sqrt(max W 1), twice what y of the size that W allows can balance with modulators
-    below one: of 1,094 such random circuits none had an attracting point that 64 starts found.
+    starts led to. Nothing more is looked for where a circuit diverges from rest and its largest
+    ``|b z|`` exceeds ``2 (1 + norm of W_r) / sqrt(max W 1)``, twice what y of the size that W allows can balance
+    with modulators below one: of 1,094 such random circuits none had an attracting point that 64 starts found.
     ``status`` says which of these it was.
     :func:`classify` tells what happens from rest otherwise,
     :func:`find_fixed_points` looks for all fixed points.
