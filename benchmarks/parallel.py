@@ -207,6 +207,10 @@ def main() -> None:
                 lines += [row(name, net, long[:, : 10**4], dtype) for dtype in precisions]
                 lines.append(row(name, net, long, torch.float32, backward=False))
     content["rows"] = lines
+    if not quick:
+        many = torch.as_tensor(np.resize(data.x_test[:400].reshape(-1), 30 * 10**4)).reshape(30, 10**4, 1)
+        counts = [count(nets["250 steps"].layer, one[None], largest_update=1.0) for one in many]
+        content["long"] = {"250 steps": {"sequences": len(many), "steps": 10**4, "iterations": counts}}
     print(save("parallel", content, ("torch", "numpy")))
 
 
