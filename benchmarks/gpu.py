@@ -32,7 +32,7 @@ import tempfile
 import time
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,6 +244,15 @@ def median_seconds(call: Callable[[], Any], wait: Callable[[], Any], repeats: in
     return statistics.median(taken)
 
 
+@contextlib.contextmanager
+def attempt(row: dict[str, Any]) -> Iterator[None]:
+    """A measurement that fails leaves its error in its row, and must not cost the others their record."""
+    try:
+        yield
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {error}"[:500]
+
+
 def torch_wait(device: str) -> Callable[[], None]:
     """Waits until the device has nothing to do."""
     import torch
@@ -324,21 +333,18 @@ def training(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, A
             torch.set_float32_matmul_precision(precision)
             layer = ORGaNICs(1, n, seed=0, device=device, implementation=how)
             row: dict[str, Any] = {"layer": f"ORGaNICs, {name}", "hidden": n}
-            try:
+            with attempt(row):
                 row["seconds"] = seconds(layer, repeats)
                 row["times LSTM"] = row["seconds"] / peer
                 row["relative error"] = largest_difference(gradients(layer, xs), exact)
                 row |= work(n, sizes.batch, sizes.steps)
-            except Exception as error:  # one implementation that fails must not cost the others their record
-                row["error"] = f"{type(error).__name__}: {error}"[:500]
             rows.append(row)
             keep(rows)
         torch.set_float32_matmul_precision("high")
         row = {"layer": PAPER_CELL, "hidden": n}
-        try:
+        slowest = None
+        with attempt(row):
             row["seconds"] = slowest = seconds(LastOutput(PaperCell(1, n).to(device)), 1)
-        except Exception as error:  # as above
-            row["error"], slowest = f"{type(error).__name__}: {error}"[:500], None
         rows.append(row)
         for row in rows:
             if row["hidden"] == n and slowest and "seconds" in row:
@@ -382,15 +388,13 @@ def batches(device: str, sizes: Sizes, keep: Keep = forget, kernels: Any = KERNE
 
                 row: dict[str, Any] = {"layer": name, "hidden": n, "batch": batch}
                 rows.append(row)
-                try:
+                with attempt(row):
                     if layer is None:  # as CUDA graphs, so that the host launches two instead of a hundred kernels
                         ours = ORGaNICs(1, n, seed=0, device=device, implementation="cuda")
                         layer = torch.cuda.make_graphed_callables(ours, (xs,))
                     row["seconds"] = median_seconds(lambda layer=layer: call(layer), wait, (sizes.repeats + 1) // 2)
                     peer = peer or row["seconds"]
                     row["times LSTM"] = row["seconds"] / peer
-                except Exception as error:  # as above
-                    row["error"] = f"{type(error).__name__}: {error}"[:500]
                 keep(rows)
     torch.set_float32_matmul_precision(before)
     return rows
@@ -420,12 +424,10 @@ def stream(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, Any
 
             row: dict[str, Any] = {"one by one": name, "hidden": n}
             rows.append(row)
-            try:
+            with attempt(row):
                 row["seconds a step"] = median_seconds(steps, torch_wait(device), 3) / sizes.steps
                 peer = peer or row["seconds a step"]
                 row["times LSTM"] = row["seconds a step"] / peer
-            except Exception as error:  # as above
-                row["error"] = f"{type(error).__name__}: {error}"[:500]
             keep(rows)
     return rows
 
@@ -472,14 +474,12 @@ def jax_training(sizes: Sizes, keep: Keep = forget) -> list[dict[str, Any]]:
                 return jax.block_until_ready(call(layer, xs))
 
             row: dict[str, Any] = {"layer": f"ORGaNICs, jax, {meaning}", "hidden": n}
-            try:
+            with attempt(row):
                 began = time.perf_counter()
                 run()
                 row["first call"] = time.perf_counter() - began
                 row["seconds"] = median_seconds(run, lambda: None, sizes.repeats)
                 row |= work(n, sizes.batch, sizes.steps)
-            except Exception as error:  # as above
-                row["error"] = f"{type(error).__name__}: {error}"[:500]
             rows.append(row)
             keep(rows)
     return rows
@@ -494,7 +494,7 @@ def parallel(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, A
         row: dict[str, Any] = {"at once": library, "hidden": n, "steps": sizes.long, "sequences": batch}
         rows.append(row)
         keep(rows)
-        try:
+        with attempt(row):
             report, output, passes, wait = makers[library](device, n, sizes.long, batch)
             row |= {"converged": bool(report.converged), "iterations": int(report.iterations)}
             keep(rows)
@@ -505,8 +505,6 @@ def parallel(device: str, sizes: Sizes, keep: Keep = forget) -> list[dict[str, A
                     row[f"{name}, {how}"] = median_seconds(lambda call=call, how=how: call(how), wait, 3)
                     keep(rows)
                 row[f"{name}, times faster"] = row[f"{name}, auto"] / row[f"{name}, parallel"]
-        except Exception as error:  # as above
-            row["error"] = f"{type(error).__name__}: {error}"[:500]
         keep(rows)
     return rows
 
@@ -595,11 +593,9 @@ def simulation(
 
     def measure(name: str, steps: int, call: Callable[[], Any], repeats: int = 3) -> None:
         row: dict[str, Any] = {"simulation": name, "steps": steps}
-        try:
+        with attempt(row):
             row["seconds"] = median_seconds(call, wait, repeats)
             row["steps per second"] = steps / row["seconds"]
-        except Exception as error:  # as above
-            row["error"] = f"{type(error).__name__}: {error}"[:500]
         rows.append(row)
         keep(rows)
 
@@ -675,7 +671,7 @@ def paper(out: Path, seconds: float, device: str = "cuda", keep: Keep = forget, 
                 raise enough
 
         row: dict[str, Any] = {"task": task, "model": model, "hidden": n}
-        try:
+        with attempt(row):
             with contextlib.suppress(Enough):
                 train(Config(**{"epochs": 100, **settings}), folder, resume=True, on_epoch=after)
             if done and done[-1] < 100:  # a run of as many epochs as there are is complete: it is tested
@@ -683,8 +679,6 @@ def paper(out: Path, seconds: float, device: str = "cuda", keep: Keep = forget, 
             results = json.loads((folder / "results.json").read_text())
             row |= {"parameters": results["parameters"], "epochs": len(results["epochs"])}
             row |= {"seconds": results["seconds"], "test accuracy": results["test_accuracy"]}
-        except Exception as error:  # as above
-            row["error"] = f"{type(error).__name__}: {error}"[:500]
         rows.append(row)
         keep(rows)
     return rows

@@ -19,7 +19,6 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 import organics_torch as ot  # noqa: E402
 from organics_core.cell import CellState, cell_sequence  # noqa: E402
 from organics_torch import sequence  # noqa: E402
-from organics_torch.sequence import SCAN_HAS_DERIVATIVE  # noqa: E402
 
 pytestmark = pytest.mark.cpu
 T, N, K, H = 5, 4, 3, 6
@@ -294,7 +293,7 @@ def test_compiled_once_for_all_lengths(implementation):
 def test_exported_for_any_batch_and_number_of_steps(axes, implementation):
     layer = ot.ORGaNICs(K, H, implementation=implementation, seed=0, dtype=torch.float64)
     shapes = (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)
-    if implementation == "reference" and 0 in axes and not SCAN_HAS_DERIVATIVE:
+    if implementation == "reference" and 0 in axes and not sequence.SCAN_HAS_DERIVATIVE:
         pytest.skip(f"{ELSEWHERE}torch {torch.__version__} has no derivative of a scan")
     program, file = torch.export.export(layer, (X.double(),), dynamic_shapes=shapes), io.BytesIO()
     if implementation != "reference":  # torch 2.13 cannot write a scan

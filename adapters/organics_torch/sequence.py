@@ -336,8 +336,8 @@ def run_sequence(
     if chosen == "reference":
         onnx = torch.onnx.is_in_onnx_export()
         loop = onnx or isinstance(xs.shape[0], torch.SymInt)
-        trained = any(p is not None and p.requires_grad for p in (xs, *state, *fields))
-        if loop and not onnx and trained and torch.is_grad_enabled() and not SCAN_HAS_DERIVATIVE:
+        lost = loop and not onnx and not SCAN_HAS_DERIVATIVE and torch.is_grad_enabled()
+        if lost and any(p is not None and p.requires_grad for p in (xs, *state, *fields)):
             raise RuntimeError(
                 f"torch {torch.__version__} would give wrong gradients for a recorded loop of any number of steps by "
                 "the core's step: record it within torch.no_grad(), with implementation 'function', for a fixed "

@@ -50,14 +50,10 @@ class TorchLearner:
                 return make_model(config.resolved_model, data.input_size, hidden, data.outputs, **options)
 
         try:
-            device = torch.device(config.device)
-            there = device.type != "cuda" or torch.cuda.is_available()
-            if there:
-                torch.empty(0, device=device)
+            torch.empty(0, device=config.device)
         except (RuntimeError, AssertionError, NotImplementedError):  # whichever it is that a kind of device raises
-            there = False
-        if not there:
-            raise ValueError(f"device must be one that is there, got {config.device!r}, and torch finds none")
+            raise ValueError(f"device must be one that is there, got {config.device!r}, and torch finds none") from None
+        device = torch.device(config.device)
         self.device = device.type
         self.hidden = config.hidden_size(lambda hidden: count_parameters(build(hidden)))
         self.model = build(self.hidden).to(device)
