@@ -5,7 +5,8 @@
 # ///
 """Sessions: one per array library, and one per thing worth proving. `nox -l` lists them.
 
-Plain `nox` runs the default set, everything that needs no GPU. Other virtual
+Plain `nox` runs the default set, everything that needs no GPU; `nox -j auto` as many
+sessions at a time as there are cores, what takes longest first. Other virtual
 environment makers work as well: `nox -db uv`, `nox -db venv`.
 """
 
@@ -30,7 +31,9 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["organic
 LIBRARIES = SETTINGS["libraries"]
 ON_CPU = [name for name, needs in LIBRARIES.items() if not needs.get("gpu")]
 OWN_SESSION = [name for name in ON_CPU if "beside" not in LIBRARIES[name]]
-nox.options.sessions = ["lint", "types", *(f"tests-{name}" for name in OWN_SESSION), "agreement", "demo"]
+nox.options.sessions = [*(f"tests-{name}" for name in reversed(OWN_SESSION)), "agreement", "demo", "types", "lint"]
+if hasattr(nox.options, "allow_parallel"):  # older releases of nox run one after the other
+    nox.options.allow_parallel = True
 
 TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "sympy>=1.12", "array-api-extra>=0.10")
 WORKERS = ("-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist", "worksteal")

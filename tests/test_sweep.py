@@ -498,7 +498,9 @@ def test_command(tmp_path, monkeypatch) -> None:
     for wrong, message in (
         (("--deltas", "a"), "not a list of numbers"),
         (("--workers", "1", "--scheduler", "tcp://localhost:8786"), "not both"),
+        (("--workers", "-1"), "--workers"),
     ):
         bad = CliRunner().invoke(app, ["sweep", *wrong, "--out", str(out)])
         assert bad.exit_code == 2
         assert message in bad.output
+        assert "classifying" not in bad.output  # nothing has begun

@@ -47,7 +47,7 @@ def sweep(
     variant: Annotated[str, typer.Option("--variant", help="main, rectified or rectified_recurrence.")] = "main",
     seed: Annotated[int, typer.Option("--seed")] = 0,
     block: Annotated[int, typer.Option("--block", help="Draws per task.")] = 5,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default: all cores.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Processes; default: all cores.")] = None,
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", help="Address of a Dask scheduler, such as tcp://host:8786.")
     ] = None,
