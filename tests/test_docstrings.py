@@ -4,7 +4,7 @@ import ast
 import doctest
 import importlib
 import re
-from inspect import isfunction
+from inspect import isclass, isfunction
 from pathlib import Path
 
 import pytest
@@ -130,21 +130,32 @@ def told(x, y) -> int:
     assert missing(told) == ["the argument y", "Returns", "Raises"]
 
 
-EXAMPLES = [
-    *(ROOT / "organics_core").rglob("*.py"),
-    *(ROOT / "adapters" / "organics_plot").glob("[!_]*.py"),
-    *(ROOT / "adapters" / "organics_explore").glob("[!_n]*.py"),  # the notebook has none
-]
+NEEDED = {"jax": "equinox", "torch": "safetensors", "train": "torch", "baselines": "torch", "sweep": "zarr"}
+"""By the examples of adapters; others need matplotlib, which the command line brings."""
+ADAPTERS = ("agree", "baselines", "explore", "figures", "jax", "plot", "sweep", "torch", "train")
+CONCERNED = {"jax": "jax", "torch": "torch", "train": "torch", "baselines": "torch"}
+"""The library in whose session they run, where it is not numpy."""
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES), ids=lambda file: "/".join(file.parts[-2:]))
+def files_with_examples():
+    for file in sorted((ROOT / "organics_core").rglob("*.py")):
+        yield pytest.param(file, id="/".join(file.parts[-2:]))
+    for name in ADAPTERS:
+        marks = [pytest.mark.library(CONCERNED[name])] if name in CONCERNED else []
+        for file in sorted((ROOT / "adapters" / f"organics_{name}").glob("*.py")):
+            if ">>> " in file.read_text():
+                yield pytest.param(file, id="/".join(file.parts[-2:]), marks=marks)
+
+
+@pytest.mark.parametrize("file", list(files_with_examples()))
 def test_examples_run(file):
-    """What the examples say is printed is printed (in numpy)."""
+    """What the examples say is printed is printed (of the core, in numpy)."""
     root = ROOT / "adapters" if "adapters" in file.parts else ROOT
     if root != ROOT:
-        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    if file.stem == "cli":
-        pytest.importorskip("typer", reason="the command line is not installed")
+        needed = NEEDED.get(file.parent.name.removeprefix("organics_"), "typer")
+        pytest.importorskip(needed, reason=f"{needed} is not installed")
+    if file.stem == "flax":
+        pytest.importorskip("flax", reason="flax is not installed")
     name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
@@ -158,9 +169,18 @@ def test_every_public_function_of_the_core_has_an_example():
     assert [f.__name__ for f in current if ">>>" not in f.__doc__] == []
 
 
-def test_functions_that_draw_have_examples():
-    """All but those that need what another package makes: records of training, an agreement table, a phase diagram."""
-    plot = pytest.importorskip("organics_plot", reason="matplotlib is not installed", exc_type=ImportError)
-    functions = {name for name in plot.__all__ if isfunction(getattr(plot, name))}
-    without = {name for name in functions if ">>>" not in getattr(plot, name).__doc__}
-    assert without == {"agreement_figure", "hidden_trajectories", "phase_map", "training_curve", "training_figure"}
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.library(CONCERNED.get(name, "numpy"))) for name in ADAPTERS]
+)
+def test_every_public_function_of_an_adapter_has_an_example(name):
+    """And so have the layers and the other classes that a user makes."""
+    needed = NEEDED.get(name, "typer")
+    pytest.importorskip(needed, reason=f"{needed} is not installed")
+    package = importlib.import_module(f"organics_{name}")
+    public = {public: getattr(package, public) for public in package.__all__}
+    without = {
+        public
+        for public, value in public.items()
+        if (hasattr(value, "forward") or (callable(value) and not isclass(value))) and ">>>" not in value.__doc__
+    }
+    assert without - {"register"} == set()  # which adds a command to a command line

@@ -345,5 +345,10 @@ def compact(quantities: Sequence[Quantity] = QUANTITIES) -> tuple[Quantity, ...]
     Returns
     -------
     tuple of Quantity
+
+    Examples
+    --------
+    >>> [quantity.name for quantity in compact()][:2]
+    ['vector field, 3 variants', 'Jacobian, 3 variants']
     """
     return tuple(quantity for quantity in quantities if quantity.compact)

@@ -94,6 +94,12 @@ def difference(found: Numbers, reference: Numbers) -> float:
     ------
     ValueError
         If the shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(difference((np.array([[1.0, 2.0]]),), (np.array([[1.0, 2.5]]),)))
+    0.2
     """
     worst = 0.0
     for mine, theirs in zip(found, reference, strict=True):
@@ -133,6 +139,13 @@ def compare(
     Returns
     -------
     Agreement
+
+    Examples
+    --------
+    >>> from organics_agree import compact, installed
+    >>> columns = [column for column in installed() if column.library in ("numpy", "strict")]
+    >>> compare(columns, quantities=compact()[:1]).ok
+    True
     """
     chosen = tuple(installed() if columns is None else columns)
     if not any(column.reference for column in chosen):
@@ -180,6 +193,12 @@ def torch_against_jax(seed: int = 0, neurons: int = 12, circuits: int = 8) -> Ce
     -------
     Cell or None
         None if one of the two is missing.
+
+    Examples
+    --------
+    >>> cell = torch_against_jax()
+    >>> cell is None or cell.ok  # None: one of them is not installed
+    True
     """
     columns = {column.key: column for column in installed()}
     pair = [columns.get("torch float64"), columns.get("jax float64")]

@@ -160,6 +160,13 @@ def installed(missing: dict[str, str] | None = None) -> tuple[Column, ...]:
     Returns
     -------
     tuple of Column
+
+    Examples
+    --------
+    >>> missing = {}
+    >>> columns = installed(missing)
+    >>> columns[0].library, columns[0].dtype
+    ('numpy', 'float64')
     """
     missing = {} if missing is None else missing
     columns: list[Column] = []

@@ -115,6 +115,12 @@ def make_model(
         Naming the argument that is wrong.
     ImportError
         Where torch is missing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> make_model("lstm", 3, 8, 10)(torch.ones(2, 20, 3)).shape
+    torch.Size([2, 10])
     """
     checks.one_of("model", name, MODELS)
     entry = MODELS[name]
@@ -148,5 +154,10 @@ def count_parameters(model: nn.Module) -> int:
     Returns
     -------
     int
+
+    Examples
+    --------
+    >>> count_parameters(make_model("gru", 3, 8, 10))
+    402
     """
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -213,6 +213,11 @@ def report(solved: Solved) -> str:
     Returns
     -------
     str
+
+    Examples
+    --------
+    >>> print(report(solve(Settings(neurons=1, w_r=0.0))).splitlines()[-1])
+    - fixed points: every fixed point of one neuron
     """
     words = {True: "stable", False: "unstable", None: "stability not decided"}
     lines = []
@@ -243,6 +248,12 @@ def python_code(settings: Settings) -> str:
     Returns
     -------
     str
+
+    Examples
+    --------
+    >>> code = python_code(Settings(neurons=3))
+    >>> compile(code, "circuit.py", "exec").co_filename
+    'circuit.py'
     """
     return circuit_code(settings) + (
         "\n"

@@ -76,6 +76,15 @@ def parallel_advice(
     ------
     TypeError, ValueError
         As :func:`parallel_report`, and for ``steps`` that are no positive integer.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from organics_jax import ORGaNICs
+    >>> advice = parallel_advice(ORGaNICs(3, 8, key=jax.random.key(0)), jnp.ones((50, 1, 3)))
+    >>> advice.exponent < 0  # trajectories come together, so the iterations converge
+    True
     """
     steps = checks.positive_integer("steps", steps)
     found = _of_every_cell(layer, inputs, hx, steps)

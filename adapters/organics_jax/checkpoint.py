@@ -30,6 +30,18 @@ def save(path: str | os.PathLike[str], model: ORGaNICs | ORGaNICsClassifier) -> 
         For a bidirectional layer.
     ImportError
         Without safetensors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import jax
+    >>> from organics_jax import ORGaNICs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder) / "layer.safetensors", ORGaNICs(3, 8, key=jax.random.key(0)))
+    ...     layer = load(Path(folder) / "layer.safetensors")
+    >>> type(layer).__name__
+    'ORGaNICs'
     """
     if not isinstance(model, (ORGaNICs, ORGaNICsClassifier)):
         raise TypeError(f"model must be ORGaNICs or ORGaNICsClassifier, got {type(model).__name__}")
@@ -61,6 +73,18 @@ def load(path: str | os.PathLike[str]) -> ORGaNICs | ORGaNICsClassifier:
         Naming the file and what is wrong with it.
     ImportError
         Without safetensors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import jax
+    >>> from organics_jax import ORGaNICsClassifier
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder) / "net.safetensors", ORGaNICsClassifier(3, 8, 10, key=jax.random.key(0)))
+    ...     model = load(Path(folder) / "net.safetensors")
+    >>> type(model).__name__
+    'ORGaNICsClassifier'
     """
     found = load_checkpoint(path)
     first = found.layers[0].parameters

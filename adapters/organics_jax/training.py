@@ -80,6 +80,18 @@ def fit(
         Naming the argument that is wrong.
     ImportError
         Without optax.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import numpy as np
+    >>> from organics_jax import ORGaNICsClassifier
+    >>> x = np.random.default_rng(0).random((64, 10, 1), dtype=np.float32)
+    >>> y = (x.mean(axis=(1, 2)) > 0.5).astype(int)  # is the mean above one half?
+    >>> model = ORGaNICsClassifier(1, 8, 2, key=jax.random.key(0), max_rates="auto", steps=10)
+    >>> model, records = fit(model, x, y, epochs=3, batch_size=16)
+    >>> records[-1].loss < records[0].loss
+    True
     """
     try:
         import optax

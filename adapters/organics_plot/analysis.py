@@ -712,6 +712,14 @@ def phase_map(
     ------
     ValueError
         For an unknown quantity, or a diagram of one strength or norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> circuit = oc.Circuit(None, np.full((3, 3), 1 / 3), 0.5, 0.5, 0.1, 0.002, 0.002)
+    >>> diagram = oc.phase_diagram(circuit, np.array([0.0, 1.0]), np.array([0.5, 1.0]), 2)
+    >>> ax = phase_map(diagram)
     """
     checks.one_of("quantity", quantity, (*KINDS, "distance"))
     ax = axes_or_current(ax)
@@ -990,6 +998,14 @@ def hidden_trajectories(
     ------
     ValueError
         For wrong shapes, or more classes than there are colours.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> states = np.random.default_rng(0).standard_normal((6, 20, 5)).cumsum(axis=1)
+    >>> ax = hidden_trajectories(states, np.repeat([0, 1], 3))
+    >>> len(ax.get_lines()) >= 6
+    True
     """
     ax = axes_or_current(ax)
     states, labels = np.asarray(to_numpy(states)), np.asarray(to_numpy(labels))

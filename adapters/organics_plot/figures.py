@@ -174,6 +174,12 @@ def training_figure(records: Mapping[str, Sequence[EpochRecord]], *, target: flo
     Returns
     -------
     matplotlib Figure
+
+    Examples
+    --------
+    >>> from organics_train import EpochRecord
+    >>> records = [EpochRecord(k, 2.0 / k, 0.5, 0.5, 1.0, 2.0, -0.01, 3.0) for k in (1, 2, 3)]
+    >>> figure = training_figure({"torch": records}, target=0.9)
     """
     titles = {
         "loss": "Loss",
@@ -239,6 +245,12 @@ def agreement_figure(table: Any) -> Figure:
     Returns
     -------
     matplotlib Figure
+
+    Examples
+    --------
+    >>> import organics_agree
+    >>> columns = [column for column in organics_agree.installed() if column.library == "numpy"]
+    >>> figure = agreement_figure(organics_agree.compare(columns, quantities=organics_agree.compact()[:1]))
     """
     from .styles import GRID, LIBRARY_COLORS, MARKERS, MUTED
 
@@ -288,5 +300,6 @@ def agreement_figure(table: Any) -> Figure:
         ax.spines["left"].set_visible(False)
         ax.set_xlabel("Largest relative difference from numpy float64")
         ax.set_title("Every array library computes the same circuit")
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        if ax.get_legend_handles_labels()[1]:  # numpy alone has nothing beside it
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return letters(figure)

@@ -51,6 +51,12 @@ def training_curve(
     ------
     ValueError
         For an unknown quantity.
+
+    Examples
+    --------
+    >>> from organics_train import EpochRecord
+    >>> records = [EpochRecord(k, 2.0 / k, 0.5, 0.5, 1.0, 2.0, -0.01, 3.0) for k in (1, 2, 3)]
+    >>> ax = training_curve({"torch": records}, "loss")
     """
     checks.one_of("quantity", quantity, QUANTITIES)
     from matplotlib.ticker import MaxNLocator

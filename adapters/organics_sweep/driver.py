@@ -59,6 +59,21 @@ def run(
     TypeError, ValueError
         For workers that are no number of processes, before anything is written,
         and where the path holds another sweep.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from organics_sweep import Sweep
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     said = []
+    ...     store = run(
+    ...         Sweep(n=3, deltas=(0.0,), norms=(1.0,), draws=4, block=2),
+    ...         folder + "/sweep",
+    ...         workers=0,
+    ...         progress=lambda done, total: said.append((done, total)),
+    ...     )
+    >>> said
+    [(0, 2), (1, 2), (2, 2)]
     """
     if workers != 0 and client is None and getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SystemExit(_UNGUARDED)  # a worker that imports the script which called this; told there, once

@@ -62,6 +62,11 @@ class Sweep:
     b, b0, sigma, tau_y, tau_a : float
     block : int
         Draws per task: tasks are what workers receive and what a resumed sweep skips.
+
+    Examples
+    --------
+    >>> Sweep(n=3, deltas=(0.0, 1.0), norms=(1.0,), draws=4).draws
+    4
     """
 
     n: int = 20

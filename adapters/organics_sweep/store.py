@@ -152,6 +152,16 @@ def load(path: Path | str) -> PhaseDiagram:
     ------
     FileNotFoundError, ValueError
         Where there is no store, and where a chunk of it was not written to its end.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from organics_sweep import Sweep, run
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = run(Sweep(n=3, deltas=(0.0, 1.0), norms=(1.0,), draws=2, block=2), folder + "/sweep", workers=0)
+    ...     diagram = load(folder + "/sweep")
+    >>> diagram.kind[0, 0].tolist()  # W_r = I: every one has a fixed point, kind 0
+    [0, 0]
     """
     path = Path(path)
     if not path.exists():

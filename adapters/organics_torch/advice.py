@@ -78,6 +78,14 @@ def parallel_advice(model: nn.Module, x: Tensor | PackedSequence, *, steps: int 
     ------
     TypeError, ValueError
         As :func:`parallel_report`, and for ``steps`` that are no positive integer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from organics_torch import ORGaNICs
+    >>> advice = parallel_advice(ORGaNICs(3, 8, seed=0), torch.ones(50, 1, 3))
+    >>> advice.exponent < 0  # trajectories come together, so the iterations converge
+    True
     """
     steps = checks.positive_integer("steps", steps)
     exponents: list[float] = []

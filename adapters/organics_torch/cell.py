@@ -179,6 +179,15 @@ class ORGaNICsCell(Picklable):
     -----
     Rawat, Heeger & Martiniani (NeurIPS 2024); the equations stand in
     :func:`organics_core.cell_step`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> cell = ORGaNICsCell(3, 8, seed=0)
+    >>> state = cell(torch.ones(2, 3))
+    >>> state = cell(torch.ones(2, 3), state)
+    >>> state.y.shape
+    torch.Size([2, 8])
     """
 
     bias, initialization, rate_spread = False, "paper", 1.0  # of cells that an older version pickled

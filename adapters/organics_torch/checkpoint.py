@@ -30,6 +30,17 @@ def save(path: str | os.PathLike[str], model: ORGaNICs | ORGaNICsClassifier) -> 
         For a bidirectional layer, and one with biases or projections.
     ImportError
         Without safetensors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from organics_torch import ORGaNICs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder) / "layer.safetensors", ORGaNICs(3, 8, seed=0))
+    ...     layer = load(Path(folder) / "layer.safetensors")
+    >>> layer.hidden_size
+    8
     """
     if not isinstance(model, (ORGaNICs, ORGaNICsClassifier)):
         raise TypeError(f"model must be ORGaNICs or ORGaNICsClassifier, got {type(model).__name__}")
@@ -72,6 +83,17 @@ def load(path: str | os.PathLike[str], *, device: Any = None) -> ORGaNICs | ORGa
         Naming the file and what is wrong with it.
     ImportError
         Without safetensors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from organics_torch import ORGaNICsClassifier
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder) / "net.safetensors", ORGaNICsClassifier(3, 8, 10, seed=0))
+    ...     model = load(Path(folder) / "net.safetensors")
+    >>> type(model).__name__
+    'ORGaNICsClassifier'
     """
     found = load_checkpoint(path)
     first = found.layers[0].parameters

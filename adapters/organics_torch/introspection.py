@@ -64,6 +64,14 @@ def inspect(model: nn.Module, x: Tensor, *, points: int = 4) -> tuple[CellReport
     ------
     TypeError, ValueError
         Where ``points`` is no positive integer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = ORGaNICs(3, 8, seed=0)
+    >>> (report,) = inspect(layer, torch.ones(20, 2, 3))
+    >>> report.spectral_abscissa < 0, round(report.spectral_radius, 6)  # an orthogonal W_r
+    (True, 1.0)
     """
     points = checks.positive_integer("points", points)
     layers = [part for part in model.modules() if isinstance(part, ORGaNICs)]
@@ -104,6 +112,12 @@ def measure_abscissa(model: nn.Module, x: Tensor, *, points: int = 4) -> float:
     float
         In units of 1/step, negative where all of it is locally stable; NaN for
         a model without ORGaNICs layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> measure_abscissa(ORGaNICs(3, 8, seed=0), torch.ones(20, 2, 3)) < 0
+    True
     """
     return max((report.spectral_abscissa for report in inspect(model, x, points=points)), default=math.nan)
 

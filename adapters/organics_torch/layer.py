@@ -105,6 +105,15 @@ class ORGaNICs(nn.Module):
         One per layer, where ``bidirectional``.
     projections : ModuleList of Linear
         One per cell in the order of the states, where ``proj_size`` is not 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = ORGaNICs(3, 8, seed=0)
+    >>> output, state = layer(torch.ones(20, 2, 3))
+    >>> output.shape, state.y.shape
+    (torch.Size([20, 2, 8]), torch.Size([1, 2, 8]))
+    >>> again, _ = layer(torch.ones(5, 2, 3), state)  # goes on where it ended
     """
 
     bias, bidirectional, proj_size = False, False, 0  # of layers that an older version pickled
@@ -409,6 +418,13 @@ class ORGaNICsClassifier(nn.Module):
         As for :class:`ORGaNICs`.
     seed, generator, device, dtype
         As for :class:`ORGaNICs`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = ORGaNICsClassifier(3, 8, 10, seed=0)
+    >>> model(torch.ones(2, 20, 3)).shape  # batch first
+    torch.Size([2, 10])
     """
 
     def __init__(

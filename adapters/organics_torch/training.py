@@ -69,6 +69,17 @@ def fit(
         When the loss is not finite, naming epoch and step.
     ValueError
         For inputs and classes of different length.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from organics_torch import ORGaNICsClassifier
+    >>> x = np.random.default_rng(0).random((64, 10, 1), dtype=np.float32)
+    >>> y = (x.mean(axis=(1, 2)) > 0.5).astype(int)  # is the mean above one half?
+    >>> model = ORGaNICsClassifier(1, 8, 2, seed=0, max_rates="auto", steps=10)
+    >>> records = fit(model, x, y, epochs=3, batch_size=16)
+    >>> records[-1].loss < records[0].loss
+    True
     """
     epochs = checks.positive_integer("epochs", epochs)
     like = next(model.parameters())

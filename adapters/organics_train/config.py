@@ -71,6 +71,11 @@ class Config:
         Of the model.
     device : str
         Of torch: ``"cpu"``, ``"cuda"``. jax takes its default device.
+
+    Examples
+    --------
+    >>> Config(task="digits", hidden=16, epochs=2).model
+    'organics'
     """
 
     task: str = "digits"

@@ -130,6 +130,12 @@ def load_dataset(
         Where MNIST is neither on this machine nor to be downloaded.
     ImportError
         For ``"digits"`` without scikit-learn.
+
+    Examples
+    --------
+    >>> data = load_dataset("adding", length=20, samples=100)
+    >>> data.x_train.shape, data.kind
+    ((100, 20, 2), 'number')
     """
     checks.one_of("task", task, TASKS)
     downsample = checks.positive_integer("downsample", downsample)

@@ -209,6 +209,16 @@ def train(
         After Ctrl-C, or a polite request to end, once a checkpoint is written.
     ElsewhereError
         Where another process failed before this one, and says why.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from organics_train import Config
+    >>> config = Config(task="adding", length=6, samples=64, batch_size=32, hidden=4, epochs=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = train(config, folder)
+    >>> results["epochs"][0]["epoch"]
+    1
     """
     with alike():
         checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)

@@ -61,6 +61,11 @@ def batch_indices(seed: int, epoch: int, count: int, batch_size: int) -> Iterato
     ------
     TypeError, ValueError
         Unless ``count`` and ``batch_size`` are integers of at least 1.
+
+    Examples
+    --------
+    >>> [len(batch) for batch in batch_indices(seed=0, epoch=1, count=10, batch_size=4)]
+    [4, 4]
     """
     count = checks.positive_integer("count", count)
     batch_size = min(checks.positive_integer("batch_size", batch_size), count)
