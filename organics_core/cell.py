@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import device
 
 from . import checks
 from .backend import Array, get_backend
@@ -508,6 +509,14 @@ def cell_sequence(
     return CellState(*final), ys
 
 
+def _frozen(parameters: CellParameters, state: CellState, w: Array, rates: Rates) -> tuple[Any, Any]:
+    """The (y, a) circuit that the cell is at this moment, in units of the step, and its state."""
+    from .circuit import Circuit, State
+
+    circuit = Circuit(parameters.w_r, w, state[3], state[2], parameters.sigma, 1.0 / rates.y, 1.0 / rates.a)
+    return circuit, State(state[0], state[1])
+
+
 def cell_jacobian_abscissa(
     parameters: CellParameters,
     state: CellState,
@@ -532,12 +541,90 @@ def cell_jacobian_abscissa(
     array (...)
         Per step.
     """
-    from .circuit import Circuit, State
     from .stability import spectral_abscissa
 
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
     rates = cell_rates(xp, parameters, three_rates(max_rates))
-    w = normalization_weights(xp, parameters.log_w)
-    circuit = Circuit(parameters.w_r, w, state[3], state[2], parameters.sigma, 1.0 / rates.y, 1.0 / rates.a)
-    return spectral_abscissa(circuit, State(state[0], state[1]), variant=variant)
+    circuit, there = _frozen(parameters, state, normalization_weights(xp, parameters.log_w), rates)
+    return spectral_abscissa(circuit, there, variant=variant)
+
+
+def cell_jacobian(
+    parameters: CellParameters,
+    state: CellState,
+    x: Array,
+    *,
+    max_rates: MaxRates = MaxRates(),
+    variant: str = "rectified_recurrence",
+) -> Array:
+    """Derivative of the step of the cell: of the new state by the old one, all of it, gains included.
+
+    Its spectral radius says whether the discrete map, which is what is trained,
+    is locally stable: below one, small differences of the states vanish.
+
+    Parameters
+    ----------
+    parameters, state, x, max_rates, variant
+        As in :func:`cell_step`, state (..., n).
+
+    Returns
+    -------
+    array (..., 4 n, 4 n)
+        In the order (y, a, b0, b1). At a kink it is the derivative of the
+        silent side, as in :func:`organics_core.jacobian`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`cell_step`.
+
+    Notes
+    -----
+    With rates r = dt/tau, J of :func:`organics_core.jacobian` in units of the
+    step, z = max(W_zx x, 0) and targets t = sigmoid(W_bx x + W_by y + W_ba a)::
+
+        [ I + J                      [0          diag(r_y z)           ] ]
+        [                            [diag(2 r_a sigma**2 b0)        0 ] ]
+        [ diag(r_b t (1 - t)) (W_by, W_ba)       diag(1 - r_b)           ]
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import organics_core as oc
+    >>> parameters, state = oc.init_cell(0, 3, 8)
+    >>> oc.cell_jacobian(parameters, state, np.ones(3)).shape
+    (32, 32)
+    """
+    from .stability import jacobian
+
+    checks.one_of("variant", variant, CELL_VARIANTS)
+    xp = validate_cell(parameters, state, x)
+    p, rates = parameters, cell_rates(xp, parameters, three_rates(max_rates))
+    circuit, there = _frozen(p, state, normalization_weights(xp, p.log_w), rates)
+    y, a = there
+    core = jacobian(circuit, there, variant=variant)
+    ones = xp.ones_like(y + matvec(xp, p.w_zx, x))  # of the batch of states and inputs
+    eye = xp.eye(y.shape[-1], dtype=y.dtype, device=device(y))
+
+    def diagonal(values: Array) -> Array:
+        return (ones * values)[..., None] * eye
+
+    def gated(w_bx: Array, w_by: Array, w_ba: Array, rate: Array) -> Array:
+        target = sigmoid(xp, matvec(xp, w_bx, x) + matvec(xp, w_by, y) + matvec(xp, w_ba, a))
+        return (ones * rate * target * (1.0 - target))[..., None] * xp.concat([w_by, w_ba], axis=-1)
+
+    z, nothing = relu(xp, matvec(xp, p.w_zx, x)), diagonal(0.0 * ones)
+    core = xp.broadcast_to(core, (*ones.shape[:-1], *core.shape[-2:])) + xp.eye(
+        core.shape[-1], dtype=y.dtype, device=device(y)
+    )
+    gains = xp.concat(
+        [
+            xp.concat([nothing, diagonal(rates.y * z)], axis=-1),
+            xp.concat([diagonal(2.0 * rates.a * p.sigma**2 * state[2]), nothing], axis=-1),
+        ],
+        axis=-2,
+    )
+    first = xp.concat([gated(p.w_bx0, p.w_by0, p.w_ba0, rates.b0), diagonal(1.0 - rates.b0), nothing], axis=-1)
+    second = xp.concat([gated(p.w_bx1, p.w_by1, p.w_ba1, rates.b1), nothing, diagonal(1.0 - rates.b1)], axis=-1)
+    return xp.concat([xp.concat([core, gains], axis=-1), first, second], axis=-2)

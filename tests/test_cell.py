@@ -142,6 +142,42 @@ def test_the_cell_is_euler_on_the_circuit() -> None:
     np.testing.assert_allclose(abscissa, want, rtol=1e-10)
 
 
+@pytest.mark.parametrize("variant", CELL_VARIANTS)
+@pytest.mark.parametrize("recurrent", ["orthogonal", "identity"])
+def test_jacobian_of_the_step_is_its_derivative(xp64: Library, variant: str, recurrent: str) -> None:
+    """Automatic differentiation in torch and jax; central differences elsewhere."""
+    parameters, state, x = random_cell(recurrent=recurrent)
+    given, drive, n = xp64.tree(parameters), xp64.array(x), len(state.y)
+    ns = xp64.namespace
+
+    def stepped(packed: Any) -> Any:
+        parts = oc.CellState(*(packed[k * n : (k + 1) * n] for k in range(4)))
+        return ns.concat(list(oc.cell_step(given, parts, drive, max_rates=RATES, variant=variant)))
+
+    want = numpy_tree(oc.get_backend(ns).jacobian(stepped, xp64.array(np.concatenate(state))))
+    found = oc.cell_jacobian(given, xp64.tree(state), drive, max_rates=RATES, variant=variant)
+    exact = xp64.name in ("torch", "jax")
+    np.testing.assert_allclose(numpy_tree(found), want, rtol=0, atol=1e-12 if exact else 1e-7)
+
+
+def test_jacobian_of_the_step_in_a_batch(xp: Library) -> None:
+    """Of states and of inputs: member by member."""
+    parameters, state, x = random_cell()
+    given = xp.tree(parameters)
+    states = oc.CellState(*(np.stack([part, 0.5 * part]) for part in state))
+    inputs = np.stack([x, -x, 2 * x])
+    found = numpy_tree(oc.cell_jacobian(given, xp.tree(states), xp.array(x), max_rates=RATES))
+    many = numpy_tree(oc.cell_jacobian(given, xp.tree(state), xp.array(inputs), max_rates=RATES))
+    assert (found.shape, many.shape) == ((2, 16, 16), (3, 16, 16))
+    tolerance = 100 * xp.eps
+    for k in range(2):
+        one = oc.cell_jacobian(parameters, oc.CellState(*(part[k] for part in states)), x, max_rates=RATES)
+        np.testing.assert_allclose(found[k], one, rtol=tolerance, atol=tolerance)
+    for k in range(3):
+        one = oc.cell_jacobian(parameters, state, inputs[k], max_rates=RATES)
+        np.testing.assert_allclose(many[k], one, rtol=tolerance, atol=tolerance)
+
+
 # The start.
 
 

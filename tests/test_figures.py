@@ -144,8 +144,8 @@ def test_curves_are_sampled_finely():
 def test_where_training_finds_no_fixed_point_the_line_ends_with_a_cross():
     epochs = 5
     numbers = {"task": np.array("digits")}
-    for name in ("free", "identity"):
-        for field in ("loss", "norm", "accuracy", "along", "settled", "found"):
+    for name in ("free", "spectral", "identity"):
+        for field in ("loss", "norm", "accuracy", "along", "settled", "found", "radius"):
             numbers[f"{field}_{name}"] = np.linspace(0.1, 1.0, epochs)
     numbers["settled_free"] = np.array([-0.1, -0.2, -0.3, -np.inf, -np.inf])
     ax = FIGURES["training"].draw(numbers).axes[2]

@@ -75,12 +75,16 @@ class Run(NamedTuple):
         moment; of those that Newton's method finds, -inf where it finds none.
     found : float
         In what share of these circuits it finds one.
+    radius : float
+        Largest spectral radius of the Jacobian of the step itself, gains
+        included, at these moments: of the discrete map that is trained.
     """
 
     y: Array
     along: float
     settled: float
     found: float
+    radius: float
 
 
 class RecurrentNetwork(NamedTuple):
@@ -107,7 +111,7 @@ class RecurrentNetwork(NamedTuple):
     def run(self, x: Array) -> Run:
         """What becomes of sequences x (N, T, k)."""
         xs = np.moveaxis(x, 1, 0)
-        along, settled, converged = -np.inf, -np.inf, []
+        along, settled, radius, converged = -np.inf, -np.inf, -np.inf, []
         for parameters, state in self.layers:
             rates = cell.cell_rates(np, parameters, self.max_rates)
             w = cell.normalization_weights(np, parameters.log_w)
@@ -123,10 +127,12 @@ class RecurrentNetwork(NamedTuple):
                     for at in (state[:2], found.state)
                 )
                 along = max(along, float(np.max(here)))
+                steps = oc.cell_jacobian(parameters, state, part[-1], max_rates=self.max_rates, variant=self.variant)
+                radius = max(radius, float(np.abs(np.linalg.eigvals(steps)).max()))
                 settled = max(settled, float(np.max(np.where(found.converged, there, -np.inf))))
                 converged.append(np.mean(found.converged))
             xs = np.concatenate(ys)
-        return Run(np.moveaxis(xs, 0, 1), along, settled, float(np.mean(converged)))
+        return Run(np.moveaxis(xs, 0, 1), along, settled, float(np.mean(converged)), radius)
 
 
 def _network(arrays: dict[str, Array], config: Any, steps: int) -> StaticNetwork | RecurrentNetwork:
@@ -285,7 +291,7 @@ def train_recurrent(seed: int, quick: bool, recurrent: str) -> Trained:
 
     def measure(given: Given) -> dict[str, float]:
         run = given.recurrent.run(given.x[:LOOKED_AT])
-        return {"along": run.along, "settled": run.settled, "found": run.found}
+        return {"along": run.along, "settled": run.settled, "found": run.found, "radius": run.radius}
 
     return _train(task, options, measure)
 

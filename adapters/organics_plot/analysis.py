@@ -1049,11 +1049,11 @@ def contrast_axis(ax: Axes, contrasts: Any) -> Axes:
     return ax
 
 
-def stable_side(ax: Axes) -> Axes:
-    """Shade what lies below zero, and say so."""
+def stable_side(ax: Axes, below: float = 0.0) -> Axes:
+    """Shade what lies below zero, or another bound, and say so."""
     low, high = ax.get_ylim()
-    ax.set_ylim(low, max(high, 0.12 * (max(high, 0.0) - low)))
-    ax.axhspan(low, 0, color=SHADE, lw=0, zorder=0)
-    ax.axhline(0, color=INK, lw=1)
+    ax.set_ylim(low, max(high, below + 0.12 * (max(high, below) - low)))
+    ax.axhspan(low, below, color=SHADE, lw=0, zorder=0)
+    ax.axhline(below, color=INK, lw=1)
     ax.text(0.985, 0.03, "stable", transform=ax.transAxes, ha="right", va="bottom", color=MUTED)
     return ax
