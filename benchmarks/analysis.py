@@ -5,6 +5,7 @@ Run it as ``python benchmarks/analysis.py``; it writes benchmarks/results/analys
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 import time
@@ -143,6 +144,8 @@ def throughput() -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     results = {}
     for part in (classification, newton, certificate, throughput):
         results[part.__name__] = part()
