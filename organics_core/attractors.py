@@ -6,6 +6,9 @@ vanish or grow, so it runs wherever matrices can be multiplied, while tracing to
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +25,6 @@ from .circuit import (
     circuit_jacobian,
     field,
     identity_fixed_point,
-    imbalance,
     kinks,
 )
 from .linalg import inverse, matmul, solve_vector
@@ -146,17 +148,17 @@ def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> 
 
 def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
     """Largest imbalance over the neurons, relative to the largest term of its equation; shape (...)."""
-    found = imbalance(xp, circuit, state, z, variant)
-    drive = circuit.b * z
+    drive, floor = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2
+    return relative_imbalance(xp, circuit, state, drive, floor, variant)
+
+
+def relative_imbalance(xp: Any, circuit: Circuit, state: State, drive: Array, floor: Array, variant: str) -> Array:
+    """:func:`relative_residual` with the gated drive b z and the floor (b0 sigma)**2 already computed."""
+    found = balance(xp, circuit.w_r, circuit.w, drive, floor, state, variant)
     scale_y = xp.max(xp.abs(state.y), axis=-1) + xp.max(xp.abs(drive), axis=-1)
-    residual_y = xp.max(xp.abs(found.y), axis=-1)
-    silent = scale_y == 0
-    relative_y = xp.where(silent, residual_y, residual_y / xp.where(silent, xp.ones_like(scale_y), scale_y))
-    scale_a = xp.abs(state.a) + (circuit.b0 * circuit.sigma) ** 2
-    relative_a = xp.max(xp.abs(found.a) / scale_a, axis=-1)
-    worst = xp.where(relative_a > relative_y, relative_a, relative_y)
-    # a comparison with NaN is false: let NaN of either equation through
-    return worst + 0.0 * (relative_a + relative_y)
+    relative_y = xp.max(xp.abs(found.y), axis=-1) / xp.where(scale_y == 0, 1.0, scale_y)
+    relative_a = xp.max(xp.abs(found.a) / (xp.abs(state.a) + floor), axis=-1)
+    return xp.maximum(relative_y, relative_a)  # NaN if either is
 
 
 class Motion(NamedTuple):
@@ -173,9 +175,17 @@ class Motion(NamedTuple):
     outcome: Array
 
 
-def _one_of(condition: Any, one: Any, other: Any) -> Any:
-    """``xp.where`` for a single member whose values can be seen."""
-    return one if condition else other
+def alone(xp: Any, value: Array) -> bool:
+    """Whether ``value`` is that of a single member, whose loops run on the host: Python's numbers then decide."""
+    backend = get_backend(xp)
+    return value.ndim == 0 and not backend.traces_loops and backend.is_concrete(value)
+
+
+def deciders(xp: Any, single: bool) -> tuple[Callable[..., Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    """``where``, ``not``, and a column of it, for decisions of the members of a batch or of one that is alone."""
+    if single:
+        return lambda condition, one, other: one if condition else other, operator.not_, lambda value: value
+    return xp.where, operator.invert, lambda value: value[..., None]
 
 
 _D = 1.0 / (2.0 + 2.0**0.5)
@@ -238,7 +248,7 @@ def _move(
 
     drive_of_y, parts = 1e-3 * drive + 1e-9 * unit, xp.arange(2 * n, device=device(z)) < n
     small = xp.concat([drive_of_y[..., None] + wide, floor], axis=-1)
-    most = xp.where(parts, most_y[..., None], most_a[..., None])
+    per_most = 1.0 / xp.where(parts, most_y[..., None], most_a[..., None])
     farthest, slow_below = longest * slow, max(still, 1e-3)
 
     def slope(x: Array) -> Array:
@@ -269,10 +279,13 @@ def _move(
 
     kernel = kernel_for(Motion, xp)
     single = None if kernel is None else kernel(xp, variant, circuit, z, tau, small, _D, _E)
-    if single is None:
-        advance, scale, where, top, one = plain, sizes, xp.where, partial(xp.max, axis=-1), False
+    one = single is not None
+    if one:
+        (slope, advance, scale, top, least), where = single, deciders(xp, True)[0]
+        fast, slow, shortest, farthest = (float(value) for value in (fast, slow, shortest, farthest))
     else:
-        (advance, scale, top), where, one = single, _one_of, True
+        advance, scale, where = plain, sizes, xp.where
+        top, least = partial(xp.max, axis=-1), partial(xp.min, axis=-1)
 
     x = xp.concat([start.y + wide, start.a + wide], axis=-1)
     goal = None if target is None else xp.concat(list(target), axis=-1)
@@ -284,8 +297,8 @@ def _move(
         moved, new, off = advance(x, f, h)
         reached = scale(moved)
         error = h * top(xp.abs(off) / reached) / (6.0 * rtol)
-        good = live & (error <= 1.0) & (top(-moved[..., n:]) < 0)
-        safe = where(error <= 1e-3, 1e-3, where(xp.isfinite(error), error, 64.0))
+        good = live & (error <= 1.0) & (least(moved[..., n:]) > 0)
+        safe = where(error <= 1e-3, 1e-3, where(error < math.inf, error, 64.0))
         factor = 0.8 * safe ** (-1.0 / 3.0)
         factor = where(good | (factor < 0.5), factor, 0.5)
         kept = good if one else good[..., None]
@@ -302,7 +315,7 @@ def _move(
             steady, slowly, soon = steady | near, slowly | near, soon | (near & (calm > 0) & (away <= 0.5 * before))
         calm = where(good, where(slowly, calm + 1, 0), calm)
         settled = live & (soon | ((calm > 3) & steady) | (h > 1e4 * slow))
-        lost = live & ((h < shortest) | (top(xp.abs(x) / most) > 1))
+        lost = live & ((h < shortest) | (top(size * per_most) > 1))
         outcome = where(lost, DIVERGED, where(settled, SETTLED, outcome))
         count, peak = count + 1, where(speed > peak, speed, peak)
         over = count % 100 == 0
@@ -312,15 +325,17 @@ def _move(
         return x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts
 
     outcome = MOVING * xp.astype(active, xp.int32) + SETTLED
-    nothing, forever = xp.zeros_like(fast), xp.full_like(fast, xp.inf)
-    count = xp.zeros((), dtype=xp.int32, device=device(z))
-    zero = xp.zeros_like(outcome)
-    carry = x, slope(x), scale(x), 0.1 * fast, nothing, outcome, zero, forever, count, nothing, forever, zero
+    nothing, forever = 0.0 * fast, math.inf * fast
+    count = 0 if one else xp.zeros((), dtype=xp.int32, device=device(z))
+    outcome = int(outcome) if one else outcome
+    zero = 0 * outcome
+    carry = x, slope(x), scale(x), 0.1 * fast, -fast, outcome, zero, forever, count, nothing, forever, zero
     carry = backend.while_loop(
         lambda c: c[5] == MOVING if one else xp.any(c[5] == MOVING), body, carry, max_steps=steps
     )
     x, outcome = carry[0], carry[5]
-    return State(x[..., :n], x[..., n:]), xp.where(outcome == _ENDLESS, MOVING, outcome)
+    outcome = where(outcome == _ENDLESS, MOVING, outcome)
+    return State(x[..., :n], x[..., n:]), xp.asarray(outcome, dtype=xp.int32, device=device(z)) if one else outcome
 
 
 def nudged(xp: Any, circuit: Circuit, state: State, z: Array, size: float) -> State:

@@ -23,8 +23,10 @@ from .attractors import (
     DIVERGED,
     MOVING,
     SETTLED,
+    alone,
     attraction,
     attracts,
+    deciders,
     follow,
     gathered,
     lively_starts,
@@ -32,10 +34,11 @@ from .attractors import (
     newton_in_both,
     nudged,
     random_starts,
+    relative_imbalance,
     relative_residual,
     unit_of_y,
 )
-from .backend import Array, as_one, get_backend, quiet, to_numpy, tree_leaves, tree_map
+from .backend import Array, as_one, get_backend, kernel_for, quiet, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
@@ -48,14 +51,13 @@ from .circuit import (
     pooled_response,
     prepare,
     recurrent_slope,
-    relu,
     sqrt_relu,
     validate_circuit,
     validate_state,
     without_time,
 )
 from .implicit import differentiable
-from .linalg import bicgstab, inverse, matmul, solve_vector
+from .linalg import bicgstab, inverse, matmul, solve, solve_vector, widen
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .one_neuron import roots_of_variant
 from .stability import Linear, _spectral_abscissa, abscissa_of, linearized
@@ -800,26 +802,21 @@ def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, st
 
 def _matrix_of_y(xp: Any, a: Array, slope: Array) -> Array:
     """M(a), with M(a) y = b z."""
-    return identity(xp, a) - (1.0 - sqrt_relu(xp, a))[..., None] * slope
+    return identity(xp, a) - (1.0 - xp.sqrt(a))[..., None] * slope
 
 
-def _pool(xp: Any, circuit: Circuit, a: Array, y: Array, variant: str) -> Array:
+def _pool(xp: Any, circuit: Circuit, floor: Array, a: Array, y: Array, variant: str) -> Array:
     response = pooled_response(xp, y, variant)
-    return (circuit.b0 * circuit.sigma) ** 2 + matvec(xp, circuit.w, relu(xp, a) * response * response)
+    return floor + matvec(xp, circuit.w, a * response * response)
 
 
 def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, inverted: Array, variant: str) -> Array:
     """-dG/da = I - W diag(resp**2) - W diag(2 a resp) dy/da, with M(a)^-1."""
     response = pooled_response(xp, y, variant)
-    root = sqrt_relu(xp, a)
-    recurrent = matvec(xp, slope, y)
-    dy_da = -inverted * (recurrent / (2.0 * root))[..., None, :]
+    minus_dy_da = inverted * (matvec(xp, slope, y) / xp.sqrt(a))[..., None, :]  # twice
     w = circuit.w
-    return (
-        identity(xp, a)
-        - w * (response * response)[..., None, :]
-        - matmul(xp, w * (2.0 * a * response)[..., None, :], dy_da)
-    )
+    change = matmul(xp, w * (a * response)[..., None, :], minus_dy_da)
+    return identity(xp, a) - w * (response * response)[..., None, :] + change
 
 
 class Settings(NamedTuple):
@@ -835,8 +832,8 @@ class _Search(NamedTuple):
     """Carry of the solver's loop; every leaf has the batch axes."""
 
     state: State
+    inverted: Array  # M(a)^-1, for Newton's method
     residual: Array
-    candidate: State
     damping: Array
     plain: Array  # iterations still to be made before Newton's method gets its next chance
     patience: Array  # how many, the next time that Newton's method makes no progress
@@ -872,70 +869,92 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
     drive = free.b * free_z + xp.zeros_like(floor)
     start = State(start.y + xp.zeros_like(floor), xp.where(start.a > floor, start.a + xp.zeros_like(floor), floor))
 
-    def advance(state: State, damping: Array) -> State:
-        """The next candidate: a damped Newton step, or where damping is 0 one plain iteration.
+    bends = any(VARIANTS[variant][:2])  # W_r without the units that are silent
+    right = drive[..., None]
+    if newton:
+        right = xp.concat([right, widen(xp, identity(xp, drive), tuple(drive.shape[:-1]))], axis=-1)
+
+    def solved(a: Array, slope: Array) -> tuple[Array, Array]:
+        """The y that belongs to a, and for Newton's method M(a)^-1."""
+        both = solve(xp, _matrix_of_y(xp, a, slope), right)
+        return both[..., 0], both[..., 1:]
+
+    def direction(y: Array, a: Array, slope: Array, inverted: Array) -> tuple[Array, Array]:
+        """The image of a, and Newton's step."""
+        image = _pool(xp, free, floor, a, y, variant)
+        return image, solve_vector(xp, _newton_matrix(xp, free, a, y, slope, inverted, variant), image - a)
+
+    def measure(y: Array, a: Array) -> Any:
+        found = relative_imbalance(xp, free, State(y, a), drive, floor, variant)
+        return float(found) if one else found
+
+    residual: Any = relative_residual(xp, free, start, free_z, variant)
+    zeros: Any = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
+    ones: Any = xp.ones_like(residual)
+    one = alone(xp, residual)
+    where, invert, column = deciders(xp, one)
+    if one:
+        residual, zeros, ones = float(residual), 0, 1.0
+    kernel = kernel_for(SteadyState, xp) if newton else None
+    fast = None if kernel is None else kernel(xp, variant, free, drive, floor)
+    if fast is not None:
+        solved, direction, measure = fast
+
+    def body(search: _Search) -> _Search:
+        """A damped Newton step, or where damping is 0 one plain iteration.
 
         The iteration is y = M(a)^-1 b z, a <- (b0 sigma)**2 + W (a resp(y)**2);
         y is brought up to date with the new a before the residual is taken.
         """
-        slope = recurrent_slope(xp, free.w_r, state.y, variant)
-        matrix = _matrix_of_y(xp, state.a, slope)
-        inverted = inverse(xp, matrix) if newton else None
-        y = matvec(xp, inverted, drive) if newton else solve_vector(xp, matrix, drive)
-        image = _pool(xp, free, state.a, y, variant)
-        plain = image
-        if newton:
-            minus_dg = _newton_matrix(xp, free, state.a, y, slope, inverted, variant)
-            change = solve_vector(xp, minus_dg, image - state.a)
-            full = state.a + damping[..., None] * change
-            usable = xp.isfinite(full) & (damping[..., None] > 0)
-            plain = xp.where(usable, full, image)
-        a = xp.where(plain > floor, plain, floor)
+        (y, a), inverted, damping = search.state, search.inverted, search.damping
         slope = recurrent_slope(xp, free.w_r, y, variant)
-        return State(solve_vector(xp, _matrix_of_y(xp, a, slope), drive), a)
-
-    def choose(search: _Search) -> _Search:
-        residual = relative_residual(xp, free, search.candidate, free_z, variant)
-        better = residual < search.residual  # false for NaN
-        # The plain iteration need not decrease the residual at every step.
-        accept = search.active & (better | ((search.damping == 0) & xp.isfinite(residual)))
-        state = State(
-            xp.where(accept[..., None], search.candidate.y, search.state.y),
-            xp.where(accept[..., None], search.candidate.a, search.state.a),
-        )
-        current = xp.where(accept, residual, search.residual)
-        grown = xp.where(search.damping > 0.5, xp.ones_like(search.damping), 2.0 * search.damping)
-        shrunk = 0.25 * search.damping
-        shrunk = xp.where(shrunk < 0.01, xp.zeros_like(shrunk), shrunk)
-        damping, plain, patience = search.damping, search.plain, search.patience
+        if newton and not bends:
+            y = matvec(xp, inverted, drive)
+        else:
+            y, inverted = solved(a, slope)
         if newton:
+            image, change = direction(y, a, slope, inverted)
+            moved = a + column(damping) * change
+            moved = xp.where(xp.isfinite(moved) & (column(damping) > 0), moved, image)
+        else:
+            moved = _pool(xp, free, floor, a, y, variant)
+        moved = xp.where(moved > floor, moved, floor)
+        y, inverted = solved(moved, recurrent_slope(xp, free.w_r, y, variant))
+        residual = measure(y, moved)
+
+        finite, better = residual < math.inf, residual < search.residual  # false for NaN
+        # The plain iteration need not decrease the residual at every step.
+        accept = search.active & (better | ((damping == 0) & finite))
+        lost = invert(finite) & (damping == 0)
+        kept = column(accept)
+        state = State(where(kept, y, search.state.y), where(kept, moved, a))
+        inverted = where(column(kept), inverted, search.inverted)
+        current = where(accept, residual, search.residual)
+        plain, patience = search.plain, search.patience
+        if newton:
+            grown = where(damping > 0.5, ones, 2.0 * damping)
+            shrunk = where(damping < 0.04, 0.0 * ones, 0.25 * damping)
             # ever longer runs of plain steps between the attempts with Newton
-            plain = xp.where(damping == 0, plain - 1, plain)
-            fresh = xp.where(plain > 0, xp.zeros_like(grown), xp.ones_like(grown))
-            next_damping = xp.where(damping == 0, fresh, xp.where(better, grown, shrunk))
-            gives_up = (damping > 0) & (next_damping == 0)
-            plain = xp.where(gives_up, patience, plain)
-            patience = xp.where(gives_up, 2 * patience, patience)
-            damping = next_damping
-        lost = ~xp.isfinite(residual) & (search.damping == 0)
-        iterations = search.iterations + xp.astype(search.active, search.iterations.dtype)
-        active = search.active & ~(current <= tolerance) & ~lost
-        return _Search(state, current, search.candidate, damping, plain, patience, iterations, active)
+            plain = where(damping == 0, plain - 1, plain)
+            fresh = where(plain > 0, 0.0 * ones, ones)
+            following = where(damping == 0, fresh, where(better, grown, shrunk))
+            gives_up = (damping > 0) & (following == 0)
+            plain = where(gives_up, patience, plain)
+            patience = where(gives_up, 2 * patience, patience)
+            damping = following
+        iterations = search.iterations + where(search.active, zeros + 1, zeros)
+        active = search.active & invert((current <= tolerance) | lost)
+        return _Search(state, inverted, current, damping, plain, patience, iterations, active)
 
-    def body(search: _Search) -> _Search:
-        search = search._replace(candidate=advance(search.state, search.damping))
-        return choose(search)
-
-    residual = relative_residual(xp, free, start, free_z, variant)
-    ones = xp.ones_like(residual)
-    zeros = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
-    damping = ones if newton else 0.0 * ones
-    search = _Search(start, residual, start, damping, zeros, zeros + 1, zeros, ~(residual <= tolerance))
-
-    search = backend.while_loop(lambda s: xp.any(s.active), body, search, max_steps=max_iterations)
-    search = _Search(*search)
-    state = State(*search.state)
-    converged = search.residual <= tolerance
+    inverted = solved(start.a, recurrent_slope(xp, free.w_r, start.y, variant))[1]
+    search = _Search(start, inverted, residual, ones * newton, zeros, zeros + 1, zeros, invert(residual <= tolerance))
+    going: Any = (lambda s: s[-1]) if one else (lambda s: xp.any(s[-1]))
+    search = _Search(*backend.while_loop(going, body, search, max_steps=max_iterations))
+    residual, iterations = (
+        xp.asarray(value, dtype=dtype, device=device(z)) if one else value
+        for value, dtype in ((search.residual, z.dtype), (search.iterations, xp.int32))
+    )
+    converged = residual <= tolerance
 
     def polish(c: Any) -> Any:
         """One Newton step more, for the last digits, where it is a better one."""
@@ -945,7 +964,7 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         inverted = inverse(xp, _matrix_of_y(xp, old.a, slope))
         y = matvec(xp, inverted, drive)
         minus_dg = _newton_matrix(xp, free, old.a, y, slope, inverted, variant)
-        a = old.a + solve_vector(xp, minus_dg, _pool(xp, free, old.a, y, variant) - old.a)
+        a = old.a + solve_vector(xp, minus_dg, _pool(xp, free, floor, old.a, y, variant) - old.a)
         y = solve_vector(xp, _matrix_of_y(xp, a, slope), drive)
         residual = relative_residual(xp, free, State(y, a), free_z, variant)
         sound = converged & ((residual <= tolerance) | (residual <= c[1]))
@@ -955,9 +974,9 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
     # a few thousand roundings are not worth one
     enough = 1e3 * float(xp.finfo(z.dtype).eps)
     state, residual = backend.while_loop(
-        lambda c: xp.any(converged & (c[1] > enough)), polish, (state, search.residual), max_steps=1
+        lambda c: xp.any(converged & (c[1] > enough)), polish, (State(*search.state), residual), max_steps=1
     )
-    return SteadyState(State(*state), converged, search.iterations, residual)
+    return SteadyState(State(*state), converged, iterations, residual)
 
 
 def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[FixedPoint, ...]:
