@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import device
+from array_api_compat import array_namespace, device
 
-from . import checks
 from .backend import Array, as_one, from_numpy, get_backend, kernel_for, quiet, to_numpy, tree_map
 from .circuit import (
     VARIANTS,
@@ -24,6 +23,7 @@ from .circuit import (
     balance,
     circuit_jacobian,
     field,
+    identity,
     identity_fixed_point,
     kinks,
 )
@@ -58,41 +58,48 @@ def attraction(xp: Any, jac: Array, slowest: Array) -> Attraction:
 
 
 def _decide(jac: Array, slowest: Array) -> Attraction:
-    xp = checks.namespace({"jacobian": jac})
+    xp = array_namespace(jac)
     backend = get_backend(xp)
     n = int(jac.shape[-1])
     size = xp.max(xp.sum(xp.abs(jac), axis=-1), axis=-1)
-    known = xp.isfinite(size)
-    jac = xp.where(known[..., None, None], jac, xp.zeros_like(jac))
-    shift = xp.sqrt(xp.where(known & (size > 0), size, xp.ones_like(size)) / slowest)[..., None, None]
-    eye = shift * xp.eye(n, dtype=jac.dtype, device=device(jac))
+    one = alone(xp, size)
+    where, invert, column = deciders(xp, one)
+    known = size < math.inf
+    jac = xp.where(known[..., None, None], jac, 0.0)
+    shift = xp.sqrt(xp.where(known & (size > 0), size, 1.0) / slowest)[..., None, None]
+    eye = shift * identity(xp, jac)
     power = matmul(xp, inverse(xp, eye - jac), eye + jac)
+    known = bool(known) if one else known
 
     def judge(power: Array) -> tuple[Array, Array]:
         norm = xp.sqrt(xp.sum(power * power, axis=(-2, -1)))
         trace = xp.abs(xp.linalg.trace(power))
+        if one:
+            norm, trace = float(norm), float(trace)
         # NaN: a pole of the transform, an eigenvalue at s; or a power beyond the range of the dtype
-        return norm < 0.9, (trace > 1.1 * n) | ~xp.isfinite(norm)
+        return known & (norm < 0.9), known & ((trace > 1.1 * n) | invert(norm < math.inf))
 
     def body(carry: Any) -> Any:
         power, stable, unstable = carry
-        active = ~(stable | unstable)
-        power = xp.where(active[..., None, None], matmul(xp, power, power), power)
+        active = invert(stable | unstable)
+        power = where(column(column(active)), matmul(xp, power, power), power)
         low, high = judge(power)
         return power, stable | (active & low), unstable | (active & high)
 
-    low, high = judge(power)
-    carry = power, low & known, high & known
+    def going(carry: Any) -> Any:
+        open_yet = known & invert(carry[1] | carry[2])
+        return open_yet if one else xp.any(open_yet)
+
     doublings = 24 if xp.finfo(jac.dtype).bits > 32 else 12  # beyond, rounding decides
-    carry = backend.while_loop(lambda c: xp.any(~(c[1] | c[2]) & known), body, carry, max_steps=doublings)
-    return Attraction(carry[1] & known, carry[2] & known)
+    _, *found = backend.while_loop(going, body, (power, *judge(power)), max_steps=doublings)
+    return Attraction(*(xp.asarray(flag, device=device(jac)) if one else flag for flag in found))
 
 
 def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attraction:
     """Whether states attract, by linearization; at a kink, where every piece around it does: seen, not traced."""
     slowest = xp.max(circuit.tau_y + circuit.tau_a + 0.0 * state.y, axis=-1)
     known = xp.all(xp.isfinite(state.y) & xp.isfinite(state.a), axis=-1)
-    state = State(*(xp.where(known[..., None], part, xp.ones_like(part)) for part in state))
+    state = State(*(xp.where(known[..., None], part, 1.0) for part in state))
     if not any(VARIANTS[variant][:2]):
         found = Attraction(*as_one(_smooth, circuit, state, slowest, settings=(variant,)))
         return Attraction(found.stable & known, found.unstable & known)
@@ -107,14 +114,14 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
 
 
 def _smooth(variant: str, circuit: Circuit, state: State, slowest: Array) -> Attraction:
-    xp = checks.namespace({"state": state.y})
+    xp = array_namespace(state.y)
     return _decide(_in_own_units(xp, state, circuit_jacobian(xp, circuit, state, variant)), slowest)
 
 
 def _in_own_units(xp: Any, state: State, jac: Array) -> Array:
     """The Jacobian of y in units of the largest of them and of every a in units of itself: of one size throughout."""
     largest = xp.max(xp.abs(state.y), axis=-1, keepdims=True)
-    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+    largest = xp.where(largest > 0, largest, 1.0)
     units = xp.concat([largest + xp.zeros_like(state.y), state.a + xp.zeros_like(state.y)], axis=-1)
     return jac * (units[..., None, :] / units[..., :, None])
 
@@ -125,8 +132,7 @@ def unit_of_y(xp: Any, circuit: Circuit, z: Array) -> Array:
     w = xp.max(circuit.w, axis=(-2, -1)) + xp.zeros_like(z[..., 0])
     drive = xp.max(xp.abs(circuit.b * z), axis=-1) + xp.zeros_like(w)
     pooled = w > 0
-    unit = xp.where(drive > 0, drive, xp.ones_like(drive))
-    return xp.where(pooled, 1.0 / xp.sqrt(xp.where(pooled, w, xp.ones_like(w))), unit)
+    return xp.where(pooled, 1.0 / xp.sqrt(xp.where(pooled, w, 1.0)), xp.where(drive > 0, drive, 1.0))
 
 
 def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> State:
@@ -232,7 +238,7 @@ def _move(
     target: State | None,
 ) -> tuple[State, Array]:
     steps, rtol, still = settings
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     backend = get_backend(xp)
     n = int(z.shape[-1])
     wide = xp.zeros_like(start.y)
@@ -399,7 +405,7 @@ def newton_in_both(
 def _newton_steps(
     variant: str, steps: int, enough: float, circuit: Circuit, start: State, z: Array
 ) -> tuple[State, Array]:
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     n = int(z.shape[-1])
 
     def body(carry: Any) -> Any:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from array_api_compat import device
+from array_api_compat import array_namespace, device
 
 from . import checks
 from .attractors import (
@@ -483,7 +483,7 @@ def _beginning(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
 def _settle_traced(
     search: Settings, circuit: Circuit, z: Array, active: Array, known: tuple[Array, Array]
 ) -> tuple[SteadyState, Array]:
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     return settle(xp, get_backend(xp), False, search, circuit, z, active, known=State(*known))
 
 
@@ -635,7 +635,7 @@ def _by_products(
 def _iteration_by_products(
     tolerance: float, max_iterations: int, circuit: Circuit, z: Array, state0: State | None
 ) -> SteadyState:
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     backend = get_backend(xp)
     batch = full(xp, circuit, z)
     state = identity_fixed_point(xp, circuit, batch, "main") if state0 is None else state0
@@ -736,7 +736,7 @@ def _of_any_model(
 
 def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, state0: Any) -> SteadyState:
     """Pseudo-transient continuation of a prepared model."""
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     wide = full(xp, made, z)
     start = rest(xp, made, wide) if state0 is None else state0
     start = tree_map(lambda part: part + xp.zeros_like(wide), start)
@@ -843,14 +843,14 @@ class _Search(NamedTuple):
 
 def _solve(settings: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
     """The fixed point with its derivatives: the time constants have no part in it."""
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     model = of_variant(without_time(xp, circuit), settings.variant)
     found = differentiable(xp, partial(_iterate, settings), model, z, state0)
     return cast(SteadyState, found)
 
 
 def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     backend = get_backend(xp)
     variant, tolerance, max_iterations, newton = settings
     free = tree_map(backend.stop_gradient, circuit)
