@@ -305,8 +305,8 @@ def _move(
         error = h * top(xp.abs(off) / reached) / (6.0 * rtol)
         good = live & (error <= 1.0) & (least(moved[..., n:]) > 0)
         safe = where(error <= 1e-3, 1e-3, where(error < math.inf, error, 64.0))
-        factor = 0.8 * safe ** (-1.0 / 3.0)
-        factor = where(good | (factor < 0.5), factor, 0.5)
+        factor = 0.75 * safe ** (-1.0 / 3.0)
+        factor = where(good | (factor < 0.8), factor, 0.8)
         kept = good if one else good[..., None]
         x, f, size = where(kept, moved, x), where(kept, new, f), where(kept, reached, size)
         # steps that fit become ever shorter where a motion runs away: so does the next (Gustafsson 1994)

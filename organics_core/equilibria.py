@@ -457,6 +457,13 @@ def _far_from_rest(xp: Any, circuit: Circuit, state: State) -> Array:
     return ~((xp.abs(first) * norm < 1.0) & (last * norm < 1.0) | settles_by_theorem(xp, circuit))
 
 
+def _strong(xp: Any, circuit: Circuit, z: Array) -> Array:
+    """Whether a drive is so strong that few circuits have an attracting point: see the notes of steady_state."""
+    # y**2 is about 1 / (W 1) at most, and (1 + |W_r|) |y| all that modulators below one can balance
+    least = 1.0 / xp.sqrt(xp.max(xp.sum(circuit.w, axis=-1), axis=-1))
+    return xp.max(xp.abs(circuit.b * z), axis=-1) > 2.0 * (1.0 + _norm(xp, circuit.w_r)) * least
+
+
 def _norm(xp: Any, w_r: Array) -> Any:
     """The largest singular value of W_r."""
     return 1.0 if w_r is None else xp.max(xp.linalg.svdvals(w_r), axis=-1)
@@ -578,10 +585,7 @@ def _from_many(
     """
     variant, tolerance = search.variant, search.tolerance
     free, free_z = tree_map(backend.stop_gradient, circuit), backend.stop_gradient(z)
-    # y**2 is about 1 / (W 1) at most, and (1 + |W_r|) |y| all that modulators below one can balance
-    least = 1.0 / xp.sqrt(xp.max(xp.sum(free.w, axis=-1)))
-    most = 2.0 * (1.0 + _norm(xp, free.w_r)) * least
-    if diverges and bool(xp.max(xp.abs(free.b * free_z)) > most):
+    if diverges and bool(_strong(xp, free, free_z)):
         return None
     starts = random_starts(xp, free, free_z, variant, _STARTS // 4 if diverges and z.shape[-1] > 4 else _STARTS, 0)
     state, residual = newton_in_both(xp, free, starts, free_z, variant, tolerance)
