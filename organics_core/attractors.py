@@ -19,13 +19,14 @@ from .backend import Array, as_one, from_numpy, get_backend, kernel_for, quiet, 
 from .circuit import (
     VARIANTS,
     Circuit,
+    Imbalance,
     State,
     balance,
     circuit_jacobian,
-    field,
     identity,
     identity_fixed_point,
     kinks,
+    without_time,
 )
 from .linalg import inverse, matmul, solve_vector
 from .weights import matvec
@@ -135,12 +136,12 @@ def unit_of_y(xp: Any, circuit: Circuit, z: Array) -> Array:
     return xp.where(pooled, 1.0 / xp.sqrt(xp.where(pooled, w, 1.0)), xp.where(drive > 0, drive, 1.0))
 
 
-def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> State:
+def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float, unit: Array = None) -> State:
     """Sizes (...) of y and of a, ``factor`` times what drive, floor and start explain, beyond which a motion diverges.
 
     Modulators go with the square of W_r^-1 b z.
     """
-    unit = unit_of_y(xp, circuit, z)
+    unit = unit_of_y(xp, circuit, z) if unit is None else unit
     strength = 1.0 + xp.max(xp.abs(circuit.b * z), axis=-1) / unit
     if circuit.w_r is not None:
         least = xp.min(xp.linalg.svdvals(circuit.w_r), axis=-1)
@@ -155,12 +156,12 @@ def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> 
 def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
     """Largest imbalance over the neurons, relative to the largest term of its equation; shape (...)."""
     drive, floor = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2
-    return relative_imbalance(xp, circuit, state, drive, floor, variant)
-
-
-def relative_imbalance(xp: Any, circuit: Circuit, state: State, drive: Array, floor: Array, variant: str) -> Array:
-    """:func:`relative_residual` with the gated drive b z and the floor (b0 sigma)**2 already computed."""
     found = balance(xp, circuit.w_r, circuit.w, drive, floor, state, variant)
+    return relative_imbalance(xp, found, state, drive, floor)
+
+
+def relative_imbalance(xp: Any, found: Imbalance, state: State, drive: Array, floor: Array) -> Array:
+    """The residual of an imbalance, with the gated drive b z and the floor (b0 sigma)**2."""
     scale_y = xp.max(xp.abs(state.y), axis=-1) + xp.max(xp.abs(drive), axis=-1)
     relative_y = xp.max(xp.abs(found.y), axis=-1) / xp.where(scale_y == 0, 1.0, scale_y)
     relative_a = xp.max(xp.abs(found.a) / (xp.abs(state.a) + floor), axis=-1)
@@ -249,7 +250,7 @@ def _move(
     unit = unit_of_y(xp, circuit, z)
     shortest = 1e-9 * fast / (1.0 + drive / unit)
     floor = (circuit.b0 * circuit.sigma) ** 2 + wide
-    most_y, most_a = limits(xp, circuit, start, z, 1e3)
+    most_y, most_a = limits(xp, circuit, start, z, 1e3, unit)
     eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
 
     drive_of_y, parts = 1e-3 * drive + 1e-9 * unit, xp.arange(2 * n, device=device(z)) < n
@@ -408,10 +409,15 @@ def _newton_steps(
     xp = array_namespace(z)
     n = int(z.shape[-1])
 
+    drive, floor, still = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2, without_time(xp, circuit)
+
+    def measured(state: State) -> tuple[State, Array]:
+        found = balance(xp, circuit.w_r, circuit.w, drive, floor, state, variant)
+        return State(*found), relative_imbalance(xp, found, state, drive, floor)
+
     def body(carry: Any) -> Any:
-        state, best, least = carry
-        slope = field(xp, circuit, state, z, variant)
-        change = solve_vector(xp, circuit_jacobian(xp, circuit, state, variant), xp.concat(list(slope), axis=-1))
+        state, off, best, least = carry
+        change = solve_vector(xp, circuit_jacobian(xp, still, state, variant), xp.concat(list(off), axis=-1))
         moved = State(state.y - change[..., :n], state.a - change[..., n:])
         sound = xp.all(xp.isfinite(moved.y) & xp.isfinite(moved.a) & (moved.a > 0), axis=-1)[..., None]
         # a step out of the domain: stay, at half the modulators
@@ -419,17 +425,17 @@ def _newton_steps(
             xp.where(sound, moved.y, state.y),
             xp.where(sound, moved.a, xp.where(state.a > 1e-12, 0.5 * state.a, state.a)),
         )
-        residual = relative_residual(xp, circuit, state, z, variant)
+        off, residual = measured(state)
         better = (residual < least)[..., None]
         best = State(*(xp.where(better, new, old) for new, old in zip(state, best, strict=True)))
-        return state, best, xp.where(better[..., 0], residual, least)
+        return state, off, best, xp.where(better[..., 0], residual, least)
 
-    least = relative_residual(xp, circuit, start, z, variant)
-    wide = xp.zeros_like(least)[..., None]
+    wide = xp.zeros_like(drive + floor + start.y)
     start = State(start.y + wide, start.a + wide)
+    off, least = measured(start)
     loop = get_backend(xp).while_loop
-    carry = loop(lambda c: xp.any(~(c[2] <= enough)), body, (start, start, least), max_steps=steps)
-    return carry[1], carry[2]
+    carry = loop(lambda c: xp.any(~(c[3] <= enough)), body, (start, off, start, least), max_steps=steps)
+    return carry[2], carry[3]
 
 
 def members(circuit: Circuit, z: Array, index: tuple[int, ...]) -> tuple[Circuit, Array]:

@@ -43,6 +43,7 @@ from .circuit import (
     VARIANTS,
     Circuit,
     State,
+    balance,
     has_closed_form,
     identity,
     identity_fixed_point,
@@ -392,14 +393,14 @@ def _attracting(
     """
     found = _reported(xp, circuit, _judged(xp, circuit, found, search.variant), search.variant, False)
     wide = xp.zeros_like(found.state.y)
-    doubtful = ~found.stable | _far_from_rest(
-        xp, *(tree_map(backend.stop_gradient, part) for part in (circuit, found.state))
-    )
-    lacking = doubtful & (xp.ones_like(found.stable) if wanted is None else wanted)
+    free, ends, free_z = tree_map(backend.stop_gradient, (circuit, found.state, z))
+    doubtful = ~found.stable
+    if not concrete or bool(xp.any(found.stable)):
+        doubtful = doubtful | _far_from_rest(xp, free, ends)
+    lacking = doubtful if wanted is None else doubtful & wanted
     if concrete and not bool(xp.any(lacking)):
         return found
     search = search._replace(max_iterations=_PATIENCE, newton=True)
-    ends = tree_map(backend.stop_gradient, tuple(found.state))
     known = State(*(xp.where(found.stable[..., None], part, xp.nan) for part in ends))
     shape = tuple(lacking.shape)
     if backend.traces_loops and concrete:  # one program
@@ -428,10 +429,13 @@ def _attracting(
     failed = xp.where(outcome == SETTLED, xp.full_like(failed, _UNCONFIRMED), failed)
     failed = xp.where(outcome == DIVERGED, xp.full_like(failed, _DIVERGES), failed)
     failed = xp.where(found.stable, failed - _MOVES + _UNREACHED, failed)
-    unit = unit_of_y(xp, *(tree_map(backend.stop_gradient, part) for part in (circuit, z)))
-    same = found.stable & better.stable & _close(xp, unit, better.state, found.state)
+    same = found.stable & better.stable
+    if not concrete or bool(xp.any(same)):
+        same = same & _close(xp, unit_of_y(xp, free, free_z), better.state, found.state)
     found = found._replace(status=xp.where(lacking & ~same, failed, found.status))
-    found = _chosen(xp, lacking & better.stable & ~same, better, found, _FROM_REST)
+    take = lacking & better.stable & ~same
+    if not concrete or bool(xp.any(take)):
+        found = _chosen(xp, take, better, found, _FROM_REST)
     if not concrete:
         return found
     for left in np.argwhere(to_numpy(lacking & ~found.stable)):
@@ -481,9 +485,11 @@ def _beginning(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
     floor = (circuit.b0 * circuit.sigma) ** 2 + 0.0 * z
     rest = State(xp.zeros_like(floor), floor)
     at_rest = ~xp.any(circuit.b * z != 0, axis=-1)
+    ones = xp.ones_like(z[..., 0])
+    if get_backend(xp).is_concrete(at_rest) and not bool(xp.any(at_rest)):
+        return rest, math.inf * ones
     moved = nudged(xp, circuit, rest, z, 1e-2)
     # long steps would pass over the instability of a point that the motion begins at
-    ones = xp.ones_like(z[..., 0])
     return State(xp.where(at_rest[..., None], moved.y, rest.y), floor), xp.where(at_rest, ones, math.inf * ones)
 
 
@@ -531,6 +537,8 @@ def settle(
     state, longest = begun, freely
     unit = unit_of_y(xp, free, free_z)
     coarse = concrete and known is not None
+    if coarse and bool(xp.all(xp.isnan(known.a))):
+        known = None
     for _ in range(3 + coarse if concrete else 1):
         rtol, still = (_COARSE, _STILL) if coarse else (1e-3, 1e-5)
         motion = follow(xp, free, state, free_z, variant, active, longest=longest, rtol=rtol, still=still, target=known)
@@ -859,19 +867,15 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
     variant, tolerance, max_iterations, newton = settings
     free = tree_map(backend.stop_gradient, circuit)
     free_z = backend.stop_gradient(z)
-    start = identity_fixed_point(xp, free, free_z, variant)
-    floor = (free.b0 * free.sigma) ** 2 + xp.zeros_like(start.a)
-    if state0 is None:
-        # batch axes that only W_r has
-        extra = xp.zeros_like(floor) if free.w_r is None else 0.0 * free.w_r[..., 0]
-    else:
-        state0 = tree_map(backend.stop_gradient, state0)
-        extra = 0.0 * (state0.y + state0.a) + (0.0 if free.w_r is None else 0.0 * free.w_r[..., 0])
-        start = state0
-    start = State(start.y + extra, start.a + extra)
-    floor = floor + extra
-    drive = free.b * free_z + xp.zeros_like(floor)
-    start = State(start.y + xp.zeros_like(floor), xp.where(start.a > floor, start.a + xp.zeros_like(floor), floor))
+    start = tree_map(backend.stop_gradient, state0)
+    if start is None:
+        start = identity_fixed_point(xp, free, free_z, variant)
+    drive, floor = free.b * free_z, (free.b0 * free.sigma) ** 2
+    wide = xp.zeros_like(start.y + start.a + drive + floor)
+    if free.w_r is not None:  # it may have batch axes of its own
+        wide = wide + 0.0 * free.w_r[..., 0]
+    drive, floor = drive + wide, floor + wide
+    start = State(start.y + wide, xp.where(start.a > floor, start.a + wide, floor))
 
     bends = any(VARIANTS[variant][:2])  # W_r without the units that are silent
     right = drive[..., None]
@@ -889,7 +893,8 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         return image, solve_vector(xp, _newton_matrix(xp, free, a, y, slope, inverted, variant), image - a)
 
     def measure(y: Array, a: Array) -> Any:
-        found = relative_imbalance(xp, free, State(y, a), drive, floor, variant)
+        state = State(y, a)
+        found = relative_imbalance(xp, balance(xp, free.w_r, free.w, drive, floor, state, variant), state, drive, floor)
         return float(found) if one else found
 
     residual: Any = relative_residual(xp, free, start, free_z, variant)
