@@ -287,7 +287,7 @@ def _move(
     kernel = kernel_for(Motion, xp)
     single = None if kernel is None else kernel(xp, variant, circuit, z, tau, small, _D, _E)
     one = single is not None
-    if one:
+    if single is not None:
         (slope, advance, scale, top, least), where = single, deciders(xp, True)[0]
         fast, slow, shortest, farthest = (float(value) for value in (fast, slow, shortest, farthest))
     else:

@@ -537,7 +537,7 @@ def settle(
     state, longest = begun, freely
     unit = unit_of_y(xp, free, free_z)
     coarse = concrete and known is not None
-    if coarse and bool(xp.all(xp.isnan(known.a))):
+    if concrete and known is not None and bool(xp.all(xp.isnan(known.a))):
         known = None
     for _ in range(3 + coarse if concrete else 1):
         rtol, still = (_COARSE, _STILL) if coarse else (1e-3, 1e-5)

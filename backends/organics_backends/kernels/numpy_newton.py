@@ -29,7 +29,7 @@ def newton(
     def solved(a: Array, slope: Array) -> tuple[Array, Array]:
         np.multiply(w_r, (np.sqrt(a) - 1.0)[:, None], out=matrix)
         np.add(diagonal, 1.0, out=diagonal)
-        both = solve(xp, matrix, right)
+        both = solve(np, matrix, right)
         return both[:, 0], both[:, 1:]
 
     def direction(y: Array, a: Array, slope: Array, inverted: Array) -> tuple[Array, Array]:
@@ -40,7 +40,7 @@ def newton(
         image = floor + w.dot(pool)
         np.subtract(change, w * (y * y), out=matrix)
         np.add(diagonal, 1.0, out=diagonal)
-        return image, solve(xp, matrix, (image - a)[:, None])[:, 0]
+        return image, solve(np, matrix, (image - a)[:, None])[:, 0]
 
     def measure(y: Array, a: Array) -> float:
         scale = np.maximum.reduce(np.abs(y)) + size
