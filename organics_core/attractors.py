@@ -299,19 +299,21 @@ def _move(
     per_goal = None if target is None else 1.0 / scale(goal)
 
     def body(carry: Any) -> Any:
-        x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts = carry
+        x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts, excess = carry
         live = outcome == MOVING
         moved, new, off = advance(x, f, h)
         reached = scale(moved)
         error = h * top(xp.abs(off) / reached) / (6.0 * rtol)
         good = live & (error <= 1.0) & (least(moved[..., n:]) > 0)
         safe = where(error <= 1e-3, 1e-3, where(error < math.inf, error, 64.0))
-        factor = 0.75 * safe ** (-1.0 / 3.0)
-        factor = where(good | (factor < 0.8), factor, 0.8)
+        far = excess > 1e-2  # what follows only confirms
+        factor = where(far, 0.75, 0.8) * safe ** (-1.0 / 3.0)
+        most = where(good, math.inf, where(far, 0.8, 0.5))
+        factor = where(factor < most, factor, most)
         kept = good if one else good[..., None]
         x, f, size = where(kept, moved, x), where(kept, new, f), where(kept, reached, size)
         # steps that fit become ever shorter where a motion runs away: so does the next (Gustafsson 1994)
-        before, fits = fits, where(good, h * factor, fits)
+        before, fits = fits, where(good, h * factor, fits)  # negative: none has yet
         h = where(live, where(good & (fits < before), fits * fits / before, h * factor), h)
         h = where(h > farthest, farthest, h)
         speed = top(xp.abs(tau * f) / size)
@@ -322,21 +324,22 @@ def _move(
             steady, slowly, soon = steady | near, slowly | near, soon | (near & (calm > 0) & (away <= 0.5 * before))
         calm = where(good, where(slowly, calm + 1, 0), calm)
         settled = live & (soon | ((calm > 3) & steady) | (h > 1e4 * slow))
-        lost = live & ((h < shortest) | (top(size * per_most) > 1))
+        excess = top(size * per_most)
+        lost = live & ((h < shortest) | (excess > 1))
         outcome = where(lost, DIVERGED, where(settled, SETTLED, outcome))
         count, peak = count + 1, where(speed > peak, speed, peak)
         over = count % 100 == 0
         doubts = where(over, where(peak < 0.97 * last, 0, doubts + 1), doubts)
         outcome = where((count >= 300) & (doubts > 1) & (outcome == MOVING), _ENDLESS, outcome)
         peak, last = where(over, 0.0, peak), where(over, peak, last)
-        return x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts
+        return x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts, excess
 
     outcome = MOVING * xp.astype(active, xp.int32) + SETTLED
     nothing, forever = 0.0 * fast, math.inf * fast
     count = 0 if one else xp.zeros((), dtype=xp.int32, device=device(z))
     outcome = int(outcome) if one else outcome
     zero = 0 * outcome
-    carry = x, slope(x), scale(x), 0.1 * fast, -fast, outcome, zero, forever, count, nothing, forever, zero
+    carry = x, slope(x), scale(x), 0.1 * fast, -fast, outcome, zero, forever, count, nothing, forever, zero, nothing
     carry = backend.while_loop(
         lambda c: c[5] == MOVING if one else xp.any(c[5] == MOVING), body, carry, max_steps=steps
     )
