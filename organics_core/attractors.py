@@ -306,10 +306,10 @@ def _move(
         error = h * top(xp.abs(off) / reached) / (6.0 * rtol)
         good = live & (error <= 1.0) & (least(moved[..., n:]) > 0)
         safe = where(error <= 1e-3, 1e-3, where(error < math.inf, error, 64.0))
-        far = excess > 1e-2  # what follows only confirms
-        factor = where(far, 0.75, 0.8) * safe ** (-1.0 / 3.0)
-        most = where(good, math.inf, where(far, 0.8, 0.5))
-        factor = where(factor < most, factor, most)
+        far, root = excess > 1e-2, safe ** (-1.0 / 3.0)  # far away the rest only confirms
+        factor = where(far, 0.75 * root, 0.8 * root)
+        failed = where(far, where(factor < 0.8, factor, 0.8), where(factor < 0.5, factor, 0.5))
+        factor = where(good, factor, failed)
         kept = good if one else good[..., None]
         x, f, size = where(kept, moved, x), where(kept, new, f), where(kept, reached, size)
         # steps that fit become ever shorter where a motion runs away: so does the next (Gustafsson 1994)

@@ -956,7 +956,9 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         return _Search(state, inverted, current, damping, plain, patience, iterations, active)
 
     inverted = solved(start.a, recurrent_slope(xp, free.w_r, start.y, variant))[1]
-    search = _Search(start, inverted, residual, ones * newton, zeros, zeros + 1, zeros, invert(residual <= tolerance))
+    search = _Search(
+        start, inverted, residual, float(newton) * ones, zeros, zeros + 1, zeros, invert(residual <= tolerance)
+    )
     going: Any = (lambda s: s[-1]) if one else (lambda s: xp.any(s[-1]))
     search = _Search(*backend.while_loop(going, body, search, max_steps=max_iterations))
     residual, iterations = (
