@@ -6,24 +6,27 @@ vanish or grow, so it runs wherever matrices can be multiplied, while tracing to
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import device
+from array_api_compat import array_namespace, device
 
-from . import checks
 from .backend import Array, as_one, from_numpy, get_backend, kernel_for, quiet, to_numpy, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
+    Imbalance,
     State,
     balance,
     circuit_jacobian,
-    field,
+    identity,
     identity_fixed_point,
-    imbalance,
     kinks,
+    without_time,
 )
 from .linalg import inverse, matmul, solve_vector
 from .weights import matvec
@@ -56,41 +59,48 @@ def attraction(xp: Any, jac: Array, slowest: Array) -> Attraction:
 
 
 def _decide(jac: Array, slowest: Array) -> Attraction:
-    xp = checks.namespace({"jacobian": jac})
+    xp = array_namespace(jac)
     backend = get_backend(xp)
     n = int(jac.shape[-1])
     size = xp.max(xp.sum(xp.abs(jac), axis=-1), axis=-1)
-    known = xp.isfinite(size)
-    jac = xp.where(known[..., None, None], jac, xp.zeros_like(jac))
-    shift = xp.sqrt(xp.where(known & (size > 0), size, xp.ones_like(size)) / slowest)[..., None, None]
-    eye = shift * xp.eye(n, dtype=jac.dtype, device=device(jac))
+    one = alone(xp, size)
+    where, invert, column = deciders(xp, one)
+    known = size < math.inf
+    jac = xp.where(known[..., None, None], jac, 0.0)
+    shift = xp.sqrt(xp.where(known & (size > 0), size, 1.0) / slowest)[..., None, None]
+    eye = shift * identity(xp, jac)
     power = matmul(xp, inverse(xp, eye - jac), eye + jac)
+    known = bool(known) if one else known
 
     def judge(power: Array) -> tuple[Array, Array]:
         norm = xp.sqrt(xp.sum(power * power, axis=(-2, -1)))
         trace = xp.abs(xp.linalg.trace(power))
+        if one:
+            norm, trace = float(norm), float(trace)
         # NaN: a pole of the transform, an eigenvalue at s; or a power beyond the range of the dtype
-        return norm < 0.9, (trace > 1.1 * n) | ~xp.isfinite(norm)
+        return known & (norm < 0.9), known & ((trace > 1.1 * n) | invert(norm < math.inf))
 
     def body(carry: Any) -> Any:
         power, stable, unstable = carry
-        active = ~(stable | unstable)
-        power = xp.where(active[..., None, None], matmul(xp, power, power), power)
+        active = invert(stable | unstable)
+        power = where(column(column(active)), matmul(xp, power, power), power)
         low, high = judge(power)
         return power, stable | (active & low), unstable | (active & high)
 
-    low, high = judge(power)
-    carry = power, low & known, high & known
+    def going(carry: Any) -> Any:
+        open_yet = known & invert(carry[1] | carry[2])
+        return open_yet if one else xp.any(open_yet)
+
     doublings = 24 if xp.finfo(jac.dtype).bits > 32 else 12  # beyond, rounding decides
-    carry = backend.while_loop(lambda c: xp.any(~(c[1] | c[2]) & known), body, carry, max_steps=doublings)
-    return Attraction(carry[1] & known, carry[2] & known)
+    _, *found = backend.while_loop(going, body, (power, *judge(power)), max_steps=doublings)
+    return Attraction(*(xp.asarray(flag, device=device(jac)) if one else flag for flag in found))
 
 
 def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attraction:
     """Whether states attract, by linearization; at a kink, where every piece around it does: seen, not traced."""
     slowest = xp.max(circuit.tau_y + circuit.tau_a + 0.0 * state.y, axis=-1)
     known = xp.all(xp.isfinite(state.y) & xp.isfinite(state.a), axis=-1)
-    state = State(*(xp.where(known[..., None], part, xp.ones_like(part)) for part in state))
+    state = State(*(xp.where(known[..., None], part, 1.0) for part in state))
     if not any(VARIANTS[variant][:2]):
         found = Attraction(*as_one(_smooth, circuit, state, slowest, settings=(variant,)))
         return Attraction(found.stable & known, found.unstable & known)
@@ -105,14 +115,14 @@ def attracts(xp: Any, circuit: Circuit, state: State, variant: str) -> Attractio
 
 
 def _smooth(variant: str, circuit: Circuit, state: State, slowest: Array) -> Attraction:
-    xp = checks.namespace({"state": state.y})
+    xp = array_namespace(state.y)
     return _decide(_in_own_units(xp, state, circuit_jacobian(xp, circuit, state, variant)), slowest)
 
 
 def _in_own_units(xp: Any, state: State, jac: Array) -> Array:
     """The Jacobian of y in units of the largest of them and of every a in units of itself: of one size throughout."""
     largest = xp.max(xp.abs(state.y), axis=-1, keepdims=True)
-    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+    largest = xp.where(largest > 0, largest, 1.0)
     units = xp.concat([largest + xp.zeros_like(state.y), state.a + xp.zeros_like(state.y)], axis=-1)
     return jac * (units[..., None, :] / units[..., :, None])
 
@@ -123,16 +133,15 @@ def unit_of_y(xp: Any, circuit: Circuit, z: Array) -> Array:
     w = xp.max(circuit.w, axis=(-2, -1)) + xp.zeros_like(z[..., 0])
     drive = xp.max(xp.abs(circuit.b * z), axis=-1) + xp.zeros_like(w)
     pooled = w > 0
-    unit = xp.where(drive > 0, drive, xp.ones_like(drive))
-    return xp.where(pooled, 1.0 / xp.sqrt(xp.where(pooled, w, xp.ones_like(w))), unit)
+    return xp.where(pooled, 1.0 / xp.sqrt(xp.where(pooled, w, 1.0)), xp.where(drive > 0, drive, 1.0))
 
 
-def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> State:
+def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float, unit: Array = None) -> State:
     """Sizes (...) of y and of a, ``factor`` times what drive, floor and start explain, beyond which a motion diverges.
 
     Modulators go with the square of W_r^-1 b z.
     """
-    unit = unit_of_y(xp, circuit, z)
+    unit = unit_of_y(xp, circuit, z) if unit is None else unit
     strength = 1.0 + xp.max(xp.abs(circuit.b * z), axis=-1) / unit
     if circuit.w_r is not None:
         least = xp.min(xp.linalg.svdvals(circuit.w_r), axis=-1)
@@ -146,17 +155,17 @@ def limits(xp: Any, circuit: Circuit, start: State, z: Array, factor: float) -> 
 
 def relative_residual(xp: Any, circuit: Circuit, state: State, z: Array, variant: str) -> Array:
     """Largest imbalance over the neurons, relative to the largest term of its equation; shape (...)."""
-    found = imbalance(xp, circuit, state, z, variant)
-    drive = circuit.b * z
+    drive, floor = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2
+    found = balance(xp, circuit.w_r, circuit.w, drive, floor, state, variant)
+    return relative_imbalance(xp, found, state, drive, floor)
+
+
+def relative_imbalance(xp: Any, found: Imbalance, state: State, drive: Array, floor: Array) -> Array:
+    """The residual of an imbalance, with the gated drive b z and the floor (b0 sigma)**2."""
     scale_y = xp.max(xp.abs(state.y), axis=-1) + xp.max(xp.abs(drive), axis=-1)
-    residual_y = xp.max(xp.abs(found.y), axis=-1)
-    silent = scale_y == 0
-    relative_y = xp.where(silent, residual_y, residual_y / xp.where(silent, xp.ones_like(scale_y), scale_y))
-    scale_a = xp.abs(state.a) + (circuit.b0 * circuit.sigma) ** 2
-    relative_a = xp.max(xp.abs(found.a) / scale_a, axis=-1)
-    worst = xp.where(relative_a > relative_y, relative_a, relative_y)
-    # a comparison with NaN is false: let NaN of either equation through
-    return worst + 0.0 * (relative_a + relative_y)
+    relative_y = xp.max(xp.abs(found.y), axis=-1) / xp.where(scale_y == 0, 1.0, scale_y)
+    relative_a = xp.max(xp.abs(found.a) / (xp.abs(state.a) + floor), axis=-1)
+    return xp.maximum(relative_y, relative_a)  # NaN if either is
 
 
 class Motion(NamedTuple):
@@ -173,9 +182,17 @@ class Motion(NamedTuple):
     outcome: Array
 
 
-def _one_of(condition: Any, one: Any, other: Any) -> Any:
-    """``xp.where`` for a single member whose values can be seen."""
-    return one if condition else other
+def alone(xp: Any, value: Array) -> bool:
+    """Whether ``value`` is that of a single member, whose loops run on the host: Python's numbers then decide."""
+    backend = get_backend(xp)
+    return value.ndim == 0 and not backend.traces_loops and backend.is_concrete(value)
+
+
+def deciders(xp: Any, single: bool) -> tuple[Callable[..., Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    """``where``, ``not``, and a column of it, for decisions of the members of a batch or of one that is alone."""
+    if single:
+        return lambda condition, one, other: one if condition else other, operator.not_, lambda value: value
+    return xp.where, operator.invert, lambda value: value[..., None]
 
 
 _D = 1.0 / (2.0 + 2.0**0.5)
@@ -222,7 +239,7 @@ def _move(
     target: State | None,
 ) -> tuple[State, Array]:
     steps, rtol, still = settings
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     backend = get_backend(xp)
     n = int(z.shape[-1])
     wide = xp.zeros_like(start.y)
@@ -233,12 +250,12 @@ def _move(
     unit = unit_of_y(xp, circuit, z)
     shortest = 1e-9 * fast / (1.0 + drive / unit)
     floor = (circuit.b0 * circuit.sigma) ** 2 + wide
-    most_y, most_a = limits(xp, circuit, start, z, 1e3)
+    most_y, most_a = limits(xp, circuit, start, z, 1e3, unit)
     eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
 
     drive_of_y, parts = 1e-3 * drive + 1e-9 * unit, xp.arange(2 * n, device=device(z)) < n
     small = xp.concat([drive_of_y[..., None] + wide, floor], axis=-1)
-    most = xp.where(parts, most_y[..., None], most_a[..., None])
+    per_most = 1.0 / xp.where(parts, most_y[..., None], most_a[..., None])
     farthest, slow_below = longest * slow, max(still, 1e-3)
 
     def slope(x: Array) -> Array:
@@ -269,29 +286,34 @@ def _move(
 
     kernel = kernel_for(Motion, xp)
     single = None if kernel is None else kernel(xp, variant, circuit, z, tau, small, _D, _E)
-    if single is None:
-        advance, scale, where, top, one = plain, sizes, xp.where, partial(xp.max, axis=-1), False
+    one = single is not None
+    if single is not None:
+        (slope, advance, scale, top, least), where = single, deciders(xp, True)[0]
+        fast, slow, shortest, farthest = (float(value) for value in (fast, slow, shortest, farthest))
     else:
-        (advance, scale, top), where, one = single, _one_of, True
+        advance, scale, where = plain, sizes, xp.where
+        top, least = partial(xp.max, axis=-1), partial(xp.min, axis=-1)
 
     x = xp.concat([start.y + wide, start.a + wide], axis=-1)
     goal = None if target is None else xp.concat(list(target), axis=-1)
     per_goal = None if target is None else 1.0 / scale(goal)
 
     def body(carry: Any) -> Any:
-        x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts = carry
+        x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts, excess = carry
         live = outcome == MOVING
         moved, new, off = advance(x, f, h)
         reached = scale(moved)
         error = h * top(xp.abs(off) / reached) / (6.0 * rtol)
-        good = live & (error <= 1.0) & (top(-moved[..., n:]) < 0)
-        safe = where(error <= 1e-3, 1e-3, where(xp.isfinite(error), error, 64.0))
-        factor = 0.8 * safe ** (-1.0 / 3.0)
-        factor = where(good | (factor < 0.5), factor, 0.5)
+        good = live & (error <= 1.0) & (least(moved[..., n:]) > 0)
+        safe = where(error <= 1e-3, 1e-3, where(error < math.inf, error, 64.0))
+        far, root = excess > 1e-2, safe ** (-1.0 / 3.0)  # far away the rest only confirms
+        factor = where(far, 0.75 * root, 0.8 * root)
+        failed = where(far, where(factor < 0.8, factor, 0.8), where(factor < 0.5, factor, 0.5))
+        factor = where(good, factor, failed)
         kept = good if one else good[..., None]
         x, f, size = where(kept, moved, x), where(kept, new, f), where(kept, reached, size)
         # steps that fit become ever shorter where a motion runs away: so does the next (Gustafsson 1994)
-        before, fits = fits, where(good, h * factor, fits)
+        before, fits = fits, where(good, h * factor, fits)  # negative: none has yet
         h = where(live, where(good & (fits < before), fits * fits / before, h * factor), h)
         h = where(h > farthest, farthest, h)
         speed = top(xp.abs(tau * f) / size)
@@ -302,25 +324,28 @@ def _move(
             steady, slowly, soon = steady | near, slowly | near, soon | (near & (calm > 0) & (away <= 0.5 * before))
         calm = where(good, where(slowly, calm + 1, 0), calm)
         settled = live & (soon | ((calm > 3) & steady) | (h > 1e4 * slow))
-        lost = live & ((h < shortest) | (top(xp.abs(x) / most) > 1))
+        excess = top(size * per_most)
+        lost = live & ((h < shortest) | (excess > 1))
         outcome = where(lost, DIVERGED, where(settled, SETTLED, outcome))
         count, peak = count + 1, where(speed > peak, speed, peak)
         over = count % 100 == 0
         doubts = where(over, where(peak < 0.97 * last, 0, doubts + 1), doubts)
         outcome = where((count >= 300) & (doubts > 1) & (outcome == MOVING), _ENDLESS, outcome)
         peak, last = where(over, 0.0, peak), where(over, peak, last)
-        return x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts
+        return x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts, excess
 
     outcome = MOVING * xp.astype(active, xp.int32) + SETTLED
-    nothing, forever = xp.zeros_like(fast), xp.full_like(fast, xp.inf)
-    count = xp.zeros((), dtype=xp.int32, device=device(z))
-    zero = xp.zeros_like(outcome)
-    carry = x, slope(x), scale(x), 0.1 * fast, nothing, outcome, zero, forever, count, nothing, forever, zero
+    nothing, forever = 0.0 * fast, math.inf * fast
+    count = 0 if one else xp.zeros((), dtype=xp.int32, device=device(z))
+    outcome = int(outcome) if one else outcome
+    zero = 0 * outcome
+    carry = x, slope(x), scale(x), 0.1 * fast, -fast, outcome, zero, forever, count, nothing, forever, zero, nothing
     carry = backend.while_loop(
         lambda c: c[5] == MOVING if one else xp.any(c[5] == MOVING), body, carry, max_steps=steps
     )
     x, outcome = carry[0], carry[5]
-    return State(x[..., :n], x[..., n:]), xp.where(outcome == _ENDLESS, MOVING, outcome)
+    outcome = where(outcome == _ENDLESS, MOVING, outcome)
+    return State(x[..., :n], x[..., n:]), xp.asarray(outcome, dtype=xp.int32, device=device(z)) if one else outcome
 
 
 def nudged(xp: Any, circuit: Circuit, state: State, z: Array, size: float) -> State:
@@ -384,13 +409,18 @@ def newton_in_both(
 def _newton_steps(
     variant: str, steps: int, enough: float, circuit: Circuit, start: State, z: Array
 ) -> tuple[State, Array]:
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     n = int(z.shape[-1])
 
+    drive, floor, still = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2, without_time(xp, circuit)
+
+    def measured(state: State) -> tuple[State, Array]:
+        found = balance(xp, circuit.w_r, circuit.w, drive, floor, state, variant)
+        return State(*found), relative_imbalance(xp, found, state, drive, floor)
+
     def body(carry: Any) -> Any:
-        state, best, least = carry
-        slope = field(xp, circuit, state, z, variant)
-        change = solve_vector(xp, circuit_jacobian(xp, circuit, state, variant), xp.concat(list(slope), axis=-1))
+        state, off, best, least = carry
+        change = solve_vector(xp, circuit_jacobian(xp, still, state, variant), xp.concat(list(off), axis=-1))
         moved = State(state.y - change[..., :n], state.a - change[..., n:])
         sound = xp.all(xp.isfinite(moved.y) & xp.isfinite(moved.a) & (moved.a > 0), axis=-1)[..., None]
         # a step out of the domain: stay, at half the modulators
@@ -398,17 +428,17 @@ def _newton_steps(
             xp.where(sound, moved.y, state.y),
             xp.where(sound, moved.a, xp.where(state.a > 1e-12, 0.5 * state.a, state.a)),
         )
-        residual = relative_residual(xp, circuit, state, z, variant)
+        off, residual = measured(state)
         better = (residual < least)[..., None]
         best = State(*(xp.where(better, new, old) for new, old in zip(state, best, strict=True)))
-        return state, best, xp.where(better[..., 0], residual, least)
+        return state, off, best, xp.where(better[..., 0], residual, least)
 
-    least = relative_residual(xp, circuit, start, z, variant)
-    wide = xp.zeros_like(least)[..., None]
+    wide = xp.zeros_like(drive + floor + start.y)
     start = State(start.y + wide, start.a + wide)
+    off, least = measured(start)
     loop = get_backend(xp).while_loop
-    carry = loop(lambda c: xp.any(~(c[2] <= enough)), body, (start, start, least), max_steps=steps)
-    return carry[1], carry[2]
+    carry = loop(lambda c: xp.any(~(c[3] <= enough)), body, (start, off, start, least), max_steps=steps)
+    return carry[2], carry[3]
 
 
 def members(circuit: Circuit, z: Array, index: tuple[int, ...]) -> tuple[Circuit, Array]:

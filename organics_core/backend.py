@@ -316,8 +316,8 @@ def compiled(backend: Any, function: Callable[..., Any], static: tuple[int, ...]
 def as_one(function: Callable[..., T], *trees: Tree, settings: tuple[Any, ...] = ()) -> T:
     """``function(*settings, *trees)``, as one program where the library compiles and the arrays have values."""
     leaves = tree_leaves(trees)
-    backend = get_backend(array_namespace(*leaves))
-    if all(backend.is_concrete(leaf) for leaf in leaves):
+    backend = get_backend(array_namespace(leaves[0]))
+    if backend.traces_loops and all(backend.is_concrete(leaf) for leaf in leaves):
         function = compiled(cast(Any, backend), function, tuple(range(len(settings))))
     return function(*settings, *trees)
 

@@ -483,14 +483,14 @@ def circuit_jacobian(
     y, a = state
     y, a = y + xp.zeros_like(a), a + xp.zeros_like(y)
     w = weights.dense(xp, circuit.w, y)
-    eye = xp.eye(y.shape[-1], dtype=y.dtype, device=device(y))
+    eye = identity(xp, y)
     positive = a > 0
     root = sqrt_relu(xp, a)
     slope = recurrent_slope(xp, circuit.w_r, y, variant) if slope is None else slope
     response = pooled_response(xp, y, variant)
     drive = recurrent_drive(xp, circuit.w_r, y, variant)
-    half = xp.where(positive, 0.5 / xp.where(positive, root, xp.ones_like(root)), xp.zeros_like(root))
-    live = xp.where(positive, response * response, xp.zeros_like(a))
+    half = xp.where(positive, 0.5 / xp.where(positive, root, 1.0), 0.0)
+    live = xp.where(positive, response * response, 0.0)
     tau_y, tau_a = circuit.tau_y, circuit.tau_a
     coupling = -drive * half
     if pooled:

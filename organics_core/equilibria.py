@@ -16,15 +16,17 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from array_api_compat import device
+from array_api_compat import array_namespace, device
 
 from . import checks
 from .attractors import (
     DIVERGED,
     MOVING,
     SETTLED,
+    alone,
     attraction,
     attracts,
+    deciders,
     follow,
     gathered,
     lively_starts,
@@ -32,14 +34,16 @@ from .attractors import (
     newton_in_both,
     nudged,
     random_starts,
+    relative_imbalance,
     relative_residual,
     unit_of_y,
 )
-from .backend import Array, as_one, get_backend, quiet, to_numpy, tree_leaves, tree_map
+from .backend import Array, as_one, get_backend, kernel_for, quiet, to_numpy, tree_leaves, tree_map
 from .circuit import (
     VARIANTS,
     Circuit,
     State,
+    balance,
     has_closed_form,
     identity,
     identity_fixed_point,
@@ -48,14 +52,13 @@ from .circuit import (
     pooled_response,
     prepare,
     recurrent_slope,
-    relu,
     sqrt_relu,
     validate_circuit,
     validate_state,
     without_time,
 )
 from .implicit import differentiable
-from .linalg import bicgstab, inverse, matmul, solve_vector
+from .linalg import bicgstab, inverse, matmul, solve, solve_vector, widen
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .one_neuron import roots_of_variant
 from .stability import Linear, _spectral_abscissa, abscissa_of, linearized
@@ -390,14 +393,14 @@ def _attracting(
     """
     found = _reported(xp, circuit, _judged(xp, circuit, found, search.variant), search.variant, False)
     wide = xp.zeros_like(found.state.y)
-    doubtful = ~found.stable | _far_from_rest(
-        xp, *(tree_map(backend.stop_gradient, part) for part in (circuit, found.state))
-    )
-    lacking = doubtful & (xp.ones_like(found.stable) if wanted is None else wanted)
+    free, ends, free_z = tree_map(backend.stop_gradient, (circuit, found.state, z))
+    doubtful = ~found.stable
+    if not concrete or bool(xp.any(found.stable)):
+        doubtful = doubtful | _far_from_rest(xp, free, ends)
+    lacking = doubtful if wanted is None else doubtful & wanted
     if concrete and not bool(xp.any(lacking)):
         return found
     search = search._replace(max_iterations=_PATIENCE, newton=True)
-    ends = tree_map(backend.stop_gradient, tuple(found.state))
     known = State(*(xp.where(found.stable[..., None], part, xp.nan) for part in ends))
     shape = tuple(lacking.shape)
     if backend.traces_loops and concrete:  # one program
@@ -426,10 +429,13 @@ def _attracting(
     failed = xp.where(outcome == SETTLED, xp.full_like(failed, _UNCONFIRMED), failed)
     failed = xp.where(outcome == DIVERGED, xp.full_like(failed, _DIVERGES), failed)
     failed = xp.where(found.stable, failed - _MOVES + _UNREACHED, failed)
-    unit = unit_of_y(xp, *(tree_map(backend.stop_gradient, part) for part in (circuit, z)))
-    same = found.stable & better.stable & _close(xp, unit, better.state, found.state)
+    same = found.stable & better.stable
+    if not concrete or bool(xp.any(same)):
+        same = same & _close(xp, unit_of_y(xp, free, free_z), better.state, found.state)
     found = found._replace(status=xp.where(lacking & ~same, failed, found.status))
-    found = _chosen(xp, lacking & better.stable & ~same, better, found, _FROM_REST)
+    take = lacking & better.stable & ~same
+    if not concrete or bool(xp.any(take)):
+        found = _chosen(xp, take, better, found, _FROM_REST)
     if not concrete:
         return found
     for left in np.argwhere(to_numpy(lacking & ~found.stable)):
@@ -455,6 +461,13 @@ def _far_from_rest(xp: Any, circuit: Circuit, state: State) -> Array:
     return ~((xp.abs(first) * norm < 1.0) & (last * norm < 1.0) | settles_by_theorem(xp, circuit))
 
 
+def _strong(xp: Any, circuit: Circuit, z: Array) -> Array:
+    """Whether a drive is so strong that few circuits have an attracting point: see the notes of steady_state."""
+    # y**2 is about 1 / (W 1) at most, and (1 + |W_r|) |y| all that modulators below one can balance
+    least = 1.0 / xp.sqrt(xp.max(xp.sum(circuit.w, axis=-1), axis=-1))
+    return xp.max(xp.abs(circuit.b * z), axis=-1) > 2.0 * (1.0 + _norm(xp, circuit.w_r)) * least
+
+
 def _norm(xp: Any, w_r: Array) -> Any:
     """The largest singular value of W_r."""
     return 1.0 if w_r is None else xp.max(xp.linalg.svdvals(w_r), axis=-1)
@@ -472,16 +485,18 @@ def _beginning(xp: Any, circuit: Circuit, z: Array) -> tuple[State, Array]:
     floor = (circuit.b0 * circuit.sigma) ** 2 + 0.0 * z
     rest = State(xp.zeros_like(floor), floor)
     at_rest = ~xp.any(circuit.b * z != 0, axis=-1)
+    ones = xp.ones_like(z[..., 0])
+    if get_backend(xp).is_concrete(at_rest) and not bool(xp.any(at_rest)):
+        return rest, math.inf * ones
     moved = nudged(xp, circuit, rest, z, 1e-2)
     # long steps would pass over the instability of a point that the motion begins at
-    ones = xp.ones_like(z[..., 0])
     return State(xp.where(at_rest[..., None], moved.y, rest.y), floor), xp.where(at_rest, ones, math.inf * ones)
 
 
 def _settle_traced(
     search: Settings, circuit: Circuit, z: Array, active: Array, known: tuple[Array, Array]
 ) -> tuple[SteadyState, Array]:
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     return settle(xp, get_backend(xp), False, search, circuit, z, active, known=State(*known))
 
 
@@ -522,6 +537,8 @@ def settle(
     state, longest = begun, freely
     unit = unit_of_y(xp, free, free_z)
     coarse = concrete and known is not None
+    if concrete and known is not None and bool(xp.all(xp.isnan(known.a))):
+        known = None
     for _ in range(3 + coarse if concrete else 1):
         rtol, still = (_COARSE, _STILL) if coarse else (1e-3, 1e-5)
         motion = follow(xp, free, state, free_z, variant, active, longest=longest, rtol=rtol, still=still, target=known)
@@ -576,10 +593,7 @@ def _from_many(
     """
     variant, tolerance = search.variant, search.tolerance
     free, free_z = tree_map(backend.stop_gradient, circuit), backend.stop_gradient(z)
-    # y**2 is about 1 / (W 1) at most, and (1 + |W_r|) |y| all that modulators below one can balance
-    least = 1.0 / xp.sqrt(xp.max(xp.sum(free.w, axis=-1)))
-    most = 2.0 * (1.0 + _norm(xp, free.w_r)) * least
-    if diverges and bool(xp.max(xp.abs(free.b * free_z)) > most):
+    if diverges and bool(_strong(xp, free, free_z)):
         return None
     starts = random_starts(xp, free, free_z, variant, _STARTS // 4 if diverges and z.shape[-1] > 4 else _STARTS, 0)
     state, residual = newton_in_both(xp, free, starts, free_z, variant, tolerance)
@@ -633,7 +647,7 @@ def _by_products(
 def _iteration_by_products(
     tolerance: float, max_iterations: int, circuit: Circuit, z: Array, state0: State | None
 ) -> SteadyState:
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     backend = get_backend(xp)
     batch = full(xp, circuit, z)
     state = identity_fixed_point(xp, circuit, batch, "main") if state0 is None else state0
@@ -734,7 +748,7 @@ def _of_any_model(
 
 def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, state0: Any) -> SteadyState:
     """Pseudo-transient continuation of a prepared model."""
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     wide = full(xp, made, z)
     start = rest(xp, made, wide) if state0 is None else state0
     start = tree_map(lambda part: part + xp.zeros_like(wide), start)
@@ -800,26 +814,21 @@ def _continuation(tolerance: float, max_iterations: int, made: Any, z: Array, st
 
 def _matrix_of_y(xp: Any, a: Array, slope: Array) -> Array:
     """M(a), with M(a) y = b z."""
-    return identity(xp, a) - (1.0 - sqrt_relu(xp, a))[..., None] * slope
+    return identity(xp, a) - (1.0 - xp.sqrt(a))[..., None] * slope
 
 
-def _pool(xp: Any, circuit: Circuit, a: Array, y: Array, variant: str) -> Array:
+def _pool(xp: Any, circuit: Circuit, floor: Array, a: Array, y: Array, variant: str) -> Array:
     response = pooled_response(xp, y, variant)
-    return (circuit.b0 * circuit.sigma) ** 2 + matvec(xp, circuit.w, relu(xp, a) * response * response)
+    return floor + matvec(xp, circuit.w, a * response * response)
 
 
 def _newton_matrix(xp: Any, circuit: Circuit, a: Array, y: Array, slope: Array, inverted: Array, variant: str) -> Array:
     """-dG/da = I - W diag(resp**2) - W diag(2 a resp) dy/da, with M(a)^-1."""
     response = pooled_response(xp, y, variant)
-    root = sqrt_relu(xp, a)
-    recurrent = matvec(xp, slope, y)
-    dy_da = -inverted * (recurrent / (2.0 * root))[..., None, :]
+    minus_dy_da = inverted * (matvec(xp, slope, y) / xp.sqrt(a))[..., None, :]  # twice
     w = circuit.w
-    return (
-        identity(xp, a)
-        - w * (response * response)[..., None, :]
-        - matmul(xp, w * (2.0 * a * response)[..., None, :], dy_da)
-    )
+    change = matmul(xp, w * (a * response)[..., None, :], minus_dy_da)
+    return identity(xp, a) - w * (response * response)[..., None, :] + change
 
 
 class Settings(NamedTuple):
@@ -835,8 +844,8 @@ class _Search(NamedTuple):
     """Carry of the solver's loop; every leaf has the batch axes."""
 
     state: State
+    inverted: Array  # M(a)^-1, for Newton's method
     residual: Array
-    candidate: State
     damping: Array
     plain: Array  # iterations still to be made before Newton's method gets its next chance
     patience: Array  # how many, the next time that Newton's method makes no progress
@@ -846,96 +855,117 @@ class _Search(NamedTuple):
 
 def _solve(settings: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
     """The fixed point with its derivatives: the time constants have no part in it."""
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     model = of_variant(without_time(xp, circuit), settings.variant)
     found = differentiable(xp, partial(_iterate, settings), model, z, state0)
     return cast(SteadyState, found)
 
 
 def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | None) -> SteadyState:
-    xp = checks.namespace({"z": z})
+    xp = array_namespace(z)
     backend = get_backend(xp)
     variant, tolerance, max_iterations, newton = settings
     free = tree_map(backend.stop_gradient, circuit)
     free_z = backend.stop_gradient(z)
-    start = identity_fixed_point(xp, free, free_z, variant)
-    floor = (free.b0 * free.sigma) ** 2 + xp.zeros_like(start.a)
-    if state0 is None:
-        # batch axes that only W_r has
-        extra = xp.zeros_like(floor) if free.w_r is None else 0.0 * free.w_r[..., 0]
-    else:
-        state0 = tree_map(backend.stop_gradient, state0)
-        extra = 0.0 * (state0.y + state0.a) + (0.0 if free.w_r is None else 0.0 * free.w_r[..., 0])
-        start = state0
-    start = State(start.y + extra, start.a + extra)
-    floor = floor + extra
-    drive = free.b * free_z + xp.zeros_like(floor)
-    start = State(start.y + xp.zeros_like(floor), xp.where(start.a > floor, start.a + xp.zeros_like(floor), floor))
+    start = tree_map(backend.stop_gradient, state0)
+    if start is None:
+        start = identity_fixed_point(xp, free, free_z, variant)
+    drive, floor = free.b * free_z, (free.b0 * free.sigma) ** 2
+    wide = xp.zeros_like(start.y + start.a + drive + floor)
+    if free.w_r is not None:  # it may have batch axes of its own
+        wide = wide + 0.0 * free.w_r[..., 0]
+    drive, floor = drive + wide, floor + wide
+    start = State(start.y + wide, xp.where(start.a > floor, start.a + wide, floor))
 
-    def advance(state: State, damping: Array) -> State:
-        """The next candidate: a damped Newton step, or where damping is 0 one plain iteration.
+    bends = any(VARIANTS[variant][:2])  # W_r without the units that are silent
+    right = drive[..., None]
+    if newton:
+        right = xp.concat([right, widen(xp, identity(xp, drive), tuple(drive.shape[:-1]))], axis=-1)
+
+    def solved(a: Array, slope: Array) -> tuple[Array, Array]:
+        """The y that belongs to a, and for Newton's method M(a)^-1."""
+        both = solve(xp, _matrix_of_y(xp, a, slope), right)
+        return both[..., 0], both[..., 1:]
+
+    def direction(y: Array, a: Array, slope: Array, inverted: Array) -> tuple[Array, Array]:
+        """The image of a, and Newton's step."""
+        image = _pool(xp, free, floor, a, y, variant)
+        return image, solve_vector(xp, _newton_matrix(xp, free, a, y, slope, inverted, variant), image - a)
+
+    def measure(y: Array, a: Array) -> Any:
+        state = State(y, a)
+        found = relative_imbalance(xp, balance(xp, free.w_r, free.w, drive, floor, state, variant), state, drive, floor)
+        return float(found) if one else found
+
+    residual: Any = relative_residual(xp, free, start, free_z, variant)
+    zeros: Any = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
+    ones: Any = xp.ones_like(residual)
+    one = alone(xp, residual)
+    where, invert, column = deciders(xp, one)
+    if one:
+        residual, zeros, ones = float(residual), 0, 1.0
+    kernel = kernel_for(SteadyState, xp) if newton else None
+    fast = None if kernel is None else kernel(xp, variant, free, drive, floor)
+    if fast is not None:
+        solved, direction, measure = fast
+
+    def body(search: _Search) -> _Search:
+        """A damped Newton step, or where damping is 0 one plain iteration.
 
         The iteration is y = M(a)^-1 b z, a <- (b0 sigma)**2 + W (a resp(y)**2);
         y is brought up to date with the new a before the residual is taken.
         """
-        slope = recurrent_slope(xp, free.w_r, state.y, variant)
-        matrix = _matrix_of_y(xp, state.a, slope)
-        inverted = inverse(xp, matrix) if newton else None
-        y = matvec(xp, inverted, drive) if newton else solve_vector(xp, matrix, drive)
-        image = _pool(xp, free, state.a, y, variant)
-        plain = image
-        if newton:
-            minus_dg = _newton_matrix(xp, free, state.a, y, slope, inverted, variant)
-            change = solve_vector(xp, minus_dg, image - state.a)
-            full = state.a + damping[..., None] * change
-            usable = xp.isfinite(full) & (damping[..., None] > 0)
-            plain = xp.where(usable, full, image)
-        a = xp.where(plain > floor, plain, floor)
+        (y, a), inverted, damping = search.state, search.inverted, search.damping
         slope = recurrent_slope(xp, free.w_r, y, variant)
-        return State(solve_vector(xp, _matrix_of_y(xp, a, slope), drive), a)
-
-    def choose(search: _Search) -> _Search:
-        residual = relative_residual(xp, free, search.candidate, free_z, variant)
-        better = residual < search.residual  # false for NaN
-        # The plain iteration need not decrease the residual at every step.
-        accept = search.active & (better | ((search.damping == 0) & xp.isfinite(residual)))
-        state = State(
-            xp.where(accept[..., None], search.candidate.y, search.state.y),
-            xp.where(accept[..., None], search.candidate.a, search.state.a),
-        )
-        current = xp.where(accept, residual, search.residual)
-        grown = xp.where(search.damping > 0.5, xp.ones_like(search.damping), 2.0 * search.damping)
-        shrunk = 0.25 * search.damping
-        shrunk = xp.where(shrunk < 0.01, xp.zeros_like(shrunk), shrunk)
-        damping, plain, patience = search.damping, search.plain, search.patience
+        if newton and not bends:
+            y = matvec(xp, inverted, drive)
+        else:
+            y, inverted = solved(a, slope)
         if newton:
+            image, change = direction(y, a, slope, inverted)
+            moved = a + column(damping) * change
+            moved = xp.where(xp.isfinite(moved) & (column(damping) > 0), moved, image)
+        else:
+            moved = _pool(xp, free, floor, a, y, variant)
+        moved = xp.where(moved > floor, moved, floor)
+        y, inverted = solved(moved, recurrent_slope(xp, free.w_r, y, variant))
+        residual = measure(y, moved)
+
+        finite, better = residual < math.inf, residual < search.residual  # false for NaN
+        # The plain iteration need not decrease the residual at every step.
+        accept = search.active & (better | ((damping == 0) & finite))
+        lost = invert(finite) & (damping == 0)
+        kept = column(accept)
+        state = State(where(kept, y, search.state.y), where(kept, moved, a))
+        inverted = where(column(kept), inverted, search.inverted)
+        current = where(accept, residual, search.residual)
+        plain, patience = search.plain, search.patience
+        if newton:
+            grown = where(damping > 0.5, ones, 2.0 * damping)
+            shrunk = where(damping < 0.04, 0.0 * ones, 0.25 * damping)
             # ever longer runs of plain steps between the attempts with Newton
-            plain = xp.where(damping == 0, plain - 1, plain)
-            fresh = xp.where(plain > 0, xp.zeros_like(grown), xp.ones_like(grown))
-            next_damping = xp.where(damping == 0, fresh, xp.where(better, grown, shrunk))
-            gives_up = (damping > 0) & (next_damping == 0)
-            plain = xp.where(gives_up, patience, plain)
-            patience = xp.where(gives_up, 2 * patience, patience)
-            damping = next_damping
-        lost = ~xp.isfinite(residual) & (search.damping == 0)
-        iterations = search.iterations + xp.astype(search.active, search.iterations.dtype)
-        active = search.active & ~(current <= tolerance) & ~lost
-        return _Search(state, current, search.candidate, damping, plain, patience, iterations, active)
+            plain = where(damping == 0, plain - 1, plain)
+            fresh = where(plain > 0, 0.0 * ones, ones)
+            following = where(damping == 0, fresh, where(better, grown, shrunk))
+            gives_up = (damping > 0) & (following == 0)
+            plain = where(gives_up, patience, plain)
+            patience = where(gives_up, 2 * patience, patience)
+            damping = following
+        iterations = search.iterations + where(search.active, zeros + 1, zeros)
+        active = search.active & invert((current <= tolerance) | lost)
+        return _Search(state, inverted, current, damping, plain, patience, iterations, active)
 
-    def body(search: _Search) -> _Search:
-        search = search._replace(candidate=advance(search.state, search.damping))
-        return choose(search)
-
-    residual = relative_residual(xp, free, start, free_z, variant)
-    ones = xp.ones_like(residual)
-    zeros = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
-    damping = ones if newton else 0.0 * ones
-    search = _Search(start, residual, start, damping, zeros, zeros + 1, zeros, ~(residual <= tolerance))
-
-    search = backend.while_loop(lambda s: xp.any(s.active), body, search, max_steps=max_iterations)
-    search = _Search(*search)
-    state = State(*search.state)
-    converged = search.residual <= tolerance
+    inverted = solved(start.a, recurrent_slope(xp, free.w_r, start.y, variant))[1]
+    search = _Search(
+        start, inverted, residual, float(newton) * ones, zeros, zeros + 1, zeros, invert(residual <= tolerance)
+    )
+    going: Any = (lambda s: s[-1]) if one else (lambda s: xp.any(s[-1]))
+    search = _Search(*backend.while_loop(going, body, search, max_steps=max_iterations))
+    residual, iterations = (
+        xp.asarray(value, dtype=dtype, device=device(z)) if one else value
+        for value, dtype in ((search.residual, z.dtype), (search.iterations, xp.int32))
+    )
+    converged = residual <= tolerance
 
     def polish(c: Any) -> Any:
         """One Newton step more, for the last digits, where it is a better one."""
@@ -945,7 +975,7 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         inverted = inverse(xp, _matrix_of_y(xp, old.a, slope))
         y = matvec(xp, inverted, drive)
         minus_dg = _newton_matrix(xp, free, old.a, y, slope, inverted, variant)
-        a = old.a + solve_vector(xp, minus_dg, _pool(xp, free, old.a, y, variant) - old.a)
+        a = old.a + solve_vector(xp, minus_dg, _pool(xp, free, floor, old.a, y, variant) - old.a)
         y = solve_vector(xp, _matrix_of_y(xp, a, slope), drive)
         residual = relative_residual(xp, free, State(y, a), free_z, variant)
         sound = converged & ((residual <= tolerance) | (residual <= c[1]))
@@ -955,9 +985,9 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
     # a few thousand roundings are not worth one
     enough = 1e3 * float(xp.finfo(z.dtype).eps)
     state, residual = backend.while_loop(
-        lambda c: xp.any(converged & (c[1] > enough)), polish, (state, search.residual), max_steps=1
+        lambda c: xp.any(converged & (c[1] > enough)), polish, (State(*search.state), residual), max_steps=1
     )
-    return SteadyState(State(*state), converged, search.iterations, residual)
+    return SteadyState(State(*state), converged, iterations, residual)
 
 
 def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[FixedPoint, ...]:

@@ -24,8 +24,9 @@ def vecdot(xp: Any, left: Array, right: Array, axis: int = -1) -> Array:
 
 def solve(xp: Any, matrix: Array, right: Array) -> Array:
     """Solve ``matrix x = right`` for (..., n, n) and (..., n, k); singular matrices give NaN."""
-    batch = broadcast_shapes(tuple(matrix.shape[:-2]), tuple(right.shape[:-2]))
-    matrix, right = (widen(xp, array, batch) for array in (matrix, right))
+    if matrix.shape[:-2] != right.shape[:-2]:
+        batch = broadcast_shapes(tuple(matrix.shape[:-2]), tuple(right.shape[:-2]))
+        matrix, right = (widen(xp, array, batch) for array in (matrix, right))
     try:
         return xp.linalg.solve(matrix, right)
     except (ValueError, RuntimeError, ArithmeticError):

@@ -252,6 +252,27 @@ def test_the_motion_of_one_circuit_is_that_of_a_batch_of_one() -> None:
     assert outcomes >= {SETTLED, DIVERGED}
 
 
+def test_the_iterations_of_one_circuit_are_those_of_a_batch_of_one() -> None:
+    """Newton's method of a single circuit, which numpy has a kernel for: as many iterations, to the same end."""
+    for seed, gain, drive, method in (
+        (0, 1.0, 1.0, "newton"),
+        (1, 3.0, 0.3, "newton"),
+        (2, 3.0, 3.0, "newton"),
+        (3, 4.0, 1.0, "newton"),
+        (4, 0.5, 1.0, "iteration"),
+        (5, 2.0, 0.0, "newton"),
+        (6, 5.0, 10.0, "newton"),
+    ):
+        circuit, z = random_circuits(1, 4, np.random.default_rng(seed), gain=gain, drive=drive)
+        batch = oc.steady_state(circuit, z, method=method, attracting=False)
+        single = oc.steady_state(oc.Circuit(*(part[0] for part in circuit)), z[0], method=method, attracting=False)
+        assert bool(batch.converged[0])
+        assert bool(single.converged)
+        assert int(single.iterations) == int(batch.iterations[0]) > 0 or drive == 0.0
+        np.testing.assert_allclose(single.state.y, batch.state.y[0], rtol=1e-8, atol=1e-11)
+        np.testing.assert_allclose(single.state.a, batch.state.a[0], rtol=1e-8)
+
+
 @pytest.mark.one_dtype
 def test_newton_takes_the_closed_form_where_there_is_one(xp: Library) -> None:
     """W_r = eye(n) given as a matrix: no iteration, stable by the theorem."""

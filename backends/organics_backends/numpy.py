@@ -11,10 +11,11 @@ import numpy as np
 from organics_core.attractors import Motion
 from organics_core.backend import Array, GenericBackend, Tree, host_eigvals, register_kernel
 from organics_core.circuit import Circuit
+from organics_core.equilibria import SteadyState
 from organics_core.methods import Rosenbrock, RungeKutta
 from organics_core.weights import Operator
 
-from .kernels import numpy_circuit, numpy_motion, numpy_rosenbrock, numpy_runge_kutta
+from .kernels import numpy_circuit, numpy_motion, numpy_newton, numpy_rosenbrock, numpy_runge_kutta
 
 
 class NumpyBackend(GenericBackend):
@@ -59,5 +60,6 @@ backend = NumpyBackend()
 
 register_kernel(Circuit, "numpy", numpy_circuit.slope)
 register_kernel(Motion, "numpy", numpy_motion.motion)
+register_kernel(SteadyState, "numpy", numpy_newton.newton)
 register_kernel(RungeKutta, "numpy", numpy_runge_kutta.step)
 register_kernel(Rosenbrock, "numpy", numpy_rosenbrock.step)

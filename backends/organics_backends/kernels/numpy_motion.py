@@ -8,44 +8,60 @@ from typing import Any
 import numpy as np
 
 from organics_core.backend import Array
-from organics_core.circuit import of_variant
 from organics_core.linalg import inverse
-
-from . import numpy_circuit
 
 
 def motion(
     xp: Any, variant: str, circuit: Any, z: Array, tau: Array, small: Array, d: float, e: float
 ) -> tuple[Callable[..., Any], ...] | None:
-    """``step(x, f, h) -> moved, field there, error``, the sizes of a state, and the largest of some numbers.
+    """``slope(x)``, ``step(x, f, h) -> moved, field there, error``, the sizes of a state, largest and least numbers.
 
     None for a batch, a variant, or W_r = None.
     """
     if z.ndim > 1 or variant != "main" or circuit.w_r is None or circuit.w_r.ndim > 2 or circuit.w.ndim > 2:
         return None
     n = z.shape[-1]
-    slope: Any = numpy_circuit.slope(of_variant(circuit, variant), z, z, False)
-    w_r, per_y, per_a = circuit.w_r, circuit.w_r / tau[:n, None], circuit.w / tau[n:, None]
-    decay, coupling = d / tau, 0.5 * d / tau[:n]
+    rate, per_y, per_a = 1.0 / tau, circuit.w_r / tau[:n, None], circuit.w / tau[n:, None]
+    half, minus, minus_two = 0.5 * per_y, -per_a, -2.0 * per_a
+    base = np.empty_like(tau)
+    base[:n], base[n:] = circuit.b * z, (circuit.b0 * circuit.sigma) ** 2
+    base *= rate
     matrix = np.zeros((2 * n, 2 * n), dtype=tau.dtype)
     diagonal, corner = matrix.reshape(-1)[:: 2 * n + 1], matrix.reshape(-1)[n : 2 * n * n : 2 * n + 1]
+    y_by_y, a_by_y, a_by_a = matrix[:n, :n], matrix[n:, :n], matrix[n:, n:]
 
-    def step(x: Array, f: Array, h: Array) -> tuple[Array, Array, Array]:
+    def slope(x: Array) -> Array:
+        y, result = x[:n], np.empty_like(x)
+        gated, pooled = result[:n], np.maximum(x[n:], 0.0)
+        per_y.dot(y, gated)
+        gated *= 1.0 - np.sqrt(pooled)
+        pooled *= y
+        pooled *= y
+        per_a.dot(pooled, result[n:])
+        result += base
+        result -= x * rate
+        return result
+
+    def step(x: Array, f: Array, h: float) -> tuple[Array, Array, Array]:
         y, a = x[:n], x[n:]
-        root, pull, length = np.sqrt(a), y * (-d * h), -d * h
-        np.multiply(per_y, ((1.0 - root) * length)[:, None], out=matrix[:n, :n])
-        np.multiply(per_a, 2.0 * a * pull, out=matrix[n:, :n])
-        np.multiply(per_a, y * pull, out=matrix[n:, n:])
-        diagonal[...] += 1.0 + h * decay
-        corner[...] = (w_r @ y) * coupling * h / root
+        root, per_h = np.sqrt(a), 1.0 / (d * h)
+        np.multiply(per_y, (root - 1.0)[:, None], out=y_by_y)
+        np.multiply(minus_two, a * y, out=a_by_y)
+        np.multiply(minus, y * y, out=a_by_a)
+        np.divide(half.dot(y), root, out=corner)
+        np.add(diagonal, rate + per_h, out=diagonal)
         w = inverse(xp, matrix)
-        k1 = w @ f
-        middle = slope(None, x + (0.5 * h) * k1)
-        k2 = w @ (middle - k1) + k1
+        w *= per_h
+        k1 = w.dot(f)
+        middle = slope(x + (0.5 * h) * k1)
+        k2 = w.dot(middle - k1)
+        k2 += k1
         moved = x + h * k2
-        new = slope(None, moved)
-        k3 = w @ (new - e * (k2 - middle) - 2.0 * (k1 - f))
-        return moved, new, k1 - 2.0 * k2 + k3
+        new = slope(moved)
+        off = w.dot(new - e * (k2 - middle) - 2.0 * (k1 - f))
+        off += k1
+        off -= 2.0 * k2
+        return moved, new, off
 
     def sizes(x: Array) -> Array:
         size = np.abs(x)
@@ -53,4 +69,10 @@ def motion(
         size += small
         return size
 
-    return step, sizes, np.maximum.reduce
+    def top(x: Array) -> float:
+        return float(np.maximum.reduce(x))
+
+    def least(x: Array) -> float:
+        return float(np.minimum.reduce(x))
+
+    return slope, step, sizes, top, least
