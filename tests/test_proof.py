@@ -514,6 +514,57 @@ def test_intervals_hold_what_they_should() -> None:
     assert 4.0 <= around.high < 4.0001
 
 
+def bounds_of(spread, size):
+    """The bounds of |J - matrix| column by column, from both products."""
+    units = np.eye(size)
+    return np.stack([spread.times(v) for v in units], axis=1), np.stack([spread.transposed(v) for v in units])
+
+
+@pytest.mark.parametrize("variant", ["main", "rectified", "rectified_recurrence"])
+def test_the_spread_holds_every_jacobian_of_a_box(variant: str) -> None:
+    """Of all states of the box, on both sides of a kink, and all weights of the range; and is no idle bound."""
+    n, fraction = 3, 0.01
+    rng = np.random.default_rng(5)
+    circuit, z, _ = small_circuit(n, seed=2)
+    circuit = circuit._replace(tau_y=1.0, tau_a=1.0)
+    y, a = np.array([0.7, -0.5, 0.02]), rng.uniform(0.5, 2.0, n)
+    problem = parts._Problem(circuit, z, variant, np.zeros(n), fraction)
+    x, radius = np.concatenate([y, a]), np.full(2 * n, 0.1)
+    linear = parts._Linear(problem, x)
+    columns, rows = bounds_of(linear.spread(radius), 2 * n)
+    most = np.zeros((2 * n, 2 * n))
+    for _ in range(500):
+        at = x + radius * rng.choice([-1.0, 0.3, 1.0], 2 * n)
+        w_r, w = (m * (1.0 + fraction * rng.choice([-1.0, 1.0], (n, n))) for m in (circuit.w_r, circuit.w))
+        moved = circuit._replace(w_r=w_r, w=w)
+        made = oc.jacobian(moved, oc.State(at[:n], at[n:]), variant=variant)
+        most = np.maximum(most, np.abs(made - linear.matrix))
+    for bound in (columns, rows):
+        assert (most <= bound).all()
+        assert (bound <= 2.0 * most + 1e-12).all()
+
+
+@pytest.mark.parametrize("variant", ["main", "rectified_recurrence"])
+def test_the_spread_holds_every_jacobian_of_a_cell(variant: str) -> None:
+    """The same of the 4n variables of a cell, whose gates are variables too; differences are right to 1e-8."""
+    parameters, _ = oc.init_cell(3, 2, 3)
+    options = {"max_rates": oc.MaxRates(), "variant": variant}
+    rng, given, n = np.random.default_rng(0), np.array([0.5, 0.8]), 3
+    parts_of_x = rng.uniform(0.3, 0.8, n) * [1, -1, 1], rng.uniform(0.5, 2.0, n), *rng.uniform(0.3, 0.7, (2, n))
+    x, radius = np.concatenate(parts_of_x), np.full(4 * n, 0.1)
+    cell = cells._Cell(parameters, given, np.zeros(2), oc.MaxRates(), variant)
+    linear = cells._CellLinear(cell, x)
+    columns, rows = bounds_of(linear.spread(radius), 4 * n)
+    most = np.zeros((4 * n, 4 * n))
+    for _ in range(60):
+        at = x + radius * rng.choice([-1.0, 0.3, 1.0], 4 * n)
+        made = cell_jacobian(parameters, oc.CellState(*np.split(at, 4)), given, options) - np.eye(4 * n)
+        most = np.maximum(most, np.abs(made / cell.rates.middle[:, None] - linear.matrix))
+    for bound in (columns, rows):
+        assert (most <= bound + 1e-6).all()
+        assert (bound <= 20.0 * most + 1e-6).all()  # t (1 - t) is flat at 1/2, its interval is not
+
+
 @pytest.mark.parametrize("n", [2, 5, 40])
 def test_cholesky_proves_what_is_true(n: int) -> None:
     """Positive definite to 1e-6 is proven, indefinite by 1e-12 never, at any scale of the variables."""
