@@ -13,9 +13,9 @@ from support import Library, numpy_tree
 from test_multistart import random_circuits
 
 import organics_core as oc
-from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED
-from organics_core.analysis.exhaustive import none_exists
-from organics_core.attractors import DIVERGED, SETTLED, attraction, follow
+from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED, _simulated_kind
+from organics_core.analysis.exhaustive import grid_of_two, none_exists
+from organics_core.attractors import DIVERGED, SETTLED, attraction, follow, random_starts
 
 RECTIFIED = ("rectified", "rectified_recurrence")
 
@@ -398,7 +398,65 @@ def test_no_proof_denies_a_point_that_exists() -> None:
         assert not none_exists(w_r, w, drive, floor)
 
 
+@pytest.mark.parametrize("strength", [0.1, 10.0])
+def test_where_random_starts_lie(strength: float) -> None:
+    """log a uniform up to ten times that of W_r = I, or 4: its ends and mean; half of the y uniform, half normal."""
+    circuit = oc.Circuit(None, np.array([[0.5, 1.0], [0.2, 2.0]]), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z, count = strength * np.array([1.0, -0.5]), 4000
+    y, a = random_starts(np, oc.Circuit(None, *map(np.asarray, circuit[1:])), z, "main", count, 0)
+    reference = 0.05**2 + circuit.w @ (0.5 * z) ** 2
+    low, high = np.log(0.05**2), np.log(np.maximum(10.0 * reference, 4.0))
+    assert (np.log(a) >= low - 1e-12).all()
+    assert (np.log(a) <= high + 1e-12).all()
+    np.testing.assert_allclose(np.log(a).max(axis=0), high, rtol=0, atol=0.02 * (high - low).max())
+    np.testing.assert_allclose(np.log(a).min(axis=0), low, rtol=0, atol=0.02 * (high - low).max())
+    np.testing.assert_allclose(np.log(a).mean(axis=0), 0.5 * (low + high), rtol=0, atol=5 * 0.29 * 8 / np.sqrt(count))
+    at_once = (np.log(a) - low) / (high - low)
+    level = np.ptp(at_once, axis=-1) < 1e-9
+    assert level.sum() == count / 2
+    own = np.abs(0.5 * z / np.sqrt(reference)).max() + 1e-3 / np.sqrt(2.0)
+    wide = np.arange(count) % 4 < 2
+    bound = np.minimum(1.0 / np.sqrt(np.diag(circuit.w)), 1e3 * own)
+    np.testing.assert_allclose(np.abs(y[wide]).max(axis=0), bound, rtol=0.01)
+    np.testing.assert_allclose(y[wide].mean(axis=0), 0.0, rtol=0, atol=5 * bound.max() / np.sqrt(3 * count / 2))
+    np.testing.assert_allclose(y[~wide].std(axis=0), own, rtol=5 / np.sqrt(count))
+
+
+def test_the_grid_of_two_neurons_is_dense_where_y_is_small() -> None:
+    """A bound of 100, and states of order one: a start within a tenth of nearly each of them."""
+    rng = np.random.default_rng(4)
+    w = np.array([[1e-4, 1.0], [1.0, 1e-4]])
+    near = []
+    for _ in range(10):
+        w_r, y = rng.standard_normal((2, 2)), rng.uniform(0.2, 0.9, 2)
+        floor = rng.uniform(0.01, 0.5, 2)
+        a = np.linalg.solve(np.eye(2) - w * y**2, floor)
+        starts, modulators = grid_of_two(w_r, w, y - (1.0 - np.sqrt(a)) * (w_r @ y), floor, "main")
+        near.append(np.abs(starts - y).max(axis=-1).min())
+        assert (modulators > 0).all()
+    assert np.mean(np.array(near) < 0.1) >= 0.9
+
+
 # What happens from rest.
+
+
+def test_a_simulation_in_which_y_alone_grows_diverges() -> None:
+    """Without a pool a stays at 0.05**2, and y grows at the rate (2 (1 - 0.05) - 1) / tau."""
+    circuit = oc.Circuit(2.0 * np.eye(2), np.zeros((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    circuit = oc.Circuit(*(np.asarray(part) for part in circuit))
+    found = _simulated_kind(np, circuit, np.array([0.3, 0.4]), "main", 2, 1e-6, 10_000, None)
+    assert found == (DIVERGENCE, None)
+
+
+def test_draws_of_a_phase_diagram_are_classified_one_by_one() -> None:
+    """The axes are strengths, norms, draws; a range of draws is a part of the whole."""
+    circuit = oc.Circuit(None, np.full((3, 3), 0.4), 0.5, 0.5, 0.1, 0.002, 0.002)
+    deltas, norms = np.array([0.0, 0.5]), np.array([0.1, 1.0, 3.0])
+    found = oc.phase_diagram(circuit, deltas, norms, 2, seed=3)
+    assert found.kind.shape == (2, 3, 2)
+    second = oc.phase_diagram(circuit, deltas, norms, range(1, 2), seed=3)
+    for whole, part in zip(found[2:], second[2:], strict=True):
+        np.testing.assert_array_equal(whole[..., 1:], part)
 
 
 def test_divergence_from_rest_is_not_called_a_fixed_point() -> None:

@@ -10,6 +10,8 @@ import pytest
 from support import FitzHughNagumo, Library, Membrane, largest, numpy_tree, small_circuit
 
 import organics_core as oc
+from organics_core.analysis.bifurcation import _Curve, _Node
+from organics_core.analysis.host import on_host
 from organics_core.backend import to_numpy
 
 OSCILLATION = {"mu": oc.Parameter("> 0")}
@@ -205,6 +207,38 @@ def test_where_branches_end() -> None:
     )  # at rest all units of the rectified circuit are at their kink
     rest = oc.continue_fixed_points(one_sided, np.array([1.0, 1.0]), "z", (0.0, 1.0), variant="rectified")
     assert rest.message.startswith(("left the range", "ends, or turns too sharply, at a kink"))
+
+
+class Logarithm(NamedTuple):
+    """tau v' = log(z) - v."""
+
+    tau: Any
+    spec = {"tau": oc.Parameter("> 0")}
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        return Membrane((xp.log(z) - x.v) / self.tau, -x.w / self.tau)
+
+
+def test_slopes_over_decades_of_the_parameter() -> None:
+    """The step of the differences goes with the parameter: log z has the slope 1/z near the end of the range too."""
+    model = Logarithm(np.asarray(1.0))
+    curve = _Curve(lambda p: on_host(model, np.array([p]), "main")[0], 1e-3, 1.0)
+    for p in (1e-3, 1.1e-3, 0.01, 0.3, 1.0):
+        slope = curve.slope(np.array([math.log(p), 0.0, p]))
+        # round-off of eps |log p| / h, h = 1e-3 p
+        np.testing.assert_allclose(slope, [[-1.0, 0.0, 1.0 / p], [0.0, -1.0, 0.0]], rtol=1e-8, atol=1e-9)
+
+
+def test_a_branch_that_cannot_go_on_says_why() -> None:
+    """At a corner of the field the Jacobian jumps in the direction of the branch; elsewhere it does not."""
+    along, values = np.array([0.6, 0.0, 0.8]), np.zeros(2, dtype=complex)
+    form = NormalForm(np.asarray(-1.0), np.asarray(1.0))
+    smooth = _Curve(lambda p: on_host(form, np.array([p]), "main")[0], 0.0, 1.0)
+    assert smooth.stuck(_Node(np.array([0.5, 0.2, 0.4]), along, values)) == "no next point was found"
+    kinked = _Curve(lambda p: on_host(neuron(), np.array([p]), "rectified")[0], 0.0, 1.0)
+    corner = _Node(np.array([0.0, 0.05**2, 0.4]), along, values)
+    assert kinked.stuck(corner) == "ends, or turns too sharply, at a kink of the field"
 
 
 def test_what_may_be_varied(xp64: Library) -> None:

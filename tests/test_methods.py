@@ -531,3 +531,12 @@ def test_exponential_tableaus_have_one_stage() -> None:
     """Exponential Euler is the only one of its kind."""
     with pytest.raises(ValueError, match=r"^nodes of the tableau 'heun' must be 1 number"):
         get_method(oc.INTEGRATORS["heun"]._replace(exponential=True))
+
+
+@pytest.mark.parametrize("name", ["euler", "rk4", "dopri5"])
+def test_counts_are_integers(xp64: Library, name: str) -> None:
+    """Status, steps and rejected steps, of fixed and of adaptive steps alike."""
+    run = oc.integrate(lambda t, x: (-x[0],), (xp64.array([[1.0], [2.0]]),), xp64.array([0.0, 0.5, 1.0]), method=name)
+    for count in (run.status, run.steps, run.rejected):
+        assert "int" in str(count.dtype)
+    assert run.success

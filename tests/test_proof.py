@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -512,6 +513,14 @@ def test_intervals_hold_what_they_should() -> None:
     around = parts._Interval(np.array([-2.0]), np.array([1.0])).square()
     assert around.low == 0.0
     assert 4.0 <= around.high < 4.0001
+
+
+def test_no_basin_without_bounds_of_the_ellipsoids() -> None:
+    """Whether it is their widths or their speed that could not be bounded."""
+    for level, spans in ((0.5, None), (0.0, np.ones(2))):
+        stub = SimpleNamespace(level=lambda level=level: level, spans=lambda spans=spans: spans, p=np.eye(2))
+        stub.linear = SimpleNamespace(x=np.ones(2))
+        assert np.isnan(parts._Basin(stub, np.full(2, 1e-12)).search())
 
 
 def bounds_of(spread, size):
