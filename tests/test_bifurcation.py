@@ -15,6 +15,7 @@ from organics_core.analysis.host import on_host
 from organics_core.backend import to_numpy
 
 OSCILLATION = {"mu": oc.Parameter("> 0")}
+DECAY = {"tau": oc.Parameter("> 0")}
 ROTATION = {"s": oc.Parameter(), "omega": oc.Parameter("> 0")}
 
 
@@ -213,7 +214,7 @@ class Logarithm(NamedTuple):
     """tau v' = log(z) - v."""
 
     tau: Any
-    spec = {"tau": oc.Parameter("> 0")}
+    spec = DECAY
     state = Membrane
 
     def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
