@@ -121,7 +121,7 @@ def mutation(session: nox.Session) -> None:
     options.add_argument("--sample", type=int)
     options.add_argument("--seed", type=int, default=0)
     asked = options.parse_args(session.posargs)
-    install(session, more=(*TESTING, "mutmut>=3.8"))
+    install(session, more=(*TESTING, "mutmut>=3.8", "safetensors>=0.4", "mpmath>=1.3"))
 
     def results() -> list[tuple[str, str]]:
         lines = str(session.run("mutmut", "results", "--all", "true", silent=True) or "").splitlines()

@@ -13,7 +13,7 @@ from support import Library, numpy_tree
 from test_multistart import random_circuits
 
 import organics_core as oc
-from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED, _simulated_kind
+from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED
 from organics_core.analysis.exhaustive import grid_of_two, none_exists
 from organics_core.attractors import DIVERGED, SETTLED, attraction, follow, random_starts
 
@@ -438,25 +438,6 @@ def test_the_grid_of_two_neurons_is_dense_where_y_is_small() -> None:
 
 
 # What happens from rest.
-
-
-def test_a_simulation_in_which_y_alone_grows_diverges() -> None:
-    """Without a pool a stays at 0.05**2, and y grows at the rate (2 (1 - 0.05) - 1) / tau."""
-    circuit = oc.Circuit(2.0 * np.eye(2), np.zeros((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
-    circuit = oc.Circuit(*(np.asarray(part) for part in circuit))
-    found = _simulated_kind(np, circuit, np.array([0.3, 0.4]), "main", 2, 1e-6, 10_000, None)
-    assert found == (DIVERGENCE, None)
-
-
-def test_draws_of_a_phase_diagram_are_classified_one_by_one() -> None:
-    """The axes are strengths, norms, draws; a range of draws is a part of the whole."""
-    circuit = oc.Circuit(None, np.full((3, 3), 0.4), 0.5, 0.5, 0.1, 0.002, 0.002)
-    deltas, norms = np.array([0.0, 0.5]), np.array([0.1, 1.0, 3.0])
-    found = oc.phase_diagram(circuit, deltas, norms, 2, seed=3)
-    assert found.kind.shape == (2, 3, 2)
-    second = oc.phase_diagram(circuit, deltas, norms, range(1, 2), seed=3)
-    for whole, part in zip(found[2:], second[2:], strict=True):
-        np.testing.assert_array_equal(whole[..., 1:], part)
 
 
 def test_divergence_from_rest_is_not_called_a_fixed_point() -> None:
