@@ -251,6 +251,11 @@ def test_what_may_be_varied(xp64: Library) -> None:
     assert set(values) <= set(to_numpy(branch.values).tolist())
     same = oc.continue_fixed_points(None, None, lambda value: (circuit, value * z), list(values))
     assert (branch.parameter, same.parameter) == ("multiple of z", "parameter")
+
+    def contrast(value: float) -> Any:
+        return circuit, value * z
+
+    assert oc.continue_fixed_points(None, None, contrast, (0.5, 0.6)).parameter == "contrast"
     xp64.assert_close(same.points.y[-1, :], to_numpy(branch.points.y[-1, :]), rtol=1e-10)
     number = oc.continue_fixed_points(circuit, z, "sigma", (0.5, 0.8))
     assert number.parameter == "sigma"

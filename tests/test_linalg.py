@@ -18,6 +18,18 @@ def matrices() -> np.ndarray:
     return found
 
 
+def test_an_iteration_that_breaks_down_starts_again(xp64: Library) -> None:
+    """In small integers a scalar product becomes 0 exactly, by which the next step would divide; beside one that is
+    solved at once."""
+    matrix = np.array([[-1.0, -2.0, 0.0], [2.0, -1.0, 2.0], [-1.0, 2.0, -1.0]])
+    right = np.array([[0.0, -1.0, -1.0], [0.0, 0.0, 0.0]])
+    product = xp64.array(matrix.T)
+    found = linalg.bicgstab(
+        xp64.namespace, lambda v: v @ product, xp64.array(right), xp64.array(0.0 * right), 1e-12, max_steps=30
+    )
+    xp64.assert_close(found, np.linalg.solve(matrix, right.T).T, rtol=1e-9, atol=1e-12)
+
+
 def test_solutions_and_inverses(xp: Library) -> None:
     """Of one matrix and of batches, broadcast both ways; a singular one is NaN, and the others are what they are."""
     ns, every = xp.namespace, matrices()

@@ -456,6 +456,18 @@ def test_cells() -> None:
     assert "an unstable map" in seen
 
 
+def test_an_undecided_cell_is_told_in_nan() -> None:
+    """Inputs over so wide a range that no box holds a fixed point: every field has its shape, and says nothing."""
+    parameters, start = oc.init_cell(1, 3, 5)
+    proof = oc.prove_cell(parameters, np.array([0.5, 0.2, 0.7]), start=start, x_radius=100.0)
+    assert (proof.continuous, proof.discrete) == (None, None)
+    assert proof.reason.startswith("undecided: no box")
+    assert np.isnan([proof.radius, proof.decay_rate]).all()
+    assert proof.p.shape == (20, 20)
+    assert np.isnan(np.concatenate([*proof.state, *proof.enclosure, proof.p.ravel()])).all()
+    assert [part.shape for part in (*proof.state, *proof.enclosure)] == [(5,)] * 8
+
+
 def test_the_sigmoid_of_an_interval() -> None:
     """It holds the true value, with a relative width of rounding alone, far from 0 too."""
     mpmath = pytest.importorskip("mpmath", reason="mpmath is not installed")

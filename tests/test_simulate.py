@@ -193,6 +193,21 @@ def test_stiff_circuits(xp64: Library) -> None:
     assert "rodas5p" in slow.message
 
 
+def test_a_stiff_method_follows_a_ramp(xp64: Library) -> None:
+    """Samples are joined by straight lines, on which y lags by its time constant: 18 steps or so, not hundreds."""
+    circuit = oc.Circuit(None, np.zeros((1, 1)), 1.0, 1.0, 0.5, 1e-3, 1e-3)
+    times = np.linspace(0.0, 2.0, 3)
+    run = oc.simulate(
+        xp64.tree(circuit), xp64.array(times[:, None]), xp64.array(times), method="rodas5p", rtol=1e-8, atol=1e-10,
+        drive="sampled",
+    )  # fmt: skip
+    assert run.success
+    # tau y' = z - y + (1 - sqrt(a)) y, sqrt(a) = 1/2 from the start: the time constant is 2 tau
+    lag = 2.0 * (times - 2e-3 * -np.expm1(-times / 2e-3))
+    xp64.assert_close(run.state.y[:, 0], lag, rtol=1e-7, atol=1e-9)
+    assert int(run.steps) < 60
+
+
 def test_a_stiff_batch_is_said_to_be_stiff(xp64: Library) -> None:
     """As one circuit is: 400 steps of 1e-5 s do not reach the second, in either member."""
     circuit = oc.Circuit(None, np.ones((3, 3)), 1.0, 1.0, 1.0, 1e-5, 1.0)
