@@ -278,6 +278,21 @@ def test_false_claims_are_not_verified() -> None:
         assert not oc.check_proof(false).valid
 
 
+def test_claims_without_an_enclosure_are_told_apart() -> None:
+    """Nothing claimed, or claimed of no box; both are no proofs, unless a theorem says it."""
+    circuit, z, _ = small_circuit(3)
+    made, nan = oc.prove(circuit, z), np.asarray(np.nan)
+    blank = oc.State(np.full(3, np.nan), np.full(3, np.nan))
+    bare = made._replace(enclosure=blank, radius=nan, decay_rate=nan, basin=nan)
+    for stable, reason in (
+        (None, "nothing is claimed"),
+        (False, "not verified: no enclosure of a fixed point is given"),
+        (True, "not verified: no enclosure of a fixed point is given"),
+    ):
+        told = oc.check_proof(bare._replace(stable=stable))
+        assert (told.valid, told.reason) == (False, reason)
+
+
 def test_forged_radius_or_basin_without_their_ground_are_not_verified() -> None:
     """A radius without an enclosure, a basin of what is not claimed to attract: nothing proves them."""
     circuit, z, _ = small_circuit(2, identity=True)
@@ -532,7 +547,20 @@ def test_no_basin_without_bounds_of_the_ellipsoids() -> None:
     for level, spans in ((0.5, None), (0.0, np.ones(2))):
         stub = SimpleNamespace(level=lambda level=level: level, spans=lambda spans=spans: spans, p=np.eye(2))
         stub.linear = SimpleNamespace(x=np.ones(2))
-        assert np.isnan(parts._Basin(stub, np.full(2, 1e-12)).search())
+        basin = parts._Basin(stub, np.full(2, 1e-12))
+        assert np.isnan(basin.search())
+        assert not basin.returns(1.0)
+    stub = SimpleNamespace(level=lambda: 0.5, spans=lambda: np.ones(2), p=np.eye(2), off=lambda spread: spread)
+
+    def spread(box: np.ndarray) -> float:
+        if box.max() > 1.0:
+            raise parts._NoSlope
+        return 0.6 * box.max()  # beyond the level of 0.5 from a box of 0.83 on
+
+    stub.linear = SimpleNamespace(x=np.ones(2), spread=spread)
+    basin = parts._Basin(stub, np.full(2, 1e-12))
+    assert [basin.returns(c) for c in (0.0, 0.5, 0.9, 4.0)] == [False, True, False, False]
+    assert 0.6 < basin.search() < (0.5 / 0.6) ** 2
 
 
 def bounds_of(spread, size):

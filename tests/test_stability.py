@@ -424,6 +424,17 @@ def test_abscissa_under_enormous_drive(xp64: Library, scale: float) -> None:
         assert np.isnan(float(oc.spectral_abscissa(circuit, beyond)))
 
 
+def test_abscissae_of_a_batch_of_all_sizes(xp64: Library) -> None:
+    """Every member's slow eigenvalues, whatever stands beside it."""
+    circuit = oc.Circuit(None, 0.1 + 0.3 * np.eye(2), 0.5, 0.5, 0.1, 0.002, 0.003)
+    z = np.array([[0.0, 1.0], [0.0, 1e100], [0.5, -0.3], [1e-3, 1e150], [0.0, 0.0]])
+    state = oc.steady_state(circuit, z).state
+    found = oc.spectral_abscissa(xp64.tree(circuit), xp64.tree(state))
+    alone = [float(oc.spectral_abscissa(circuit, oc.State(*one))) for one in zip(*state, strict=True)]
+    xp64.assert_close(found, np.array(alone), rtol=1e-9)
+    np.testing.assert_allclose(alone[1::2], -1 / 0.003, rtol=1e-9)
+
+
 def test_spectrum_of_any_size(xp: Library) -> None:
     """Rates of 1e-15 to 1e25 per second: builds of LAPACK differ in what they make of large entries."""
     rng = np.random.default_rng(3)

@@ -13,6 +13,7 @@ from organics_core.static import (
     POOLS,
     STATIC_RECURRENT,
     Convolution,
+    check_places,
     convolutional_rates,
     init_normalization,
     init_static_2d,
@@ -403,3 +404,20 @@ def test_zeros_around_an_image(settings, around) -> None:
         less = least - (np.arange(2) == axis)
         with pytest.raises(ValueError, match="x is smaller than the kernel"):
             made.check_image(np.ones((1, *less)), 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pool", "wanted"),
+    [
+        ((4, 6, 6), "channels", r"\(\.\.\., 3, H, W\)"),
+        ((3, 6), "channels", r"\(\.\.\., 3, H, W\)"),
+        ((4, 6, 6), "space", r"\(N, 3, H, W\), N optional"),
+        ((2, 2, 3, 6, 6), "space", r"\(N, 3, H, W\), N optional"),
+    ],
+)
+def test_shapes_of_what_is_normalized(shape, pool, wanted) -> None:
+    """Pools over space allow one batch axis, others any number."""
+    with pytest.raises(ValueError, match=rf"^x must have shape {wanted}, got shape \({', '.join(map(str, shape))}\)"):
+        check_places("x", np.ones(shape), 3, 2, pool)
+    check_places("x", np.ones((2, 2, 3, 6, 6)), 3, 2, "channels")
+    check_places("x", np.ones((2, 3, 6, 6)), 3, 2, "space")
