@@ -432,7 +432,8 @@ def test_the_grid_of_two_neurons_is_dense_where_y_is_small() -> None:
         w_r, y = rng.standard_normal((2, 2)), rng.uniform(0.2, 0.9, 2)
         floor = rng.uniform(0.01, 0.5, 2)
         a = np.linalg.solve(np.eye(2) - w * y**2, floor)
-        starts, modulators = grid_of_two(w_r, w, y - (1.0 - np.sqrt(a)) * (w_r @ y), floor, "main")
+        with np.errstate(divide="raise"):
+            starts, modulators = grid_of_two(w_r, w, y - (1.0 - np.sqrt(a)) * (w_r @ y), floor, "main")
         near.append(np.abs(starts - y).max(axis=-1).min())
         assert (modulators > 0).all()
     assert np.mean(np.array(near) < 0.1) >= 0.9
