@@ -242,6 +242,33 @@ def test_a_branch_that_cannot_go_on_says_why() -> None:
     assert kinked.stuck(corner) == "ends, or turns too sharply, at a kink of the field"
 
 
+class Bent(NamedTuple):
+    """tau v' = |z| - v: a corner at z = 0."""
+
+    tau: Any
+    spec = DECAY
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        return Membrane((abs(z) - x.v) / self.tau, -x.w / self.tau)
+
+
+@pytest.mark.parametrize("width", [1.0, 1e3])
+def test_the_other_side_of_a_corner(width: float) -> None:
+    """In units of the interval and of the states, whatever those are: from either side, on in the same direction."""
+    curve = _Curve(lambda p: on_host(Bent(np.asarray(1.0)), np.array([p]), "main")[0], -width, width)
+    curve.measure(width, 2)
+    for side in (-1.0, 1.0):
+        p = side * 1e-12 * width
+        last = curve.node(np.array([abs(p), 0.0, p]), np.array([0.0, 0.0, -side]))
+        assert last.tangent[0] < 0
+        found = curve.around(last)
+        assert found.u[-1] * side < 0
+        assert found.u[0] == pytest.approx(abs(found.u[-1]), rel=1e-6)
+        assert found.tangent[0] > 0
+        assert found.tangent[-1] * side < 0
+
+
 def test_what_may_be_varied(xp64: Library) -> None:
     """A number or one entry is set, others are multiplied; a function varies anything; values between are points."""
     case = small_circuit(3)
