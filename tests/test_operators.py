@@ -355,3 +355,5 @@ def test_a_batch_of_drives_is_solved_as_each_alone() -> None:
         alone = oc.steady_state(circuit, z[at], method="iteration")
         np.testing.assert_allclose(found.state.y[at], alone.state.y, rtol=1e-12)
         np.testing.assert_allclose(found.state.a[at], alone.state.a, rtol=1e-12)
+    with pytest.raises(ValueError, match="but must have no batch axes itself"):
+        oc.steady_state(circuit._replace(b=np.full((2, 3, n), 0.5)), z, method="iteration")

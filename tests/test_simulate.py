@@ -295,6 +295,9 @@ def test_progress_reaches_the_end(xp64: Library, capsys: pytest.CaptureFixture[s
     assert heard == sorted(heard)
     assert heard[-1] == 1.0
     xp64.assert_close(run.state.y, numpy_tree(plain.state.y), rtol=1e-5, atol=1e-8)
+    whole: list[float] = []  # what cannot be run in parts is told at its end
+    oc.simulate(circuit, z, times, until="steady", progress=whole.append)
+    assert whole == [1.0]
     assert capsys.readouterr() == ("", "")
 
 
