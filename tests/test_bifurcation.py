@@ -242,6 +242,29 @@ def test_a_branch_that_cannot_go_on_says_why() -> None:
     assert kinked.stuck(corner) == "ends, or turns too sharply, at a kink of the field"
 
 
+class Cubic(NamedTuple):
+    """tau v' = z + v - v^3: a branch that folds twice."""
+
+    tau: Any
+    spec = DECAY
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        return Membrane((z + x.v - x.v**3) / self.tau, -x.w / self.tau)
+
+
+def test_points_lie_close_where_a_branch_bends() -> None:
+    """Neighbouring tangents, in units of the states and of the interval, are at most 0.3 apart, however long a step."""
+    curve = _Curve(lambda p: on_host(Cubic(np.asarray(1.0)), np.array([p]), "main")[0], -1.0, 1.0)
+    nodes, special, message = curve.follow(curve.start([-1.0, 1.0], None, "z"), [-1.0, 1.0], 1.0, 500, "z")
+    assert message.startswith("left the range at z = 1")
+    assert [point.kind for point in special] == ["fold", "fold"]
+    np.testing.assert_allclose([point.value for point in special], np.array([1, -1]) * 2 / math.sqrt(27), rtol=1e-9)
+    turns = [math.acos(min(1.0, a.tangent @ b.tangent)) for a, b in zip(nodes[:-1], nodes[1:], strict=True)]
+    assert max(turns) < 0.301
+    assert max(turns) > 0.1  # and no closer than they need to
+
+
 class Bent(NamedTuple):
     """tau v' = |z| - v: a corner at z = 0."""
 

@@ -141,6 +141,35 @@ def test_reach(name: str) -> None:
         assert (abs(end[0]) > 2.0) == (factor > 1.0)
 
 
+class HeunEuler(Method):
+    """Two stages, the second of which estimates the error of the first: no more than a method has to say."""
+
+    name = "heun_euler"
+    order = 2
+    adaptive = True
+
+    def plain_step(self, slope: Any, t: Any, h: Any, x: Any, memory: Any, noise: Any = None) -> Step:
+        first = slope(t, x)
+        second = slope(t + h, x + h * first)
+        return Step(x + 0.5 * h * (first + second), 0.5 * h * (second - first), None, None)
+
+
+def test_a_method_of_ones_own_says_little() -> None:
+    """Without states between the ends of a step, steps end at the times of the output; and no more is promised."""
+    method = HeunEuler()
+    assert not (method.stochastic or method.interpolates or method.stiff or method.decays)
+    assert method.reach is None
+    assert method.stiffness(None, 0.1) is None
+    times = np.array([0.0, 0.3, 0.31, 1.0])
+    run = oc.integrate(lambda t, x: (-x[0],), (np.ones(1),), times, method=method, rtol=1e-6, atol=1e-9)
+    assert run.success
+    np.testing.assert_allclose(run.state[0][:, 0], np.exp(-times), rtol=1e-5)
+    with pytest.raises(ValueError, match="heun_euler"):
+        oc.integrate(lambda t, x: (-x[0],), (np.ones(1),), times, method=method, dense=True)
+    with pytest.raises(NotImplementedError, match="no states between the ends of a step"):
+        method.interpolate(None, 0.5, 0.1)
+
+
 def test_how_often_a_step_asks_for_the_slope() -> None:
     """Once a stage; of a method that ends with a slope the last is the first of the next step."""
 
