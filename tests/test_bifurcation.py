@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -260,7 +261,7 @@ def test_points_lie_close_where_a_branch_bends() -> None:
     assert message.startswith("left the range at z = 1")
     assert [point.kind for point in special] == ["fold", "fold"]
     np.testing.assert_allclose([point.value for point in special], np.array([1, -1]) * 2 / math.sqrt(27), rtol=1e-9)
-    turns = [math.acos(min(1.0, a.tangent @ b.tangent)) for a, b in zip(nodes[:-1], nodes[1:], strict=True)]
+    turns = [math.acos(min(1.0, a.tangent @ b.tangent)) for a, b in itertools.pairwise(nodes)]
     assert max(turns) < 0.301
     assert max(turns) > 0.1  # and no closer than they need to
 

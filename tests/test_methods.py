@@ -157,7 +157,7 @@ class HeunEuler(Method):
 def test_a_method_of_ones_own_says_little() -> None:
     """Without states between the ends of a step, steps end at the times of the output; and no more is promised."""
     method = HeunEuler()
-    assert not (method.stochastic or method.interpolates or method.stiff or method.decays)
+    assert [method.stochastic, method.interpolates, method.stiff, method.decays] == [False] * 4
     assert method.reach is None
     assert method.stiffness(None, 0.1) is None
     times = np.array([0.0, 0.3, 0.31, 1.0])
