@@ -9,13 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
-from support import Library, numpy_tree
+from scipy.integrate import solve_ivp
+from support import Library, numpy_tree, small_circuit
 from test_multistart import random_circuits
 
 import organics_core as oc
 from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED
 from organics_core.analysis.exhaustive import grid_of_two, none_exists
-from organics_core.attractors import DIVERGED, SETTLED, attraction, follow, random_starts
+from organics_core.attractors import _D, _E, DIVERGED, SETTLED, Motion, attraction, follow, random_starts
+from organics_core.backend import kernel_for
 
 RECTIFIED = ("rectified", "rectified_recurrence")
 
@@ -437,6 +439,34 @@ def test_the_grid_of_two_neurons_is_dense_where_y_is_small() -> None:
         near.append(np.abs(starts - y).max(axis=-1).min())
         assert (modulators > 0).all()
     assert np.mean(np.array(near) < 0.1) >= 0.9
+
+
+def test_steps_of_the_motion_are_those_of_shampine_and_reichelt() -> None:
+    """Order 2, and with the estimated error order 3: where a step is halved its error falls by 8, that of the sum by 16.
+    L-stable: the longest steps end where a decay does."""
+    circuit, z, state = small_circuit(2, seed=1, scale=0.3)
+    circuit = circuit._replace(tau_y=np.full(2, 0.002), tau_a=np.full(2, 0.003))
+    tau = np.array([0.002, 0.002, 0.003, 0.003])
+    advance = kernel_for(Motion, np)(np, "main", circuit, z, tau, np.full(4, 1e-3), _D, _E)[0]
+
+    def field(x: np.ndarray) -> np.ndarray:
+        return np.concatenate(oc.vector_field(circuit, oc.State(x[:2], x[2:]), z))
+
+    x = np.concatenate(state)
+    errors, sums = [], []
+    for h in (4e-5, 2e-5, 1e-5):
+        moved, new, off = advance(x.copy(), field(x), h)
+        moved, off = np.array(moved), np.array(off)
+        exact = solve_ivp(lambda t, s: field(s), (0.0, h), x, "DOP853", rtol=1e-13, atol=1e-14).y[:, -1]
+        errors.append(np.abs(moved - exact).max())
+        sums.append(np.abs(moved + h * off / 6.0 - exact).max())
+        np.testing.assert_allclose(new, field(moved), rtol=1e-9)
+    np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 8.0, rtol=0.1)
+    np.testing.assert_allclose(np.divide(sums[:-1], sums[1:]), 16.0, rtol=0.1)
+    rest = np.concatenate(oc.steady_state(circuit, z).state)
+    near = rest * (1.0 + 1e-6 * np.array([1.0, -1.0, 1.0, -1.0]))
+    moved = np.array(advance(near, field(near), 1e3)[0])
+    assert np.abs(moved - rest).max() < 1e-4 * np.abs(near - rest).max()
 
 
 # What happens from rest.

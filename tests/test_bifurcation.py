@@ -459,6 +459,16 @@ def test_no_cycle_is_a_result() -> None:
     assert slow.message.startswith("none found: not converged, still moving after 10 s")
 
 
+def test_a_slow_approach_is_told_before_it_is_over() -> None:
+    """Five time constants from a twentieth off: 0.03 % are left, less than half of what was before."""
+    start = Membrane(np.array([1.05 * math.log(3.0)]), np.array([0.0]))
+    found = oc.limit_cycle(Logarithm(np.asarray(5.0)), np.array([3.0]), state0=start, duration=25.0)
+    assert not found.converged
+    assert found.message == "none found: the trajectory settles at a stable fixed point"
+    short = oc.limit_cycle(Logarithm(np.asarray(5.0)), np.array([3.0]), state0=start, duration=1.0)
+    assert short.message.startswith("none found: not converged, still moving after 1 s")
+
+
 def test_bad_input_of_a_cycle() -> None:
     for options, error, message in (
         ({"period": 0.1}, ValueError, "state0 must be given with period"),

@@ -471,6 +471,24 @@ def test_cells() -> None:
     assert "an unstable map" in seen
 
 
+def test_stacked_cells() -> None:
+    """The second takes all rates that the first may have, itself and alone; after one that is undecided comes none."""
+    first, second = oc.init_cell(0, 2, 4), oc.init_cell(1, 4, 3)
+    rates, x = oc.MaxRates(), np.array([0.5, 0.2])
+    layers = [(*first, rates, "main"), (*second, rates, "rectified_recurrence")]
+    proofs = cells.prove_stack(layers, x)
+    assert [proof.continuous for proof in proofs] == [True, True]
+    alone = oc.prove_cell(first[0], x, start=first[1], variant="main")
+    np.testing.assert_array_equal(proofs[0].state.y, alone.state.y)
+    moved = oc.cell_step(second[0], proofs[1].state, alone.state.y, max_rates=rates, variant="rectified_recurrence")
+    for part, center, width in zip(moved, proofs[1].state, proofs[1].enclosure, strict=True):
+        assert (np.abs(part - center) < width).all()
+    wider = oc.prove_cell(second[0], alone.state.y, start=second[1], x_radius=alone.enclosure.y)
+    np.testing.assert_array_equal(np.concatenate(wider.enclosure), np.concatenate(proofs[1].enclosure))
+    lost = (first[0]._replace(w_zx=first[0].w_zx * np.nan), *layers[0][1:])
+    assert len(cells.prove_stack([lost, layers[1]], x)) == 1
+
+
 def test_an_undecided_cell_is_told_in_nan() -> None:
     """Inputs over so wide a range that no box holds a fixed point: every field has its shape, and says nothing."""
     parameters, start = oc.init_cell(1, 3, 5)
