@@ -442,7 +442,7 @@ def test_the_grid_of_two_neurons_is_dense_where_y_is_small() -> None:
 
 
 def test_steps_of_the_motion_are_those_of_shampine_and_reichelt() -> None:
-    """Order 2, and with the estimated error order 3: where a step is halved its error falls by 8, that of the sum by 16.
+    """Order 2, and with the estimated error order 3: in half the step the error falls by 8, that of the sum by 16.
     L-stable: the longest steps end where a decay does."""
     circuit, z, state = small_circuit(2, seed=1, scale=0.3)
     circuit = circuit._replace(tau_y=np.full(2, 0.002), tau_a=np.full(2, 0.003))
