@@ -12,8 +12,10 @@ environment makers work as well: `nox -db uv`, `nox -db venv`.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
+import random
 import shutil
 import tomllib
 import zipfile
@@ -113,15 +115,31 @@ def mutation(session: nox.Session) -> None:
     """Faults put into the core one by one, and whether its quick tests see them; prints the score and the survivors.
 
     ``-- organics_core/noise.py`` for some modules only, every fault of which is tried (again). Without names it goes
-    on where it was stopped; remove mutants/ after a change of the tests.
+    on where it was stopped; remove mutants/ after a change of the tests. ``-- --sample 150 --seed 3`` tries so many,
+    drawn from the whole core, or from the modules named. Messages of errors and warnings are left as they are
+    (``do_not_mutate_patterns`` in pyproject.toml).
     """
-    install(session, more=(*TESTING, "mutmut>=3.8"))
-    modules = [argument.removesuffix(".py").replace("/", ".") for argument in session.posargs]
-    session.run("mutmut", "run", *(f"{module}.*" for module in modules), env=ONE_THREAD)
-    modules = modules or ["organics_core"]
-    lines = str(session.run("mutmut", "results", "--all", "true", silent=True) or "").splitlines()
-    results = [tuple(line.strip().rsplit(": ", 1)) for line in lines if ": " in line]
-    tried = [(name, end) for name, end in results if end != "not checked" and name.startswith(tuple(modules))]
+    options = argparse.ArgumentParser(prog="nox -s mutation --")
+    options.add_argument("modules", nargs="*", default=[])
+    options.add_argument("--sample", type=int)
+    options.add_argument("--seed", type=int, default=0)
+    asked = options.parse_args(session.posargs)
+    install(session, more=(*TESTING, "mutmut>=3.8", "safetensors>=0.4", "mpmath>=1.3"))
+
+    def results() -> list[tuple[str, str]]:
+        lines = str(session.run("mutmut", "results", "--all", "true", silent=True) or "").splitlines()
+        pairs = [line.strip().rsplit(": ", 1) for line in lines if ": " in line]
+        return [(name, end) for name, end in pairs if name.startswith(within)]
+
+    modules = [module.removesuffix(".py").replace("/", ".") for module in asked.modules]
+    within, wanted = tuple(f"{name}." for name in modules or ["organics_core"]), [f"{module}.*" for module in modules]
+    if asked.sample:
+        session.run("mutmut", "run", "organics_core.progress.*", env=ONE_THREAD)  # makes all, times tests
+        names = sorted(name for name, _ in results())
+        wanted = random.Random(asked.seed).sample(names, min(asked.sample, len(names)))
+    session.run("mutmut", "run", *wanted, env=ONE_THREAD)
+    drawn = set(wanted) if asked.sample else {name for name, _ in results()}
+    tried = [(name, end) for name, end in results() if end != "not checked" and name in drawn]
     alive = [(name, end) for name, end in tried if end in ("survived", "no tests", "suspicious")]
     for name, end in alive:
         session.log(f"{end}: {name}")

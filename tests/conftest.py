@@ -47,7 +47,6 @@ hypothesis.settings.load_profile("stable")
 ADAPTERS = {
     "baselines",
     "checkpoint",
-    "checkpoint_files",
     "cli",
     "cupy",
     "datasets",

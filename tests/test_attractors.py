@@ -9,13 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
-from support import Library, numpy_tree
+from scipy.integrate import solve_ivp
+from support import Library, numpy_tree, small_circuit
 from test_multistart import random_circuits
 
 import organics_core as oc
 from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED
-from organics_core.analysis.exhaustive import none_exists
-from organics_core.attractors import DIVERGED, SETTLED, attraction, follow
+from organics_core.analysis.exhaustive import grid_of_two, none_exists
+from organics_core.attractors import _D, _E, DIVERGED, SETTLED, Motion, attraction, follow, random_starts
+from organics_core.backend import kernel_for
 
 RECTIFIED = ("rectified", "rectified_recurrence")
 
@@ -417,6 +419,75 @@ def test_no_proof_denies_a_point_that_exists() -> None:
         drive = y - (1.0 - np.sqrt(a)) * (w_r @ y)
         assert (a > 0).all()
         assert not none_exists(w_r, w, drive, floor)
+
+
+@pytest.mark.parametrize("strength", [0.1, 10.0])
+def test_where_random_starts_lie(strength: float) -> None:
+    """log a uniform up to ten times that of W_r = I, or 4: its ends and mean; half of the y uniform, half normal."""
+    circuit = oc.Circuit(None, np.array([[0.5, 1.0], [0.2, 2.0]]), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z, count = strength * np.array([1.0, -0.5]), 4000
+    y, a = random_starts(np, oc.Circuit(None, *map(np.asarray, circuit[1:])), z, "main", count, 0)
+    reference = 0.05**2 + circuit.w @ (0.5 * z) ** 2
+    low, high = np.log(0.05**2), np.log(np.maximum(10.0 * reference, 4.0))
+    assert (np.log(a) >= low - 1e-12).all()
+    assert (np.log(a) <= high + 1e-12).all()
+    np.testing.assert_allclose(np.log(a).max(axis=0), high, rtol=0, atol=0.02 * (high - low).max())
+    np.testing.assert_allclose(np.log(a).min(axis=0), low, rtol=0, atol=0.02 * (high - low).max())
+    np.testing.assert_allclose(np.log(a).mean(axis=0), 0.5 * (low + high), rtol=0, atol=5 * 0.29 * 8 / np.sqrt(count))
+    at_once = (np.log(a) - low) / (high - low)
+    level = np.ptp(at_once, axis=-1) < 1e-9
+    assert level.sum() == count / 2
+    own = np.abs(0.5 * z / np.sqrt(reference)).max() + 1e-3 / np.sqrt(2.0)
+    wide = np.arange(count) % 4 < 2
+    bound = np.minimum(1.0 / np.sqrt(np.diag(circuit.w)), 1e3 * own)
+    np.testing.assert_allclose(np.abs(y[wide]).max(axis=0), bound, rtol=0.01)
+    np.testing.assert_allclose(y[wide].mean(axis=0), 0.0, rtol=0, atol=5 * bound.max() / np.sqrt(3 * count / 2))
+    np.testing.assert_allclose(y[~wide].std(axis=0), own, rtol=5 / np.sqrt(count))
+
+
+def test_the_grid_of_two_neurons_is_dense_where_y_is_small() -> None:
+    """A bound of 100, or none, and states of order one: a start within a tenth of nearly each of them."""
+    rng = np.random.default_rng(4)
+    near = []
+    for k in range(12):
+        own = 1e-4 if k < 9 else 0.0
+        w = np.array([[own, 1.0], [1.0, own]])
+        w_r, y = rng.standard_normal((2, 2)), rng.uniform(0.2, 0.9, 2)
+        floor = rng.uniform(0.01, 0.5, 2)
+        a = np.linalg.solve(np.eye(2) - w * y**2, floor)
+        with np.errstate(divide="raise"):
+            starts, modulators = grid_of_two(w_r, w, y - (1.0 - np.sqrt(a)) * (w_r @ y), floor, "main")
+        near.append(np.abs(starts - y).max(axis=-1).min())
+        assert (modulators > 0).all()
+    assert np.mean(np.array(near) < 0.1) >= 0.9
+
+
+def test_steps_of_the_motion_are_those_of_shampine_and_reichelt() -> None:
+    """Order 2, and with the estimated error order 3: in half the step the error falls by 8, that of the sum by 16.
+    L-stable: the longest steps end where a decay does."""
+    circuit, z, state = small_circuit(2, seed=1, scale=0.3)
+    circuit = circuit._replace(tau_y=np.full(2, 0.002), tau_a=np.full(2, 0.003))
+    tau = np.array([0.002, 0.002, 0.003, 0.003])
+    advance = kernel_for(Motion, np)(np, "main", circuit, z, tau, np.full(4, 1e-3), _D, _E)[0]
+
+    def field(x: np.ndarray) -> np.ndarray:
+        return np.concatenate(oc.vector_field(circuit, oc.State(x[:2], x[2:]), z))
+
+    x = np.concatenate(state)
+    errors, sums = [], []
+    for h in (4e-5, 2e-5, 1e-5):
+        moved, new, off = advance(x.copy(), field(x), h)
+        moved, off = np.array(moved), np.array(off)
+        exact = solve_ivp(lambda t, s: field(s), (0.0, h), x, "DOP853", rtol=1e-13, atol=1e-14).y[:, -1]
+        errors.append(np.abs(moved - exact).max())
+        sums.append(np.abs(moved + h * off / 6.0 - exact).max())
+        np.testing.assert_allclose(new, field(moved), rtol=1e-9)
+    np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 8.0, rtol=0.1)
+    np.testing.assert_allclose(np.divide(sums[:-1], sums[1:]), 16.0, rtol=0.1)
+    rest = np.concatenate(oc.steady_state(circuit, z).state)
+    near = rest * (1.0 + 1e-6 * np.array([1.0, -1.0, 1.0, -1.0]))
+    moved = np.array(advance(near, field(near), 1e3)[0])
+    assert np.abs(moved - rest).max() < 1e-4 * np.abs(near - rest).max()
 
 
 # What happens from rest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -10,9 +11,12 @@ import pytest
 from support import FitzHughNagumo, Library, Membrane, largest, numpy_tree, small_circuit
 
 import organics_core as oc
+from organics_core.analysis.bifurcation import _Curve, _Node
+from organics_core.analysis.host import on_host
 from organics_core.backend import to_numpy
 
 OSCILLATION = {"mu": oc.Parameter("> 0")}
+DECAY = {"tau": oc.Parameter("> 0")}
 ROTATION = {"s": oc.Parameter(), "omega": oc.Parameter("> 0")}
 
 
@@ -207,6 +211,88 @@ def test_where_branches_end() -> None:
     assert rest.message.startswith(("left the range", "ends, or turns too sharply, at a kink"))
 
 
+class Logarithm(NamedTuple):
+    """tau v' = log(z) - v."""
+
+    tau: Any
+    spec = DECAY
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        return Membrane((xp.log(z) - x.v) / self.tau, -x.w / self.tau)
+
+
+def test_slopes_over_decades_of_the_parameter() -> None:
+    """The step of the differences goes with the parameter: log z has the slope 1/z near the end of the range too."""
+    model = Logarithm(np.asarray(1.0))
+    curve = _Curve(lambda p: on_host(model, np.array([p]), "main")[0], 1e-3, 1.0)
+    for p in (1e-3, 1.1e-3, 0.01, 0.3, 1.0):
+        slope = curve.slope(np.array([math.log(p), 0.0, p]))
+        # round-off of eps |log p| / h, h = 1e-3 p
+        np.testing.assert_allclose(slope, [[-1.0, 0.0, 1.0 / p], [0.0, -1.0, 0.0]], rtol=1e-8, atol=1e-9)
+
+
+def test_a_branch_that_cannot_go_on_says_why() -> None:
+    """At a corner of the field the Jacobian jumps in the direction of the branch; elsewhere it does not."""
+    along, values = np.array([0.6, 0.0, 0.8]), np.zeros(2, dtype=complex)
+    form = NormalForm(np.asarray(-1.0), np.asarray(1.0))
+    smooth = _Curve(lambda p: on_host(form, np.array([p]), "main")[0], 0.0, 1.0)
+    assert smooth.stuck(_Node(np.array([0.5, 0.2, 0.4]), along, values)) == "no next point was found"
+    kinked = _Curve(lambda p: on_host(neuron(), np.array([p]), "rectified")[0], 0.0, 1.0)
+    corner = _Node(np.array([0.0, 0.05**2, 0.4]), along, values)
+    assert kinked.stuck(corner) == "ends, or turns too sharply, at a kink of the field"
+
+
+class Cubic(NamedTuple):
+    """tau v' = z + v - v^3: a branch that folds twice."""
+
+    tau: Any
+    spec = DECAY
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        return Membrane((z + x.v - x.v**3) / self.tau, -x.w / self.tau)
+
+
+def test_points_lie_close_where_a_branch_bends() -> None:
+    """Neighbouring tangents, in units of the states and of the interval, are at most 0.3 apart, however long a step."""
+    curve = _Curve(lambda p: on_host(Cubic(np.asarray(1.0)), np.array([p]), "main")[0], -1.0, 1.0)
+    nodes, special, message = curve.follow(curve.start([-1.0, 1.0], None, "z"), [-1.0, 1.0], 1.0, 500, "z")
+    assert message.startswith("left the range at z = 1")
+    assert [point.kind for point in special] == ["fold", "fold"]
+    np.testing.assert_allclose([point.value for point in special], np.array([1, -1]) * 2 / math.sqrt(27), rtol=1e-9)
+    turns = [math.acos(min(1.0, a.tangent @ b.tangent)) for a, b in itertools.pairwise(nodes)]
+    assert max(turns) < 0.301
+    assert max(turns) > 0.1  # and no closer than they need to
+
+
+class Bent(NamedTuple):
+    """tau v' = |z| - v: a corner at z = 0."""
+
+    tau: Any
+    spec = DECAY
+    state = Membrane
+
+    def field(self, xp: Any, t: Any, x: Membrane, z: Any) -> Membrane:
+        return Membrane((abs(z) - x.v) / self.tau, -x.w / self.tau)
+
+
+@pytest.mark.parametrize("width", [1.0, 1e3])
+def test_the_other_side_of_a_corner(width: float) -> None:
+    """In units of the interval and of the states, whatever those are: from either side, on in the same direction."""
+    curve = _Curve(lambda p: on_host(Bent(np.asarray(1.0)), np.array([p]), "main")[0], -width, width)
+    curve.measure(width, 2)
+    for side in (-1.0, 1.0):
+        p = side * 1e-12 * width
+        last = curve.node(np.array([abs(p), 0.0, p]), np.array([0.0, 0.0, -side]))
+        assert last.tangent[0] < 0
+        found = curve.around(last)
+        assert found.u[-1] * side < 0
+        assert found.u[0] == pytest.approx(abs(found.u[-1]), rel=1e-6)
+        assert found.tangent[0] > 0
+        assert found.tangent[-1] * side < 0
+
+
 def test_what_may_be_varied(xp64: Library) -> None:
     """A number or one entry is set, others are multiplied; a function varies anything; values between are points."""
     case = small_circuit(3)
@@ -216,6 +302,11 @@ def test_what_may_be_varied(xp64: Library) -> None:
     assert set(values) <= set(to_numpy(branch.values).tolist())
     same = oc.continue_fixed_points(None, None, lambda value: (circuit, value * z), list(values))
     assert (branch.parameter, same.parameter) == ("multiple of z", "parameter")
+
+    def contrast(value: float) -> Any:
+        return circuit, value * z
+
+    assert oc.continue_fixed_points(None, None, contrast, (0.5, 0.6)).parameter == "contrast"
     xp64.assert_close(same.points.y[-1, :], to_numpy(branch.points.y[-1, :]), rtol=1e-10)
     number = oc.continue_fixed_points(circuit, z, "sigma", (0.5, 0.8))
     assert number.parameter == "sigma"
@@ -366,6 +457,16 @@ def test_no_cycle_is_a_result() -> None:
     assert nothing.message == "Newton's method starts at a fixed point, not on a cycle"
     slow = oc.limit_cycle(NormalForm(-1.0, 5.0), np.array([-1e-3]), duration=10.0)
     assert slow.message.startswith("none found: not converged, still moving after 10 s")
+
+
+def test_a_slow_approach_is_told_before_it_is_over() -> None:
+    """Five time constants from a twentieth off: 0.03 % are left, less than half of what was before."""
+    start = Membrane(np.array([1.05 * math.log(3.0)]), np.array([0.0]))
+    found = oc.limit_cycle(Logarithm(np.asarray(5.0)), np.array([3.0]), state0=start, duration=25.0)
+    assert not found.converged
+    assert found.message == "none found: the trajectory settles at a stable fixed point"
+    short = oc.limit_cycle(Logarithm(np.asarray(5.0)), np.array([3.0]), state0=start, duration=1.0)
+    assert short.message.startswith("none found: not converged, still moving after 1 s")
 
 
 def test_bad_input_of_a_cycle() -> None:

@@ -9,6 +9,7 @@ import pytest
 from support import Library, numpy_tree
 
 from organics_core import linalg
+from organics_core.implicit import solve_by_products
 
 
 def matrices() -> np.ndarray:
@@ -16,6 +17,31 @@ def matrices() -> np.ndarray:
     found = np.random.default_rng(0).standard_normal((2, 3, 2, 2)) + 3 * np.eye(2)
     found[1, 0] = [[1.0, 2.0], [2.0, 4.0]]
     return found
+
+
+def test_an_iteration_that_breaks_down_starts_again(xp64: Library) -> None:
+    """In small integers a scalar product becomes 0 exactly, by which the next step would divide; beside one that is
+    solved at once."""
+    matrix = np.array([[-1.0, -2.0, 0.0], [2.0, -1.0, 2.0], [-1.0, 2.0, -1.0]])
+    right = np.array([[0.0, -1.0, -1.0], [0.0, 0.0, 0.0]])
+    product = xp64.array(matrix.T)
+    found = linalg.bicgstab(
+        xp64.namespace, lambda v: v @ product, xp64.array(right), xp64.array(0.0 * right), 1e-12, max_steps=30
+    )
+    xp64.assert_close(found, np.linalg.solve(matrix, right.T).T, rtol=1e-9, atol=1e-12)
+
+
+def test_solutions_by_products_are_as_good_for_small_members(xp: Library) -> None:
+    """The size of one member is no one else's tolerance; one without a solution is NaN."""
+    matrix = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, 4.0]])
+    right = np.array([1e-10, 1.0, 1e10])[:, None] * np.array([1.0, -2.0, 0.5])
+    product = xp.array(matrix.T)
+    found = solve_by_products(xp.namespace, lambda v: v @ product, xp.array(right))
+    want = np.linalg.solve(matrix, right.T).T
+    xp.assert_close(found / xp.array(want), np.ones((3, 3)), rtol=1e-9, atol=0)
+    singular = xp.array(np.diag([1.0, 0.0, 2.0]))
+    lost = solve_by_products(xp.namespace, lambda v: v @ singular, xp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]]))
+    assert np.isnan(numpy_tree(lost)).all(axis=-1).tolist() == [True, False]
 
 
 def test_solutions_and_inverses(xp: Library) -> None:

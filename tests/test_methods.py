@@ -141,6 +141,35 @@ def test_reach(name: str) -> None:
         assert (abs(end[0]) > 2.0) == (factor > 1.0)
 
 
+class HeunEuler(Method):
+    """Two stages, the second of which estimates the error of the first: no more than a method has to say."""
+
+    name = "heun_euler"
+    order = 2
+    adaptive = True
+
+    def plain_step(self, slope: Any, t: Any, h: Any, x: Any, memory: Any, noise: Any = None) -> Step:
+        first = slope(t, x)
+        second = slope(t + h, x + h * first)
+        return Step(x + 0.5 * h * (first + second), 0.5 * h * (second - first), None, None)
+
+
+def test_a_method_of_ones_own_says_little() -> None:
+    """Without states between the ends of a step, steps end at the times of the output; and no more is promised."""
+    method = HeunEuler()
+    assert [method.stochastic, method.interpolates, method.stiff, method.decays] == [False] * 4
+    assert method.reach is None
+    assert method.stiffness(None, 0.1) is None
+    times = np.array([0.0, 0.3, 0.31, 1.0])
+    run = oc.integrate(lambda t, x: (-x[0],), (np.ones(1),), times, method=method, rtol=1e-6, atol=1e-9)
+    assert run.success
+    np.testing.assert_allclose(run.state[0][:, 0], np.exp(-times), rtol=1e-5)
+    with pytest.raises(ValueError, match="heun_euler"):
+        oc.integrate(lambda t, x: (-x[0],), (np.ones(1),), times, method=method, dense=True)
+    with pytest.raises(NotImplementedError, match="no states between the ends of a step"):
+        method.interpolate(None, 0.5, 0.1)
+
+
 def test_how_often_a_step_asks_for_the_slope() -> None:
     """Once a stage; of a method that ends with a slope the last is the first of the next step."""
 
@@ -531,3 +560,12 @@ def test_exponential_tableaus_have_one_stage() -> None:
     """Exponential Euler is the only one of its kind."""
     with pytest.raises(ValueError, match=r"^nodes of the tableau 'heun' must be 1 number"):
         get_method(oc.INTEGRATORS["heun"]._replace(exponential=True))
+
+
+@pytest.mark.parametrize("name", ["euler", "rk4", "dopri5"])
+def test_counts_are_integers(xp64: Library, name: str) -> None:
+    """Status, steps and rejected steps, of fixed and of adaptive steps alike."""
+    run = oc.integrate(lambda t, x: (-x[0],), (xp64.array([[1.0], [2.0]]),), xp64.array([0.0, 0.5, 1.0]), method=name)
+    for count in (run.status, run.steps, run.rejected):
+        assert "int" in str(count.dtype)
+    assert run.success

@@ -89,6 +89,18 @@ def test_every_form_gives_the_dense_answer(xp: Library, identity: bool) -> None:
             xp.assert_close(certificate.margin, numpy_tree((oc.certify(circuit, drive).margin,))[0], rtol=1e-9)
 
 
+def test_certificates_of_operators_have_no_matrices(xp64: Library) -> None:
+    """The decision and its margin are the dense ones; the Lyapunov pair, n by n, is made of matrices alone."""
+    circuit, z = dense(identity=True)
+    whole = oc.certify(xp64.tree(circuit), xp64.array(z))
+    assert whole.p.shape == whole.q.shape == (2 * N, 2 * N)
+    for w in forms(xp64, kernels()[1])[1:]:
+        found = oc.certify(xp64.tree(circuit._replace(w=None))._replace(w=w), xp64.array(z))
+        assert bool(found.stable)
+        assert (found.p, found.q) == (None, None)
+        xp64.assert_close(found.margin, numpy_tree(whole.margin), rtol=1e-12)
+
+
 def test_leading_eigenvalues(xp64: Library) -> None:
     """Arnoldi's eigenvalues are the dense ones with the largest real parts."""
     pytest.importorskip("scipy")
@@ -343,3 +355,5 @@ def test_a_batch_of_drives_is_solved_as_each_alone() -> None:
         alone = oc.steady_state(circuit, z[at], method="iteration")
         np.testing.assert_allclose(found.state.y[at], alone.state.y, rtol=1e-12)
         np.testing.assert_allclose(found.state.a[at], alone.state.a, rtol=1e-12)
+    with pytest.raises(ValueError, match="but must have no batch axes itself"):
+        oc.steady_state(circuit._replace(b=np.full((2, 3, n), 0.5)), z, method="iteration")

@@ -10,7 +10,7 @@ from test_cell import random_cell
 
 import organics_core as oc
 from organics_core.cell import CELL_VARIANTS, cell_rates, normalization_weights, step_diagonal
-from organics_core.parallel import linear_recurrence
+from organics_core.parallel import linear_recurrence, solve_adjoint
 
 RATES = oc.MaxRates(0.4, 0.3, 0.5)
 
@@ -178,3 +178,32 @@ def test_a_start_state_of_float32_does_not_decide_on_the_precision() -> None:
     assert ys.dtype == np.float64
     assert report.change <= 1e-13
     np.testing.assert_allclose(ys, oc.cell_sequence(parameters, start, xs)[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.one_dtype
+def test_adjoints_are_those_of_the_loop(xp64: Library) -> None:
+    """l_t = g_t + J_{t+1}^T l_{t+1} from the last step back, for any Jacobians: all at once, as one by one."""
+    steps, n = 7, 2
+    rng = np.random.default_rng(0)
+    jac = 0.3 * rng.standard_normal((steps, 4 * n, 4 * n))
+    gradient = rng.standard_normal((steps, 4 * n))
+    want = gradient.copy()
+    for t in range(steps - 2, -1, -1):
+        want[t] += jac[t + 1].T @ want[t + 1]
+
+    def split(array: np.ndarray) -> oc.CellState:
+        return xp64.tree(oc.CellState(*np.split(array, 4, axis=-1)))
+
+    space, matrices = xp64.namespace, xp64.array(jac)
+
+    def pull(adjoint: oc.CellState) -> oc.CellState:
+        whole = space.concat(list(adjoint), axis=-1)
+        made = space.sum(matrices * whole[..., None], axis=-2)
+        return oc.CellState(*(made[..., k * n : (k + 1) * n] for k in range(4)))
+
+    diagonal = split(np.diagonal(jac, axis1=-2, axis2=-1))
+    found = solve_adjoint(space, pull, diagonal, split(gradient), tolerance=1e-13)
+    assert bool(found.report.converged)
+    assert int(found.report.iterations) <= steps + 1  # then every step has heard of all later ones
+    for part, other in zip(found.states, np.split(want, 4, axis=-1), strict=True):
+        xp64.assert_close(part, other, rtol=1e-11, atol=1e-12)

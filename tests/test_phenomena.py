@@ -182,3 +182,34 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+DEFAULTS = {
+    "orientation_circuit": ((4,), {"sigma": 0.1}, {"like": np.ones(1)}),
+    "space_circuit": ((np.linspace(-4.0, 4.0, 9),), {"pool": 3.0, "sigma": 0.1, "strength": 1.0}, {}),
+    "contrast_saturation": ((np.array([0.1, 1.0]),), {"n": 32, "sigma": 0.1}, {}),
+    "cross_orientation_suppression": ((np.array([0.1, 1.0]), np.array([0.5])), {"n": 32, "sigma": 0.1}, {}),
+    "surround_suppression": ((np.array([2.0, 9.0]), np.array([0.5])), {"n": 81, "pool": 3.0}, {}),
+    "attention": (
+        (np.array([0.1, 1.0]),),
+        {"stimulus": 1.0, "attended": 8.0, "gain": 2.0, "n": 81, "pool": 4.0},
+        {},
+    ),
+}
+"""What is left out, as the signatures in the documentation say."""
+
+
+def leaves(tree: object) -> list[np.ndarray]:
+    """The arrays and numbers of nested tuples."""
+    if isinstance(tree, tuple):
+        return [leaf for part in tree for leaf in leaves(part)]
+    return [] if tree is None else [np.asarray(tree)]
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_what_is_left_out(name: str) -> None:
+    given, defaults, needed = DEFAULTS[name]
+    function = getattr(phenomena, name)
+    found, said = function(*given, **needed), function(*given, **defaults, **needed)
+    for one, other in zip(leaves(found), leaves(said), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -277,6 +278,21 @@ def test_false_claims_are_not_verified() -> None:
         assert not oc.check_proof(false).valid
 
 
+def test_claims_without_an_enclosure_are_told_apart() -> None:
+    """Nothing claimed, or claimed of no box; both are no proofs, unless a theorem says it."""
+    circuit, z, _ = small_circuit(3)
+    made, nan = oc.prove(circuit, z), np.asarray(np.nan)
+    blank = oc.State(np.full(3, np.nan), np.full(3, np.nan))
+    bare = made._replace(enclosure=blank, radius=nan, decay_rate=nan, basin=nan)
+    for stable, reason in (
+        (None, "nothing is claimed"),
+        (False, "not verified: no enclosure of a fixed point is given"),
+        (True, "not verified: no enclosure of a fixed point is given"),
+    ):
+        told = oc.check_proof(bare._replace(stable=stable))
+        assert (told.valid, told.reason) == (False, reason)
+
+
 def test_forged_radius_or_basin_without_their_ground_are_not_verified() -> None:
     """A radius without an enclosure, a basin of what is not claimed to attract: nothing proves them."""
     circuit, z, _ = small_circuit(2, identity=True)
@@ -455,6 +471,36 @@ def test_cells() -> None:
     assert "an unstable map" in seen
 
 
+def test_stacked_cells() -> None:
+    """The second takes all rates that the first may have, itself and alone; after one that is undecided comes none."""
+    first, second = oc.init_cell(0, 2, 4), oc.init_cell(1, 4, 3)
+    rates, x = oc.MaxRates(), np.array([0.5, 0.2])
+    layers = [(*first, rates, "main"), (*second, rates, "rectified_recurrence")]
+    proofs = cells.prove_stack(layers, x)
+    assert [proof.continuous for proof in proofs] == [True, True]
+    alone = oc.prove_cell(first[0], x, start=first[1], variant="main")
+    np.testing.assert_array_equal(proofs[0].state.y, alone.state.y)
+    moved = oc.cell_step(second[0], proofs[1].state, alone.state.y, max_rates=rates, variant="rectified_recurrence")
+    for part, center, width in zip(moved, proofs[1].state, proofs[1].enclosure, strict=True):
+        assert (np.abs(part - center) < width).all()
+    wider = oc.prove_cell(second[0], alone.state.y, start=second[1], x_radius=alone.enclosure.y)
+    np.testing.assert_array_equal(np.concatenate(wider.enclosure), np.concatenate(proofs[1].enclosure))
+    lost = (first[0]._replace(w_zx=first[0].w_zx * np.nan), *layers[0][1:])
+    assert len(cells.prove_stack([lost, layers[1]], x)) == 1
+
+
+def test_an_undecided_cell_is_told_in_nan() -> None:
+    """Inputs over so wide a range that no box holds a fixed point: every field has its shape, and says nothing."""
+    parameters, start = oc.init_cell(1, 3, 5)
+    proof = oc.prove_cell(parameters, np.array([0.5, 0.2, 0.7]), start=start, x_radius=100.0)
+    assert (proof.continuous, proof.discrete) == (None, None)
+    assert proof.reason.startswith("undecided: no box")
+    assert np.isnan([proof.radius, proof.decay_rate]).all()
+    assert proof.p.shape == (20, 20)
+    assert np.isnan(np.concatenate([*proof.state, *proof.enclosure, proof.p.ravel()])).all()
+    assert [part.shape for part in (*proof.state, *proof.enclosure)] == [(5,)] * 8
+
+
 def test_the_sigmoid_of_an_interval() -> None:
     """It holds the true value, with a relative width of rounding alone, far from 0 too."""
     mpmath = pytest.importorskip("mpmath", reason="mpmath is not installed")
@@ -512,6 +558,78 @@ def test_intervals_hold_what_they_should() -> None:
     around = parts._Interval(np.array([-2.0]), np.array([1.0])).square()
     assert around.low == 0.0
     assert 4.0 <= around.high < 4.0001
+
+
+def test_no_basin_without_bounds_of_the_ellipsoids() -> None:
+    """Whether it is their widths or their speed that could not be bounded."""
+    for level, spans in ((0.5, None), (0.0, np.ones(2))):
+        stub = SimpleNamespace(level=lambda level=level: level, spans=lambda spans=spans: spans, p=np.eye(2))
+        stub.linear = SimpleNamespace(x=np.ones(2))
+        basin = parts._Basin(stub, np.full(2, 1e-12))
+        assert np.isnan(basin.search())
+        assert not basin.returns(1.0)
+    stub = SimpleNamespace(level=lambda: 0.5, spans=lambda: np.ones(2), p=np.eye(2), off=lambda spread: spread)
+
+    def spread(box: np.ndarray) -> float:
+        if box.max() > 1.0:
+            raise parts._NoSlope
+        return 0.6 * box.max()  # beyond the level of 0.5 from a box of 0.83 on
+
+    stub.linear = SimpleNamespace(x=np.ones(2), spread=spread)
+    basin = parts._Basin(stub, np.full(2, 1e-12))
+    assert [basin.returns(c) for c in (0.0, 0.5, 0.9, 4.0)] == [False, True, False, False]
+    assert 0.6 < basin.search() < (0.5 / 0.6) ** 2
+
+
+def bounds_of(spread, size):
+    """The bounds of |J - matrix| column by column, from both products."""
+    units = np.eye(size)
+    return np.stack([spread.times(v) for v in units], axis=1), np.stack([spread.transposed(v) for v in units])
+
+
+@pytest.mark.parametrize("variant", ["main", "rectified", "rectified_recurrence"])
+def test_the_spread_holds_every_jacobian_of_a_box(variant: str) -> None:
+    """Of all states of the box, on both sides of a kink, and all weights of the range; and is no idle bound."""
+    n, fraction = 3, 0.01
+    rng = np.random.default_rng(5)
+    circuit, z, _ = small_circuit(n, seed=2)
+    circuit = circuit._replace(tau_y=1.0, tau_a=1.0)
+    y, a = np.array([0.7, -0.5, 0.02]), rng.uniform(0.5, 2.0, n)
+    problem = parts._Problem(circuit, z, variant, np.zeros(n), fraction)
+    x, radius = np.concatenate([y, a]), np.full(2 * n, 0.1)
+    linear = parts._Linear(problem, x)
+    columns, rows = bounds_of(linear.spread(radius), 2 * n)
+    most = np.zeros((2 * n, 2 * n))
+    for _ in range(500):
+        at = x + radius * rng.choice([-1.0, 0.3, 1.0], 2 * n)
+        w_r, w = (m * (1.0 + fraction * rng.choice([-1.0, 1.0], (n, n))) for m in (circuit.w_r, circuit.w))
+        moved = circuit._replace(w_r=w_r, w=w)
+        made = oc.jacobian(moved, oc.State(at[:n], at[n:]), variant=variant)
+        most = np.maximum(most, np.abs(made - linear.matrix))
+    for bound in (columns, rows):
+        assert (most <= bound).all()
+        assert (bound <= 2.0 * most + 1e-12).all()
+
+
+@pytest.mark.parametrize("variant", ["main", "rectified_recurrence"])
+def test_the_spread_holds_every_jacobian_of_a_cell(variant: str) -> None:
+    """The same of the 4n variables of a cell, whose gates are variables too; differences are right to 1e-8."""
+    parameters, _ = oc.init_cell(3, 2, 3)
+    options = {"max_rates": oc.MaxRates(), "variant": variant}
+    rng, given, n = np.random.default_rng(0), np.array([0.5, 0.8]), 3
+    parts_of_x = rng.uniform(0.3, 0.8, n) * [1, -1, 1], rng.uniform(0.5, 2.0, n), *rng.uniform(0.3, 0.7, (2, n))
+    x, radius = np.concatenate(parts_of_x), np.full(4 * n, 0.1)
+    cell = cells._Cell(parameters, given, np.zeros(2), oc.MaxRates(), variant)
+    linear = cells._CellLinear(cell, x)
+    columns, rows = bounds_of(linear.spread(radius), 4 * n)
+    most = np.zeros((4 * n, 4 * n))
+    for _ in range(60):
+        at = x + radius * rng.choice([-1.0, 0.3, 1.0], 4 * n)
+        made = cell_jacobian(parameters, oc.CellState(*np.split(at, 4)), given, options) - np.eye(4 * n)
+        most = np.maximum(most, np.abs(made / cell.rates.middle[:, None] - linear.matrix))
+    for bound in (columns, rows):
+        assert (most <= bound + 1e-6).all()
+        assert (bound <= 20.0 * most + 1e-6).all()  # t (1 - t) is flat at 1/2, its interval is not
 
 
 @pytest.mark.parametrize("n", [2, 5, 40])

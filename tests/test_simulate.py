@@ -193,6 +193,21 @@ def test_stiff_circuits(xp64: Library) -> None:
     assert "rodas5p" in slow.message
 
 
+def test_a_stiff_method_follows_a_ramp(xp64: Library) -> None:
+    """Samples are joined by straight lines, on which y lags by its time constant: 18 steps or so, not hundreds."""
+    circuit = oc.Circuit(None, np.zeros((1, 1)), 1.0, 1.0, 0.5, 1e-3, 1e-3)
+    times = np.linspace(0.0, 2.0, 3)
+    run = oc.simulate(
+        xp64.tree(circuit), xp64.array(times[:, None]), xp64.array(times), method="rodas5p", rtol=1e-8, atol=1e-10,
+        drive="sampled",
+    )  # fmt: skip
+    assert run.success
+    # tau y' = z - y + (1 - sqrt(a)) y, sqrt(a) = 1/2 from the start: the time constant is 2 tau
+    lag = 2.0 * (times - 2e-3 * -np.expm1(-times / 2e-3))
+    xp64.assert_close(run.state.y[:, 0], lag, rtol=1e-7, atol=1e-9)
+    assert int(run.steps) < 60
+
+
 def test_a_stiff_batch_is_said_to_be_stiff(xp64: Library) -> None:
     """As one circuit is: 400 steps of 1e-5 s do not reach the second, in either member."""
     circuit = oc.Circuit(None, np.ones((3, 3)), 1.0, 1.0, 1.0, 1e-5, 1.0)
@@ -280,16 +295,19 @@ def test_progress_reaches_the_end(xp64: Library, capsys: pytest.CaptureFixture[s
     assert heard == sorted(heard)
     assert heard[-1] == 1.0
     xp64.assert_close(run.state.y, numpy_tree(plain.state.y), rtol=1e-5, atol=1e-8)
+    whole: list[float] = []  # what cannot be run in parts is told at its end
+    oc.simulate(circuit, z, times, until="steady", progress=whole.append)
+    assert whole == [1.0]
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_bar_of_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing in the first half second; then the share done and the time left, ten times a second at most."""
-    clock = iter([0.0, 0.4, 2.0, 2.05, 3.0, 4.0])
+    clock = iter([0.0, 0.45, 0.56, 0.65, 3.0, 4.0])
     monkeypatch.setattr("organics_core.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     case = small_circuit(3)
     oc.simulate(case.circuit, case.z, np.linspace(0, 0.01, 6), progress=True)
-    lines = [(12, 18, 40, 3), (24, 6, 80, 1), (30, 0, 100, 0)]
+    lines = [(12, 18, 40, 1), (24, 6, 80, 1), (30, 0, 100, 0)]
     want = "".join(f"\rsimulate [{'#' * a}{'.' * b}] {p:3.0f} %  {left:5.0f} s left " for a, b, p, left in lines)
     assert capsys.readouterr() == ("", want + "\n")
     with pytest.raises(TypeError, match=r"^progress must be True, False or a function of the fraction done, got int$"):

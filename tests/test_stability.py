@@ -25,6 +25,7 @@ import organics_core as oc
 from organics_core.backend import to_numpy
 from organics_core.circuit import Variant, circuit_jacobian, prepare, share_pool
 from organics_core.linalg import m_matrix_inverse
+from organics_core.stability import _scale_into_range
 
 
 def difference_jacobian(case: Case, variant: str) -> np.ndarray:
@@ -422,6 +423,27 @@ def test_abscissa_under_enormous_drive(xp64: Library, scale: float) -> None:
     beyond = oc.State(xp64.array(0 * z), xp64.array([np.inf, 1.0, 1.0, 1.0]))
     with pytest.warns(RuntimeWarning, match="state is not finite"):
         assert np.isnan(float(oc.spectral_abscissa(circuit, beyond)))
+
+
+def test_squares_are_brought_into_the_range_of_the_dtype(xp: Library) -> None:
+    """Where they, times a thousand over eps, would leave it, by what centres the largest and the smallest at one."""
+    tiny = 2.0**-1022 if xp.dtype == xp.namespace.float64 else 2.0**-126
+    low = 1e3 * math.sqrt(tiny) / xp.eps
+    pairs = [(1.0, 2.0), (2.0 * low, 0.5 / low), (0.5 * low, low), (0.1 * low, 1.0), (1.0, 2.0 / low), (0.0, 1.0)]
+    found = _scale_into_range(xp.namespace, *(xp.array([[pair[k]] for pair in pairs]) for k in (0, 1)))
+    want = [1.0, 1.0, *(1.0 / (math.sqrt(a) * math.sqrt(b)) for a, b in pairs[2:-1]), 1.0 / math.sqrt(low)]
+    xp.assert_close(found[:, 0] / xp.array(want), np.ones(6), rtol=1e-12, atol=10 * xp.eps)
+
+
+def test_abscissae_of_a_batch_of_all_sizes(xp64: Library) -> None:
+    """Every member's slow eigenvalues, whatever stands beside it."""
+    circuit = oc.Circuit(None, 0.1 + 0.3 * np.eye(2), 0.5, 0.5, 0.1, 0.002, 0.003)
+    z = np.array([[0.0, 1.0], [0.0, 1e100], [0.5, -0.3], [1e-3, 1e150], [0.0, 0.0]])
+    state = oc.steady_state(circuit, z).state
+    found = oc.spectral_abscissa(xp64.tree(circuit), xp64.tree(state))
+    alone = [float(oc.spectral_abscissa(circuit, oc.State(*one))) for one in zip(*state, strict=True)]
+    xp64.assert_close(found, np.array(alone), rtol=1e-9)
+    np.testing.assert_allclose(alone[1::2], -1 / 0.003, rtol=1e-9)
 
 
 def test_spectrum_of_any_size(xp: Library) -> None:

@@ -12,6 +12,8 @@ import organics_core as oc
 from organics_core.static import (
     POOLS,
     STATIC_RECURRENT,
+    Convolution,
+    check_places,
     convolutional_rates,
     init_normalization,
     init_static_2d,
@@ -379,3 +381,43 @@ def test_one_seed_is_one_start_of_the_convolutional_layer_and_of_the_cell() -> N
     its = organics_jax.ORGaNICsCell(K, N, key=jax.random.key(5), dtype=np.float32)
     np.testing.assert_array_equal(to_numpy(cell.w_r), its.parameters.w_r)
     np.testing.assert_array_equal(cell.start_y, its.start.y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "around"),
+    [
+        ((3, 1, "valid", 1, 1), [(0, 0), (0, 0)]),
+        ((3, 2, 0, 1, 1), [(0, 0), (0, 0)]),
+        ((3, 1, (1, 2), 1, 1), [(1, 1), (2, 2)]),
+        ((5, 1, "same", 1, 1), [(2, 2), (2, 2)]),
+        (((2, 5), 1, "same", (1, 3), 1), [(0, 1), (6, 6)]),
+    ],
+)
+def test_zeros_around_an_image(settings, around) -> None:
+    """dilation (kernel - 1) of them keep the size, the odd one behind; and no image is smaller than the kernel."""
+    made = Convolution.checked(*settings)
+    assert made.around() == around
+    kernel, dilation = (np.broadcast_to(settings[k], 2) for k in (0, 3))
+    least = np.maximum(dilation * (kernel - 1) + 1 - np.sum(around, axis=1), 1)
+    made.check_image(np.ones((1, *least)), 1)
+    for axis in np.flatnonzero(least > 1):
+        less = least - (np.arange(2) == axis)
+        with pytest.raises(ValueError, match="x is smaller than the kernel"):
+            made.check_image(np.ones((1, *less)), 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pool", "wanted"),
+    [
+        ((4, 6, 6), "channels", r"\(\.\.\., 3, H, W\)"),
+        ((3, 6), "channels", r"\(\.\.\., 3, H, W\)"),
+        ((4, 6, 6), "space", r"\(N, 3, H, W\), N optional"),
+        ((2, 2, 3, 6, 6), "space", r"\(N, 3, H, W\), N optional"),
+    ],
+)
+def test_shapes_of_what_is_normalized(shape, pool, wanted) -> None:
+    """Pools over space allow one batch axis, others any number."""
+    with pytest.raises(ValueError, match=rf"^x must have shape {wanted}, got shape \({', '.join(map(str, shape))}\)"):
+        check_places("x", np.ones(shape), 3, 2, pool)
+    check_places("x", np.ones((2, 2, 3, 6, 6)), 3, 2, "channels")
+    check_places("x", np.ones((2, 3, 6, 6)), 3, 2, "space")

@@ -51,6 +51,15 @@ def test_norm_one_recurrence_converges_to_a_stable_point(xp64: Library, case: Ca
     assert np.all(oc.spectral_abscissa(case.circuit, oc.State(*numpy_tree(found.state))) < 0)
 
 
+def test_the_abscissa_is_found_where_it_is_asked_for() -> None:
+    """It costs a decomposition."""
+    circuit, z, _ = small_circuit(3)
+    assert np.isnan(oc.steady_state(circuit, z).abscissa)
+    found = oc.steady_state(circuit, z, abscissa=True)
+    values = np.linalg.eigvals(oc.jacobian(circuit, found.state))
+    np.testing.assert_allclose(found.abscissa, values.real.max(), rtol=1e-9)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @for_cases(decades=3.0, identity=True)
 def test_closed_form_newton_and_iteration_agree(xp64: Library, case: Case, variant: str) -> None:

@@ -514,9 +514,9 @@ def test_stiff_runs_end_early_only_where_they_would_not_end() -> None:
     lost = oc.integrate(forced(1e3), start, np.array([0.0, 100.0]), rtol=1e-3, atol=1e-3, max_steps=20_000)
     assert int(lost.status) == STIFF
     assert int(lost.steps) + int(lost.rejected) == 5000
-    slow = oc.integrate(forced(1e3), start, np.array([0.0, 5.0]), rtol=1e-3, atol=1e-3, max_steps=20_000)
+    slow = oc.integrate(forced(1e3), start, np.array([0.0, 5.0]), rtol=1e-3, atol=1e-3, max_steps=4000)
     assert slow.success
-    assert int(slow.steps) > 1000
+    assert int(slow.steps) > 1100  # it was asked
     # accuracy, not stability, asks for many steps
     many = oc.integrate(rotation, (np.array([1.0, 0.0]),), np.array([0.0, 500.0]), rtol=TINY, atol=1e-9, max_steps=1500)
     assert int(many.status) == TOO_MANY_STEPS

@@ -314,3 +314,13 @@ def test_quick_coloured_noise_is_white(xp64: Library) -> None:
     run = oc.simulate_sde(xp64.tree(circuit), xp64.array(z), times, noise=oc.ColouredNoise(0.1, taus), **given)
     for one, two in zip(numpy_tree(run.state), numpy_tree(white.state), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-3)
+
+
+def test_the_trajectory_says_when_and_in_how_many_steps(xp: Library) -> None:
+    """The times that were given, and substeps in every interval, none of which is rejected: integers."""
+    times = xp.array([0.5, 0.6, 0.8])
+    run = oc.integrate_sde(decay, (xp.array([1.0]),), times, noise=NOISE, seed=1, substeps=5)
+    np.testing.assert_array_equal(numpy_tree(run.times), numpy_tree(times))
+    assert (int(run.steps), int(run.rejected)) == (10, 0)
+    assert "int" in str(run.steps.dtype)
+    assert "int" in str(run.rejected.dtype)
