@@ -468,7 +468,7 @@ def test_steps_of_the_motion_are_those_of_shampine_and_reichelt() -> None:
     circuit, z, state = small_circuit(2, seed=1, scale=0.3)
     circuit = circuit._replace(tau_y=np.full(2, 0.002), tau_a=np.full(2, 0.003))
     tau = np.array([0.002, 0.002, 0.003, 0.003])
-    advance = kernel_for(Motion, np)(np, "main", circuit, z, tau, np.full(4, 1e-3), _D, _E)[0]
+    advance = kernel_for(Motion, np)(np, "main", circuit, z, tau, np.full(4, 1e-3), _D, _E)[1]
 
     def field(x: np.ndarray) -> np.ndarray:
         return np.concatenate(oc.vector_field(circuit, oc.State(x[:2], x[2:]), z))
