@@ -49,6 +49,7 @@ ADAPTERS = {
     "checkpoint",
     "checkpoint_files",
     "cli",
+    "cognitive",
     "cupy",
     "datasets",
     "documentation",

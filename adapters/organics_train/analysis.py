@@ -141,6 +141,7 @@ def newton(net: Net, x: Array, state: Array) -> Array | None:
     return None
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a circuit without an attractor may go anywhere
 def fixed_points(net: Net, x: Array, starts: Array, box: tuple[Array, Array], steps: int = 3000) -> dict[str, Any]:
     """The fixed points (F, d) under a constant input, within a box, that are found from some states (S, d).
 
@@ -149,12 +150,11 @@ def fixed_points(net: Net, x: Array, starts: Array, box: tuple[Array, Array], st
     each, and ``unsettled`` how many came to none.
     """
     inputs, moving = np.tile(x, (len(starts), 1)), starts
-    with np.errstate(over="ignore", invalid="ignore"):  # a circuit without an attractor may go anywhere
-        for _ in range(steps):
-            change = net.step(moving, inputs) - moving
-            moving = moving + 0.1 * change
-            if not np.max(np.abs(change)) > 1e-8:
-                break
+    for _ in range(steps):
+        change = net.step(moving, inputs) - moving
+        moving = moving + 0.1 * change
+        if not np.max(np.abs(change)) > 1e-8:
+            break
     found: list[Array] = []
     reached: list[int] = []
     settled = 0
@@ -380,8 +380,8 @@ def draw(found: dict[str, Any]) -> bytes:
                 at = (np.stack(here) - center) @ directions.T
                 what = "fixed point, stable" if stable else "fixed point, unstable"
                 handles += ax.plot(*at.T, "D", ms=6, mfc=fill, mec=INK, mew=1.2, zorder=6, label=what)
-        of = "y" if config.model == "organics" else "h"
-        ax.set(xlabel=ax.get_xlabel().replace("y", of), ylabel=ax.get_ylabel().replace("y", of))
+        of = "of y" if config.model == "organics" else "of h"
+        ax.set(xlabel=ax.get_xlabel().replace("of y", of), ylabel=ax.get_ylabel().replace("of y", of))
         ax.set_title("Trials and their means")
         ax.legend(handles=handles, title="Right action")
         ax = axes[0, 1]
