@@ -314,7 +314,7 @@ def record(found: dict[str, Any]) -> dict[str, Any]:
     inputs = [
         i | {"points": [{k: v for k, v in p.items() if k not in skipped} for p in i["points"]]} for i in found["inputs"]
     ]
-    ends = {n: {p: v for p, v in s.items() if p != "time"} for n, s in found["selectivity"].items()}
+    ends = {n: {p: np.round(v, 4) for p, v in s.items() if p != "time"} for n, s in found["selectivity"].items()}
     return {"task": found["config"].task, "model": found["config"].model, "inputs": inputs, "selectivity": ends}
 
 
