@@ -185,8 +185,9 @@ def test_rows_of_cognitive_tasks(fake, invoke, tmp_path, monkeypatch):
     assert (folder / "analysis.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((folder / "analysis.json").read_text())
     assert {given["period"] for given in found["inputs"]} == {"stimulus", "delay", "decision"}
-    stimuli = [given["input"] for given in found["inputs"] if given["period"] == "stimulus"]
-    assert stimuli == [[0, 1, 0], [0, 0, 1]]  # one for each right action
+    stimuli = [(given["given"], given["input"]) for given in found["inputs"] if given["period"] == "stimulus"]
+    assert stimuli == [({"right action": 1}, [0, 1, 0]), ({"right action": 2}, [0, 0, 1])]
+    assert [given["given"] for given in found["inputs"] if given["period"] != "stimulus"] == [{}, {}]
     assert found["selectivity"].keys() <= {"right action", "choice", "delay", "noise"}  # kind divides them as the first
     again = invoke(*arguments)
     assert again.exit_code == 0

@@ -221,11 +221,11 @@ def analyse(folder: Path) -> dict[str, Any]:
     classes = trials.y.ndim == 2
     labels: dict[str, Array] = {}
     variables = {name: [c.get(name) for c in trials.conditions] for name in trials.conditions[0]}
-    given = {
+    actions = {
         "right action": trials.y[:, -1] if classes else trials.y[:, -1, -1],
         "choice": answers.argmax(-1) if classes else answers[:, -1],
     }
-    for name, values in {**given, **variables}.items():
+    for name, values in {**actions, **variables}.items():
         label = groups(values)
         if label is not None and not any(name != "choice" and _same(label, other) for other in labels.values()):
             labels[name] = label
@@ -244,12 +244,12 @@ def analyse(folder: Path) -> dict[str, Any]:
         ends = states[rows, lasts]
         for name, label in labels.items():
             selectivity[name][period] = explained(ends[:, : net.units], label)
-        inside = [x[k, own[period][0] : own[period][1]].mean(axis=0) for k, own in enumerate(trials.periods)]
-        for where, mask in _inputs(np.stack(inside), labels.get("right action")):
-            drive = np.stack(inside)[mask].mean(axis=0)
+        inside = np.stack([x[k, slice(*own[period])].mean(axis=0) for k, own in enumerate(trials.periods)])
+        for given, mask in _inputs(inside, labels):
+            drive = inside[mask].mean(axis=0)
             starts = ends[mask][:STARTS]
             found = fixed_points(net, drive, starts, box)
-            here = {"period": period, "right action": where, "input": drive, "starts": len(starts)}
+            here = {"period": period, "given": given, "input": drive, "starts": len(starts)}
             pairs = zip(found["points"], found["reached"], strict=True)
             points = [_point(net, drive, point, classes) | {"reached": reached} for point, reached in pairs]
             inputs.append(here | {"unsettled": found["unsettled"], "points": points})
@@ -288,13 +288,24 @@ def _same(a: Array, b: Array) -> bool:
     return len({*zip(a, b, strict=True)}) == len(np.unique(a)) == len(np.unique(b))
 
 
-def _inputs(means: Array, right: Array | None) -> list[tuple[int | None, Array]]:
-    """Right action and trials of each mean input: of one per right action where these differ, by more than 0.05."""
-    masks = [] if right is None else [(int(label), right == label) for label in np.unique(right)]
-    centers = np.stack([means[mask].mean(axis=0) for _, mask in masks]) if masks else means[:1]
-    if np.ptp(centers, axis=0).max() > 0.05:
-        return list(masks)
-    return [(None, np.full(len(means), True))]
+def _inputs(means: Array, labels: dict[str, Array]) -> list[tuple[dict[str, int], Array]]:
+    """The trials (N,) of each kind of input (N, k), told by the variables that move its mean by more than 0.05.
+
+    By the first of these alone where all would make more than twelve kinds.
+    """
+    moving = {
+        name: label
+        for name, label in labels.items()
+        if name != "choice"
+        and np.ptp([means[label == value].mean(axis=0) for value in np.unique(label)], axis=0).max() > 0.05
+    }
+    for count in (len(moving), 1):
+        names = list(moving)[:count]
+        kinds = np.stack([np.zeros(len(means), dtype=int), *(moving[name] for name in names)], axis=-1)
+        found = np.unique(kinds, axis=0)
+        if len(found) <= 12:
+            break
+    return [(dict(zip(names, kind[1:].tolist(), strict=True)), np.all(kinds == kind, axis=-1)) for kind in found]
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
@@ -331,10 +342,10 @@ def print_analysis(found: dict[str, Any]) -> None:
         return made
 
     console = Console()
-    columns = ("period", "right", "reached by", "largest Re λ", "largest |λ|", "output")
+    columns = ("period", "given", "reached by", "largest Re λ", "largest |λ|", "output")
     points = table("Fixed points at mean inputs, of the circuit (Re λ) and of its steps (|λ|)", *columns)
     for i in found["inputs"]:
-        given = i["period"], "all" if i["right action"] is None else str(i["right action"])
+        given = i["period"], ", ".join(f"{name} {value}" for name, value in i["given"].items())
         for p in i["points"]:
             output = str(p["output"] if isinstance(p["output"], int) else np.round(p["output"], 2))
             rate, radius = (
