@@ -19,7 +19,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 import organics_core as oc  # noqa: E402
 from organics_train import Config, analysis, cli, cognitive, datasets, load_dataset, reproduce, tables  # noqa: E402
-from organics_train.analysis import Net, explained, fixed_points, groups, newton  # noqa: E402
+from organics_train.analysis import Net, explained, fixed_points, groups, settle  # noqa: E402
 
 real = pytest.mark.skipif(
     find_spec("neurogym") is None, reason=f"{ELSEWHERE}NeuroGym takes older numpy: nox -s neurogym"
@@ -244,7 +244,7 @@ def test_fixed_points_of_a_bistable_map():
     assert [found["reached"][k] for k in order] == [1, 0, 2]
     assert found["unsettled"] == 0
     assert np.allclose(net.jacobian(zero, zero), 2.0)
-    assert newton(Net(1, zero, lambda s, x: s + 1.0, lambda units: units, None), zero, zero) is None
+    assert settle(Net(1, zero, lambda s, x: s + 1.0, lambda units: units, None), zero, zero) is None
 
 
 def test_explained_variance_and_groups():

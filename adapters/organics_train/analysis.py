@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import itertools
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ from .loop import MODEL, make_learner
 Array = np.ndarray[Any, Any]
 ANALYSIS, PICTURE = "analysis.json", "analysis.png"
 ANALYSED = ("organics", "gru")
-STARTS = 8
+STARTS = 4
 """Trials of each input from whose states fixed points are looked for."""
 SELECTIVE = 0.1
 """Share of a unit's variance from which on it is called selective."""
@@ -114,66 +114,54 @@ def read(folder: Path) -> tuple[Config, Net]:
     return config, Net(layer.hidden_size, start, step, lambda units: units @ readout[0].T + readout[1], prove)
 
 
-def newton(net: Net, x: Array, state: Array) -> Array | None:
-    """The fixed point under a constant input that Newton's method comes to, in shorter steps where it must, or None."""
+def settle(net: Net, x: Array, state: Array, delay: float = 1.0) -> Array | None:
+    """The fixed point to which the circuit leads from a state under a constant input, or None.
 
-    def off(at: Array) -> Array:
-        return np.asarray(net.step(at[None], x[None])[0] - at)
-
-    now = off(state)
-    for _ in range(50):
-        size = np.max(np.abs(now))
+    Implicit Euler steps, which begin with ``delay`` steps of the net and lengthen as
+    the motion slows (pseudo-transient continuation): in the end Newton's method.
+    From ``delay=inf`` it is that throughout, and finds what repels, too.
+    """
+    motion = net.step(state[None], x[None])[0] - state
+    for _ in range(100):
+        size = np.linalg.norm(motion)
         if not np.isfinite(size):
             return None
-        if size <= 1e-9 * (1 + np.max(np.abs(state))):
+        if np.max(np.abs(motion)) <= 1e-9 * (1 + np.max(np.abs(state))):
             return state
+        here = (1 + 1 / delay) * np.eye(len(state)) - net.jacobian(state, x)
         try:
-            move = np.linalg.solve(np.eye(len(state)) - net.jacobian(state, x), now)
+            state = state + np.linalg.solve(here, motion)
         except np.linalg.LinAlgError:
             return None
-        for share in 0.5 ** np.arange(8):
-            there = off(state + share * move)
-            if np.linalg.norm(there) < (1 - 0.1 * share) * np.linalg.norm(now):
-                break
-        else:
-            return None
-        state, now = state + share * move, there
+        motion = net.step(state[None], x[None])[0] - state
+        delay = max(0.5, 1.1 * delay * float(np.clip(size / np.linalg.norm(motion), 0.5, 2.0)))
     return None
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a circuit without an attractor may go anywhere
-def fixed_points(net: Net, x: Array, starts: Array, box: tuple[Array, Array], steps: int = 3000) -> dict[str, Any]:
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a circuit without an attractor may go anywhere
+def fixed_points(net: Net, x: Array, starts: Array, box: tuple[Array, Array]) -> dict[str, Any]:
     """The fixed points (F, d) under a constant input, within a box, that are found from some states (S, d).
 
-    From each state itself, which also finds those that repel, and from where the
-    circuit takes it, in so many steps of a tenth: ``reached`` says how many come to
-    each, and ``unsettled`` how many came to none.
+    From each state by the circuit's own course, where ``reached`` says how many come
+    to each and ``unsettled`` how many to none; and by Newton's method, which finds
+    those that repel, too.
     """
-    inputs, moving = np.tile(x, (len(starts), 1)), starts
-    for _ in range(steps):
-        change = net.step(moving, inputs) - moving
-        moving = moving + 0.1 * change
-        if not np.max(np.abs(change)) > 1e-8:
-            break
     found: list[Array] = []
     reached: list[int] = []
-    settled = 0
-    for at, own in itertools.chain(((s, True) for s in moving), ((s, False) for s in starts)):
-        point = newton(net, x, at)
-        if point is None:
-            continue
-        own = own and bool(np.max(np.abs(point - at)) < 1e-3 * (1 + np.max(np.abs(at))))
-        if not own and not np.all((point >= box[0]) & (point <= box[1])):
-            continue
-        settled += own
-        for k, other in enumerate(found):
-            if np.max(np.abs(point - other)) < 1e-5 * (1 + np.max(np.abs(other))):
-                reached[k] += own
-                break
-        else:
-            found.append(point)
-            reached.append(own)
-    return {"points": found, "reached": reached, "unsettled": len(starts) - settled}
+    for delay in (1.0, math.inf):
+        for start in starts:
+            point = settle(net, x, start, delay)
+            if point is None or not np.all((point >= box[0]) & (point <= box[1])):
+                continue
+            own = math.isfinite(delay)
+            for k, other in enumerate(found):
+                if np.max(np.abs(point - other)) < 1e-5 * (1 + np.max(np.abs(other))):
+                    reached[k] += own
+                    break
+            else:
+                found.append(point)
+                reached.append(int(own))
+    return {"points": found, "reached": reached, "unsettled": len(starts) - sum(reached)}
 
 
 def groups(values: Any) -> Array | None:

@@ -18,7 +18,7 @@ TEN: dict[str, dict[str, Any]] = {
     "ContextDecisionMaking-v0": {"criterion": 0.90, "task_options": {"use_expl_context": True}},
     "MultiSensoryIntegration-v0": {"criterion": 0.90},
     "DelayMatchSample-v0": {"criterion": 0.95},
-    "DelayMatchCategory-v0": {"criterion": 0.95},
+    "DelayMatchCategory-v0": {"criterion": 0.95, "task_options": {"dim_ring": 8}},  # of 2 both categories look alike
     "DelayPairedAssociation-v0": {"criterion": 0.95},
     "DelayComparison-v0": {"criterion": 0.95},
     "GoNogo-v0": {"criterion": 0.95},
