@@ -235,7 +235,7 @@ def test_the_analysed_net_is_the_trained_one(fake, tmp_path, model):
 
 def test_fixed_points_of_a_bistable_map():
     """s = tanh(2 s) has three: two that attract, at which each side ends, and zero, which Newton's method finds."""
-    net = Net(1, np.zeros(1), lambda s, x: np.tanh(2 * s + x), lambda units: units, None)
+    net = Net(1, np.zeros(1), lambda s, x: np.tanh(2 * s + x), lambda units: units, np.inf, None)
     zero = np.zeros(1)
     root = 0.9575040240772687  # of s = tanh(2 s), by mpmath.findroot
     found = fixed_points(net, zero, np.array([[0.5], [0.01], [-0.9]]), (-2 * np.ones(1), 2 * np.ones(1)))
@@ -244,7 +244,7 @@ def test_fixed_points_of_a_bistable_map():
     assert [found["reached"][k] for k in order] == [1, 0, 2]
     assert found["unsettled"] == 0
     assert np.allclose(net.jacobian(zero, zero), 2.0)
-    assert settle(Net(1, zero, lambda s, x: s + 1.0, lambda units: units, None), zero, zero) is None
+    assert settle(Net(1, zero, lambda s, x: s + 1.0, lambda units: units, np.inf, None), zero, zero) is None
 
 
 def test_explained_variance_and_groups():

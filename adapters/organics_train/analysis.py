@@ -40,6 +40,8 @@ class Net(NamedTuple):
         From states (B, d) and inputs (B, k) to the next states.
     readout : callable
         From units (..., n) to outputs.
+    bound : float
+        No state has larger entries: 1 of a GRU.
     prove : callable or None
         From a constant input (k,) and a state near a fixed point to its
         :class:`organics_core.CellProof`.
@@ -49,6 +51,7 @@ class Net(NamedTuple):
     start: Array
     step: Callable[[Array, Array], Array]
     readout: Callable[[Array], Array]
+    bound: float
     prove: Callable[[Array, Array], oc.CellProof] | None
 
     def run(self, x: Array) -> Array:
@@ -91,8 +94,9 @@ def read(folder: Path) -> tuple[Config, Net]:
     layer, readout = model.layer, [p.detach().numpy() for p in (model.readout.weight, model.readout.bias)]
     if layer.num_layers > 1 or layer.bidirectional or (config.model == "organics" and layer.bias):
         raise ValueError(f"nets of one layer, one direction and without biases are analysed, {folder} holds another")
-    prove = None
+    bound, prove = math.inf, None
     if config.model == "gru":
+        bound = 1.0
 
         def step(states: Array, x: Array) -> Array:
             with torch.no_grad():
@@ -111,7 +115,7 @@ def read(folder: Path) -> tuple[Config, Net]:
         def prove(x: Array, state: Array) -> oc.CellProof:
             return oc.prove_cell(p, x, start=oc.CellState(*np.split(state, 4)), **options)
 
-    return config, Net(layer.hidden_size, start, step, lambda units: units @ readout[0].T + readout[1], prove)
+    return config, Net(layer.hidden_size, start, step, lambda units: units @ readout[0].T + readout[1], bound, prove)
 
 
 def settle(net: Net, x: Array, state: Array, delay: float = 1.0) -> Array | None:
@@ -140,20 +144,21 @@ def settle(net: Net, x: Array, state: Array, delay: float = 1.0) -> Array | None
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a circuit without an attractor may go anywhere
 def fixed_points(net: Net, x: Array, starts: Array, box: tuple[Array, Array]) -> dict[str, Any]:
-    """The fixed points (F, d) under a constant input, within a box, that are found from some states (S, d).
+    """The fixed points (F, d) under a constant input that are found from some states (S, d).
 
     From each state by the circuit's own course, where ``reached`` says how many come
     to each and ``unsettled`` how many to none; and by Newton's method, which finds
-    those that repel, too.
+    those that repel, too, of which those within a box are kept.
     """
     found: list[Array] = []
     reached: list[int] = []
     for delay in (1.0, math.inf):
         for start in starts:
             point = settle(net, x, start, delay)
-            if point is None or not np.all((point >= box[0]) & (point <= box[1])):
-                continue
             own = math.isfinite(delay)
+            low, high = (-net.bound, net.bound) if own else box
+            if point is None or not np.all((point >= low) & (point <= high)):
+                continue
             for k, other in enumerate(found):
                 if np.max(np.abs(point - other)) < 1e-5 * (1 + np.max(np.abs(other))):
                     reached[k] += own
