@@ -222,6 +222,8 @@ def analyse(folder: Path) -> dict[str, Any]:
         label = groups(values)
         if label is not None and not any(name != "choice" and _same(label, other) for other in labels.values()):
             labels[name] = label
+    if not labels:
+        raise ValueError(f"the trials of {config.task} are all alike: there is nothing to be selective for")
     rows = np.arange(len(x))
     low, high = states.min(axis=(0, 1)), states.max(axis=(0, 1))
     box = low - 0.5 * (high - low), high + 0.5 * (high - low)
@@ -368,7 +370,7 @@ def draw(found: dict[str, Any]) -> bytes:
 
     units, labels = found["units"], found["labels"]
     points = [point for given in found["inputs"] for point in given["points"]]
-    shown = labels.get("right action", labels["choice"] if "choice" in labels else np.zeros(len(units)))
+    shown = labels.get("right action", np.zeros(len(units)))
     config = found["config"]
     with style():
         figure, axes = new_figure(2, 2, (12.5, 9.5))
