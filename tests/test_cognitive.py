@@ -265,6 +265,21 @@ def test_explained_variance_and_groups():
     assert groups([f"{k}" for k in range(9)]) is None
 
 
+def test_inputs_are_told_apart_by_what_moves_them():
+    """Not by the choice, nor by what is alike; by the first variable alone where there would be more than twelve."""
+    a, b, c = (labels.ravel() for labels in np.meshgrid([0, 1], [4, 7], np.arange(5), indexing="ij"))
+    means = np.stack([a * 1.0, b * 0.1, 0.001 * c], axis=-1)
+    labels = {"choice": a, "a": a, "b": b, "c": c}
+    found = analysis._inputs(means, labels)
+    assert [given for given, _ in found] == [{"a": i, "b": j} for i in (0, 1) for j in (4, 7)]
+    assert np.array_equal(np.stack([mask for _, mask in found]).sum(0), np.ones(20))
+    assert all(np.all(a[mask] == given["a"]) and np.all(b[mask] == given["b"]) for given, mask in found)
+    assert [given for given, _ in analysis._inputs(means + c[:, None], labels)] == [{"a": 0}, {"a": 1}]
+    ((given, mask),) = analysis._inputs(0 * means, labels)
+    assert given == {}
+    assert mask.all()
+
+
 @pytest.mark.library("torch")
 def test_runs_that_cannot_be_analysed(fake, invoke, tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
