@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from support import ELSEWHERE
+from support import ELSEWHERE, ROOT
 
 typer = pytest.importorskip("typer", reason="typer is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
@@ -20,6 +22,7 @@ from typer.testing import CliRunner  # noqa: E402
 import organics_core as oc  # noqa: E402
 from organics_train import Config, analysis, cli, cognitive, datasets, load_dataset, reproduce, tables  # noqa: E402
 from organics_train.analysis import Net, explained, fixed_points, groups, settle  # noqa: E402
+from organics_train.config import completed  # noqa: E402
 
 real = pytest.mark.skipif(
     find_spec("neurogym") is None, reason=f"{ELSEWHERE}NeuroGym takes older numpy: nox -s neurogym"
@@ -145,6 +148,18 @@ def test_settings_of_the_ten():
     assert len(reproduce.COGNITIVE) == 20
 
 
+@pytest.mark.parametrize("name", reproduce.COGNITIVE)
+def test_rows_are_those_of_the_records(name, invoke, monkeypatch):
+    record = json.loads((ROOT / "benchmarks" / "results" / "train" / "cognitive" / name / "results.json").read_text())
+    config = reproduce.config_of(name)
+    monkeypatch.setattr(cli, "_train", lambda *run, **options: got.append(run))
+    got: list = []
+    assert invoke(*shlex.split(record["command"])[1:]).exit_code == 0
+    assert got == [(config, Path("FOLDER"))]
+    assert completed(record["config"]) == config.asdict()
+    assert record["command"] == reproduce.train_command(config, Path("FOLDER"))
+
+
 @pytest.mark.library("torch")
 def test_training_stops_at_the_criterion(fake, tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
@@ -242,7 +257,6 @@ def test_fixed_points_of_a_bistable_map():
     order = np.argsort(np.concatenate(found["points"]))
     assert np.allclose(np.concatenate(found["points"])[order], [-root, 0, root], atol=1e-9)
     assert [found["reached"][k] for k in order] == [1, 0, 2]
-    assert found["unsettled"] == 0
     assert np.allclose(net.jacobian(zero, zero), 2.0)
     assert settle(Net(1, zero, lambda s, x: s + 1.0, lambda units: units, np.inf, None), zero, zero) is None
 

@@ -147,7 +147,7 @@ def fixed_points(net: Net, x: Array, starts: Array, box: tuple[Array, Array]) ->
     """The fixed points (F, d) under a constant input that are found from some states (S, d).
 
     From each state by the circuit's own course, where ``reached`` says how many come
-    to each and ``unsettled`` how many to none; and by Newton's method, which finds
+    to each; and by Newton's method, which finds
     those that repel, too, of which those within a box are kept.
     """
     found: list[Array] = []
@@ -166,7 +166,7 @@ def fixed_points(net: Net, x: Array, starts: Array, box: tuple[Array, Array]) ->
             else:
                 found.append(point)
                 reached.append(int(own))
-    return {"points": found, "reached": reached, "unsettled": len(starts) - sum(reached)}
+    return {"points": found, "reached": reached}
 
 
 def groups(values: Any) -> Array | None:
@@ -247,7 +247,10 @@ def analyse(folder: Path) -> dict[str, Any]:
             here = {"period": period, "given": given, "input": drive, "starts": len(starts)}
             pairs = zip(found["points"], found["reached"], strict=True)
             points = [_point(net, drive, point, classes) | {"reached": reached} for point, reached in pairs]
-            inputs.append(here | {"unsettled": found["unsettled"], "points": points})
+            for point in points:
+                if point["rate"] >= 0:  # long implicit steps may end at one that the circuit does not settle at
+                    point["reached"] = 0
+            inputs.append(here | {"unsettled": len(starts) - sum(p["reached"] for p in points), "points": points})
     return {
         "config": config,
         "units": units,

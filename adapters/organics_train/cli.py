@@ -66,8 +66,9 @@ def train(
     lr_step: Annotated[int, typer.Option(help="Epochs after which the learning rate falls.")] = 30,
     lr_gamma: Annotated[float, typer.Option(help="By which factor.")] = 0.8,
     schedule: Annotated[
-        Schedule, typer.Option(help="How the learning rate falls; cosine and onecycle end at nothing.")
-    ] = Schedule.step,  # type: ignore[attr-defined]
+        Schedule | None,
+        typer.Option(help="How the learning rate falls; step, on neurogym onecycle, which as cosine ends at nothing."),
+    ] = None,
     warm_up: Annotated[float, typer.Option(help="Part of the run in which it rises, of onecycle.")] = 0.1,
     skip_steps: Annotated[
         int, typer.Option(help="Steps of an epoch left out where loss or gradient is not finite; one more is an error.")
@@ -132,7 +133,7 @@ def train(
                 weight_decay=weight_decay,
                 lr_step=lr_step,
                 lr_gamma=lr_gamma,
-                schedule=str(schedule),
+                schedule=None if schedule is None else str(schedule),
                 warm_up=warm_up,
                 skip_steps=skip_steps,
                 tested=str(tested),

@@ -23,7 +23,7 @@ TEN: dict[str, dict[str, Any]] = {
     "DelayComparison-v0": {"criterion": 0.95},
     "GoNogo-v0": {"criterion": 0.95},
     "IntervalDiscrimination-v0": {"criterion": 0.95},
-    "ReachingDelayResponse-v0": {"criterion": 0.95},
+    "ReachingDelayResponse-v0": {"criterion": 0.95, "epochs": 60, "schedule": "step"},
 }
 """Fields of Config by task: the ten that are tried here."""
 

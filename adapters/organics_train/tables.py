@@ -21,9 +21,7 @@ NOTE = (
 )
 
 
-CRITERION = (
-    "criterion: the accuracy on validation at which training stops; a run of fewer epochs than it had reached it."
-)
+CRITERION = "goal: the accuracy on validation at which training stops; *: reached."
 
 
 class Reported(NamedTuple):
@@ -268,7 +266,6 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         ("Other tasks, test accuracy in %", OTHERS),
     ):
         rows = [] if alone and tasks is not cognitive else rows_of(results, tasks)
-        last = "criterion" if tasks is cognitive else "paper"
         if not rows:
             continue
         table = Table(
@@ -279,18 +276,29 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             collapse_padding=True,
             padding=(0, 1),
         )
-        for name in ("task", "model", "library"):
+        names, last = (("task", "model"), "goal") if tasks is cognitive else (("task", "model", "library"), "paper")
+        for name in names:
             table.add_column(name, no_wrap=True)
         for name in ("units", "weights", "data", "ours", last):
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows:
             done = "-" if row["epochs"] is None else f"{row['epochs']} x {_thousands(row['train_examples'])}"
-            named = [row["task"].removeprefix(PREFIX), _label(row["model"], row["kind"]), row["framework"] or "-"]
+            named = [
+                row["task"].removeprefix(PREFIX).removesuffix("-v0"),
+                _label(row["model"], row["kind"]),
+                row["framework"] or "-",
+            ]
             size = [str(row["hidden"]), "-" if row["parameters"] is None else _thousands(row["parameters"])]
-            table.add_row(*named, *size, done, _text(row["accuracy"], 2), _text(row[last], 1))
+            number = _text(row["paper"], 1)
+            if tasks is cognitive:
+                number = _text(row["criterion"]) + (" *" if row["reached"] else "")
+            table.add_row(*named[: len(names)], *size, done, _text(row["accuracy"], 2), number)
         console.print(table)
     console.print("data: epochs x training examples.", highlight=False)
-    console.print(CRITERION if alone else NOTE, highlight=False)
+    if cognitive:
+        console.print(CRITERION, highlight=False)
+    if not alone:
+        console.print(NOTE, highlight=False)
 
 
 def _label(model: str, kind: str) -> str:
