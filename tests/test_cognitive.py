@@ -169,6 +169,7 @@ def test_training_stops_at_the_criterion(fake, tmp_path):
     results = train(config, tmp_path / "run")
     epochs = [epoch["validation_accuracy"] for epoch in results["epochs"]]
     assert results["criterion_reached"]
+    assert {"torch", "neurogym"} <= results["environment"].keys()
     assert len(epochs) < config.epochs
     assert epochs[-1] >= config.criterion > max(epochs[:-1], default=0)
     again = train(config, tmp_path / "run", resume=True)

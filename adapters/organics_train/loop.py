@@ -33,6 +33,7 @@ import numpy as np
 from organics_core import checks
 
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
+from .cognitive import PREFIX
 from .config import FRAMEWORKS, Config, completed
 from .datasets import Dataset
 from .processes import Processes, alike, joined
@@ -361,7 +362,7 @@ def _train(
         "processes": processes.count,
         "parallel": processes.how,
         "seconds": sum(record["seconds"] for record in records),
-        "environment": environment(config.framework),
+        "environment": environment(config.framework, *(["neurogym"] if config.task.startswith(PREFIX) else [])),
     }
     arrays = learner.parameters()
     if processes.first:
@@ -419,10 +420,10 @@ def input_noise(config: Config, epoch: int, step: int, shape: tuple[int, ...]) -
     return np.float32(config.input_noise) * rng.standard_normal(shape, dtype=np.float32)
 
 
-def environment(framework: str) -> dict[str, Any]:
+def environment(*frameworks: str) -> dict[str, Any]:
     """Versions and machine, as a record holds them."""
     versions = {}
-    for name in ("organics-core", "numpy", framework):
+    for name in ("organics-core", "numpy", *frameworks):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
