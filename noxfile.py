@@ -283,6 +283,14 @@ def explore(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def neurogym(session: nox.Session) -> None:
+    """Cognitive tasks of NeuroGym itself, which takes older numpy and matplotlib than the other sessions have."""
+    install(session, "neurogym", "torch", "cli", more=TESTING)
+    words = ("pytest", "--library", "torch", "--library", "numpy", "--complete", "tests/test_cognitive.py")
+    session.run(*words, *session.posargs, env={**ONE_THREAD, "ORGANICS_NEUROGYM": "1"})
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Speed and memory, as ratios against peers in the same run; writes benchmarks/results/."""
     install(session, "cli", "torch", "jax", "simulators")

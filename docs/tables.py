@@ -323,7 +323,20 @@ def main() -> int:
     (OUT / "notebooks").mkdir(exist_ok=True)
     for page in (ROOT / "docs" / "tutorials").glob("*.md"):
         (OUT / "notebooks" / f"{page.stem}.ipynb").write_text(json.dumps(notebook(page.read_text()), indent=1) + "\n")
-    names = ("", "demo", "simulate", "certify", "agree", "train", "table", "figures", "explore", "sweep")
+    names = (
+        "",
+        "demo",
+        "simulate",
+        "certify",
+        "agree",
+        "train",
+        "table",
+        "reproduce",
+        "analyse",
+        "figures",
+        "explore",
+        "sweep",
+    )
     (OUT / "commands.md").write_text(commands(names))
     return 0
 

@@ -48,6 +48,7 @@ ADAPTERS = {
     "baselines",
     "checkpoint",
     "cli",
+    "cognitive",
     "cupy",
     "datasets",
     "documentation",

@@ -21,6 +21,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "organics_train.cli": {
         "train": "Train a model; leaves a checkpoint, results as JSON and a curve. Gradients are never clipped.",
         "reproduce": "Train the rows of the paper's two tables, and say how far they are from the authors' numbers.",
+        "analyse": "Fixed points, trajectories and selectivity of nets that train taught a cognitive task.",
         "table": "Collect results beside the paper's two tables; with --model, train what is missing first.",
     },
     "organics_figures.cli": {

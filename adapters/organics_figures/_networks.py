@@ -243,9 +243,9 @@ def read(path: Path) -> Given:
         data = config.data()
     else:
         config = Config(**record["config"])
-        if config.task in ("adding", "copy"):
-            raise ValueError(f"{file} was trained on {config.task}; the figures show classifiers of images")
         data = config.data()
+        if data.kind != "classes":
+            raise ValueError(f"{file} was trained on {config.task}; the figures show classifiers of images")
         if any(name.startswith("model") for name in arrays):
             arrays = {name.removeprefix("model"): value for name, value in arrays.items() if name.startswith("model")}
         try:

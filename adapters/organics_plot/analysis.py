@@ -950,9 +950,9 @@ SYMBOLS = {
 }
 
 
-def principal_plane(states: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """States (N, T, n) in the plane of their first two principal axes, (N, T, 2), and what share of the variance
-    each of the two explains, (2,).
+def principal_axes(states: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Mean (n,) of states (N, T, n), their first two principal axes (2, n), and what share of the variance each of the
+    two explains, (2,).
     """
     states = np.asarray(to_numpy(states), dtype=float)
     if states.ndim != 3 or states.shape[-1] < 2:
@@ -961,7 +961,15 @@ def principal_plane(states: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     center = flat.mean(axis=0)
     _, sizes, axes = np.linalg.svd(flat - center, full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2, np.argmax(np.abs(axes[:2]), axis=1)].diagonal())[:, None]
-    return np.asarray((states - center) @ axes.T), sizes[:2] ** 2 / ((sizes**2).sum() or 1.0)
+    return center, axes, sizes[:2] ** 2 / ((sizes**2).sum() or 1.0)
+
+
+def principal_plane(states: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """States (N, T, n) in the plane of their first two principal axes, (N, T, 2), and what share of the variance
+    each of the two explains, (2,).
+    """
+    center, axes, explained = principal_axes(states)
+    return np.asarray((np.asarray(to_numpy(states), dtype=float) - center) @ axes.T), explained
 
 
 def hidden_trajectories(

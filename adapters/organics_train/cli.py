@@ -1,4 +1,4 @@
-"""``organics train``, ``organics table`` and ``organics reproduce``."""
+"""``organics train``, ``organics table``, ``organics reproduce`` and ``organics analyse``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from organics_cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Debug, command, complain, console, write_text
+from organics_core import checks
 
 from .config import FRAMEWORKS, SCHEDULES, TESTED, Config, completed
 from .datasets import TASKS
 from .processes import PARALLEL, ElsewhereError, alike, under_torchrun
 
-Task = StrEnum("Task", {name: name for name in TASKS})  # type: ignore[misc]  # mypy wants the names spelled out
-Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})  # type: ignore[misc]
+Framework = StrEnum("Framework", {name: name for name in FRAMEWORKS})  # type: ignore[misc]  # mypy wants the names spelled out
 Schedule = StrEnum("Schedule", {name: name for name in SCHEDULES})  # type: ignore[misc]
 Tested = StrEnum("Tested", {name: name for name in TESTED})  # type: ignore[misc]
 Parallel = StrEnum("Parallel", {name: name for name in PARALLEL})  # type: ignore[misc]
@@ -35,15 +35,18 @@ OUTPUT = Path("organics-output") / "train"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands ``train``, ``table`` and ``reproduce`` to an app."""
+    """Add the commands ``train``, ``table``, ``reproduce`` and ``analyse`` to an app."""
     app.command()(train)
     app.command()(table)
     app.command()(reproduce)
+    app.command()(analyse)
 
 
 @command
 def train(
-    task: Annotated[Task, typer.Option(metavar="NAME", help=f"What to learn: {', '.join(TASKS)}.")] = Task.digits,  # type: ignore[attr-defined]
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help=f"What to learn: {', '.join(TASKS)}, or neurogym:NAME.")
+    ] = "digits",
     model: Annotated[
         str, typer.Option(help=f"{', '.join(MODELS)}; on mnist organics is organics-static.")
     ] = "organics",
@@ -63,8 +66,9 @@ def train(
     lr_step: Annotated[int, typer.Option(help="Epochs after which the learning rate falls.")] = 30,
     lr_gamma: Annotated[float, typer.Option(help="By which factor.")] = 0.8,
     schedule: Annotated[
-        Schedule, typer.Option(help="How the learning rate falls; cosine and onecycle end at nothing.")
-    ] = Schedule.step,  # type: ignore[attr-defined]
+        Schedule | None,
+        typer.Option(help="How the learning rate falls; step, on neurogym onecycle, which as cosine ends at nothing."),
+    ] = None,
     warm_up: Annotated[float, typer.Option(help="Part of the run in which it rises, of onecycle.")] = 0.1,
     skip_steps: Annotated[
         int, typer.Option(help="Steps of an epoch left out where loss or gradient is not finite; one more is an error.")
@@ -72,6 +76,10 @@ def train(
     tested: Annotated[
         Tested, typer.Option(help="Parameters scored on the test set: of the last epoch, or best on validation.")
     ] = Tested.last,  # type: ignore[attr-defined]
+    criterion: Annotated[
+        float | None,
+        typer.Option(help="Stop at this accuracy on validation; of the ten tasks of NeuroGym each has its own."),
+    ] = None,
     input_noise: Annotated[
         float, typer.Option(help="Standard deviation of Gaussian noise on the training inputs.")
     ] = 0.0,
@@ -79,7 +87,12 @@ def train(
     downsample: Annotated[int, typer.Option(help="MNIST coarser: 2 gives 14 x 14.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
     length: Annotated[int, typer.Option(help="Steps of adding, delay of copy.")] = 100,
-    samples: Annotated[int, typer.Option(help="Training examples of adding and copy.")] = 20_000,
+    samples: Annotated[
+        int | None, typer.Option(help="Training examples of adding and copy, 20000, and of neurogym, 10000.")
+    ] = None,
+    task_option: Annotated[
+        list[str] | None, typer.Option(help="An option of NeuroGym's task, as name=value; repeatable.")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the model, as name=value; repeatable.", show_default=False)
     ] = None,
@@ -109,7 +122,7 @@ def train(
     try:
         with alike():
             config = Config.recommended(
-                str(task),
+                task,
                 model=model,
                 framework=str(framework),
                 hidden=hidden,
@@ -120,16 +133,18 @@ def train(
                 weight_decay=weight_decay,
                 lr_step=lr_step,
                 lr_gamma=lr_gamma,
-                schedule=str(schedule),
+                schedule=None if schedule is None else str(schedule),
                 warm_up=warm_up,
                 skip_steps=skip_steps,
                 tested=str(tested),
+                criterion=criterion,
                 input_noise=input_noise,
                 seed=seed,
                 downsample=downsample,
                 limit=limit,
                 length=length,
                 samples=samples,
+                task_options=dict(parse_option(text) for text in task_option) if task_option else None,
                 options=dict(parse_option(text) for text in option or ()),
                 device=device,
             )
@@ -156,7 +171,7 @@ def table(
         typer.Option(help="Train this model first; repeatable, all for every one.", show_default=False),
     ] = None,
     task: Annotated[
-        list[Task] | None, typer.Option(metavar="NAME", help="On this task, digits by default; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="On this task, digits by default; repeatable.")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="With this seed, 0 by default; repeatable.")] = None,
     framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,  # type: ignore[attr-defined]
@@ -191,7 +206,7 @@ def table(
             "downsample": downsample,
             "limit": limit,
         }
-        for config in grid([str(name) for name in task or ("digits",)], model, seed or [0], str(framework), **shared):
+        for config in grid(task or ["digits"], model, seed or [0], str(framework), **shared):
             folder = output / config.name
             if _is_finished(folder / RESULTS, config):
                 continue
@@ -214,6 +229,9 @@ def reproduce(
     rows: Annotated[
         list[str] | None, typer.Argument(help="Names of rows, see --list; all by default.", show_default=False)
     ] = None,
+    which: Annotated[
+        str, typer.Option("--table", help="Whose rows: paper, or cognitive, ten tasks of NeuroGym beside a GRU.")
+    ] = "paper",
     list_rows: Annotated[
         bool, typer.Option("--list", help="Name the rows and their commands, and train nothing.")
     ] = False,
@@ -239,19 +257,26 @@ def reproduce(
 ) -> None:
     """Train the rows of the paper's two tables, and say how far they are from the authors' numbers.
 
+    With --table cognitive: ten cognitive tasks, each to its criterion, and what the trained nets do.
+
     The same command goes on where it was stopped; a row that is finished is not
     repeated, one that fails is named and left out, and the exit code is 1 then.
     """
     from .loop import RESULTS
-    from .reproduce import ROWS, config_of, epochs_done, train_command
+    from .reproduce import TABLES, config_of, epochs_done, train_command
     from .tables import collect, print_tables, rows_as_json
 
     if under_torchrun().count > 1:
         raise ValueError("reproduce trains in one process: start it without torchrun, or each run by train")
-    place = output / (f"{recipe}-quick" if quick else recipe)
+    checks.one_of("table", which, TABLES)
+    name = recipe if which == "paper" else which
+    place = output / (f"{name}-quick" if quick else name)
+    of_table = TABLES[which]
+    for name in rows or ():
+        checks.one_of("row", name, of_table)
     runs = {
         place / f"{name}-seed{number}": (name, config_of(name, recipe, number, quick=quick, device=device))
-        for name in rows or ROWS
+        for name in rows or of_table
         for number in seed or [0]
     }
     failed = False
@@ -262,8 +287,8 @@ def reproduce(
                 continue
             console().print(f"[bold]{name}[/], seed {config.seed}{': finished' if finished else ''}")
             console().print(f"  {train_command(config, folder)}", soft_wrap=True, markup=False)
-            if ROWS[name].note:
-                console().print(f"  {ROWS[name].note}", soft_wrap=True, markup=False)
+            if of_table[name].note:
+                console().print(f"  {of_table[name].note}", soft_wrap=True, markup=False)
             if list_rows and not estimate:
                 continue
             try:
@@ -271,6 +296,8 @@ def reproduce(
                 if not estimate:
                     _train(config, folder, resume=True, command=train_command(config, folder))
                     console().print(f"  {_distance(folder / RESULTS, config)}", soft_wrap=True)
+                    if which == "cognitive":
+                        _analyse(folder)
             except (FloatingPointError, ValueError, RuntimeError, MemoryError) as error:
                 complain(f"{name}, seed {config.seed}: {error}")
                 failed = True
@@ -287,6 +314,29 @@ def reproduce(
                 console().print(f"{name}, seed {config.seed}: {_distance(folder / RESULTS, config)}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+@command
+def analyse(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Of runs on cognitive tasks; repeatable.")],
+    debug: Debug = False,
+) -> None:
+    """Fixed points, trajectories and selectivity of nets that train taught a cognitive task.
+
+    Prints tables; leaves analysis.json and analysis.png in the folder.
+    """
+    for folder in folders:
+        _analyse(folder)
+
+
+def _analyse(folder: Path) -> None:
+    """The tables of a run, and its analysis in its folder."""
+    from .analysis import analyse as run
+    from .analysis import print_analysis, save
+
+    found = run(folder)
+    print_analysis(found)
+    save(found, folder)
 
 
 def _cost(config: Config, done: int) -> str:
@@ -310,6 +360,10 @@ def _distance(path: Path, config: Config) -> str:
 
     result = json.loads(path.read_text())
     accuracy, number = 100 * result["test_accuracy"], number_of(config, result["hidden"])
+    if config.criterion is not None:
+        reached, epochs = result["criterion_reached"], len(result["epochs"])
+        what = f"the criterion of {100 * config.criterion:g} % on validation"
+        return f"{accuracy:.2f} %; {what} was {'reached after' if reached else 'not reached in'} {epochs} epochs"
     if number is None:
         return f"{accuracy:.2f} % on coarse images, which the authors have no number for"
     gap = accuracy - number.accuracy

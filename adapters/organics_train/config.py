@@ -10,7 +10,8 @@ from typing import Any
 from organics_core import checks
 from organics_core.cell import rates_for
 
-from .datasets import TASKS, Dataset, load_dataset
+from .cognitive import PREFIX, TEN
+from .datasets import Dataset, check_task, load_dataset
 
 FRAMEWORKS = ("torch", "jax")
 SCHEDULES = ("step", "cosine", "onecycle")
@@ -18,9 +19,18 @@ TESTED = ("last", "best")
 
 DEFAULT_HIDDEN = 64
 # What a task wants other than the defaults of Config.
+COGNITIVE: dict[str, Any] = {
+    "epochs": 20,
+    "batch_size": 64,
+    "learning_rate": 0.003,
+    "schedule": "onecycle",
+    "samples": 10_000,
+    "options": {"recurrent": "spectral"},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 60, "batch_size": 64},
     "mnist": {"epochs": 30, "hidden": 120, "learning_rate": 0.001},
+    **{PREFIX + name: COGNITIVE | own for name, own in TEN.items()},
 }
 
 
@@ -31,7 +41,7 @@ class Config:
     Attributes
     ----------
     task : str
-        One of ``TASKS``.
+        One of ``TASKS``, or ``"neurogym:NAME"``.
     model : str
         A name of ``organics_baselines.MODELS``; jax has ``"organics"`` and
         ``"organics-static"`` only. ``"organics"`` on the static task
@@ -60,12 +70,15 @@ class Config:
     tested : {"last", "best"}
         Which parameters are scored on the test set: those after the last epoch,
         or after the first of the epochs with the best validation accuracy.
+    criterion : float, optional
+        Training ends after the first epoch with at least this accuracy on
+        validation.
     input_noise : float
         Standard deviation of the Gaussian noise added to the training inputs; an
         autoencoder is still to give the clean ones.
     seed : int
         Of the initialization, of the order of the batches and of the noise.
-    downsample, limit, length, samples
+    downsample, limit, length, samples, task_options
         Of the data; see :func:`organics_train.load_dataset`.
     options : dict
         Of the model.
@@ -93,17 +106,19 @@ class Config:
     warm_up: float = 0.1
     skip_steps: int = 0
     tested: str = "last"
+    criterion: float | None = None
     input_noise: float = 0.0
     seed: int = 0
     downsample: int = 1
     limit: int | None = None
     length: int = 100
     samples: int = 20_000
+    task_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        checks.one_of("task", self.task, TASKS)
+        check_task(self.task)
         checks.one_of("framework", self.framework, FRAMEWORKS)
         checks.one_of("schedule", self.schedule, SCHEDULES)
         checks.one_of("tested", self.tested, TESTED)
@@ -120,6 +135,10 @@ class Config:
             checks.positive_number(name, getattr(self, name))
         if not (checks.is_number(self.warm_up) and 0 <= self.warm_up < 1):
             raise ValueError(f"warm_up must be a part of the run, at least 0 and below 1, got {self.warm_up!r}")
+        if self.criterion is not None and not (checks.is_number(self.criterion) and 0 < self.criterion <= 1):
+            raise ValueError(f"criterion must be a part of the trials, above 0 and at most 1, got {self.criterion!r}")
+        if self.task_options and not self.task.startswith(PREFIX):
+            raise ValueError(f"task options are for tasks of NeuroGym, not for {self.task!r}")
         for name in ("weight_decay", "input_noise"):
             if not (checks.is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
@@ -132,9 +151,12 @@ class Config:
     def recommended(cls, task: str, **given: Any) -> Config:
         """A run with the recommended settings of the task, except those that are given and not None."""
         chosen = {name: value for name, value in given.items() if value is not None}
-        recipe = dict(RECIPES.get(task, {}))
+        recipe = dict(RECIPES.get(task, COGNITIVE if str(task).startswith(PREFIX) else {}))
         if "parameters" in chosen:
             recipe.pop("hidden", None)
+        options = recipe.pop("options", {})
+        if options and chosen.get("model", cls.model) == "organics":
+            chosen["options"] = options | chosen.get("options", {})
         return cls(**{"task": task, **recipe, **chosen})
 
     @property
@@ -146,12 +168,17 @@ class Config:
     def name(self) -> str:
         """Of the run's folder, by default."""
         coarse = f"-{self.downsample}" if self.downsample > 1 else ""
-        return f"{self.task}{coarse}-{self.resolved_model}-{self.framework}-seed{self.seed}"
+        return f"{self.task.replace(':', '-')}{coarse}-{self.resolved_model}-{self.framework}-seed{self.seed}"
 
     def data(self) -> Dataset:
         """The data of the run."""
         return load_dataset(
-            self.task, downsample=self.downsample, limit=self.limit, length=self.length, samples=self.samples
+            self.task,
+            downsample=self.downsample,
+            limit=self.limit,
+            length=self.length,
+            samples=self.samples,
+            task_options=self.task_options,
         )
 
     def hidden_size(self, count: Callable[[int], int]) -> int:

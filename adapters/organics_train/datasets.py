@@ -25,11 +25,15 @@ import numpy as np
 
 from organics_core import checks
 
+from .cognitive import PREFIX, make_parts
+
 Array = np.ndarray[Any, Any]
 
 TASKS = ("digits", "mnist", "smnist", "psmnist", "rowmnist", "adding", "copy")
 MNIST_SPLIT = (57_000, 3_000, 10_000)
 DIGITS_SPLIT = (1_257, 180, 360)
+TRIALS = (1_000, 1_000)
+"""Of NeuroGym, for validation and test."""
 PERMUTATION_SEED = 0
 
 MIRRORS = (
@@ -59,12 +63,13 @@ class Dataset(NamedTuple):
     x_train, x_validation, x_test : float32 arrays (N, T, k)
     y_train, y_validation, y_test : arrays
         Integer classes (N,) for ``kind="classes"``, integer classes of every
-        step (N, T) for ``"steps"``, float32 numbers (N,) for ``"number"``.
-    kind : {"classes", "steps", "number"}
+        step (N, T) for ``"steps"``, float32 numbers (N,) for ``"number"`` or of
+        every step (N, T, outputs) for ``"numbers"``.
+    kind : {"classes", "steps", "number", "numbers"}
     outputs : int
-        What the readout has: the number of classes, or 1.
+        What the readout has: the number of classes, or of numbers.
     scored_steps : int
-        For ``"steps"``: accuracy is counted over the last so many steps.
+        With targets of every step: accuracy is counted over the last so many.
     """
 
     name: str
@@ -77,6 +82,11 @@ class Dataset(NamedTuple):
     kind: str
     outputs: int
     scored_steps: int = 0
+
+    @property
+    def every_step(self) -> bool:
+        """Whether there is a target at every step."""
+        return self.kind in ("steps", "numbers")
 
     @property
     def steps(self) -> int:
@@ -97,6 +107,7 @@ def load_dataset(
     length: int = 100,
     samples: int = 20_000,
     data_seed: int = 0,
+    task_options: dict[str, Any] | None = None,
 ) -> Dataset:
     """The data of one task.
 
@@ -106,7 +117,8 @@ def load_dataset(
         ``"digits"``, scikit-learn's 8 x 8 digits, one row per step;
         ``"mnist"``, the whole image in one step; ``"rowmnist"``, one row per
         step; ``"smnist"``, one pixel per step; ``"psmnist"``, the pixels in a
-        fixed random order; ``"adding"`` and ``"copy"``, made here.
+        fixed random order; ``"adding"`` and ``"copy"``, made here;
+        ``"neurogym:NAME"``, trials of a task of NeuroGym.
     downsample : int
         Average MNIST over blocks of so many pixels a side: 2 gives 14 x 14.
     limit : int, optional
@@ -114,9 +126,11 @@ def load_dataset(
     length : int
         T of the adding problem, delay of the copying problem.
     samples : int
-        Training examples of the adding and copying problems.
+        Training examples of the adding and copying problems, and trials.
     data_seed : int
-        Of the adding and copying problems.
+        Of the adding and copying problems, and of trials.
+    task_options : dict, optional
+        Of NeuroGym's task.
 
     Returns
     -------
@@ -129,7 +143,7 @@ def load_dataset(
     FileNotFoundError
         Where MNIST is neither on this machine nor to be downloaded.
     ImportError
-        For ``"digits"`` without scikit-learn.
+        For ``"digits"`` without scikit-learn, and for tasks of NeuroGym without it.
 
     Examples
     --------
@@ -137,7 +151,7 @@ def load_dataset(
     >>> data.x_train.shape, data.kind
     ((100, 20, 2), 'number')
     """
-    checks.one_of("task", task, TASKS)
+    check_task(task)
     downsample = checks.positive_integer("downsample", downsample)
     if downsample > 1 and task not in ("mnist", "smnist", "psmnist", "rowmnist"):
         raise ValueError(f"downsample is for the MNIST tasks, not for {task!r}")
@@ -147,12 +161,20 @@ def load_dataset(
         data = _synthetic(task, adding_problem, length, samples, data_seed)
     elif task == "copy":
         data = _synthetic(task, copy_problem, length, samples, data_seed)
+    elif task.startswith(PREFIX):
+        data = _trials(task, task_options or {}, samples, data_seed)
     else:
         data = _mnist(task, downsample)
     if limit is not None:
         limit = checks.positive_integer("limit", limit)
         data = data._replace(x_train=data.x_train[:limit], y_train=data.y_train[:limit])
     return data
+
+
+def check_task(task: str) -> None:
+    """ValueError unless it is one of ``TASKS`` or begins as one of NeuroGym does, which knows its names."""
+    if not (isinstance(task, str) and task.startswith(PREFIX)):
+        checks.one_of("task", task, (*TASKS, f"{PREFIX}NAME"))
 
 
 def adding_problem(seed: int | np.random.Generator, samples: int, length: int) -> tuple[Array, Array]:
@@ -236,6 +258,15 @@ def _synthetic(
     if task == "adding":
         return Dataset(task, *train, *validation, *test, kind="number", outputs=1)
     return Dataset(task, *train, *validation, *test, kind="steps", outputs=10, scored_steps=10)
+
+
+def _trials(task: str, options: dict[str, Any], samples: int, seed: int) -> Dataset:
+    parts = make_parts(task, options, (samples, *TRIALS), seed)
+    x, y = zip(*(part[:2] for part in parts), strict=True)
+    classes = y[0].dtype.kind == "i"
+    outputs = 1 + max(int(part.max()) for part in y) if classes else y[0].shape[-1]
+    kind = "steps" if classes else "numbers"
+    return Dataset(task, x[0], y[0], x[1], y[1], x[2], y[2], kind=kind, outputs=outputs, scored_steps=1)
 
 
 def _digits() -> Dataset:

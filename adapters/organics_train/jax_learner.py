@@ -17,14 +17,14 @@ from .checkpoint import Arrays
 from .config import Config
 from .datasets import Dataset
 from .jax_models import make_model
-from .loop import ADDING_TOLERANCE, Score
+from .loop import TOLERANCE, Score
 
 
 class JaxLearner:
     """An Equinox model, Adam of optax, and the data on the host."""
 
     def __init__(self, config: Config, data: Dataset) -> None:
-        options = {"steps": data.steps, "every_step": data.kind == "steps", **config.model_options(data.steps)}
+        options = {"steps": data.steps, "every_step": data.every_step, **config.model_options(data.steps)}
 
         def build(hidden: int) -> Any:
             key = jax.random.key(config.seed)
@@ -80,9 +80,12 @@ class JaxLearner:
 
     def loss(self, outputs: Any, y: Any) -> tuple[Any, Any]:
         """Loss and accuracy, means over the examples."""
+        if self.kind == "numbers":
+            error = outputs - y
+            return jnp.mean(error**2), jnp.mean(jnp.all(jnp.abs(error[:, -self.scored :]) < TOLERANCE, axis=-1))
         if self.kind == "number":
             error = outputs[:, 0] - y
-            return jnp.mean(error**2), jnp.mean(jnp.abs(error) < ADDING_TOLERANCE)
+            return jnp.mean(error**2), jnp.mean(jnp.abs(error) < TOLERANCE)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), y[..., None], axis=-1)
         right = jnp.argmax(outputs, axis=-1) == y
         return -jnp.mean(chosen), jnp.mean(right[:, -self.scored :] if self.kind == "steps" else right)

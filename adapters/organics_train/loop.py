@@ -33,6 +33,7 @@ import numpy as np
 from organics_core import checks
 
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
+from .cognitive import PREFIX
 from .config import FRAMEWORKS, Config, completed
 from .datasets import Dataset
 from .processes import Processes, alike, joined
@@ -43,7 +44,8 @@ MODEL = "model.safetensors"
 BEST = "best.safetensors"
 RESULTS = "results.json"
 CURVE = "curve.png"
-ADDING_TOLERANCE = 0.04
+TOLERANCE = 0.04
+"""Within which a number is right."""
 
 __all__ = ["FRAMEWORKS", "Learner", "Progress", "Score", "train"]
 
@@ -291,7 +293,7 @@ def _train(
         def stop() -> bool:
             return processes.any(asked())
 
-        while epoch <= config.epochs:
+        while epoch <= config.epochs and not reached(config, records):
             for index in islice(batch_indices(config.seed, epoch, count, config.batch_size), done, None):
                 began = time.perf_counter()
                 noise = input_noise(config, epoch, done + 1, (len(index), *data.x_train.shape[1:]))
@@ -341,7 +343,7 @@ def _train(
                 on_epoch(records[-1])
             if stop():
                 raise KeyboardInterrupt
-    measured, at = "the last epoch", config.epochs
+    measured, at = "the last epoch", len(records)
     if config.tested == "best":
         arrays, best = processes.from_first(lambda: load_checkpoint(folder / BEST))
         learner.load_state(arrays)
@@ -359,6 +361,7 @@ def _train(
         "examples": {"train": count, "validation": len(data.x_validation), "test": len(data.x_test)},
         "steps_per_epoch": steps,
         "epochs": records,
+        "criterion_reached": None if config.criterion is None else reached(config, records),
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "test_diverged": test.diverged,
@@ -369,7 +372,7 @@ def _train(
         "processes": processes.count,
         "parallel": processes.how,
         "seconds": sum(record["seconds"] for record in records),
-        "environment": environment(config.framework),
+        "environment": environment(config.framework, *(["neurogym"] if config.task.startswith(PREFIX) else [])),
     }
     arrays = learner.parameters()
     if processes.first:
@@ -388,6 +391,11 @@ def _restored(path: Path, config: Config, resume: bool) -> tuple[Arrays, dict[st
     restored = load_checkpoint(path)
     _same_run(path, restored[1]["config"], config)
     return restored
+
+
+def reached(config: Config, records: list[dict[str, Any]]) -> bool:
+    """Whether the last epoch came to the criterion, where there is one."""
+    return bool(config.criterion is not None and records and records[-1]["validation_accuracy"] >= config.criterion)
 
 
 def _is_best(records: list[dict[str, Any]]) -> bool:
@@ -422,10 +430,10 @@ def input_noise(config: Config, epoch: int, step: int, shape: tuple[int, ...]) -
     return np.float32(config.input_noise) * rng.standard_normal(shape, dtype=np.float32)
 
 
-def environment(framework: str) -> dict[str, Any]:
+def environment(*frameworks: str) -> dict[str, Any]:
     """Versions and machine, as a record holds them."""
     versions = {}
-    for name in ("organics-core", "numpy", framework):
+    for name in ("organics-core", "numpy", *frameworks):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

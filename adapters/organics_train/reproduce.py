@@ -1,4 +1,4 @@
-"""The rows of the paper's two tables as runs: what they are, by which recipe, their command, and what they will cost.
+"""The rows of the paper's two tables and ten cognitive tasks as runs: what they are, their recipe, command and cost.
 
 As a program, ``python -m organics_train.reproduce CONFIG``, it measures a few steps of a run, in a process of its own.
 """
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from organics_core import checks
 
 from .checkpoint import load_checkpoint
+from .cognitive import PREFIX, TEN
 from .config import Config
 from .loop import CHECKPOINT, make_learner
 from .records import batch_indices
@@ -68,7 +69,14 @@ def _rows() -> dict[str, Row]:
 
 
 ROWS = _rows()
-"""The rows by name."""
+"""The rows of the paper by name."""
+COGNITIVE = {
+    f"{task.removesuffix('-v0')}-{model}": Row(PREFIX + task, model, 64, {})
+    for task in TEN
+    for model in ("organics", "gru")
+}
+"""Ten tasks of NeuroGym; each has its criterion."""
+TABLES = {"paper": ROWS, "cognitive": COGNITIVE}
 
 _SSN = {"epochs": 15, "learning_rate": 0.0003, "lr_step": 5, "lr_gamma": 0.4, "options": {"substeps": 20, "rate": 0.2}}
 _AUTHORS = {"batch_size": 256, "weight_decay": 1e-5, "tested": "best"}
@@ -121,8 +129,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 The authors' are for sequences; of the static rows the learning rate and the batch are theirs, and of the SSN none is.
 """
-QUICK = {"epochs": 1, "batch_size": 32, "limit": 64, "downsample": 4}
-"""What makes a smoke run of any row."""
+QUICK = {"epochs": 1, "batch_size": 32, "limit": 64}
+"""What makes a smoke run of any row; images are coarse, too."""
 
 
 def config_of(name: str, recipe: str = "ours", seed: int = 0, *, quick: bool = False, device: str = "cpu") -> Config:
@@ -131,9 +139,9 @@ def config_of(name: str, recipe: str = "ours", seed: int = 0, *, quick: bool = F
     Parameters
     ----------
     name : str
-        One of ``ROWS``.
+        One of ``ROWS`` or ``COGNITIVE``.
     recipe : str
-        One of ``RECIPES``.
+        One of ``RECIPES``; cognitive tasks have one for all.
     seed : int
     quick : bool
         One epoch of 64 coarse images instead, which says whether the row runs and nothing else.
@@ -149,10 +157,12 @@ def config_of(name: str, recipe: str = "ours", seed: int = 0, *, quick: bool = F
     ValueError
         For a name that there is not, with those that there are.
     """
-    checks.one_of("row", name, ROWS)
+    checks.one_of("row", name, ROWS | COGNITIVE)
     checks.one_of("recipe", recipe, RECIPES)
-    row = ROWS[name]
-    settings = {"model": row.model} | RECIPES[recipe][row.model] | (QUICK if quick else {})
+    row = (ROWS | COGNITIVE)[name]
+    settings = {"model": row.model} | (RECIPES[recipe][row.model] if name in ROWS else {})
+    if quick:
+        settings |= QUICK | ({"downsample": 4} if name in ROWS else {"samples": 64})
     options = settings.pop("options", {}) | row.options
     return Config.recommended(row.task, **settings, hidden=row.hidden, seed=seed, device=device, options=options)
 
@@ -162,9 +172,12 @@ def train_command(config: Config, folder: Path) -> str:
     usual = Config.recommended(config.task)
     words = ["organics", "train", "--task", config.task]
     for name, value in config.asdict().items():
-        if name == "options":
-            for option, given in value.items():
-                words += ["--option", f"{option}={','.join(map(str, given)) if isinstance(given, list) else given}"]
+        if name in ("options", "task_options"):
+            for option, given in value.items() if value != getattr(usual, name) else ():
+                words += [
+                    f"--{name[:-1].replace('_', '-')}",
+                    f"{option}={','.join(map(str, given)) if isinstance(given, list) else given}",
+                ]
         elif name != "task" and value != getattr(usual, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join([*words, "--output", str(folder)])

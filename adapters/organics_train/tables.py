@@ -8,16 +8,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .cognitive import PREFIX
 from .config import Config
-from .datasets import TASKS
 
 SEQUENTIAL = ("smnist", "psmnist", "rowmnist")
+OTHERS = ("digits", "adding", "copy")
 NOTE = (
     "The column 'paper' is read off the pictures of the tables on the authors' project page (Rawat, Heeger & "
     "Martiniani, NeurIPS 2024); a run stands beside the number with its own units and kind. Static rows as we read "
     "them: 50:50 and 80:80 of ORGaNICs are one layer of so many y and so many a; 50:50 and 80:20 of an SSN are its "
     "excitatory and inhibitory units, 100 in all; two layers are 120 and 60."
 )
+
+
+CRITERION = "goal: the accuracy on validation at which training stops; *: reached."
 
 
 class Reported(NamedTuple):
@@ -173,7 +177,7 @@ def collect(paths: Iterable[Path], say: Callable[[str], Any] = warnings.warn) ->
             try:
                 content = json.loads(file.read_text())
                 if isinstance(content, dict) and content.get("kind") == "organics train":
-                    rows_of([content], TASKS)
+                    rows_of([content], [content["config"]["task"]])
                     found.append((_place(content), content))
                     continue
             except (OSError, ValueError) as error:
@@ -217,11 +221,15 @@ def rows_of(results: Iterable[dict[str, Any]], tasks: Iterable[str]) -> list[dic
                 "epochs": len(result["epochs"]),
                 "seed": config["seed"],
                 "accuracy": 100 * result["test_accuracy"],
+                "criterion": config.get("criterion") and 100 * config["criterion"],
+                "reached": result.get("criterion_reached"),
                 "paper": None if number is None else number.accuracy,
                 "paper_parameters": None if number is None else number.weights,
             }
         )
-    blank = dict.fromkeys(("framework", "steps", "train_examples", "epochs", "seed", "accuracy"))
+    blank = dict.fromkeys(
+        ("framework", "steps", "train_examples", "epochs", "seed", "accuracy", "criterion", "reached")
+    )
     for number in PAPER:
         if number.task in tasks and number not in met:
             own = {"task": number.task, "model": number.model, "kind": number.kind, "hidden": number.units}
@@ -233,23 +241,31 @@ def rows_of(results: Iterable[dict[str, Any]], tasks: Iterable[str]) -> list[dic
 def rows_as_json(results: list[dict[str, Any]]) -> str:
     """Both tables as JSON."""
     tables = {"static": rows_of(results, ("mnist",)), "sequential": rows_of(results, SEQUENTIAL)}
-    others = rows_of(results, ("digits", "adding", "copy"))
-    return json.dumps({"note": NOTE, **tables, "others": others}, indent=2) + "\n"
+    others = {"cognitive": rows_of(results, _cognitive(results)), "others": rows_of(results, OTHERS)}
+    return json.dumps({"note": NOTE, **tables, **others}, indent=2) + "\n"
+
+
+def _cognitive(results: list[dict[str, Any]]) -> set[str]:
+    """The tasks of NeuroGym among these results."""
+    return {result["config"]["task"] for result in results if result["config"]["task"].startswith(PREFIX)}
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
-    """Print the static and the sequential table, and other runs where there are some."""
+    """Print the static and the sequential table, unless all runs are cognitive, and other runs where there are some."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
+    cognitive = _cognitive(results)
+    alone = bool(cognitive) and all(result["config"]["task"] in cognitive for result in results)
     for title, tasks in (
         ("Static MNIST, test accuracy in %", ("mnist",)),
         ("Sequential MNIST, test accuracy in %", SEQUENTIAL),
-        ("Other tasks, test accuracy in %", ("digits", "adding", "copy")),
+        ("Cognitive tasks, test accuracy in %", cognitive),
+        ("Other tasks, test accuracy in %", OTHERS),
     ):
-        rows = rows_of(results, tasks)
+        rows = [] if alone and tasks is not cognitive else rows_of(results, tasks)
         if not rows:
             continue
         table = Table(
@@ -260,18 +276,29 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             collapse_padding=True,
             padding=(0, 1),
         )
-        for name in ("task", "model", "library"):
+        names, last = (("task", "model"), "goal") if tasks is cognitive else (("task", "model", "library"), "paper")
+        for name in names:
             table.add_column(name, no_wrap=True)
-        for name in ("units", "weights", "data", "ours", "paper"):
+        for name in ("units", "weights", "data", "ours", last):
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows:
             done = "-" if row["epochs"] is None else f"{row['epochs']} x {_thousands(row['train_examples'])}"
-            named = [row["task"], _label(row["model"], row["kind"]), row["framework"] or "-"]
+            named = [
+                row["task"].removeprefix(PREFIX).removesuffix("-v0"),
+                _label(row["model"], row["kind"]),
+                row["framework"] or "-",
+            ]
             size = [str(row["hidden"]), "-" if row["parameters"] is None else _thousands(row["parameters"])]
-            table.add_row(*named, *size, done, _text(row["accuracy"], 2), _text(row["paper"], 1))
+            number = _text(row["paper"], 1)
+            if tasks is cognitive:
+                number = _text(row["criterion"]) + (" *" if row["reached"] else "")
+            table.add_row(*named[: len(names)], *size, done, _text(row["accuracy"], 2), number)
         console.print(table)
     console.print("data: epochs x training examples.", highlight=False)
-    console.print(NOTE, highlight=False)
+    if cognitive:
+        console.print(CRITERION, highlight=False)
+    if not alone:
+        console.print(NOTE, highlight=False)
 
 
 def _label(model: str, kind: str) -> str:

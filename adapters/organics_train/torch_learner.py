@@ -18,7 +18,7 @@ from organics_torch.sequence import settled
 from .checkpoint import Arrays
 from .config import Config
 from .datasets import Dataset
-from .loop import ADDING_TOLERANCE, Score
+from .loop import TOLERANCE, Score
 from .processes import Processes
 
 
@@ -41,7 +41,7 @@ class TorchLearner:
 
     def __init__(self, config: Config, data: Dataset, processes: Processes = Processes()) -> None:
         options: dict[str, Any] = {"steps": data.steps, **config.model_options(data.steps)}
-        if data.kind == "steps":
+        if data.every_step:
             options["every_step"] = True
 
         def build(hidden: int) -> nn.Module:
@@ -96,9 +96,12 @@ class TorchLearner:
 
     def loss(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy, means over the examples."""
+        if self.kind == "numbers":
+            error = outputs - y
+            return (error**2).mean(), (error[:, -self.scored :].abs() < TOLERANCE).all(-1).float().mean()
         if self.kind == "number":
             error = outputs[:, 0] - y
-            return (error**2).mean(), (error.abs() < ADDING_TOLERANCE).float().mean()
+            return (error**2).mean(), (error.abs() < TOLERANCE).float().mean()
         right = (outputs.argmax(-1) == y).float()
         if self.kind == "steps":
             return nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten()), right[:, -self.scored :].mean()
