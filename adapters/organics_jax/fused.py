@@ -336,8 +336,9 @@ def _map_tangent(values: Any, dims: Any, *, setup: Setup) -> Any:
 batching.primitive_batchers[_tangent] = _map_tangent
 
 
-def _without_unused(used: list[bool], equation: Any) -> Any:
-    """Nothing is written that nobody reads."""
+def _without_unused(used: list[bool], *given: Any) -> Any:
+    """Nothing is written that nobody reads. jax 0.12 says before the equation which inputs are live."""
+    equation = given[-1]
     if not any(used):
         return [False] * len(equation.invars), None
     setup = equation.params["setup"]
