@@ -51,16 +51,17 @@ def namespace(
     numbers, optional = frozenset(numbers), frozenset(optional)
     first: str | None = None
     xp: Any = None
-    seen: tuple[Any, Any] | None = None
+    kind: Any = None
+    dtype: Any = None
     for name, value in fields.items():
-        if seen == (type(value), getattr(value, "dtype", None)):  # as one that has passed
-            continue
         if value is None and name in optional:
             continue
         if is_number(value):
             if name in numbers:
                 continue
             raise TypeError(f"{name} must be an array, got the number {value!r}")
+        if type(value) is kind and value.dtype == dtype:  # as one that has passed
+            continue
         if not is_array_api_obj(value):
             wanted = "a number or an array" if name in numbers else "an array"
             raise TypeError(
@@ -83,7 +84,7 @@ def namespace(
             raise TypeError(f"{name} must have a real floating dtype, got {value.dtype}; convert it first")
         if not half and "16" in str(value.dtype):
             raise TypeError(f"{name} must be of float32 or float64, got {value.dtype}; convert it first")
-        seen = type(value), value.dtype
+        kind, dtype = type(value), value.dtype
     if xp is None:
         raise TypeError(f"at least one of {', '.join(fields)} must be an array")
     _one_device(fields)
