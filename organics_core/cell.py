@@ -509,12 +509,20 @@ def cell_sequence(
     return CellState(*final), ys
 
 
-def _frozen(parameters: CellParameters, state: CellState, w: Array, rates: Rates) -> tuple[Any, Any]:
-    """The (y, a) circuit that the cell is at this moment, in units of the step, and its state."""
+def _frozen(
+    parameters: CellParameters, state: CellState, x: Array, max_rates: MaxRates, variant: str
+) -> tuple[Any, Rates, Any, Any]:
+    """Checked: ``xp``, the rates, and the (y, a) circuit that the cell is at this moment, in units of the step, and its
+    state.
+    """
     from .circuit import Circuit, State
 
+    checks.one_of("variant", variant, CELL_VARIANTS)
+    xp = validate_cell(parameters, state, x)
+    rates = cell_rates(xp, parameters, three_rates(max_rates))
+    w = normalization_weights(xp, parameters.log_w)
     circuit = Circuit(parameters.w_r, w, state[3], state[2], parameters.sigma, 1.0 / rates.y, 1.0 / rates.a)
-    return circuit, State(state[0], state[1])
+    return xp, rates, circuit, State(state[0], state[1])
 
 
 def cell_jacobian_abscissa(
@@ -543,10 +551,7 @@ def cell_jacobian_abscissa(
     """
     from .stability import spectral_abscissa
 
-    checks.one_of("variant", variant, CELL_VARIANTS)
-    xp = validate_cell(parameters, state, x)
-    rates = cell_rates(xp, parameters, three_rates(max_rates))
-    circuit, there = _frozen(parameters, state, normalization_weights(xp, parameters.log_w), rates)
+    _, _, circuit, there = _frozen(parameters, state, x, max_rates, variant)
     return spectral_abscissa(circuit, there, variant=variant)
 
 
@@ -598,10 +603,7 @@ def cell_jacobian(
     """
     from .stability import jacobian
 
-    checks.one_of("variant", variant, CELL_VARIANTS)
-    xp = validate_cell(parameters, state, x)
-    p, rates = parameters, cell_rates(xp, parameters, three_rates(max_rates))
-    circuit, there = _frozen(p, state, normalization_weights(xp, p.log_w), rates)
+    p, (xp, rates, circuit, there) = parameters, _frozen(parameters, state, x, max_rates, variant)
     y, a = there
     core = jacobian(circuit, there, variant=variant)
     ones = xp.ones_like(y + matvec(xp, p.w_zx, x))  # of the batch of states and inputs

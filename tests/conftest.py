@@ -23,9 +23,10 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that starts threads is imported
     os.environ.update({f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")})
@@ -287,3 +288,17 @@ def xp(request: pytest.FixtureRequest) -> Library:
 def xp64(request: pytest.FixtureRequest) -> Library:
     """Every selected array library, in double precision."""
     return _library(request)
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The commands of organics_train, 100 columns wide: what ``CliRunner`` makes of their arguments."""
+    import typer
+    from typer.testing import CliRunner
+
+    from organics_train import cli
+
+    monkeypatch.setenv("COLUMNS", "100")
+    app = typer.Typer()
+    cli.register(app)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])

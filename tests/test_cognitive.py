@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 from support import ELSEWHERE, ROOT
 
-typer = pytest.importorskip("typer", reason="typer is not installed")
+pytest.importorskip("typer", reason="typer is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
-from typer.testing import CliRunner  # noqa: E402
 
-import organics_core as oc  # noqa: E402
-from organics_train import Config, analysis, cli, cognitive, datasets, load_dataset, reproduce, tables  # noqa: E402
-from organics_train.analysis import Net, explained, fixed_points, groups, settle  # noqa: E402
-from organics_train.config import completed  # noqa: E402
+import organics_core as oc
+from organics_train import Config, analysis, cli, cognitive, datasets, load_dataset, reproduce, tables
+from organics_train.analysis import Net, explained, fixed_points, groups, settle
+from organics_train.config import completed
 
 real = pytest.mark.skipif(
     find_spec("neurogym") is None, reason=f"{ELSEWHERE}NeuroGym takes older numpy: nox -s neurogym"
@@ -76,15 +75,6 @@ def fake(monkeypatch):
     for name, module in parts.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(datasets, "TRIALS", (200, 100))
-    monkeypatch.setattr(analysis, "TRIALS", (200, 100))
-
-
-@pytest.fixture
-def invoke(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    app = typer.Typer()
-    cli.register(app)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_trials_end_together(fake):
@@ -226,7 +216,7 @@ def test_the_analysed_net_is_the_trained_one(fake, tmp_path, model):
     )
     train(config, tmp_path)
     data = config.data()
-    read, net = analysis.read(tmp_path)
+    read, net, _ = analysis.read(tmp_path)
     assert read == config
     learner = make_learner(config, data)
     learner.load_state(

@@ -12,25 +12,16 @@ import numpy as np
 import pytest
 from support import ELSEWHERE, ROOT
 
-typer = pytest.importorskip("typer", reason="typer is not installed")
+pytest.importorskip("typer", reason="typer is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
-from typer.testing import CliRunner  # noqa: E402
 
-from organics_train import Config, cli, datasets, reproduce  # noqa: E402
-from organics_train.config import completed  # noqa: E402
-from organics_train.tables import PAPER  # noqa: E402
+from organics_train import Config, cli, datasets, reproduce
+from organics_train.config import completed
+from organics_train.tables import PAPER
 
 ROWS, RECIPES = reproduce.ROWS, reproduce.RECIPES
-
-
-@pytest.fixture
-def invoke(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    app = typer.Typer()
-    cli.register(app)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

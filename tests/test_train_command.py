@@ -6,20 +6,11 @@ import json
 
 import pytest
 
-typer = pytest.importorskip("typer", reason="typer is not installed")
+pytest.importorskip("typer", reason="typer is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
-from typer.testing import CliRunner  # noqa: E402
 
-from organics_train import cli, tables  # noqa: E402
-
-
-@pytest.fixture
-def invoke(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    app = typer.Typer()
-    cli.register(app)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+from organics_train import cli, tables
 
 
 def result(task, model, accuracy, *, downsample=1, seed=0, hidden=64, **options):

@@ -14,9 +14,9 @@ import numpy as np
 import organics_core as oc
 
 from .checkpoint import load_checkpoint, write_atomically
-from .cognitive import PREFIX, make_parts
+from .cognitive import PREFIX, Trials
 from .config import Config, completed
-from .datasets import TRIALS
+from .datasets import of_trials, trial_parts
 from .loop import MODEL, make_learner
 
 Array = np.ndarray[Any, Any]
@@ -69,8 +69,8 @@ class Net(NamedTuple):
         return np.asarray((self.step(state + moves, inputs) - self.step(state - moves, inputs)).T / (2 * h))
 
 
-def read(folder: Path) -> tuple[Config, Net]:
-    """The config and the net of a run of ``organics train``.
+def read(folder: Path) -> tuple[Config, Net, Trials]:
+    """The config, the net and the test trials of a run of ``organics train``.
 
     Raises
     ------
@@ -88,7 +88,8 @@ def read(folder: Path) -> tuple[Config, Net]:
         raise ValueError(f"{models} of torch are analysed, {folder} holds {config.model} of {config.framework}")
     import torch
 
-    model: Any = make_learner(config, config.data()).model  # type: ignore[attr-defined]
+    parts = trial_parts(config.task, config.task_options, config.samples)
+    model: Any = make_learner(config, of_trials(config.task, parts)).model  # type: ignore[attr-defined]
     model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
     model.double()
     layer, readout = model.layer, [p.detach().numpy() for p in (model.readout.weight, model.readout.bias)]
@@ -115,7 +116,8 @@ def read(folder: Path) -> tuple[Config, Net]:
         def prove(x: Array, state: Array) -> oc.CellProof:
             return oc.prove_cell(p, x, start=oc.CellState(*np.split(state, 4)), **options)
 
-    return config, Net(layer.hidden_size, start, step, lambda units: units @ readout[0].T + readout[1], bound, prove)
+    net = Net(layer.hidden_size, start, step, lambda units: units @ readout[0].T + readout[1], bound, prove)
+    return config, net, parts[-1]
 
 
 def settle(net: Net, x: Array, state: Array, delay: float = 1.0) -> Array | None:
@@ -205,8 +207,7 @@ def analyse(folder: Path) -> dict[str, Any]:
         variance over the trials that the variable explains, ``"time"`` (T, n), and at
         the end of each period (n,).
     """
-    config, net = read(folder)
-    trials = make_parts(config.task, config.task_options, (config.samples, *TRIALS), 0)[-1]
+    config, net, trials = read(folder)
     x = trials.x.astype(np.float64)
     states = net.run(x)
     units = states[..., : net.units]

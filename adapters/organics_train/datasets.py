@@ -25,7 +25,7 @@ import numpy as np
 
 from organics_core import checks
 
-from .cognitive import PREFIX, make_parts
+from .cognitive import PREFIX, Trials, make_parts
 
 Array = np.ndarray[Any, Any]
 
@@ -162,7 +162,7 @@ def load_dataset(
     elif task == "copy":
         data = _synthetic(task, copy_problem, length, samples, data_seed)
     elif task.startswith(PREFIX):
-        data = _trials(task, task_options or {}, samples, data_seed)
+        data = of_trials(task, trial_parts(task, task_options or {}, samples, data_seed))
     else:
         data = _mnist(task, downsample)
     if limit is not None:
@@ -260,8 +260,13 @@ def _synthetic(
     return Dataset(task, *train, *validation, *test, kind="steps", outputs=10, scored_steps=10)
 
 
-def _trials(task: str, options: dict[str, Any], samples: int, seed: int) -> Dataset:
-    parts = make_parts(task, options, (samples, *TRIALS), seed)
+def trial_parts(task: str, options: dict[str, Any], samples: int, seed: int = 0) -> list[Trials]:
+    """Trials of a task of NeuroGym for training, validation and test."""
+    return make_parts(task, options, (samples, *TRIALS), seed)
+
+
+def of_trials(task: str, parts: list[Trials]) -> Dataset:
+    """What is learned of such trials."""
     x, y = zip(*(part[:2] for part in parts), strict=True)
     classes = y[0].dtype.kind == "i"
     outputs = 1 + max(int(part.max()) for part in y) if classes else y[0].shape[-1]

@@ -12,6 +12,11 @@ from organics_core.circuit import VARIANTS, Circuit
 from organics_core.weights import Operator
 
 
+def is_one_dense(variant: str, circuit: Circuit, drive: Array) -> bool:
+    """Whether this is one circuit of the variant main, with a W_r of its own: what some kernels are for."""
+    return drive.ndim == 1 and variant == "main" and circuit.w_r is not None and circuit.w_r.ndim == circuit.w.ndim == 2
+
+
 def slope(circuit: Circuit, z: Array, start: Array, columns: bool) -> Callable[..., Array] | None:
     """x' under the constant drive ``z`` for states shaped like ``start``; None where it does not apply.
 

@@ -10,6 +10,8 @@ import numpy as np
 from organics_core.backend import Array
 from organics_core.linalg import inverse
 
+from .numpy_circuit import is_one_dense
+
 
 def motion(
     xp: Any, variant: str, circuit: Any, z: Array, tau: Array, small: Array, d: float, e: float
@@ -18,7 +20,7 @@ def motion(
 
     None for a batch, a variant, or W_r = None.
     """
-    if z.ndim > 1 or variant != "main" or circuit.w_r is None or circuit.w_r.ndim > 2 or circuit.w.ndim > 2:
+    if not is_one_dense(variant, circuit, z):
         return None
     n = z.shape[-1]
     rate, per_y, per_a = 1.0 / tau, circuit.w_r / tau[:n, None], circuit.w / tau[n:, None]

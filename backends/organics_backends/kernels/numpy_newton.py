@@ -10,6 +10,8 @@ import numpy as np
 from organics_core.backend import Array
 from organics_core.linalg import solve
 
+from .numpy_circuit import is_one_dense
+
 
 def newton(
     xp: Any, variant: str, circuit: Any, drive: Array, floor: Array
@@ -18,7 +20,7 @@ def newton(
 
     None for a batch, a variant, or W_r = None.
     """
-    if drive.ndim > 1 or variant != "main" or circuit.w_r is None or circuit.w_r.ndim > 2 or circuit.w.ndim > 2:
+    if not is_one_dense(variant, circuit, drive):
         return None
     n, w_r, w = drive.shape[-1], circuit.w_r, circuit.w
     right = np.eye(n, n + 1, 1, dtype=drive.dtype)
