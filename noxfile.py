@@ -41,15 +41,15 @@ TESTING = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13",
 WORKERS = ("-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist", "worksteal")
 """Tests run on as many processes as there are cores, each on one thread; `-- -n 0` for one process."""
 OTHER_PYTHONS = ("3.12", "3.13")
-QUICK_PIP = {"PIP_NO_COMPILE": "1"}
-"""Python compiles what is imported; all that is installed takes pip as long as the download."""
+LAZY = "--no-compile"
+"""Python compiles what is imported; all that is installed takes pip four times as long as the rest."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def install(session: nox.Session, *extras: str, more: tuple[str, ...] = ()) -> None:
     """The project, editable, with ``extras``, under the project's constraints."""
     target = f".[{','.join(extras)}]" if extras else "."
-    session.install("-c", "constraints.txt", "-e", target, *more, env=QUICK_PIP)
+    session.install(LAZY, "-c", "constraints.txt", "-e", target, *more)
 
 
 @nox.session(default=False)
@@ -162,20 +162,21 @@ def agreement(session: nox.Session) -> None:
     install(session, "cli", "torch", "jax", more=(*TESTING, "array-api-strict>=2.3"))
     together = ("--together", "--library", "torch", "--library", "jax")
     session.run("pytest", "-q", *together, env=ONE_THREAD)
-    session.run("organics", "agree", "--require", "torch", "--require", "jax", *session.posargs, env=ONE_THREAD)
+    quick = {**ONE_THREAD, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # every program runs once: a third of the time
+    session.run("organics", "agree", "--require", "torch", "--require", "jax", *session.posargs, env=quick)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
     """The tour that a newcomer sees."""
     install(session, "demo")
-    session.run("organics", "demo", *session.posargs)
+    session.run("organics", "demo", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and common mistakes."""
-    session.install("ruff>=0.9", "codespell>=2.4")
+    session.install(LAZY, "ruff>=0.9", "codespell>=2.4")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("codespell")
@@ -210,7 +211,7 @@ LOWEST = (
 def lowest(session: nox.Session) -> None:
     """The lowest supported versions of the dependencies: numpy, jax, the command line."""
     session.install(
-        "-e", ".[cli,plot,sweep,jax]", *LOWEST, "pytest==8.*", "hypothesis==6.100.*", "array-api-extra>=0.10"
+        LAZY, "-e", ".[cli,plot,sweep,jax]", *LOWEST, "pytest==8.*", "hypothesis==6.100.*", "array-api-extra>=0.10"
     )
     session.run("pytest", "--library", "numpy", "--library", "jax", *session.posargs, env=ONE_THREAD)
 
@@ -227,7 +228,7 @@ def wheel(session: nox.Session) -> None:
 
     The wheel is built from the sdist; one built from here must have the same files, byte for byte.
     """
-    session.install("build>=1.2", "twine>=6")
+    session.install(LAZY, "build>=1.2", "twine>=6")
     folder = Path(session.create_tmp()).resolve()
     dist, direct, away, venv = (folder / name for name in ("dist", "direct", "away", "venv"))
     for old in (dist, direct, away, venv):
@@ -311,9 +312,9 @@ def embed_one(session: nox.Session, name: str) -> None:
     if "missing" in special:
         session.skip(f"{name}: {special['missing']}")
     extras = ",".join(special.get("extras", [name]))
-    session.install("-c", "constraints.txt", "-e", f".[{extras}]", "pytest>=8", *special.get("packages", ()))
+    session.install(LAZY, "-c", "constraints.txt", "-e", f".[{extras}]", "pytest>=8", *special.get("packages", ()))
     if "without-dependencies" in special:
-        session.install("--no-deps", *special["without-dependencies"])
+        session.install(LAZY, "--no-deps", *special["without-dependencies"])
     for more in special.get("environments", [{}]):
         environment = {
             "ORGANICS_EMBED": name,
@@ -341,7 +342,7 @@ for _name in FRAMEWORKS:
 @nox.session(default=False)
 def embed(session: nox.Session) -> None:
     """All frameworks one after the other; prints and saves (framework, version, transient error, fixed-point error)."""
-    session.install("nox", "rich>=13.7")
+    session.install(LAZY, "nox", "rich>=13.7")
     out = Path(session.create_tmp()).resolve() / "lines"
     for name in FRAMEWORKS:
         (out / f"{name}.jsonl").unlink(missing_ok=True)

@@ -178,10 +178,10 @@ def test_recipe(name: str, tmp_path: Path) -> None:
     """As written: its files, no others, and its commands."""
     tree, site = tmp_path / "tree", tmp_path / "site"
     for part in TREE:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
         (tree / part).parent.mkdir(parents=True, exist_ok=True)
-        options = {"ignore": shutil.ignore_patterns("__pycache__", "*.so", "build")} if copy is shutil.copytree else {}
-        copy(ROOT / part, tree / part, **options)
+        options = {"ignore": shutil.ignore_patterns("*.so", "build")} if copy is shutil.copytree else {}
+        copy(ROOT / part, tree / part, **options)  # with the times of its files, so that what is compiled holds
     before, found = fingerprints(tree), recipe(name)
     for piece in found.pieces:
         add(tree, piece)
