@@ -143,7 +143,7 @@ import json, re, resource
 from pathlib import Path
 import numpy as np, organics_core as oc, scipy.sparse as sparse
 
-n, reach = 100_000, 20
+n, reach = 100_000, 5
 rng = np.random.default_rng(0)
 near = np.arange(1, reach + 1)
 offsets = np.concatenate([[0], near, -near, n - near, near - n])

@@ -147,7 +147,7 @@ def test_a_killed_sweep_resumes_bit_for_bit(tmp_path, never_killed: oc.PhaseDiag
     assert job.returncode == -how
     there = int(np.sum(sweep.load(tmp_path / "store").kind >= 0))
     assert 10 <= there < 60
-    sweep.run(small(draws=10, block=1), tmp_path / "store", workers=2)
+    sweep.run(small(draws=10, block=1), tmp_path / "store", workers=2 if how == signal.SIGKILL else 0)
     for found, want in zip(sweep.load(tmp_path / "store"), never_killed, strict=True):
         np.testing.assert_array_equal(found, want)
 
