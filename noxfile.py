@@ -193,10 +193,6 @@ LOWEST = (
     "numpy==2.0.*",
     "array-api-compat==1.15.*",
     "scipy==1.13.*",
-    "jax==0.6.0",
-    "jaxlib==0.6.0",
-    "equinox==0.13.0",
-    "optax==0.2.5",
     "safetensors==0.4.*",
     "zarr==3.1.*",
     "typer==0.16.*",
@@ -207,13 +203,28 @@ LOWEST = (
 )
 
 
+LOWEST_JAX = ("jax==0.6.0", "jaxlib==0.6.0", "equinox==0.13.0", "optax==0.2.5")
+LOWEST_TORCH = ("torch==2.6.*",)
+
+
 @nox.session(default=False)
 def lowest(session: nox.Session) -> None:
     """The lowest supported versions of the dependencies: numpy, jax, the command line."""
-    session.install(
-        LAZY, "-e", ".[cli,plot,sweep,jax]", *LOWEST, "pytest==8.*", "hypothesis==6.100.*", "array-api-extra>=0.10"
-    )
-    session.run("pytest", "--library", "numpy", "--library", "jax", *session.posargs, env=ONE_THREAD)
+    run_lowest(session, "numpy", "jax", more=LOWEST_JAX)
+
+
+@nox.session(name="lowest-torch", default=False)
+def lowest_torch(session: nox.Session) -> None:
+    """The same of torch, without what only later ones compile; from PyPI it brings CUDA, some gigabytes."""
+    run_lowest(session, "torch", more=LOWEST_TORCH)
+
+
+def run_lowest(session: nox.Session, *libraries: str, more: tuple[str, ...]) -> None:
+    """The tests of ``libraries`` with the lowest versions of all that they need."""
+    extras = ("cli", "plot", "sweep", *(name for name in libraries if name != "numpy"))
+    testing = ("pytest==8.*", "pytest-xdist>=3.6", "hypothesis==6.100.*", "array-api-extra>=0.10")
+    session.install(LAZY, "-e", f".[{','.join(extras)}]", *LOWEST, *more, *testing)
+    session.run("pytest", *(f"--library={library}" for library in libraries), *session.posargs, env=ONE_THREAD)
 
 
 def wheel_files(wheel: Path) -> dict[str, str]:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import array_api_extra.testing as xpt
 import numpy as np
+import pytest
 from array_api_compat import array_namespace, device
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +36,19 @@ PRECISIONS: dict[str, list[str]] = {
 
 ELSEWHERE = "only elsewhere: "
 """Begins the reason of a skip that no installation could avoid: another machine is needed."""
+
+
+def _torch_version() -> tuple[int, ...]:
+    """Major and minor; (0,) without torch."""
+    try:
+        return tuple(map(int, version("torch").split(".")[:2]))
+    except PackageNotFoundError:
+        return (0,)
+
+
+RECENT_TORCH = _torch_version() >= (2, 11)
+"""Whether torch is one that compiles the core and the layers; 2.6 does not, those between were not tried."""
+NEEDS_RECENT_TORCH = pytest.mark.skipif(not RECENT_TORCH, reason=f"{ELSEWHERE}torch since 2.11 compiles this")
 
 PATIENCE = 900
 """Seconds after which a process counts as hung, however busy the machine is. No result depends on it."""

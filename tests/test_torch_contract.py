@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ELSEWHERE
+from support import ELSEWHERE, NEEDS_RECENT_TORCH
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -266,6 +266,7 @@ def agree(found, wanted, tolerance=1e-10):
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(found, wanted, strict=True))
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("implementation", ["auto", "function"])
@@ -305,6 +306,7 @@ def test_exported_for_any_batch_and_number_of_steps(axes, implementation):
     assert agree(trained(module, module, x), trained(layer, layer, x))
 
 
+@NEEDS_RECENT_TORCH
 def test_a_scan_without_a_derivative_is_refused(monkeypatch):
     """Where torch would give zeros in place of gradients; values alone may be had."""
     monkeypatch.setattr(sequence, "SCAN_HAS_DERIVATIVE", False)

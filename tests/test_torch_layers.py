@@ -11,7 +11,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from support import ELSEWHERE, PATIENCE, numpy_tree, to_numpy
+from support import ELSEWHERE, NEEDS_RECENT_TORCH, PATIENCE, numpy_tree, to_numpy
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -411,6 +411,7 @@ def test_exported(implementation):
     assert torch.allclose(program.module()(x)[0], layer(x)[0], rtol=1e-12)
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "options",

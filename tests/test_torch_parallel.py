@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from support import NEEDS_RECENT_TORCH  # noqa: E402
 from test_torch_layers import assert_same, core, numbers, run, start  # noqa: E402
 
 import organics_core as oc  # noqa: E402
@@ -114,6 +115,7 @@ def test_an_empty_batch_and_frozen_parameters():
     assert not layer(numbers(1, T, N, K))[0].requires_grad
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.slow
 def test_compiled(no_fallback):
     layer, x = make(), numbers(1, 20, N, K)

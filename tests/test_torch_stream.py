@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from support import ELSEWHERE
+from support import ELSEWHERE, NEEDS_RECENT_TORCH
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -137,6 +137,7 @@ def test_hooks_that_make_parameters_are_called(implementation):
     assert_goes_as(stream, x, wanted, state, 1e-12)
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.cpu
 def test_sharded_cell_by_cell():
     distributed = pytest.importorskip("torch.distributed", reason="torch was built without torch.distributed")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
-from support import Library, central_difference, gradient, numpy_tree, small_circuit
+from support import NEEDS_RECENT_TORCH, Library, central_difference, gradient, numpy_tree, small_circuit
 
 import organics_core as oc
 from organics_core.backend import get_backend
@@ -273,6 +273,7 @@ def test_eigenvalues_from_the_host_have_derivatives(
 # torch.
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.library("torch")
 @pytest.mark.parametrize("name", ["vector_field", "jacobian", "cell_step"])
 @pytest.mark.filterwarnings("ignore:Dynamo detected")
@@ -312,6 +313,7 @@ assert torch.allclose(compiled, field(w, drive))
 """
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.library("torch")
 def test_full_graph_as_the_first_call(xp64: Library) -> None:
     """The backend is found even where nothing but the compiler has asked for it."""
@@ -319,6 +321,7 @@ def test_full_graph_as_the_first_call(xp64: Library) -> None:
     assert run.returncode == 0, run.stderr
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.library("torch")
 @pytest.mark.parametrize("name", ["rk4", "analysis"])
 def test_torch_func(xp64: Library, name: str) -> None:
