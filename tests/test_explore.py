@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import re
 import shutil
@@ -19,12 +21,18 @@ from support import ELSEWHERE, PATIENCE
 pytest.importorskip("typer", reason="the command line is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from PIL import Image
 from typer.testing import CliRunner
 
+import organics_core as oc
 import organics_explore as explore
 from organics_cli.app import app
 from organics_explore import Settings, cli
+from organics_explore.picture import new_axes
 from organics_plot import style
 
 HAS_MARIMO = find_spec("marimo") is not None
@@ -43,6 +51,11 @@ SEVERAL = (
     Settings(neurons=2, kind="ring", w_r=1.5, tau_y=8.0),
     Settings(neurons=5, kind="random", w_r=3.0, seed=4, pool=4.0, contrast=1.0),
 )
+EXTREME = (
+    Settings(neurons=3, kind="random", w_r=4.0, seed=44, sigma=0.01, contrast=1.0),
+    Settings(neurons=36, kind="random", w_r=4.0, seed=1, sigma=0.01, contrast=0.3),
+)
+"""No fixed point is found; the simulation diverges."""
 
 
 def test_a_link_restores_the_settings() -> None:
@@ -97,24 +110,71 @@ def test_recurrent_weights_have_the_norm_that_the_slider_says(kind: str, neurons
     assert np.linalg.norm(w_r, 2) == pytest.approx(0.6, rel=1e-12)
 
 
-@pytest.mark.parametrize("settings", SEVERAL)
-def test_every_picture_is_drawn(settings: Settings, tmp_path: Path) -> None:
+def axes_of(settings: Settings, name: str) -> Axes:
+    """What a panel draws, by its name."""
+    panel = {panel.__name__: panel for panel in explore.PANELS}[name]
+    ax = Figure().subplots()
+    panel(explore.solve(settings), ax)
+    return ax
+
+
+def shots(pictures: list[explore.Picture], settings: Settings) -> list[bytes]:
     solved = explore.solve(settings)
-    for panel in explore.PANELS:
-        with style():
-            figure = panel(solved)
-            figure.savefig(tmp_path / "one.png", dpi=30)
-        assert len(figure.axes) >= 1
-    assert explore.report(solved).endswith(solved.message)
+    return [picture.png(solved) for picture in pictures]
+
+
+def test_no_picture_shows_anything_of_an_earlier_one() -> None:
+    """After moves from each circuit to every other, there and back: as when nothing was drawn before."""
+    circuits = (*SEVERAL, *EXTREME)
+    with style():
+        fresh = {s: shots([explore.Picture(panel) for panel in explore.PANELS], s) for s in circuits}
+        kept = [explore.Picture(panel) for panel in explore.PANELS]
+        for one, other in itertools.combinations(circuits, 2):
+            for settings in (one, other, one):
+                assert shots(kept, settings) == fresh[settings], settings
+    assert len({tuple(pictures) for pictures in fresh.values()}) == len(circuits)
+
+
+@pytest.mark.parametrize("name", [*explore.RANGES, "kind"])
+def test_every_slider_there_and_back_gives_the_same_pictures(name: str) -> None:
+    start = Settings(neurons=3, kind="random", w_r=1.5, contrast=0.4)
+    moved = {"kind": "ring"} if name == "kind" else {name: getattr(start, name) + 2 * explore.RANGES[name][2]}
+    with style():
+        pictures = [explore.Picture(panel) for panel in explore.PANELS]
+        before, moving, after = (shots(pictures, s) for s in (start, start._replace(**moved), start))
+    assert before == after
+    assert moving != before
+
+
+def test_extreme_circuits_are_extreme() -> None:
+    nothing, diverging = (explore.solve(settings) for settings in EXTREME)
+    assert not nothing.points
+    assert not diverging.run.success
+    assert "the simulation ended early" in explore.report(diverging)
+
+
+@pytest.mark.parametrize("settings", [*SEVERAL, *EXTREME])
+def test_a_picture_is_what_matplotlib_draws_of_the_panel(settings: Settings) -> None:
+    """To the pixel, though drawn in parts."""
+    solved = explore.solve(settings)
+    with style():
+        for panel in explore.PANELS:
+            shown = Image.open(io.BytesIO(explore.Picture(panel).png(solved)))
+            ax = new_axes()
+            panel(solved, ax)
+            ax.minorticks_off()
+            canvas = FigureCanvasAgg(ax.figure)
+            canvas.draw()
+            whole = np.asarray(canvas.buffer_rgba())[..., :3]
+            np.testing.assert_array_equal(np.asarray(shown), whole, err_msg=panel.__name__)
+            assert (whole < 128).any(axis=-1).mean() > 0.002, panel.__name__  # something is drawn
 
 
 def dots(settings: Settings, name: str) -> list[tuple[float, float]]:
     """What the picture draws with markers, stable ones only."""
-    panel = {panel.__name__: panel for panel in explore.PANELS}[name]
-    ax = panel(explore.solve(settings)).axes[0]
     return [
         point
-        for line in ax.get_lines()
+        for line in axes_of(settings, name).get_lines()
         if line.get_marker() == "o" and to_rgba(line.get_markerfacecolor()) != to_rgba("white")
         for point in zip(line.get_xdata(), line.get_ydata(), strict=True)
     ]
@@ -123,7 +183,7 @@ def dots(settings: Settings, name: str) -> list[tuple[float, float]]:
 def test_the_contrast_response_is_the_equation() -> None:
     """Of the neuron that prefers the grating: c / sqrt(sigma^2 + c^2), as the weights are scaled, with b = b0."""
     shown = np.array(dots(Settings(neurons=6), "contrast_response"))
-    assert len(shown) == 25
+    assert len(shown) == 17
     np.testing.assert_allclose(shown[:, 1], shown[:, 0] / np.hypot(0.15, shown[:, 0]), rtol=1e-9)
 
 
@@ -133,10 +193,37 @@ def test_where_nothing_is_stable_no_spectrum_is_drawn() -> None:
         for seed in range(100)
         if not explore.solve(s := Settings(neurons=6, kind="random", w_r=4.0, seed=seed, contrast=0.3)).stable
     )
-    panel = {panel.__name__: panel for panel in explore.PANELS}["spectrum"]
-    ax = panel(explore.solve(settings)).axes[0]
+    ax = axes_of(settings, "spectrum")
     assert not ax.get_lines()
     assert [text.get_text() for text in ax.texts] == ["no stable fixed point was found"]
+
+
+@pytest.mark.parametrize("settings", SEVERAL)
+def test_the_spectrum_is_that_of_the_neuron_under_noise_in_every_drive(settings: Settings) -> None:
+    solved = explore.solve(settings)
+    best = settings.neurons // 2
+    line = axes_of(settings, "spectrum").get_lines()[0]
+    full = oc.power_spectrum(solved.circuit, solved.stable, (1.0, 0.0), line.get_xdata())
+    np.testing.assert_allclose(line.get_ydata(), full[:, best, best].real, rtol=1e-9)
+
+
+@pytest.mark.parametrize("neurons", [2, 6, 7, 13, 36])
+def test_neurons_that_are_drawn(neurons: int) -> None:
+    """All of a few; of more six at most, with the one that prefers the grating, and no two that respond alike."""
+    lines = axes_of(Settings(neurons), "responses").get_lines()
+    shown = [int(line.get_label()) - 1 for line in lines]
+    assert neurons // 2 in shown
+    assert len(shown) == neurons if neurons <= 6 else 3 < len(shown) <= 6
+    ends = sorted(line.get_ydata()[-1] for line in lines)
+    assert neurons <= 6 or min(np.diff(ends)) > 1e-4
+
+
+def test_limits_hold_what_is_drawn() -> None:
+    for settings in SEVERAL:
+        for name in ("responses", "contrast_response", "spectrum"):
+            ax = axes_of(settings, name)
+            (low, high), (least, most) = ax.get_ylim(), ax.dataLim.intervaly
+            assert low <= least <= most <= high, (settings, name)
 
 
 @pytest.mark.parametrize("settings", SEVERAL)

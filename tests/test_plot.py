@@ -12,6 +12,7 @@ from support import PATIENCE, small_circuit
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
+from matplotlib.colors import to_rgba  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 import organics_core as oc  # noqa: E402
@@ -44,15 +45,18 @@ def test_population_obeys_the_normalization_equation(experiment: op.ContrastExpe
 
 
 def test_trajectory(ax) -> None:
-    """One line per neuron, in milliseconds; the fixed point as a dashed line."""
+    """One line per neuron, in milliseconds; the fixed point as dashed lines in their colours."""
     circuit, z, _ = small_circuit(3)
     run = oc.simulate(circuit, z, np.linspace(0, 0.05, 20))
     steady = oc.steady_state(circuit, z).state
     assert op.trajectory(run, part="a", steady=steady, ax=ax) is ax
-    assert len(ax.lines) == 6
+    assert len(ax.lines) == 3
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), 1e3 * run.times)
-    np.testing.assert_array_equal(ax.lines[2].get_ydata(), run.state.a[:, 1])
-    assert ax.lines[1].get_ydata()[0] == steady.a[0]
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), run.state.a[:, 1])
+    (dashed,) = ax.collections
+    ends = [[[0.0, a], [50.0, a]] for a in steady.a]
+    np.testing.assert_allclose(dashed.get_segments(), ends, rtol=1e-15)
+    assert [to_rgba(line.get_color(), 0.8) for line in ax.lines] == [tuple(color) for color in dashed.get_colors()]
     with pytest.raises(ValueError, match="part must be 'y' or 'a', got 'u'"):
         op.trajectory(run, part="u", ax=ax)
     batch = run._replace(state=oc.State(run.state.y[:, None], run.state.a[:, None]))
@@ -116,6 +120,9 @@ def test_matrix(ax, values, low: float) -> None:
     image = ax.images[0]
     np.testing.assert_array_equal(image.get_array(), values)
     assert image.get_clim() == (low, 2.0)
+    assert len(ax.get_figure().axes) == 2
+    op.matrix(values, colorbar=False, ax=ax)
+    assert len(ax.get_figure().axes) == 2
 
 
 def records(*abscissas: float) -> list[EpochRecord]:
@@ -195,6 +202,23 @@ def test_phase_portrait_of_the_users_neuron(ax) -> None:
         op.phase_portrait(plane, z, ax=ax)
     with pytest.raises(ValueError, match=r"rate must have shape \(K,\) with K >= 2"):
         op.portrait(circuit, z, rate=np.ones(1))
+
+
+def test_arrows_point_along_the_flow(ax) -> None:
+    """On the screen: towards where the state goes, all of one length."""
+    circuit, z = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.003), np.array([1.0])
+    plane = op.portrait(circuit, z, grid=8)
+    op.phase_portrait(plane, arrows=4, basins=False, ax=ax)
+    (quiver,) = [part for part in ax.collections if hasattr(part, "U")]
+    assert quiver.N == 16
+    np.testing.assert_allclose(np.hypot(quiver.U, quiver.V), 1.0, rtol=1e-12)
+    at = np.reshape(quiver.XY, (4, 4, 2))[2, 1]
+    here = oc.State(at[:1], at[1:] ** 2)
+    later = oc.simulate(circuit, z, np.array([0.0, 1e-7]), state0=here).state
+    ends = [at, [later.y[-1, 0], np.sqrt(later.a[-1, 0])]]
+    step = np.diff(ax.transData.transform(ends), axis=0)[0]
+    shown = np.array([quiver.U[9], quiver.V[9]])
+    np.testing.assert_allclose(shown, step / np.hypot(*step), atol=1e-3)
 
 
 def test_nullclines_are_where_the_field_is_zero(ax) -> None:
@@ -520,7 +544,7 @@ def test_pictures_of_any_model(ax) -> None:
     found = oc.steady_state(model, z).state
     run = oc.simulate(model, z[0], np.linspace(0.0, 0.1, 5))
     op.trajectory(run, steady=oc.SSNState(found.r[0]), ax=ax)
-    np.testing.assert_array_equal(ax.lines[2].get_ydata(), run.state.r[:, 1])
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), run.state.r[:, 1])
     assert ax.get_ylabel() == "r"
     with pytest.raises(ValueError, match="part must be 'r', got 'y'"):
         op.trajectory(run, part="y", ax=ax)

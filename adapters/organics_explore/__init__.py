@@ -6,6 +6,7 @@ pictures there are (:data:`PANELS`), both without marimo. ``notebook.py`` is the
 """
 
 from .panels import PANELS, Solved, python_code, report, solve
+from .picture import Picture
 from .settings import RANGES, Settings, settings_from
 
-__all__ = ["PANELS", "RANGES", "Settings", "Solved", "python_code", "report", "settings_from", "solve"]
+__all__ = ["PANELS", "RANGES", "Picture", "Settings", "Solved", "python_code", "report", "settings_from", "solve"]

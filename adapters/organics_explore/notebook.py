@@ -15,7 +15,6 @@ app = marimo.App(width="full", app_title="ORGaNICs explorer")
 
 @app.cell
 def _():
-    import io
     from urllib.parse import urlencode
 
     import marimo as mo
@@ -23,7 +22,7 @@ def _():
     import organics_explore as explore
     from organics_plot import style
 
-    return explore, io, mo, style, urlencode
+    return explore, mo, style, urlencode
 
 
 @app.cell
@@ -60,14 +59,20 @@ def _(explore, sliders):
 
 
 @app.cell
-def _(explore, io, mo, solved, style):
-    def drawn(panel):
-        file = io.BytesIO()
-        with style():
-            panel(solved).savefig(file, format="png", dpi=110)
-        return mo.image(file.getvalue(), alt=panel.__doc__.partition("\n")[0], width="100%", rounded=True)
+def _(explore, style):
+    with style():
+        panels = [explore.Picture(panel) for panel in explore.PANELS]
+    return (panels,)
 
-    pictures = [drawn(panel) for panel in explore.PANELS]
+
+@app.cell
+def _(mo, panels, solved, style):
+    def drawn(picture):
+        about = picture.panel.__doc__.partition("\n")[0]
+        return mo.image(picture.png(solved), alt=about, width="100%", rounded=True)
+
+    with style():
+        pictures = [drawn(picture) for picture in panels]
     return (pictures,)
 
 

@@ -14,11 +14,12 @@ from organics_plot import analysis, circuits, styles
 from .settings import Settings, circuit_code, population_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
-SIZE = (5.2, 3.9)
-CONTRASTS = np.geomspace(0.01, 1.0, 25)
+CONTRASTS = np.geomspace(0.01, 1.0, 17)
 FREQUENCIES = np.geomspace(1.0, 400.0, 100)
+FEW = 5
+"""Intervals between ticks: text takes the longest to draw."""
 NONE = "no stable fixed point was found"
 
 
@@ -85,38 +86,53 @@ def solve(settings: Settings) -> Solved:
     return Solved(population, circuit, z, points, oc.simulate(circuit, z, times), message)
 
 
-def _axes(title: str) -> tuple[Figure, Any]:
-    figure, axes = styles.new_figure(1, 1, SIZE)
-    axes[0, 0].set_title(title)
-    return figure, axes[0, 0]
+def _title(ax: Axes, title: str) -> None:
+    ax.set_title(title, y=1.0)  # said, so that matplotlib does not look for a place
 
 
-def _empty(ax: Any, why: str) -> None:
+def _empty(ax: Axes, why: str) -> None:
     ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=styles.MUTED)
     ax.set_axis_off()
 
 
-def responses(solved: Solved) -> Figure:
+def _to_ticks(axis: Any, low: float, high: float) -> None:
+    """Limits at the ticks around both, so that an axis seldom changes."""
+    if axis.get_scale() == "linear":
+        axis.get_major_locator().set_params(nbins=FEW)
+    ticks = axis.get_major_locator().tick_values(low, high)
+    axis.axes.set(**{f"{axis.axis_name}lim": (ticks[0], ticks[-1])})
+
+
+def responses(solved: Solved, ax: Axes) -> None:
     """Membrane potentials over time, with the stable fixed point dashed."""
-    figure, ax = _axes("From rest, with the grating on")
-    return _over_time(solved, "y", figure, ax)
+    _title(ax, "From rest, with the grating on")
+    _over_time(solved, "y", ax)
 
 
-def modulators(solved: Solved) -> Figure:
+def modulators(solved: Solved, ax: Axes) -> None:
     """Of one neuron its phase portrait, else the modulators over time."""
     if len(solved.z) > 1:
-        return _over_time(solved, "a", *_axes("Modulators"))
-    figure, ax = _axes("Phase portrait, with basins")
-    plot.phase_portrait(solved.circuit, solved.z, grid=20, ax=ax)
+        _title(ax, "Modulators")
+        _over_time(solved, "a", ax)
+        return
+    _title(ax, "Phase portrait, with basins")
+    plot.phase_portrait(solved.circuit, solved.z, grid=30, arrows=10, ax=ax)
     ax.plot(solved.run.state.y[:, 0], np.sqrt(solved.run.state.a[:, 0]), color=styles.INK, lw=1.4, zorder=3)
-    return figure
+    ax.locator_params(nbins=FEW)
 
 
-def _over_time(solved: Solved, part: str, figure: Figure, ax: Any) -> Figure:
-    plot.trajectory(solved.run, part=part, steady=solved.stable, ax=ax)
-    if len(solved.z) > 1:
-        ax.legend(title="Neuron", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    return figure
+def _over_time(solved: Solved, part: str, ax: Axes) -> None:
+    n = len(solved.z)
+    outward = sorted({(n // 2 + round(step)) % n for step in np.linspace(0, n // 2, 6)})  # both sides may be alike
+    shown = range(n) if n <= 6 else outward
+    plot.trajectory(solved.run, part=part, steady=solved.stable, neurons=shown, ax=ax)
+    ax.locator_params(nbins=FEW)
+    _to_ticks(ax.yaxis, *ax.dataLim.intervaly)
+    if n > 1:  # a legend takes several times as long to draw
+        words = {"transform": ax.transAxes, "ha": "center", "va": "center", "fontsize": 9}
+        ax.text(1.09, 1.0, "neuron", color=styles.MUTED, **words)
+        for k, line in enumerate(ax.lines):
+            ax.text(1.09, 0.91 - 0.09 * k, line.get_label(), color=line.get_color(), fontweight="bold", **words)
 
 
 def _followed(solved: Solved, drives: Any) -> list[tuple[int, oc.State, bool]]:
@@ -125,20 +141,22 @@ def _followed(solved: Solved, drives: Any) -> list[tuple[int, oc.State, bool]]:
     It begins at the point of the page, at the drive that is nearest to its own.
     """
     start = int(np.abs(drives - solved.z).max(axis=-1).argmin())
-    found = []
+    options: Any = {"method": "newton", "attracting": False, "max_iterations": 20}  # from nearby a few are enough
+    found: dict[int, oc.State] = {}
     for places in (range(start, len(drives)), range(start - 1, -1, -1)):
         state = solved.stable
         for k in places:
-            step = oc.steady_state(solved.circuit, drives[k], state0=state, method="newton", attracting=False)
+            step = oc.steady_state(solved.circuit, drives[k], state0=state, **options)
             if step.converged:
-                state = step.state
-                found.append((k, state, bool(oc.spectral_abscissa(solved.circuit, state) < 0)))
-    return found
+                found[k] = state = step.state
+    y, a = (np.reshape([state[i] for state in found.values()], (-1, len(solved.z))) for i in (0, 1))
+    stable = oc.spectral_abscissa(solved.circuit, oc.State(y, a)) < 0
+    return [(k, state, bool(decided)) for (k, state), decided in zip(found.items(), stable, strict=True)]
 
 
-def contrast_response(solved: Solved) -> Figure:
+def contrast_response(solved: Solved, ax: Axes) -> None:
     """Fixed points of the neuron that prefers the grating, over contrast: filled where stable."""
-    figure, ax = _axes("Contrast response")
+    _title(ax, "Contrast response")
     best = len(solved.z) // 2
     drives = solved.population.drive(CONTRASTS, solved.population.orientations[best])
     if len(solved.z) == 1:
@@ -146,53 +164,57 @@ def contrast_response(solved: Solved) -> Figure:
         found = [(k, state, bool(stable)) for k, points in enumerate(each) for state, stable in points]
     else:
         found = _followed(solved, drives)
-    for wanted, face, label in ((True, styles.INK, "stable"), (False, "white", "not stable")):
+    for wanted, face in ((True, styles.INK), (False, "white")):
         chosen = [(CONTRASTS[k], state.y[best]) for k, state, stable in found if stable is wanted]
         if chosen:
-            ax.plot(*zip(*chosen, strict=True), "o", ms=5, mfc=face, mec=styles.INK, mew=1.2, label=label)
+            shown = zip(*chosen, strict=True)
+            ax.plot(*shown, "o", ms=5, mfc=face, mec=styles.INK, mew=1.2, zorder=3, clip_on=False)
     analysis.contrast_axis(ax, CONTRASTS)
     ax.set_ylabel(circuits.PARTS["y"])
-    ax.margins(y=0.08)
-    if found:
-        ax.legend(loc="best")
-    return figure
+    _to_ticks(ax.yaxis, *(ax.dataLim.intervaly if found else (0.0, 1.0)))
+    ax.text(1.0, 1.03, "● stable   ○ not stable", transform=ax.transAxes, ha="right", va="bottom", fontsize=10)
 
 
-def eigenvalues(solved: Solved) -> Figure:
+def eigenvalues(solved: Solved, ax: Axes) -> None:
     """Eigenvalues of the Jacobian at the fixed points."""
-    figure, ax = _axes("Eigenvalues at the fixed points")
+    _title(ax, "Eigenvalues at the fixed points")
     if not solved.points:
         _empty(ax, "no fixed point was found")
-        return figure
+        return
     plot.eigenvalues(solved.circuit, [state for state, _ in solved.points], ax=ax)
-    return figure
+    _to_ticks(ax.xaxis, *ax.get_xlim())
+    _to_ticks(ax.yaxis, *ax.get_ylim())
+    ax.axvspan(ax.get_xlim()[0], 0.0, color=styles.SHADE, lw=0, zorder=0)
 
 
-def spectrum(solved: Solved) -> Figure:
+def spectrum(solved: Solved, ax: Axes) -> None:
     """Power spectrum of the neuron that prefers the grating, under white noise in its drive."""
-    figure, ax = _axes("Power spectrum under white noise")
+    _title(ax, "Power spectrum under white noise")
     state = solved.stable
     if state is None:
         _empty(ax, NONE)
-        return figure
-    best = len(solved.z) // 2
-    power = oc.power_spectrum(solved.circuit, state, (1.0, 0.0), FREQUENCIES)[:, best, best].real
+        return
+    n = len(solved.z)
+    from_best = np.eye(2 * n)[:, n // 2, None]
+    transposed = oc.jacobian(solved.circuit, state).T  # what noise of all neurons does to one, in one column
+    power = oc.linear_power_spectrum(transposed, from_best, FREQUENCIES)
+    power = np.einsum("fjj->f", power[:, :n, :n].real)
     analysis.spectrum_lines(FREQUENCIES, power, ax=ax)
-    return figure
+    _to_ticks(ax.yaxis, power.min(), power.max())
 
 
-def weights(solved: Solved) -> Figure:
+def weights(solved: Solved, ax: Axes) -> None:
     """The normalization weights."""
-    figure, ax = _axes("Normalization weights W")
     if len(solved.z) > 1:
-        plot.matrix(solved.circuit.w, title="Normalization weights W", ax=ax)
+        plot.matrix(solved.circuit.w, colorbar=False, ax=ax)
+        _title(ax, f"Normalization weights W, up to {solved.circuit.w.max():.3g}")
         ax.locator_params(integer=True)
     else:
+        _title(ax, "Normalization weights W")
         _empty(ax, "of one neuron: 1")
-    return figure
 
 
-PANELS: tuple[Callable[[Solved], Figure], ...] = (
+PANELS: tuple[Callable[[Solved, Axes], None], ...] = (
     responses,
     modulators,
     contrast_response,
@@ -200,7 +222,7 @@ PANELS: tuple[Callable[[Solved], Figure], ...] = (
     spectrum,
     weights,
 )
-"""What the page shows, in order: each makes a figure of what :func:`solve` found."""
+"""What the page shows, in order: each draws what :func:`solve` found, on axes that :class:`Picture` has."""
 
 
 def report(solved: Solved) -> str:

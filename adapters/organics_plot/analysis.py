@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from array_api_compat import device
+from array_api_compat import array_namespace, device
 
 import organics_core as oc
 from organics_core import checks
 from organics_core.analysis.classification import KINDS
 from organics_core.backend import to_numpy
+from organics_core.circuit import field, prepare
 
 from .circuits import PARTS, part_index
 from .styles import CLASSES, COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, distinct, percent, ramp, shades
@@ -125,17 +126,19 @@ def _basins(
     basin = np.full(shape, -1).ravel()
     y, a = (part.reshape(-1, 1) for part in state)
     going = np.arange(len(y))
+    xp = array_namespace(z)
+    circuit, z = prepare(xp, circuit, z)
     taus = [float(np.ravel(tau)[0]) for tau in (circuit.tau_y, circuit.tau_a)]
     span = np.array([0.0, 2.0 * max(taus)])
 
-    def field(t: Any, x: tuple[Any, Any]) -> tuple[Any, Any]:
+    def motion(t: Any, x: tuple[Any, Any]) -> tuple[Any, Any]:
         """The same orbits, at no more than one picture per time constant: none that blows up holds up the others."""
-        slope = oc.vector_field(circuit, oc.State(*x), z, variant=variant)
+        slope = field(xp, circuit, oc.State(*x), z, variant)
         slower = 1.0 + min(taus) * (np.abs(slope.y) / size[0] + np.abs(slope.a) / size[1] ** 2)
         return slope.y / slower, slope.a / slower
 
     for _ in range(50):
-        run = oc.integrate(field, (y, a), span, rtol=1e-4, atol=1e-7)
+        run = oc.integrate(motion, (y, a), span, rtol=1e-4, atol=1e-7)
         if not run.success:
             raise ArithmeticError(f"a trajectory of the basins did not reach its end: {run.message}")
         y, a = (part[-1] for part in run.state)
@@ -156,6 +159,7 @@ def phase_portrait(
     z: Any = None,
     *,
     basins: bool = True,
+    arrows: int | None = None,
     ax: Axes | None = None,
     **options: Any,
 ) -> Axes:
@@ -172,6 +176,8 @@ def phase_portrait(
     basins : bool
         Whether to shade the plane by the stable fixed point that is reached;
         what reaches none stays white.
+    arrows : int, optional
+        Draw the direction of the flow by about so many arrows each way, which is quicker than streamlines.
     ax : matplotlib Axes, optional
     options
         Of :func:`portrait`.
@@ -217,7 +223,16 @@ def phase_portrait(
             rasterized=True, zorder=0,
         )  # fmt: skip
     ds = p.da / (2.0 * np.maximum(s, 0.25 * (s[1] - s[0])))[:, None]
-    ax.streamplot(y, s, p.dy, ds, color=FLOW, linewidth=0.7, arrowsize=0.7, density=0.9, zorder=1)
+    if arrows is None:
+        ax.streamplot(y, s, p.dy, ds, color=FLOW, linewidth=0.7, arrowsize=0.7, density=0.9, zorder=1)
+    else:
+        u, v = p.dy * (ax.bbox.width / np.ptp(y)), ds * (ax.bbox.height / np.ptp(s))
+        size = np.maximum(np.hypot(u, v), 1e-300)
+        place = tuple(slice(None, None, max(1, round(len(values) / arrows))) for values in (s, y))
+        ax.quiver(
+            y[place[1]], s[place[0]], (u / size)[place], (v / size)[place], color=FLOW, pivot="mid",
+            scale=1.3 * arrows, width=0.004, zorder=1,
+        )  # fmt: skip
     for values, color in ((p.dy, COLORS["blue"]), (p.da, COLORS["red"])):
         if (values > 0).any() and (values < 0).any():
             ax.contour(y, s, values, levels=[0.0], colors=[color], linewidths=2.2, zorder=2)

@@ -94,8 +94,9 @@ def trajectory(
     colors = list(CYCLE[: len(chosen)]) if len(chosen) <= len(CYCLE) else shades(len(chosen))
     for color, i in zip(colors, chosen, strict=True):
         ax.plot(times, values[:, i], color=color, label=f"{i + 1}")
-        if steady is not None:
-            ax.axhline(float(to_numpy(steady[index])[i]), color=color, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
+    if steady is not None:
+        levels = to_numpy(steady[index])[chosen]
+        ax.hlines(levels, times[0], times[-1], colors=colors, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
     ax.set(xlabel="Time (ms)", ylabel=PARTS.get(run.state._fields[index], run.state._fields[index]))
     ax.margins(x=0)
     return ax
@@ -295,7 +296,7 @@ def eigenvalues(
     return ax
 
 
-def matrix(values: Any, *, title: str = "", label: str = "", ax: Axes | None = None) -> Axes:
+def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = True, ax: Axes | None = None) -> Axes:
     """A weight matrix as an image, zero in white.
 
     Parameters
@@ -303,6 +304,7 @@ def matrix(values: Any, *, title: str = "", label: str = "", ax: Axes | None = N
     values : array (n, n)
     title, label : str
         Of the axes and of the colour bar.
+    colorbar : bool
     ax : matplotlib Axes, optional
 
     Returns
@@ -328,9 +330,10 @@ def matrix(values: Any, *, title: str = "", label: str = "", ax: Axes | None = N
         vmax=bound,
         interpolation="nearest",
     )
-    figure = ax.get_figure()
-    assert figure is not None
-    bar = figure.colorbar(image, ax=ax, shrink=0.8, label=label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    if colorbar:
+        figure = ax.get_figure()
+        assert figure is not None
+        bar = figure.colorbar(image, ax=ax, shrink=0.8, label=label)
+        bar.outline.set_visible(False)  # type: ignore[operator]
     ax.set(title=title, xlabel="from", ylabel="to")
     return ax
