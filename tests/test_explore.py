@@ -101,6 +101,7 @@ def test_one_neuron_has_the_roots_of_its_polynomial() -> None:
     found = np.sort([np.sqrt(state.a[0]) for state, _ in solved.points])
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert explore.report(solved).count("unstable") == sum(not stable for _, stable in solved.points) == 2
+    assert explore.report(solved).count("i per second") == 2  # of the saddle the leading eigenvalue is real
 
 
 @pytest.mark.parametrize("kind", ["identity", "random", "ring"])

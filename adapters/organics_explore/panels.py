@@ -246,8 +246,9 @@ def report(solved: Solved) -> str:
     for state, stable in solved.points:
         leading = oc.spectrum(solved.circuit, state)
         leading = leading[np.argmax(leading.real)]
+        imaginary = f" ± {abs(leading.imag):.3g} i" if leading.imag else ""
         lines.append(
-            f"- **{words[stable]}**: leading eigenvalue {leading.real:.3g} ± {abs(leading.imag):.3g} i per second, "
+            f"- **{words[stable]}**: leading eigenvalue {leading.real:.3g}{imaginary} per second, "
             f"potential of the neuron that prefers the grating {state.y[len(solved.z) // 2]:.3g}"
         )
     if not lines:
