@@ -371,9 +371,10 @@ def pose(
     others = {} if state0 is None else model.state_fields(made, state0, "state0")
     named = {"z": z} if hasattr(z, "dtype") else {}
     xp = model.validate(made, name="circuit", values=True, **others)
-    if xp is None or not any(hasattr(value, "dtype") for value in (*made, *others.values())):
+    arrays = [value for value in (*others.values(), *made) if hasattr(value, "dtype") and not checks.is_number(value)]
+    if xp is None or not arrays:
         xp = checks.namespace({"times": times, **named})
-    first = next((value for value in (*others.values(), *made) if hasattr(value, "dtype")), times)
+    first = arrays[0] if arrays else times
     if not is_operator(first):
         checks.namespace({"circuit": first, "times": times, **more}, optional=("increments",))
     times = check_times(xp, times)

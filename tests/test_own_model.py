@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from support import Library
 
 import organics_core as oc
+from organics_core.backend import to_numpy
 from organics_core.model import Parameter, size
 
 
@@ -202,6 +204,15 @@ def test_a_model_that_describes_itself_wrongly(attribute: str, value: Any, messa
     wrong = type("Wrong", (Leak,), {attribute: value})
     with pytest.raises(TypeError, match=message):
         oc.simulate(wrong(0.1), np.ones(1), np.array([0.0, 0.1]))
+
+
+def test_a_parameter_that_is_a_number_of_numpy(xp: Library) -> None:
+    """np.float64 is a float: with drives and times of any library the run is that of the float."""
+    z, times = xp.array([1.0, 2.0]), xp.array([0.0, 0.1, 0.3])
+    one, other = (oc.simulate(Leak(tau), z, times).state.x for tau in (np.float64(0.1), 0.1))
+    np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+    noisy = oc.simulate_sde(Leak(np.float64(0.1)), z, times, noise=0.1)
+    assert noisy.success
 
 
 def test_a_jacobian_of_another_shape() -> None:
