@@ -563,6 +563,8 @@ def _problem(
     settings = Settings(
         posed.field, function, layout, method, posed.values is not None, substeps, rtol, atol, max_steps, steady
     )
+    if given is not None and function is not None:
+        settings = settings._replace(shape=tuple(given.sample.shape))
     tau = None
     if posed.tau is not None and posed.model is None:
         tau = layout.pack(xp, [t + xp.zeros_like(part) for t, part in zip(posed.tau, posed.start, strict=True)])

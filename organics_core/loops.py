@@ -51,6 +51,7 @@ class Settings(NamedTuple):
     max_steps: int
     steady: bool = False
     noise: Any = None  # where it depends on the state
+    shape: tuple[int, ...] = ()  # of what the drive returns
 
 
 class Arguments(NamedTuple):
@@ -302,7 +303,13 @@ class Slope:
             return self._arguments.z
         clock = self._clock(t)
         clock = self.xp.where(clock < self._arguments.last, clock, self._arguments.last)
-        return xp.astype(self._settings.function(clock), self._arguments.start.dtype, copy=False)
+        made = self._settings.function(clock)
+        if getattr(made, "shape", None) != self._settings.shape:
+            raise ValueError(
+                f"z(t) must return an array of shape {self._settings.shape} at all times, as at the first, "
+                f"got {checks.describe(made)}"
+            )
+        return xp.astype(made, self._arguments.start.dtype, copy=False)
 
     def _clock(self, t: Any) -> Array:
         """The time of the user's clock, on the side of a jump where the step lies."""

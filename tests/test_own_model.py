@@ -215,6 +215,20 @@ def test_a_parameter_that_is_a_number_of_numpy(xp: Library) -> None:
     assert noisy.success
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rodas5p", "rk4"])
+def test_a_drive_that_returns_something_else_later(method: str) -> None:
+    """Is refused by its name, with what it returned first and then."""
+    for later, got in (
+        (np.ones(2), r"numpy\.ndarray of shape \(2,\)"),
+        (np.ones((4, 3)), r"numpy\.ndarray of shape \(4, 3\)"),
+        (0.0, "float"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"^z\(t\) must return an array of shape \(3,\) at all times, .* got {got}$"
+        ):
+            oc.simulate(Leak(0.1), lambda t, z=later: np.ones(3) if t < 0.5 else z, np.array([0.0, 1.0]), method=method)
+
+
 def test_a_jacobian_of_another_shape() -> None:
     """Is refused wherever it is asked for."""
     wrong = type("Wrong", (Leak,), {"jacobian": lambda self, xp, t, x, z: xp.ones((2, 2))})(0.1)
