@@ -261,8 +261,9 @@ def integrate(
         State at ``times[0]``.
     times : array (T,)
         In seconds, increasing.
-    tau : tuple of arrays, optional
-        Time constants of the linear decay, for ``"exponential_euler"`` only.
+    tau : tuple of arrays or numbers, optional
+        Time constants of the linear decay, positive, one per part of the state,
+        for ``"exponential_euler"`` only.
     method, rtol, atol, max_step, substeps, max_steps, dense, jumps, events, progress
         As in :func:`simulate`; without ``max_step`` steps are not bounded.
 
@@ -391,8 +392,10 @@ def pose(
     model.check_field(xp, made, initial, wide)
     given = given._replace(constant=None if given.constant is None else sample, sample=sample)
     values = None if given.sampled is None else xp.astype(given.sampled, times.dtype, copy=False)
-    decay = getattr(made, "decay", None)
-    return Posed(xp, made, None, given, values, initial, times, None if decay is None else decay(), step, given.jumps)
+    tau = made.decay() if hasattr(made, "decay") else None
+    if tau is not None:
+        model.check_decay(xp, f"decay of {type(made).__name__}", tau, initial, values=False)
+    return Posed(xp, made, None, given, values, initial, times, tau, step, given.jumps)
 
 
 def _pose_field(
@@ -415,6 +418,8 @@ def _pose_field(
     batch = broadcast_shapes(*(tuple(leaf.shape[:-1]) for leaf in state0))
     parts = [xp.broadcast_to(xp.astype(leaf, dtype, copy=False), (*batch, leaf.shape[-1])) for leaf in state0]
     start = type(state0)._make(parts) if hasattr(state0, "_make") else tuple(parts)
+    if tau is not None:
+        model.check_decay(xp, "tau", tau, start, values=True)
     return Posed(xp, None, field, None, None, start, xp.astype(times, dtype, copy=False), tau, step, jumps)
 
 

@@ -308,6 +308,23 @@ def check_parts(model: Any, name: str, parts: Any, like: Tree) -> None:
         raise ValueError(f"{name} of {kind} must return arrays ({names}) of shapes {wanted}, got {got}")
 
 
+def check_decay(xp: Any, name: str, tau: Any, like: Tree, *, values: bool) -> None:
+    """TypeError or ValueError unless ``tau`` are time constants, one per part of the state ``like``."""
+    if not isinstance(tau, tuple | list) or len(tau) != len(like):
+        what = checks.describe(tau) + (f" of length {len(tau)}" if isinstance(tau, tuple | list) else "")
+        raise ValueError(f"{name} must be a tuple of {len(like)} time constants, one per part of the state, got {what}")
+    for k, (value, part) in enumerate(zip(tau, like, strict=True)):
+        own = f"{name}[{k}]"
+        checks.namespace({"state0": part, own: value}, numbers=(own,))
+        shape, wanted = getattr(value, "shape", ()), tuple(part.shape)
+        if len(shape) > len(wanted) or any(
+            length not in (1, full) for length, full in zip(shape[::-1], wanted[::-1], strict=False)
+        ):
+            raise ValueError(f"{own} must be a number or broadcast to the shape {wanted}, got shape {tuple(shape)}")
+        if values:
+            checks.values(xp, own, value, "> 0")
+
+
 def check_field(xp: Any, model: Any, x: Tree, z: Array) -> None:
     """ValueError where the field of a model of one's own returns other shapes than those of the state."""
     if hasattr(model, "additive"):  # of the families here

@@ -229,6 +229,29 @@ def test_a_drive_that_returns_something_else_later(method: str) -> None:
             oc.simulate(Leak(0.1), lambda t, z=later: np.ones(3) if t < 0.5 else z, np.array([0.0, 1.0]), method=method)
 
 
+def test_time_constants_that_do_not_fit() -> None:
+    """Of a model by its class, of a field by the argument, with their shape or value."""
+    times, start = np.array([0.0, 0.1]), (np.ones(3),)
+    for tau, said in (
+        (0.1, "tau must be a tuple of 1 time constants, one per part of the state, got float"),
+        ((0.1, 0.2), "tau must be a tuple of 1 time constants, .* got tuple of length 2"),
+        ((np.ones(2),), r"tau\[0\] must be a number or broadcast to the shape \(3,\), got shape \(2,\)"),
+        ((np.ones((4, 3)),), r"tau\[0\] must be a number or broadcast to the shape \(3,\), got shape \(4, 3\)"),
+        ((0.0,), r"tau\[0\] must be positive, got 0"),
+        ((np.array([1.0, -1.0, 1.0]),), r"tau\[0\] must be positive, got -1 as its smallest value"),
+        ((math.nan,), r"tau\[0\] must be finite"),
+    ):
+        with pytest.raises(ValueError, match=f"^{said}"):
+            oc.integrate(lambda t, x: (-x[0],), start, times, method="exponential_euler", tau=tau)
+        if "positive" not in said and "finite" not in said:
+            wrong = type("Wrong", (Leak,), {"decay": lambda self, tau=tau: tau})(0.1)
+            with pytest.raises(ValueError, match=f"^{said.replace('tau', 'decay of Wrong', 1)}"):
+                oc.simulate(wrong, np.ones(3), times, method="exponential_euler")
+    for fine in ((0.5,), [np.array(0.5)], (np.full(3, 0.5),)):
+        run = oc.integrate(lambda t, x: (-2.0 * x[0],), start, times, method="exponential_euler", tau=fine)
+        np.testing.assert_allclose(run.state[0][-1], math.exp(-0.2), rtol=1e-14)
+
+
 def test_a_jacobian_of_another_shape() -> None:
     """Is refused wherever it is asked for."""
     wrong = type("Wrong", (Leak,), {"jacobian": lambda self, xp, t, x, z: xp.ones((2, 2))})(0.1)
