@@ -475,6 +475,10 @@ def _integrate(
         max_step = checks.positive_number("max_step", max_step)
     if chosen.decays and posed.tau is None:
         raise ValueError(f"method {chosen.name!r} needs tau, the time constants of the linear decay")
+    if callable(events) or not isinstance(events, Sequence):
+        raise TypeError(
+            f"events must be a sequence of functions of time and state, such as a list, got {checks.describe(events)}"
+        )
     wanted = bool(dense) or bool(events)
     if wanted and not (chosen.adaptive and chosen.interpolates):
         raise ValueError(
@@ -488,8 +492,6 @@ def _integrate(
                 "until='steady' needs a constant drive, an adaptive method such as 'dopri5', and a model whose field "
                 "does not hang on the time (which says so by autonomous = True)"
             )
-    if callable(events):
-        raise TypeError("events must be a sequence of functions of time and state, got one function; put it in a list")
     for k, event in enumerate(events):
         if not callable(event):
             raise TypeError(f"events[{k}] must be a function of time and state, got {checks.describe(event)}")

@@ -111,6 +111,27 @@ def test_an_event_that_is_zero_at_the_start_of_a_step() -> None:
     assert run.events[0].state[0].shape == (0, 1)
 
 
+@pytest.mark.parametrize("start", [0.0, 1e4])
+def test_events_in_single_precision(start: float) -> None:
+    """State and time of x' = 1 - 2 x at 1/2, to rounding of the state and of the clock, wherever that starts.
+
+    The event is so small that the product of two values underflows.
+    """
+    times = (start + np.array([0.0, 4.0])).astype(np.float32)
+    run = oc.integrate(
+        lambda t, x: (1.0 - 2.0 * x[0],),
+        (np.zeros(1, dtype=np.float32),),
+        times,
+        events=[lambda t, x: np.float32(1e-30) * (x[0][..., 0] - np.float32(0.25))],
+        dense=True,
+    )
+    (event,) = run.events
+    np.testing.assert_allclose(event.state[0], [[0.25]], rtol=1e-6)
+    np.testing.assert_allclose(event.times, [start + 0.5 * np.log(2.0)], rtol=2e-7, atol=1e-6)
+    assert run.interpolant is not None
+    assert run.interpolant(times[:0])[0].shape == (0, 1)
+
+
 def test_interpolants_say_where_they_hold() -> None:
     """Of one axis of times, within the run, wherever its clock starts."""
     run = oc.integrate(turning, START, 1000.0 + np.array([0.0, 2.0]), dense=True, **OPTIONS)
@@ -168,6 +189,12 @@ def test_what_a_run_refuses() -> None:
         (run(events=[first_part], method="rk4"), ValueError, "events needs an adaptive method with interpolation"),
         (run(until="steady", method="rk4"), ValueError, "until='steady' needs a constant drive, an adaptive"),
         (run(until="never"), ValueError, "unknown until 'never'; choose one of 'steady'"),
+        (
+            run(events=None),
+            TypeError,
+            "events must be a sequence of functions of time and state, such as a list, got None",
+        ),
+        (run(events=first_part), TypeError, "events must be a sequence of functions of time and state, such as a list"),
         (run(events=[3]), TypeError, "events[0] must be a function of time and state, got"),
         (run(max_step=-1.0), ValueError, "max_step must be positive"),
         (run(rtol=0.0), ValueError, "rtol must be positive"),
