@@ -97,11 +97,13 @@ def simulate(
         Also return an interpolant for any time between (adaptive methods, not
         while tracing).
     until : {None, "steady"}
-        ``"steady"`` stops when the state moves by less than ten tolerances in the
+        ``"steady"`` stops when the state moves by less than ten tolerances, in the
         longest time constant (of a model without time constants: in the time
-        since the start), and repeats it for the later times; needs a constant
-        drive and an adaptive method. A slow departure from an unstable fixed
-        point looks the same.
+        since the start) and, by its linearization, until the last time; and
+        repeats it for the later times. Needs a constant drive and an adaptive
+        method. States of more than 512 numbers are not linearized: there a motion
+        much slower than the time constants looks settled. A slow departure from
+        an unstable fixed point always does.
     events : sequence of callables
         Each ``event(t, state) -> array (...)``; where its sign changes within a
         step is found on the interpolant. Two changes within one step are not

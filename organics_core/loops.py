@@ -20,7 +20,7 @@ from array_api_compat import device
 
 from . import checks, model
 from .backend import Array, Backend, Tree, compiled, get_backend, kernel_for, quiet, to_numpy, tree_map
-from .linalg import vecdot
+from .linalg import inverse, vecdot
 from .methods import Method, Step
 from .model import Layout
 from .noise import NoiseTerm, noise_at, noise_term
@@ -31,6 +31,8 @@ _STIFF_ABOVE = 0.75
 """Steps whose h |lambda| comes so close to the bound of the method are limited by stability, not by accuracy."""
 _STILL = 10.0
 """Steps at the bound of stability leave the state in motion by about the tolerance in a time constant."""
+_SOLVED = 512
+"""Up to so many numbers in a state, linear systems are solved to see whether it has settled."""
 _MANY = 8192
 """Below so many numbers a step costs the same for a part of them: members of a batch go together."""
 _PIECES = 50
@@ -458,6 +460,7 @@ class Loop:
     traced: bool
     jumps: Any
     clock_eps: float
+    span: Any  # the last time
     floor: Any
     where: Any  # (condition, one, other)
     lower: Any  # the smaller of two
@@ -561,11 +564,21 @@ class Loop:
         return x, memory, status
 
     def steady(self, slope: Slope, t: Any, x: Array, status: Array) -> Any:
-        """Whether no living member moves by more than ten tolerances in the longest time constant."""
-        xp = self.xp
+        """Whether no living member moves by more than ten tolerances, soon or until the last time.
+
+        Soon is the longest time constant. Slower modes show in the move until the last time, by one linearly implicit
+        step of Euler's method.
+        """
+        xp, size = self.xp, int(x.shape[-1])
         own = slope._model is not None and hasattr(slope._model, "decay")
         scale = xp.max(slope.tau, axis=-1)[..., None] if own else self.time(t)
-        return self.worst(self.norm(scale * slope(self.time(t), x), x, x), status) <= _STILL
+        speed = slope(self.time(t), x)
+        still = self.worst(self.norm(scale * speed, x, x), status) <= _STILL
+        if size > _SOLVED or not (self.traced or still):
+            return still
+        eye = xp.eye(size, dtype=x.dtype, device=device(x))
+        solution = inverse(xp, eye / self.span - slope.jacobian(self.time(t), x))
+        return still & (self.worst(self.norm(matvec(xp, solution, speed), x, x), status) <= _STILL)
 
     def output(self, c: _Carry, goal: Any) -> Array:
         """The state at an output time that has been passed."""

@@ -15,6 +15,7 @@ from scipy.integrate import solve_ivp
 from support import Library, numpy_tree, small_circuit
 
 import organics_core as oc
+from organics_core.model import Parameter
 from organics_core.trajectory import STIFF, SUCCESS
 
 
@@ -243,6 +244,40 @@ def test_until_steady(xp64: Library) -> None:
     assert run.message.startswith("settled at 0.")
     with pytest.raises(ValueError, match="until='steady' needs a constant drive"):
         oc.simulate(xp64.tree(one_neuron()), lambda t: xp64.array(z), xp64.array(times), until="steady")
+
+
+class _Pair(NamedTuple):
+    x: Any
+
+
+class _Decays(NamedTuple):
+    """x' = (z - x) / tau, which says no time constants."""
+
+    tau: Any
+    spec = {"tau": Parameter("> 0")}  # noqa: RUF012
+    state = _Pair
+    autonomous = True
+
+    def field(self, xp: Any, t: Any, x: _Pair, z: Any) -> _Pair:
+        return _Pair((z - x.x) / self.tau)
+
+
+def test_a_slow_motion_is_not_settled(xp64: Library) -> None:
+    """Not after a fast mode a million times as fast, nor where y relaxes 1000 times slower than its time constant.
+
+    With W_r = I and a weak input y tends to z / sigma in tau / sigma. The last states are right to ten tolerances, in
+    root mean square over two numbers, and to as much again for the error of the run itself.
+    """
+    ends = np.array([0.0, 100.0])
+    model, start = _Decays(np.array([1e-6, 1.0])), _Pair(np.array([0.0, 2.0]))
+    options = {"until": "steady", "method": "rodas5p"}
+    run = oc.simulate(xp64.tree(model), xp64.array(np.ones(2)), xp64.array(ends), state0=xp64.tree(start), **options)
+    assert 10.0 < float(run.settled) < 25.0  # exp(-t) = 10 sqrt(2) 1e-6 at t = 11.2
+    xp64.assert_close(run.state.x[-1, ...], np.ones(2), rtol=2 * 10 * math.sqrt(2) * 1e-6)
+    weak = oc.Circuit(None, np.ones((1, 1)), 1.0, 1.0, 1e-3, 0.002, 0.002)
+    run = oc.simulate(xp64.tree(weak), xp64.array(np.array([1e-8])), xp64.array(ends), until="steady")
+    assert 10.0 < float(run.settled) < 25.0  # 1e-5 exp(-t / 2) = 10 sqrt(2) (1e-9 + 1e-11) at t = 13.1
+    xp64.assert_close(run.state.y[-1, ...], np.array([1e-5]), rtol=0.0, atol=2 * 10 * math.sqrt(2) * 1.01e-9)
 
 
 def test_events(xp64: Library) -> None:
