@@ -82,7 +82,8 @@ def v1_power_spectrum(circuit: Any, z: Any, noise: Noise, frequencies: Any) -> A
 @_old("simulate or simulate_sde")
 def simulate_v1(circuit: Any, z: Any, times: Any, *, noise: Noise = None, **options: Any) -> Trajectory:
     """Deprecated: call :func:`simulate`, or with noise :func:`simulate_sde`."""
+    other = ("seed", "increments") if noise is None else ("rtol", "atol", "max_steps")  # it took, and left unread
+    given = {name: value for name, value in options.items() if value is not None and name not in other}
     if noise is None:
-        return simulate(circuit, z, times, **{name: value for name, value in options.items() if value is not None})
-    options.setdefault("method", "stochastic_heun")
-    return simulate_sde(circuit, z, times, noise=noise, **options)
+        return simulate(circuit, z, times, **given)
+    return simulate_sde(circuit, z, times, noise=noise, **{"method": "stochastic_heun", **given})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,17 @@ def test_simulate_v1_with_noise() -> None:
     with pytest.warns(DeprecationWarning, match="simulate_v1"):
         found = oc.simulate_v1(V1, Z, TIMES, noise=NOISE, seed=3)
     expected = oc.simulate_sde(V1, Z, TIMES, noise=NOISE, seed=3, method="stochastic_heun")
+    np.testing.assert_array_equal(found.state.y, expected.state.y)
+
+
+@pytest.mark.parametrize("noise", [None, NOISE])
+def test_simulate_v1_takes_all_that_it_took(noise: Any) -> None:
+    """Options of the other kind of run are left unread, and None is the default, as in 0.1.0."""
+    every = {"seed": 3, "increments": None, "rtol": 1e-6, "atol": 1e-9, "max_steps": 100_000, "method": None}
+    with pytest.warns(DeprecationWarning, match="simulate_v1"):
+        found = oc.simulate_v1(V1, Z, TIMES, noise=noise, state0=None, substeps=1, drive="auto", **every)
+    sde = {"noise": NOISE, "seed": 3, "method": "stochastic_heun"}
+    expected = oc.simulate(V1, Z, TIMES) if noise is None else oc.simulate_sde(V1, Z, TIMES, **sde)
     np.testing.assert_array_equal(found.state.y, expected.state.y)
 
 
