@@ -97,7 +97,7 @@ def read_jumps(jumps: Iterable[float]) -> tuple[float, ...]:
         raise ValueError("jumps must be numbers, known before tracing")
     values = to_numpy(jumps).reshape(-1).tolist() if is_array_api_obj(jumps) else list(jumps)
     for value in values:
-        if not checks.is_number(value) or not math.isfinite(value):
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"jumps must be finite times in seconds, got {value!r} among them")
     return tuple(sorted({float(value) for value in values}))
 

@@ -375,6 +375,7 @@ def test_jumps_are_read_from_lists_and_arrays() -> None:
         (None, own),
         ([0.5, 0.1], (0.1, *own[:1], 0.5, own[1])),
         ({0.25}, own),
+        ([np.float32(0.5), np.int64(0)], (0.0, 0.25, 0.5, 0.75)),
         (np.array([[0.9, 0.75], [0.1, 0.75]]), (0.1, *own, 0.9)),
         (np.array(0.5), (0.25, 0.5, 0.75)),
     ):
