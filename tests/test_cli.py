@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -377,6 +378,25 @@ def test_output_in_any_encoding(tmp_path: Path, encoding: str) -> None:
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.decode(encoding).splitlines()) > 5
         assert b"?" not in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere locales and names of files are others")
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_the_locale_c_and_a_name_that_is_no_text(tmp_path: Path, utf8: str) -> None:
+    """In the locale C errors of the output are not "strict"; a path may hold bytes that no encoding has."""
+    name = os.fsdecode(b"n\xff.toml")
+    shutil.copy(EXAMPLE, tmp_path / name)
+    for command in (("init", "--force"), ("certify",), ("simulate", "-o", ".")):
+        for locale in ("C", "C.UTF-8"):
+            done = subprocess.run(
+                [sys.executable, "-m", "organics_cli", *command, name],
+                env={**os.environ, "PYTHONUTF8": utf8, "LC_ALL": locale},
+                cwd=tmp_path,
+                capture_output=True,
+                timeout=PATIENCE,
+            )
+            assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / os.fsdecode(b"n\xff.json")).read_bytes())["file"] == name
 
 
 def test_an_answer_that_nobody_reads_is_no_answer() -> None:

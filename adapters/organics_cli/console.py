@@ -86,7 +86,7 @@ def write_text(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
     from organics_core.io.atomic import write_atomically  # --help imports no science
 
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))  # of paths
     return path
 
 

@@ -38,7 +38,8 @@ def prepare() -> None:
     """Let every stream print what it can, and forget a width that is none."""
     codecs.register_error("organics", plain)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure") and stream.errors == "strict" and not _is_utf(stream.encoding):
+        lacking = stream.errors == "surrogateescape" and not _is_utf(stream.encoding)  # of the locale C
+        if hasattr(stream, "reconfigure") and (stream.errors == "strict" or lacking):
             stream.reconfigure(errors="organics")
     for name in ("COLUMNS", "LINES"):
         value = os.environ.get(name, "")
