@@ -68,7 +68,7 @@ METHODS = ("auto", "closed_form", "iteration", "newton")
 REASONS = (
     "found by the method",
     "the method led to no attracting point, or to another; from rest the circuit settles here, as its steps tell",
-    "the method led to no attracting point, nor does the motion from rest; another start led here",
+    "the method led to no attracting point, nor the motion from rest within its steps; another start led here",
     "no attracting point was found: from rest the circuit does not settle within the steps it is followed",
     "no attracting point was found: from rest the circuit diverges",
     "no attracting point was found: from rest the circuit settles where none could be confirmed",

@@ -132,6 +132,19 @@ def test_a_point_that_rest_does_not_lead_to_says_so(xp64: Library) -> None:
     assert abscissa(circuit, oc.State(*numpy_tree(found.state))) < 0
 
 
+def test_a_motion_that_settles_too_slowly_is_not_denied() -> None:
+    """Oscillations of 860 rad/s that decay by 3.6 per second outlast the steps; both neurons are alone."""
+    circuit = oc.Circuit(4.0 * np.eye(2), np.eye(2), 0.5, 0.5, 0.15, 0.002, 0.002)
+    z = np.array([0.00915782, 0.5])
+    found = oc.steady_state(circuit, z)
+    alone = circuit._replace(w_r=np.array([[4.0]]), w=np.array([[1.0]]))
+    low, high = (point.state.y[0] for point in oc.fixed_points(alone, z[:1]) if point.stable)
+    end = oc.simulate(circuit, z, np.array([0.0, 2.0])).state.y[-1]
+    np.testing.assert_allclose(end[0], high, atol=0.01)
+    np.testing.assert_allclose(found.state.y[0], low, rtol=1e-9)
+    assert "nor the motion from rest within its steps" in found.message
+
+
 def test_rest_decides_in_random_circuits() -> None:
     """Strong positive or orthogonal weights: where the motion from rest settles, its end is the answer."""
     rng = np.random.default_rng(11)
