@@ -81,6 +81,14 @@ def test_no_word_of_the_help_is_broken(organics, monkeypatch) -> None:
         assert not any(word.endswith("…") for word in narrow), name
 
 
+def test_help_shows_no_type_of_a_flag_and_brackets_once(organics) -> None:
+    for name in ([], ["init"], ["certify"]):
+        text = organics(*name, "--help").output
+        assert "--help" in text
+        assert "<bool>" not in text
+        assert "[[" not in text
+
+
 def test_help_imports_no_science() -> None:
     """The help comes at once: neither numpy nor what is built on it is imported for it."""
     code = (

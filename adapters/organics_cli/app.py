@@ -63,7 +63,7 @@ def demo(
 @app.command()
 @command
 def init(
-    name: Annotated[Path, typer.Argument(metavar="[NAME]", help="Of the file.")] = Path("circuit.toml"),
+    name: Annotated[Path, typer.Argument(metavar="NAME", help="Of the file.")] = Path("circuit.toml"),
     kind: Annotated[str, typer.Option("--kind", help="hypercolumn, ring, random, v1 or two-areas.")] = "hypercolumn",
     neurons: Annotated[int | None, typer.Option("--neurons", "-n", help="How many; default: what suits.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of what is random.")] = 0,
@@ -104,7 +104,7 @@ def simulate(
 @app.command()
 @command
 def certify(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Circuit file, .toml or .npz.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Circuit file, .toml or .npz.")] = None,
     proof: Annotated[Path | None, typer.Option("--proof", help="Save the proof, .npz.")] = None,
     check: Annotated[Path | None, typer.Option("--check", help="Verify a saved proof instead.")] = None,
     debug: Debug = False,

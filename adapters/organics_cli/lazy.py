@@ -79,6 +79,7 @@ class Group(TyperGroup):
         """The group's help."""
         self._listing = True
         try:
+            _readable(self, ctx)
             super().format_help(ctx, formatter)
         finally:
             self._listing = False
