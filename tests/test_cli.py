@@ -354,6 +354,19 @@ def test_init_writes_a_circuit_file(organics, tmp_path: Path, kind: str) -> None
     assert not (tmp_path / "x.toml").exists()
 
 
+@pytest.mark.parametrize("kind", ["ring", "random"])
+@pytest.mark.parametrize("neurons", [2, 3, 7])
+def test_init_normalizes_recurrent_weights(organics, tmp_path: Path, kind: str, neurons: int) -> None:
+    """To spectral norm 1, as the file says, up to its four decimals: of two neurons in a ring too."""
+    assert organics("init", tmp_path / "c.toml", "--kind", kind, "-n", neurons).exit_code == 0
+    circuit, _, _ = load_circuit(tmp_path / "c.toml")
+    np.testing.assert_allclose(np.linalg.norm(circuit.w_r, 2), 1.0, atol=neurons * 1e-4)
+
+
+def test_init_needs_a_name(organics) -> None:
+    assert_refused(organics("init", "."), "NAME must be that of a file, got '.'")
+
+
 def test_keys_of_a_file_that_are_nearly_right(organics, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     organics("init", path)

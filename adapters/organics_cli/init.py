@@ -24,7 +24,7 @@ def _hypercolumn(n: int, rng: np.random.Generator) -> Drawn:
 def _ring(n: int, rng: np.random.Generator) -> Drawn:
     step = np.abs(np.arange(n)[:, None] - np.arange(n))
     apart = 2 * np.pi * np.minimum(step, n - step) / n
-    w_r = np.cos(apart) * 2 / n
+    w_r = np.cos(apart) * (2 / n if n > 2 else 1 / 2)
     about = (
         f"A ring of {n} neurons: neighbours excite, opposites inhibit one another, and pools fall off with distance.\n"
         "W_r projects on the first harmonic, so its spectral norm is 1."
@@ -133,6 +133,8 @@ def init(path: Path, kind: str, neurons: int | None, seed: int, force: bool) -> 
         raise ValueError(f"--neurons must be at least 2, got {neurons}")
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
+    if not path.name:
+        raise ValueError(f"NAME must be that of a file, got {str(path)!r}")
     if path.suffix.lower() != ".toml":
         path = path.with_name(path.name + ".toml")
     if path.exists() and not force:
