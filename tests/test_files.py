@@ -92,6 +92,8 @@ WRONG = {
     "NaN": ("[1.0, 0.6, 0.3, 0.6]", "[1.0, nan, 0.3, 0.6]", "w must"),
     "infinite drive": ("z = [1.0,", "z = [inf,", "z must"),
     "an integer too large": ("z = [1.0,", f"z = [{10**400},", "z holds an integer too large"),
+    "thousands of digits": ("z = [1.0,", f"z = [{'9' * 5000},", "is not valid TOML: exceeds the limit"),
+    "thousands of brackets": ("z = [1.0,", f"z = [{'[' * 3000}", "nested too deeply"),
     "text": ("b = 0.5 ", 'b = "half" ', "b must be a number"),
     "boolean": ("b = 0.5 ", "b = true ", "b must be a number"),
     "method": ('"dopri5"', '"dopri"', "unknown method 'dopri'"),

@@ -209,10 +209,12 @@ def _toml(value: Any) -> str:
 def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
     try:
         tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {_lower(str(error))}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: byte {error.start} is not UTF-8 text") from None
+    except RecursionError:
+        raise ValueError(f"{path}: lists are nested too deeply") from None
+    except ValueError as error:  # also of an integer of more than 4,300 digits
+        raise ValueError(f"{path} is not valid TOML: {_lower(str(error))}") from None
     known = ("circuit", "input", "simulation")
     for name, table in tables.items():
         if name not in known:
