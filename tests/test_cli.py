@@ -81,6 +81,20 @@ def test_no_word_of_the_help_is_broken(organics, monkeypatch) -> None:
         assert not any(word.endswith("…") for word in narrow), name
 
 
+def test_all_output_goes_below_one_folder() -> None:
+    """What a command writes unasked, it writes below organics-output."""
+    group = typer.main.get_group(app)
+    context = typer.Context(group)
+    places = {
+        name: parameter.default
+        for name in group.list_commands(context)
+        for parameter in group.get_command(context, name).params
+        if "--output" in parameter.opts and parameter.default is not None
+    }
+    assert {"demo", "simulate", "agree", "figures", "sweep"} <= set(places)
+    assert {name: Path(place).parts[0] for name, place in places.items()} == dict.fromkeys(places, "organics-output")
+
+
 def test_help_shows_no_type_of_a_flag_and_brackets_once(organics) -> None:
     for name in ([], ["init"], ["certify"]):
         text = organics(*name, "--help").output

@@ -46,7 +46,7 @@ def _root(
 @command
 def demo(
     output: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder for pictures and numbers.")] = Path(
-        "organics-demo"
+        "organics-output/demo"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Two epochs, and fewer rows in the agreement table.")] = False,
     framework: Annotated[
