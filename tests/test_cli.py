@@ -377,6 +377,12 @@ def test_init_normalizes_recurrent_weights(organics, tmp_path: Path, kind: str, 
     np.testing.assert_allclose(np.linalg.norm(circuit.w_r, 2), 1.0, atol=neurons * 1e-4)
 
 
+def test_a_path_is_no_markup(organics, tmp_path: Path) -> None:
+    path, proof = tmp_path / "a[red]b[x].toml", tmp_path / "p[dim].npz"
+    assert f"Now: organics simulate {path}, or" in organics("init", path, "-n", 3).output
+    assert f"saved to {proof};" in organics("certify", path, "--proof", proof).output
+
+
 def test_init_needs_a_name(organics) -> None:
     assert_refused(organics("init", "."), "NAME must be that of a file, got '.'")
 

@@ -224,8 +224,10 @@ def test_nothing_is_clipped(name):
 
 
 def test_command_writes_picture_numbers_and_record(tmp_path):
+    tmp_path = tmp_path / "[dim]"  # which is no markup
     done = CliRunner().invoke(app, ["figures", "energy", "iterates", "--quick", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
+    assert f" {tmp_path / 'energy.png'} " in done.output
     assert {file.name for file in tmp_path.iterdir()} == {
         f"{name}.{suffix}" for name in ("energy", "iterates") for suffix in ("png", "svg", "npz", "json")
     }

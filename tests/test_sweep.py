@@ -298,9 +298,10 @@ def test_command(tmp_path, monkeypatch) -> None:
 
     sweep.register(app)
     options = ["--n", "4", "--deltas", "0:1:3", "--norms", "1,3", "--draws", "2", "--workers", "0"]
-    out = tmp_path / "out"
+    out = tmp_path / "[/bold]out"  # a path is no markup
     done = CliRunner().invoke(app, ["sweep", *options, "--out", str(out)])
     assert done.exit_code == 0, done.output
+    assert f"Numbers: {out / 'summary.json'}" in done.output
     assert "fixed point" in done.output
     summary = json.loads((out / "summary.json").read_text())
     assert summary["circuits"] == 12

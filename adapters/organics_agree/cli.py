@@ -61,7 +61,11 @@ def run(path: Path, *, require: Sequence[str] = ()) -> int:
     files = save(agreement, path, pair)
     good = agreement.ok and (pair is None or pair.ok)
     total = seconds(sum(agreement.wall.values()))
-    screen.print(f"\nbounds: float64 {BOUND64:.0e}; float32 1e-05 to 1e-04, row by row in {files[1]}", soft_wrap=True)
+    screen.print(
+        f"\nbounds: float64 {BOUND64:.0e}; float32 1e-05 to 1e-04, row by row in {files[1]}",
+        soft_wrap=True,
+        markup=False,
+    )
     if good:
         screen.print(f"[bold green]✓ all {len(agreement.cells)} comparisons within their bounds[/] ({total})")
     else:

@@ -141,4 +141,4 @@ def init(path: Path, kind: str, neurons: int | None, seed: int, force: bool) -> 
         raise ValueError(f"{path} exists; choose another name, or add --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text_of(kind, neurons, seed, str(path)))
-    console().print(f"{path}\nNow: organics simulate {path}, or organics certify {path}", soft_wrap=True)
+    console().print(f"{path}\nNow: organics simulate {path}, or organics certify {path}", soft_wrap=True, markup=False)

@@ -25,7 +25,7 @@ def prove(screen: Console, circuit: oc.Circuit, z: Any, variant: str, state: oc.
     screen.print(_words(proof))
     if save is not None:
         proof.save(save)
-        screen.print(f"saved to {save}; organics certify --check {save} verifies it", soft_wrap=True)
+        screen.print(f"saved to {save}; organics certify --check {save} verifies it", soft_wrap=True, markup=False)
     screen.print()
     return proof
 

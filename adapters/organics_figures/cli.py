@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.markup import escape
 
 from organics_cli.console import Debug, command, console, output_folder, quiet_matplotlib, versions, write_json
 
@@ -92,7 +93,7 @@ def figures(
         with screen.status(doing):
             found = entry.numbers(seed=seed, quick=quick, **({} if shown is None else {"checkpoint": shown}))
             _write(out, name, entry, found, {"seed": seed, "quick": quick, "checkpoint": path}, **options)
-        took, file = time.perf_counter() - begin, f"{out / name}.{options['formats'][0]}"
+        took, file = time.perf_counter() - begin, escape(f"{out / name}.{options['formats'][0]}")
         screen.print(f"[green]✓[/] {index}/{len(chosen)} {file}  [dim]{took:.1f} s[/]", soft_wrap=True)
         sys.stdout.flush()
 

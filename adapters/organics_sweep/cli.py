@@ -66,7 +66,7 @@ def sweep(
     screen = console()
     store = out / "store.zarr"
     if store.exists():
-        screen.print(f"Resuming {store}: reading what is there.", soft_wrap=True)
+        screen.print(f"Resuming {store}: reading what is there.", soft_wrap=True, markup=False)
         sys.stdout.flush()
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cluster = nullcontext() if scheduler is None else dask_distributed().Client(scheduler)
@@ -107,4 +107,4 @@ def sweep(
     screen.print(", ".join(f"{name} {count}" for name, count in counts.items()))
     circuits = int(found.kind.size)
     summary = {"sweep": spec.describe(), "circuits": circuits, "kinds": counts, "simulated": int(found.simulated.sum())}
-    screen.print(f"Numbers: {write_json(out / 'summary.json', summary)}")
+    screen.print(f"Numbers: {write_json(out / 'summary.json', summary)}", soft_wrap=True, markup=False)

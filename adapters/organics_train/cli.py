@@ -403,6 +403,7 @@ def _train(
         f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s\n"
         f"{folder / RESULTS}  {folder / CURVE}",
         soft_wrap=True,
+        markup=False,
     )
 
 
