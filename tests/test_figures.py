@@ -243,6 +243,7 @@ def test_command_writes_picture_numbers_and_record(tmp_path):
         (["bogus"], "unknown figure 'bogus'; choose one of attention"),
         ([], "name a figure, or ask for --all"),
         (["energy", "--format", "gif"], "--format must be png, svg or pdf, got 'gif'"),
+        (["energy", "--seed", "-1"], "--seed must be at least 0, got -1"),
         (["energy", "--dpi", "1"], "--dpi must be between 10 and 2400 dots per inch, got 1"),
         (["energy", "--size", "7x"], "--size must be inches from 1 to 60"),
         (["energy", "--size", "nan"], "--size must be inches from 1 to 60"),

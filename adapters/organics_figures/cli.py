@@ -76,6 +76,8 @@ def figures(
     for name in chosen:
         if name not in FIGURES:
             raise ValueError(f"unknown figure {name!r}; choose one of {', '.join(FIGURES)}")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
     options: dict[str, Any] = {"formats": _formats(formats), "dpi": _dpi(dpi), "size": _size(size)}
     given = _checkpoints(checkpoint or [], chosen)
     quiet_matplotlib()
