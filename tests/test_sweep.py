@@ -236,6 +236,22 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     assert len(sweep.Store(tmp_path / "store", spec).missing()) == 12
 
 
+@pytest.mark.parametrize("name", ["kind", "done"])
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_store_without_a_description_says_so(tmp_path, name: str, torn: bool) -> None:
+    spec = sweep.Sweep(n=3, deltas=(0.0,), norms=(1.0,), draws=2)
+    store = tmp_path / "store"
+    sweep.run(spec, store, workers=0)
+    about = store / name / "zarr.json"
+    if torn:
+        about.write_bytes(about.read_bytes()[:5])
+    else:
+        about.unlink()
+    for again in (lambda: sweep.load(store), lambda: sweep.run(spec, store, workers=0)):
+        with pytest.raises(ValueError, match=f"store: the description of the array {name} is missing or torn"):
+            again()
+
+
 def test_a_torn_store_says_so(tmp_path) -> None:
     spec = small(deltas=(0.0,), norms=(1.0,))
     store = sweep.run(spec, tmp_path / "store", workers=0)

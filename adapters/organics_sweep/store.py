@@ -133,6 +133,13 @@ def _open(path: Path, mode: str) -> zarr.Group:
         group.attrs["sweep"]
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not the store of a sweep; choose a path that does not exist") from error
+    for name in (*_FIELDS, "done"):
+        try:
+            group[name]
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(
+                f"{path}: the description of the array {name} is missing or torn; choose a path that does not exist"
+            ) from error
     return group
 
 
