@@ -219,6 +219,7 @@ def test_numpys_scalars_are_pythons(tmp_path) -> None:
     for name, wrong, error in (
         ("b", np.ones(2), TypeError), ("b", -1.0, ValueError), ("seed", 1.5, TypeError),
         ("n", np.float64(3), TypeError), ("pool", -1.0, ValueError),
+        ("deltas", 0.5, TypeError), ("deltas", "01", TypeError), ("norms", np.ones((1, 1)), TypeError),
     ):  # fmt: skip
         with pytest.raises(error, match=f"{name} must"):
             small(**{name: wrong})

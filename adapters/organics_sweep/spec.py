@@ -90,7 +90,10 @@ class Sweep:
             value = getattr(self, name)
             object.__setattr__(self, name, check(name, value.item() if isinstance(value, np.generic) else value))
         for name in ("deltas", "norms"):
-            values = tuple(float(value) for value in getattr(self, name))
+            given = getattr(self, name)
+            if isinstance(given, str) or np.ndim(given) != 1:
+                raise TypeError(f"{name} must be a tuple of numbers, got {checks.describe(given)}")
+            values = tuple(float(value) for value in given)
             if not values or not all(0 <= value < float("inf") for value in values):
                 raise ValueError(f"{name} must be numbers >= 0, one at least, got {values}")
             object.__setattr__(self, name, values)
