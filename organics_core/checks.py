@@ -7,6 +7,7 @@ always checked. Values are checked only where the backend can see them.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -193,19 +194,24 @@ def positive_number(name: str, value: object) -> float:
 
 def positive_integer(name: str, value: object) -> int:
     """``value`` as an int of at least 1, or an error that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {describe(value)}")
-    number = int(value)
+    number = _integer(name, value)
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
 
 
+def _integer(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:  # arrays have __index__, and most of them refuse
+        raise TypeError(f"{name} must be an integer, got {describe(value)}") from None
+
+
 def seed(value: object) -> int:
     """``value`` as a seed, an integer of at least 0, or an error that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"seed must be an integer, got {describe(value)}")
-    number = int(value)  # type: ignore[call-overload]
+    number = _integer("seed", value)
     if number < 0:
         raise ValueError(f"seed must not be negative, got {number}")
     return number

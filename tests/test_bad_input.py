@@ -383,6 +383,8 @@ def test_what_is_said() -> None:
         (ValueError, run(atol=float("inf")), "atol must be positive and finite, got inf"),
         (ValueError, run(max_step=10**400), "max_step must be positive and finite, got inf"),
         (TypeError, run(substeps=2.0), "substeps must be an integer, got float"),
+        (TypeError, run(max_steps=np.array(3.7)), "max_steps must be an integer, got numpy.ndarray of shape ()"),
+        (TypeError, run(max_steps=np.array([3])), "max_steps must be an integer, got numpy.ndarray of shape (1,)"),
         (TypeError, run(max_steps=True), "max_steps must be an integer, got bool"),
         (ValueError, run(max_steps=0), "max_steps must be at least 1, got 0"),
         (ValueError, run(variant="all"), f"unknown variant 'all'; choose one of {str([*oc.VARIANTS])[1:-1]}"),
