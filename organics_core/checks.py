@@ -41,6 +41,11 @@ def describe(value: object) -> str:
     return kind if shape is None else f"{kind} of shape {tuple(shape)}"
 
 
+def remedy(name: str, value: object) -> str:
+    """What makes an array of a list, to be said behind its refusal."""
+    return f"; give np.asarray({name}, dtype=float) or the like" if type(value) in (list, tuple) else ""
+
+
 def namespace(
     fields: dict[str, Any], *, numbers: Iterable[str] = (), optional: Iterable[str] = (), half: bool = False
 ) -> Any:
@@ -67,7 +72,7 @@ def namespace(
             wanted = "a number or an array" if name in numbers else "an array"
             raise TypeError(
                 f"{name} must be {wanted} of numpy, torch, jax, cupy or another array-API library, "
-                f"got {describe(value)}"
+                f"got {describe(value)}{remedy(name, value)}"
             )
         if isinstance(value, MaskedArray):
             raise TypeError(

@@ -77,7 +77,7 @@ def read_drive(
             return Drive(None, z, None, z[0, ...], given or ())
         return Drive(z, None, None, z, given or ())
     if not callable(z):
-        raise TypeError(f"z must be an array or a function of time, got {checks.describe(z)}")
+        raise TypeError(f"z must be an array or a function of time, got {checks.describe(z)}{checks.remedy('z', z)}")
     if how != "auto":
         raise ValueError(f"drive={how!r} says how to read an array z, and z is a function of time: leave it out")
     sample = z(times[0])

@@ -317,7 +317,12 @@ def test_what_is_said() -> None:
         (TypeError, make(w=1.0), "w must be an array, got the number 1.0"),
         (TypeError, make(b=True), f"b must be a number or an array {kinds} bool"),
         (TypeError, make(b="wide"), f"b must be a number or an array {kinds} str"),
-        (TypeError, make(w=[[1.0]]), f"w must be an array {kinds} list"),
+        (TypeError, make(w=[[1.0]]), f"w must be an array {kinds} list; give np.asarray(w, dtype=float) or the like"),
+        (
+            TypeError,
+            run(z=[1.0]),
+            "z must be an array or a function of time, got list; give np.asarray(z, dtype=float) or the like",
+        ),
         (TypeError, make(w=Path("w.npy")), f"w must be an array {kinds} pathlib.{type(Path()).__name__}"),
         (
             TypeError,
