@@ -236,8 +236,20 @@ def test_the_code_that_is_shown_runs_and_says_what_the_page_says(settings: Setti
         timeout=PATIENCE,
         check=True,
     )
-    end = np.array(re.findall(r"-?\d+\.\d*(?:e[+-]\d+)?", done.stdout.partition("y =")[2]), dtype=float)
+    end = np.array(re.findall(r"-?\d+\.\d*(?:e[+-]\d+)?", done.stdout.partition("ends at y =")[2]), dtype=float)
     np.testing.assert_allclose(end, explore.solve(settings).run.state.y[-1], atol=1e-4)
+
+
+def test_the_code_of_one_neuron_prints_the_fixed_points_of_the_page(capsys) -> None:
+    """Also where none attracts, and steady_state finds none."""
+    settings = Settings(neurons=1, w_r=-2.0, sigma=1.0, b=1.0, b0=1.0, contrast=0.45)
+    exec(explore.python_code(settings), {})
+    told = capsys.readouterr().out
+    solved = explore.solve(settings)
+    assert [stable for _, stable in solved.points] == [False]
+    rates = [float(oc.spectral_abscissa(solved.circuit, state)) for state, _ in solved.points]
+    assert rates[0] > 0
+    np.testing.assert_allclose([float(x) for x in re.findall(r"abscissa \(1/s\): (\S+)", told)], rates, rtol=1e-9)
 
 
 def test_without_marimo_the_command_says_how_to_get_it(monkeypatch) -> None:

@@ -278,11 +278,16 @@ def python_code(settings: Settings) -> str:
     >>> compile(code, "circuit.py", "exec").co_filename
     'circuit.py'
     """
-    return circuit_code(settings) + (
-        "\n"
-        "found = oc.steady_state(circuit, z)\n"
+    points = (
+        "for found in oc.fixed_points(circuit, z):  # every one of one neuron\n"
+        '    print("y =", found.state.y, " stable:", found.stable)\n'
+        if settings.neurons == 1
+        else "found = oc.steady_state(circuit, z)\n"
         'print("converged:", found.converged, " stable:", found.stable)\n'
-        'print("spectral abscissa (1/s):", oc.spectral_abscissa(circuit, found.state))\n'
+        "if found.converged:\n"
+    ) + '    print("spectral abscissa (1/s):", oc.spectral_abscissa(circuit, found.state))\n'
+    return circuit_code(settings) + (
+        f"\n{points}"
         f"run = oc.simulate(circuit, z, np.linspace(0.0, {40 * max(settings.tau_y, settings.tau_a) / 1000}, 300))\n"
         'print("it ends at y =", run.state.y[-1].round(4))\n'
     )
