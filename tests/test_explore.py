@@ -67,6 +67,7 @@ def test_a_link_restores_the_settings() -> None:
 def test_a_wrong_link_gives_defaults_and_ends_of_ranges() -> None:
     wrong = {"kind": "circle", "neurons": "nan", "w_r": "-inf", "sigma": "0", "b": [1], "tau_y": "1e9", "other": "1"}
     assert explore.settings_from(wrong) == Settings(w_r=-2.0, sigma=0.01, tau_y=40.0)
+    assert explore.settings_from({"kind": ["ring", "random"], "neurons": 10**400}) == Settings()
 
 
 def test_every_setting_has_a_slider_and_defaults_lie_on_it() -> None:

@@ -91,12 +91,12 @@ def settings_from(link: Mapping[str, Any]) -> Settings:
     (3, 'identity', 1.0, 0, 0.5, 1.0)
     """
     found: dict[str, Any] = {}
-    if link.get("kind") in KINDS:
+    if link.get("kind") in list(KINDS):  # a key that stands twice brings a list
         found["kind"] = link["kind"]
     for name, (low, high, step) in RANGES.items():
         try:
             value = float(link[name])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
         if value == value:  # not NaN
             nearest = round(round(min(max(value, low), high) / step) * step, 6)
