@@ -440,10 +440,11 @@ def test_the_locale_c_and_a_name_that_is_no_text(tmp_path: Path, utf8: str) -> N
     assert json.loads((tmp_path / os.fsdecode(b"n\xff.json")).read_bytes())["file"] == name
 
 
-def test_an_answer_that_nobody_reads_is_no_answer() -> None:
+@pytest.mark.parametrize("arguments", [["certify", str(EXAMPLE)], ["--help"], ["certify", "--help"]])
+def test_an_answer_that_nobody_reads_is_no_answer(arguments: list[str]) -> None:
     """``organics certify FILE | head -0``: not the exit code of an unstable circuit."""
     writer = subprocess.Popen(
-        [sys.executable, "-m", "organics_cli", "certify", str(EXAMPLE)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "organics_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert writer.stdout is not None
     writer.stdout.close()

@@ -18,8 +18,14 @@ def main() -> None:
         raise SystemExit(
             f"error: the command line needs {error.name}; install it with: pip install 'organics-core[cli]'"
         ) from None
+    from rich.console import Console
+
     from .terminal import end_without_reader, prepare
 
+    def nobody_reads(_: Console) -> None:
+        raise end_without_reader()
+
+    Console.on_broken_pipe = nobody_reads  # type: ignore[method-assign]  # of --help too; rich ends with 1
     prepare()
     from .app import app
 

@@ -26,15 +26,9 @@ Debug = Annotated[
 ]
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Nobody reads on: the exit code must not look like an answer, as rich's 1 would."""
-        raise end_without_reader()
-
-
 def console() -> Console:
     """The console for results: standard output, whatever it is at the moment."""
-    return _Console(highlight=False)
+    return Console(highlight=False)
 
 
 def complain(text: str) -> None:
