@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 import organics_agree as agree
 import organics_core as oc
 from organics_agree.libraries import MAKERS, numpy_columns
-from organics_cli import demo, lazy
+from organics_cli import demo, lazy, terminal
 from organics_cli.app import app
 from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
 
@@ -419,6 +419,15 @@ def test_output_in_any_encoding(tmp_path: Path, encoding: str) -> None:
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.decode(encoding).splitlines()) > 5
         assert b"?" not in done.stdout
+
+
+def test_every_sign_that_commands_write_has_letters() -> None:
+    """None of those in their sources, summaries of figures among them, becomes a question mark."""
+    folder = Path(lazy.__file__).parents[1]
+    sources = (path.read_text(encoding="utf-8") for path in folder.glob("organics_*/*.py"))
+    signs = "".join(sorted({sign for text in sources for sign in text if not sign.isascii()}))
+    assert "δ" in signs
+    assert "?" not in terminal.plain(UnicodeEncodeError("ascii", signs, 0, len(signs), "they are not"))[0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere locales and names of files are others")
