@@ -100,6 +100,7 @@ WRONG = {
     "variant": ('"main"', '"mean"', "unknown variant 'mean'"),
     "recurrence": ('"identity" ', '"unity" ', "w_r must"),
     "points": ("points = 400", "points = 1", "points must"),
+    "points without end": ("points = 400", "points = 1_000_000_000", "points must be an integer from 2 to 1,000,000"),
     "duration": ("duration = 0.15", "duration = -1", "duration must"),
 }
 

@@ -22,7 +22,7 @@ def main() -> None:
 
     from .terminal import end_without_reader, prepare
 
-    def nobody_reads(_: Console) -> None:
+    def nobody_reads(self: Console) -> None:
         raise end_without_reader()
 
     Console.on_broken_pipe = nobody_reads  # type: ignore[method-assign]  # of --help too; rich ends with 1

@@ -47,6 +47,10 @@ from .atomic import write_atomically
 _VECTORS = ("b", "b0", "sigma", "tau_y", "tau_a")
 
 
+_MOST_POINTS = 1_000_000
+"""More output times fill the memory before anybody sees them."""
+
+
 class SimulationSettings(NamedTuple):
     """How a circuit file asks to be simulated.
 
@@ -402,8 +406,9 @@ def _settings(table: dict[str, Any]) -> SimulationSettings:
         if not checks.is_number(value) or not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be a positive number, got {_short(value)}")
         found[name] = float(value)
-    if isinstance(found["points"], bool) or not isinstance(found["points"], int) or found["points"] < 2:
-        raise ValueError(f"points must be an integer of at least 2, got {_short(found['points'])}")
+    points = found["points"]
+    if isinstance(points, bool) or not isinstance(points, int) or not 2 <= points <= _MOST_POINTS:
+        raise ValueError(f"points must be an integer from 2 to {_MOST_POINTS:,}, got {_short(points)}")
     checks.one_of("method", found["method"], METHODS)
     checks.one_of("variant", found["variant"], VARIANTS)
     return SimulationSettings(**found)
