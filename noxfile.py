@@ -162,7 +162,7 @@ def agreement(session: nox.Session) -> None:
     install(session, "cli", "torch", "jax", more=(*TESTING, "array-api-strict>=2.3"))
     together = ("--together", "--library", "torch", "--library", "jax")
     session.run("pytest", "-q", *together, env=ONE_THREAD)
-    quick = {**ONE_THREAD, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # every program runs once: a third of the time
+    quick = {**ONE_THREAD, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # every program runs once
     session.run("organics", "agree", "--require", "torch", "--require", "jax", *session.posargs, env=quick)
 
 

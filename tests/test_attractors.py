@@ -175,6 +175,7 @@ def test_a_start_is_kept_to(xp64: Library) -> None:
     assert not bool(again.stable)
 
 
+@pytest.mark.library("numpy", "torch", "jax")
 def test_a_batch_is_answered_member_by_member(xp64: Library) -> None:
     """Circuits with an attracting Newton point, one reached from rest, and none: each as by itself, compiled too."""
     rng = np.random.default_rng(11)
@@ -330,6 +331,7 @@ def test_attraction_is_what_the_eigenvalues_say(xp: Library) -> None:
 # Kinks.
 
 
+@pytest.mark.library("numpy", "torch", "jax")
 @pytest.mark.parametrize("variant", RECTIFIED)
 def test_a_kink_is_judged_from_every_side(xp64: Library, variant: str) -> None:
     """w_r = 2, sigma = 0.2, z = 0: y = 0 is unstable, since a push of 1e-6 runs away to 0.61."""
@@ -622,6 +624,7 @@ def test_drives_at_the_end_of_the_range_say_so(recwarn: pytest.WarningsRecorder)
     assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
 
 
+@pytest.mark.library("numpy", "strict", "torch")
 @pytest.mark.parametrize("unit", [1e-14, 1e-7, 1e5, 1e14])
 def test_units_of_y_change_nothing(xp: Library, unit: float) -> None:
     """y and z in other units, W in those of their inverse square: the same answers, with those that diverge too."""

@@ -142,6 +142,7 @@ def test_the_cell_is_euler_on_the_circuit() -> None:
     np.testing.assert_allclose(abscissa, want, rtol=1e-10)
 
 
+@pytest.mark.library("numpy", "torch", "jax")
 @pytest.mark.parametrize("variant", CELL_VARIANTS)
 @pytest.mark.parametrize("recurrent", ["orthogonal", "identity"])
 def test_jacobian_of_the_step_is_its_derivative(xp64: Library, variant: str, recurrent: str) -> None:

@@ -105,6 +105,7 @@ def test_damping_keeps_the_iterates_finite() -> None:
     assert not report.converged
 
 
+@pytest.mark.library("numpy", "torch", "jax")
 def test_lyapunov_exponent_is_that_of_the_product_of_jacobians(xp64: Library) -> None:
     """By QR of Jacobians from differences; a strong recurrence has a larger one."""
     exponents = []

@@ -88,6 +88,7 @@ def test_attention_as_response_gain(xp: Library) -> None:
     np.testing.assert_allclose(values(without.attended), values(without.neutral), rtol=1e-6)
 
 
+@pytest.mark.library("numpy", "torch")
 def test_temporal_pair(xp: Library) -> None:
     """The second response is the smaller one, the less so the longer the pause; after a long one both are equal."""
     gaps = np.array([0.0, 0.05, 0.1, 0.3, 1.0])

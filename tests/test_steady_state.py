@@ -121,6 +121,7 @@ def strong(n: int, gain: float, seed: int) -> Case:
     return case._replace(circuit=case.circuit._replace(w_r=gain * w_r / np.linalg.norm(w_r, 2)))
 
 
+@pytest.mark.library("numpy", "torch", "jax")
 @pytest.mark.parametrize("method", ["newton", "iteration"])
 def test_failure_to_converge_is_reported(xp64: Library, method: str) -> None:
     """Strong recurrence: some of a batch fail, each for itself, with finite states and honest residuals."""

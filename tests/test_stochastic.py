@@ -286,6 +286,7 @@ def test_simulated_noise_of_a_circuit_follows_its_state(xp: Library) -> None:
         np.testing.assert_allclose(np.concatenate(moved), amplitude * kick[0], atol=100 * xp.eps)
 
 
+@pytest.mark.library("numpy", "torch", "jax")
 @pytest.mark.one_dtype
 def test_coloured_noise_of_a_simulation(xp: Library) -> None:
     """The integral of eta has the variance T - tau (1 - exp(-T / tau)); through a leak, that of the linear theory."""
