@@ -20,7 +20,7 @@ from array_api_compat import device
 
 from . import checks, model
 from .backend import Array, Backend, Tree, compiled, get_backend, kernel_for, quiet, to_numpy, tree_map
-from .linalg import inverse, vecdot
+from .linalg import solve, vecdot
 from .methods import Method, Step
 from .model import Layout
 from .noise import NoiseTerm, noise_at, noise_term
@@ -573,12 +573,25 @@ class Loop:
         own = slope._model is not None and hasattr(slope._model, "decay")
         scale = xp.max(slope.tau, axis=-1)[..., None] if own else self.time(t)
         speed = slope(self.time(t), x)
-        still = self.worst(self.norm(scale * speed, x, x), status) <= _STILL
-        if size > _SOLVED or not (self.traced or still):
-            return still
-        eye = xp.eye(size, dtype=x.dtype, device=device(x))
-        solution = inverse(xp, eye / self.span - slope.jacobian(self.time(t), x))
-        return still & (self.worst(self.norm(matvec(xp, solution, speed), x, x), status) <= _STILL)
+        soon = self.worst(self.norm(scale * speed, x, x), status)
+        if size > _SOLVED or not (self.traced or soon <= _STILL):
+            return soon <= _STILL
+
+        def until_the_end(x: Array, speed: Array) -> Any:
+            eye = xp.eye(size, dtype=x.dtype, device=device(x))
+            system = eye / self.span - slope.jacobian(self.time(t), x)
+            return self.worst(self.norm(solve(xp, system, speed[..., None])[..., 0], x, x), status)
+
+        if not self.traced:
+            return until_the_end(x, speed) <= _STILL
+
+        def turn(c: Any) -> Any:  # what it takes changes, else a compiler may compute the rest before it asks
+            later = self.backend.stop_gradient(until_the_end(c[2], c[3]))
+            return xp.zeros_like(c[0]), later, xp.zeros_like(c[2]), xp.zeros_like(c[3])
+
+        # a loop of one turn or none: the linear system is solved only where the answer hangs on it
+        begin = (soon <= _STILL, soon, x, speed)
+        return begin[0] & (self.backend.while_loop(lambda c: c[0], turn, begin, max_steps=1)[1] <= _STILL)
 
     def output(self, c: _Carry, goal: Any) -> Array:
         """The state at an output time that has been passed."""
