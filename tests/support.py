@@ -47,8 +47,8 @@ def _torch_version() -> tuple[int, ...]:
 
 
 RECENT_TORCH = _torch_version() >= (2, 11)
-"""Whether torch is one that compiles the core and the layers; 2.6 does not, those between were not tried."""
-NEEDS_RECENT_TORCH = pytest.mark.skipif(not RECENT_TORCH, reason=f"{ELSEWHERE}torch since 2.11 compiles this")
+"""Whether torch compiles the core and the layers, and shards on CPUs; 2.6 does not, those between were not tried."""
+NEEDS_RECENT_TORCH = pytest.mark.skipif(not RECENT_TORCH, reason=f"{ELSEWHERE}torch since 2.11 can")
 
 PATIENCE = 900
 """Seconds after which a process counts as hung, however busy the machine is. No result depends on it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Library, gradient, numpy_tree
+from support import NEEDS_RECENT_TORCH, Library, gradient, numpy_tree
 
 import organics_core as oc
 from organics_core.backend import kernel_for, tree_leaves
@@ -463,6 +463,7 @@ def test_derivatives_pass_through_a_step(xp64: Library, name: str) -> None:
     np.testing.assert_array_equal(gradient(xp64, part("error"), 2 * one), 0.0)
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.library("torch")
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_compile_without_a_break(xp64: Library, name: str) -> None:

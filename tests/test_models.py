@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import FitzHughNagumo, Library, Membrane, assert_same_spectrum, largest, numpy_tree, to_numpy
+from support import (
+    NEEDS_RECENT_TORCH,
+    FitzHughNagumo,
+    Library,
+    Membrane,
+    assert_same_spectrum,
+    largest,
+    numpy_tree,
+    to_numpy,
+)
 
 import organics_core as oc
 from organics_core.model import Layout, packed_jacobian
@@ -508,6 +517,7 @@ def test_jit_vmap_and_grad(xp64: Library, name: str) -> None:
     np.testing.assert_allclose(float(jax.grad(scalar)(one)), float(slope), rtol=1e-6)
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.library("torch")
 @every
 def test_torch_func_and_compile(xp64: Library, name: str) -> None:

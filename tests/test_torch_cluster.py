@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import PATIENCE
+from support import NEEDS_RECENT_TORCH, PATIENCE
 
 pytest.importorskip("torch.distributed", reason="torch was built without torch.distributed")
 
@@ -122,7 +122,7 @@ def on_two(how: str, out: Path, runs: dict[str, tuple[dict[str, Any], bool]]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=NEEDS_RECENT_TORCH)])
 def test_two_processes_give_the_numbers_of_one(alone, tmp_path, how):
     """Also where they go on with the run of one, and where one goes on with theirs."""
     train(config("adding", epochs=1), tmp_path / "on")

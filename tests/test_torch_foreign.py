@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import PATIENCE
+from support import NEEDS_RECENT_TORCH, PATIENCE
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -64,6 +64,7 @@ def mesh():
     distributed.destroy_process_group()
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.parametrize("whole", [False, True])
 def test_sharded_cell_by_cell(mesh, whole):
     """FSDP2 with one process: the gradients of one process."""
@@ -79,6 +80,7 @@ def test_sharded_cell_by_cell(mesh, whole):
         close(gradient.full_tensor(), wanted[name])
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.parametrize("options", [{"recurrent": "spectral"}, {"bidirectional": True, "bias": True, "proj_size": 2}])
 def test_sharded_before_there_are_numbers(mesh, options):
     """FSDP2 of a layer on meta: its numbers are drawn into the shards, and are those of a new layer."""

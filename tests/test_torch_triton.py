@@ -13,7 +13,7 @@ import ahead
 import numpy as np
 import pytest
 import torch
-from support import ELSEWHERE, PATIENCE, run_python
+from support import ELSEWHERE, NEEDS_RECENT_TORCH, PATIENCE, run_python
 
 from organics_torch import ORGaNICs
 
@@ -42,6 +42,7 @@ def triton_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.usefixtures("triton_cache")
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ def test_kernels_compile_for_an_h100(direction: str, n: int, precision: str, sta
     assert cost.stack <= stack
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.usefixtures("triton_cache")
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize(
@@ -72,6 +74,7 @@ def test_other_kinds_compile(direction: str, options: dict[str, Any]) -> None:
     assert ahead.layer_cost(direction, precision="highest", **options).shared <= ahead.SHARED
 
 
+@NEEDS_RECENT_TORCH
 @pytest.mark.usefixtures("triton_cache")
 @pytest.mark.parametrize(("precision", "recurrent"), [("highest", True), ("high", True), ("medium", False)])
 def test_the_tensor_cores_sum_products_only(precision: str, recurrent: bool) -> None:

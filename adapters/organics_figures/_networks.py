@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import array_namespace
 
 import organics_core as oc
 from organics_core import cell, static
@@ -150,7 +151,7 @@ def _network(arrays: dict[str, Array], config: Any, steps: int) -> StaticNetwork
         value = plain.get(f"{prefix}.w_r", plain.get(f"{prefix}.parametrizations.w_r.original"))
         if value is None or config.options.get("recurrent") != "spectral":
             return value
-        return np.asarray(static.spectral_ball(np, value))
+        return np.asarray(static.spectral_ball(array_namespace(value), value))
 
     if config.resolved_model == "organics-static":
         names = ("w_zx", "w_bx", "log_w", "beta")
