@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 from support import Library, gradient, numpy_tree, to_numpy
 
 import organics_core as oc
@@ -224,7 +225,7 @@ def test_ball(xp: Library) -> None:
 def test_ball_in_half_precision() -> None:
     """Which has no decomposition of its own: by way of single precision."""
     v = np.array([[3.0, 0.0], [0.0, 0.5]], dtype=np.float16)
-    found = spectral_ball(np, v)
+    found = spectral_ball(array_namespace(v), v)
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, v / 3, rtol=2e-3)
 
