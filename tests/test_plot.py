@@ -408,6 +408,25 @@ def test_hidden_trajectories(ax) -> None:
         assert float(label.split("(")[1].split("\N{NO-BREAK SPACE}")[0]) == pytest.approx(100 * share, abs=0.06)
 
 
+@pytest.mark.parametrize(("w_r", "whole"), [(1e-3, True), (0.7, True), (1.0, True), (1.001, False)])
+def test_the_basin_of_a_neuron_that_settles_by_theorem(w_r: float, whole: bool) -> None:
+    """Everything, however slow the way; the corners of the grid end at the point."""
+    circuit = oc.Circuit(np.array([[w_r]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.02)
+    z = np.ones(1)
+    plane = op.portrait(circuit, z, grid=6)
+    if not whole:
+        assert (plane.basin >= 0).any()
+        return
+    assert (plane.basin == 0).all()
+    corners = np.array([[plane.y[i], plane.rate[j] ** 2] for i in (0, -1) for j in (0, -1)])
+    start = oc.State(corners[:, :1], corners[:, 1:])
+    drives = np.ones((4, 1))
+    end = oc.simulate(
+        circuit, drives, np.array([0.0, 400.0 * 0.02 / w_r]), state0=start, drive="constant", method="rodas5p"
+    ).state
+    np.testing.assert_allclose(np.concatenate([end.y[-1], end.a[-1]], axis=-1), [plane.points[0]] * 4, rtol=1e-4)
+
+
 def test_a_basin_has_the_colour_of_the_sign_of_its_point(ax) -> None:
     """Two stable points and one: that with y > 0 has the same colour in both, that with y < 0 another."""
 

@@ -18,6 +18,7 @@ from organics_core import checks
 from organics_core.analysis.classification import KINDS
 from organics_core.backend import to_numpy
 from organics_core.circuit import field, prepare
+from organics_core.equilibria import settles_by_theorem
 
 from .circuits import PARTS, part_index
 from .styles import CLASSES, COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, distinct, percent, ramp, shades
@@ -121,13 +122,18 @@ def portrait(
 def _basins(
     circuit: oc.Circuit, z: Any, variant: str, state: oc.State, points: Any, stable: Any, size: tuple[float, float]
 ) -> np.ndarray[Any, Any]:
-    """Index of the stable fixed point that each state (..., 1) comes near to, -1 for none within 100 time constants."""
+    """Index of the stable fixed point that each state (..., 1) comes near to, -1 for none within 100 time constants.
+
+    By theorem where all lead to one, else by simulation.
+    """
     shape = state.y.shape[:-1]
     basin = np.full(shape, -1).ravel()
     y, a = (part.reshape(-1, 1) for part in state)
     going = np.arange(len(y))
     xp = array_namespace(z)
     circuit, z = prepare(xp, circuit, z)
+    if bool(settles_by_theorem(xp, circuit)) and stable.any():
+        return np.full(shape, np.flatnonzero(stable)[0])
     taus = [float(np.ravel(tau)[0]) for tau in (circuit.tau_y, circuit.tau_a)]
     span = np.array([0.0, 2.0 * max(taus)])
 
