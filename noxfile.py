@@ -185,7 +185,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Type hints of every package; the frameworks are not looked into, and need not be there."""
-    install(session, more=("mypy>=1.14", "typer>=0.16", "rich>=13.7"))
+    install(session, more=("mypy>=1.14", "typer>=0.16", "rich>=13.8"))
     session.run("mypy")
 
 
@@ -197,13 +197,13 @@ LOWEST = (
     "zarr==3.1.*",
     "typer==0.16.*",
     "click==8.2.*",
-    "rich==13.7.*",
+    "rich==13.8.*",
     "matplotlib==3.9.*",
     "scikit-learn==1.5.*",
 )
 
 
-LOWEST_JAX = ("jax==0.6.0", "jaxlib==0.6.0", "equinox==0.13.0", "optax==0.2.5")
+LOWEST_JAX = ("jax==0.6.0", "jaxlib==0.6.0", "equinox==0.13.0", "optax==0.2.5", "sympy==1.12.*")
 LOWEST_TORCH = ("torch==2.6.*",)
 
 
@@ -353,7 +353,7 @@ for _name in FRAMEWORKS:
 @nox.session(default=False)
 def embed(session: nox.Session) -> None:
     """All frameworks one after the other; prints and saves (framework, version, transient error, fixed-point error)."""
-    session.install(LAZY, "nox", "rich>=13.7")
+    session.install(LAZY, "nox", "rich>=13.8")
     out = Path(session.create_tmp()).resolve() / "lines"
     for name in FRAMEWORKS:
         (out / f"{name}.jsonl").unlink(missing_ok=True)
