@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from array_api_compat import array_namespace, device, is_array_api_obj, is_jax_array
+from numpy import bool_
 from numpy.ma import MaskedArray
 
 from .backend import Array, get_backend
@@ -31,6 +32,13 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(repr, allowed))}")
+
+
+def flag(name: str, value: object) -> bool:
+    """``value``, or TypeError unless it is True or False: a string that says "false" counts as true elsewhere."""
+    if not isinstance(value, (bool, bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def describe(value: object) -> str:

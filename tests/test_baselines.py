@@ -197,6 +197,8 @@ def test_static_organics_behind_the_interface():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="unknown model 'perceptron'"):
         make_model("perceptron", K, H, C)
+    with pytest.raises(TypeError, match="gated must be True or False, got 'no'"):
+        make_model("antisymmetric", K, H, C, gated="no")
     with pytest.raises(TypeError, match="gru has no option 'epsilon'"):
         make_model("gru", K, H, C, epsilon=1.0)
     with pytest.raises(ValueError, match="hidden_size must be at least 1"):

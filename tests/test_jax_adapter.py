@@ -346,6 +346,9 @@ def test_layers_of_oscillators_start_as_the_core_has_it():
         ({"dtype": jnp.int32}, TypeError, "dtype"),
         ({"dtype": "float33"}, TypeError, "dtype must be a real floating dtype, got 'float33'"),
         ({"key": 3}, TypeError, "key"),
+        ({"learn_rates": "false"}, TypeError, "learn_rates must be True or False, got 'false'"),
+        ({"batch_first": "no"}, TypeError, "batch_first must be True or False, got 'no'"),
+        ({"bidirectional": 2}, TypeError, "bidirectional must be True or False, got 2"),
     ],
 )
 def test_bad_arguments(options, error, message):

@@ -449,6 +449,8 @@ def test_what_does_not_take_the_options_says_so(tmp_path):
         ot.ORGaNICsClassifier(K, H, 2, proj_size=2)
     with pytest.raises(TypeError, match=r"bias must be True or False, got 0.5"):
         ot.ORGaNICs(K, H, 2, 0.5)
+    with pytest.raises(TypeError, match=r"learn_rates must be True or False, got 'false'"):
+        ot.ORGaNICs(K, H, learn_rates="false")
     with pytest.raises(ValueError, match="proj_size must be"):
         ot.ORGaNICs(K, H, proj_size=-1)
 

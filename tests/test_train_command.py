@@ -186,7 +186,8 @@ def test_results_that_cannot_be_read_are_named(invoke, tmp_path):
 
 def test_options_of_the_model():
     assert cli.parse_option("rate=0.4") == ("rate", 0.4)
-    assert cli.parse_option("gated=True") == ("gated", True)
+    for text, value in (("True", True), ("true", True), ("FALSE", False), ("false", False)):
+        assert cli.parse_option(f"gated={text}") == ("gated", value)
     assert cli.parse_option("max_rates=0.5,0.1,0.5") == ("max_rates", [0.5, 0.1, 0.5])
     assert cli.parse_option("recurrent=identity") == ("recurrent", "identity")
     with pytest.raises(ValueError, match="written name=value"):

@@ -134,7 +134,7 @@ def make_model(
             raise ValueError(f"{name} sees all steps at once and has no output at every step")
         own["steps"] = checks.positive_integer("steps", steps)
     else:
-        own["every_step"] = bool(every_step)
+        own["every_step"] = checks.flag("every_step", every_step)
     try:
         return entry.make(*sizes, **own)
     except TypeError as error:

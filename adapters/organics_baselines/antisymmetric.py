@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._base import Recurrent, normal, sigmoid, zeros
 from ._registry import Array, Arrays, Entry
 
@@ -46,7 +48,7 @@ class AntisymmetricRNN(Recurrent):
         every_step: bool = False,
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step)
-        self.epsilon, self.gamma, self.gated = epsilon, gamma, gated
+        self.epsilon, self.gamma, self.gated = epsilon, gamma, checks.flag("gated", gated)
         self.w = normal(std / math.sqrt(hidden_size), hidden_size, hidden_size)
         self.v = normal(1 / math.sqrt(input_size), hidden_size * (2 if gated else 1), input_size)
         self.b = nn.Parameter(torch.zeros(len(self.v)))

@@ -138,7 +138,7 @@ class ORGaNICsCell(_NotFlax):
         self.recurrent = recurrent
         self.variant = variant
         self.max_rates = check_max_rates(max_rates, steps)
-        self.learn_rates = bool(learn_rates)
+        self.learn_rates = checks.flag("learn_rates", learn_rates)
 
         def make(generator: Any) -> tuple[CellParameters, CellState]:
             kind = "identity" if recurrent == "identity" else "orthogonal"
@@ -301,10 +301,12 @@ class ORGaNICs(_NotFlax):
             )
         self.drop = eqx.nn.Dropout(dropout) if dropout and num_layers > 1 else None
 
+        bidirectional = checks.flag("bidirectional", bidirectional)
+
         def cells(key: Array) -> tuple[ORGaNICsCell, ...]:
             return tuple(
                 ORGaNICsCell(
-                    input_size if index == 0 else hidden_size * (1 + bool(bidirectional)),
+                    input_size if index == 0 else hidden_size * (1 + bidirectional),
                     hidden_size,
                     key=part,
                     recurrent=recurrent,
@@ -321,7 +323,7 @@ class ORGaNICs(_NotFlax):
 
         self.cells = cells(key)
         self.reverse_cells = cells(jax.random.fold_in(key, 1)) if bidirectional else ()
-        self.batch_first = bool(batch_first)
+        self.batch_first = checks.flag("batch_first", batch_first)
         self.implementation = implementation
 
     @property

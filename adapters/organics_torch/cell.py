@@ -109,13 +109,6 @@ def random_source(seed: int | np.random.Generator | None, generator: torch.Gener
     return np.random.default_rng(seed)
 
 
-def flag(name: str, value: object) -> bool:
-    """``value``, or TypeError unless it is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
 def floating_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """``dtype``, torch's default one for None; TypeError unless it is a real floating dtype."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -217,12 +210,12 @@ class ORGaNICsCell(Picklable):
             raise ValueError("oscillators are outside of the ball of spectral norm 1, and recurrent is 'spectral'")
         self.input_size = checks.positive_integer("input_size", input_size)
         self.hidden_size = checks.positive_integer("hidden_size", hidden_size)
-        self.bias = flag("bias", bias)
+        self.bias = checks.flag("bias", bias)
         self.recurrent = recurrent
         self.variant = variant
         self.initialization, self.rate_spread = initialization, rate_spread
         self.max_rates = check_max_rates(max_rates, steps)
-        self.learn_rates = bool(learn_rates)
+        self.learn_rates = checks.flag("learn_rates", learn_rates)
         dtype = floating_dtype(dtype)
         values = self._draw(random_source(seed, generator))
         for name, value in values.items():

@@ -18,7 +18,7 @@ from torch.utils import _pytree  # noqa: PLC2701 - torch has no public name for 
 from organics_core import checks
 from organics_core.cell import CellState, MaxRates
 
-from .cell import ORGaNICsCell, check_state, check_tensor, fill, flag, random_source
+from .cell import ORGaNICsCell, check_state, check_tensor, fill, random_source
 from .implementation import as_autocast_gives, without_autocast
 from .sequence import IMPLEMENTATIONS, run_sequence
 from .stream import Stream
@@ -145,7 +145,10 @@ class ORGaNICs(nn.Module):
     ) -> None:
         super().__init__()
         self.num_layers = checks.positive_integer("num_layers", num_layers)
-        self.batch_first, self.bidirectional = flag("batch_first", batch_first), flag("bidirectional", bidirectional)
+        self.batch_first, self.bidirectional = (
+            checks.flag("batch_first", batch_first),
+            checks.flag("bidirectional", bidirectional),
+        )
         if not (checks.is_number(dropout) and 0 <= dropout <= 1):
             raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
         if dropout and self.num_layers == 1:

@@ -419,14 +419,14 @@ def _is_finished(path: Path, config: Config) -> bool:
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """``"name=value"`` with value a Python literal, or else a string; ValueError without ``=``."""
+    """``"name=value"``, a Python literal, true or false in any case, or else a string; ValueError without ``=``."""
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise ValueError(f"an option of the model is written name=value, got {text!r}")
     try:
         parsed = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        parsed = value
+        parsed = {"true": True, "false": False}.get(value.lower(), value)
     return name, list(parsed) if isinstance(parsed, tuple) else parsed
 
 
