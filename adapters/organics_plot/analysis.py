@@ -127,13 +127,13 @@ def _basins(
     By theorem where all lead to one, else by simulation.
     """
     shape = state.y.shape[:-1]
-    basin = np.full(shape, -1).ravel()
-    y, a = (part.reshape(-1, 1) for part in state)
-    going = np.arange(len(y))
     xp = array_namespace(z)
     circuit, z = prepare(xp, circuit, z)
     if bool(settles_by_theorem(xp, circuit)) and stable.any():
         return np.full(shape, np.flatnonzero(stable)[0])
+    basin = np.full(shape, -1).ravel()
+    y, a = (part.reshape(-1, 1) for part in state)
+    going = np.arange(len(y))
     taus = [float(np.ravel(tau)[0]) for tau in (circuit.tau_y, circuit.tau_a)]
     span = np.array([0.0, 2.0 * max(taus)])
 

@@ -145,10 +145,8 @@ class ORGaNICs(nn.Module):
     ) -> None:
         super().__init__()
         self.num_layers = checks.positive_integer("num_layers", num_layers)
-        self.batch_first, self.bidirectional = (
-            checks.flag("batch_first", batch_first),
-            checks.flag("bidirectional", bidirectional),
-        )
+        self.batch_first = checks.flag("batch_first", batch_first)
+        self.bidirectional = checks.flag("bidirectional", bidirectional)
         if not (checks.is_number(dropout) and 0 <= dropout <= 1):
             raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
         if dropout and self.num_layers == 1:
