@@ -34,6 +34,7 @@ LIBRARIES = SETTINGS["libraries"]
 ON_CPU = [name for name, needs in LIBRARIES.items() if not needs.get("gpu")]
 OWN_SESSION = [name for name in ON_CPU if "beside" not in LIBRARIES[name]]
 nox.options.sessions = [*(f"tests-{name}" for name in reversed(OWN_SESSION)), "agreement", "demo", "types", "lint"]
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is imported is compiled once, not by every process
 if hasattr(nox.options, "allow_parallel"):  # older releases of nox run one after the other
     nox.options.allow_parallel = True
 

@@ -405,20 +405,46 @@ def test_keys_of_a_file_that_are_nearly_right(organics, tmp_path: Path) -> None:
     assert organics("certify", path).exit_code == 0
 
 
+END = "=== end of a command ==="
+ONE_AFTER_THE_OTHER = f"""
+import json, sys
+from organics_cli import main
+
+for k, command in enumerate(json.loads(sys.argv[1])):
+    if k:
+        print("{END}")
+    sys.argv[1:] = command
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def one_after_the_other(
+    commands: list[tuple[object, ...]], environment: dict[str, str], folder: Path
+) -> subprocess.CompletedProcess[bytes]:
+    """Commands in one process of its own, up to the first that fails; starting it is most of the work."""
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    return subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER, words],
+        env={**os.environ, **environment},
+        cwd=folder,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "utf-8"])
 def test_output_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     """A stable circuit is stable where the terminal, or a redirection on Windows, knows few signs."""
-    for command in ("certify", "simulate"):
-        done = subprocess.run(
-            [sys.executable, "-m", "organics_cli", command, str(EXAMPLE)],
-            env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding, "COLUMNS": "0"},
-            cwd=tmp_path,
-            capture_output=True,
-            timeout=PATIENCE,
-        )
-        assert done.returncode == 0, done.stderr
-        assert len(done.stdout.decode(encoding).splitlines()) > 5
-        assert b"?" not in done.stdout
+    environment = {"PYTHONUTF8": "0", "PYTHONIOENCODING": encoding, "COLUMNS": "0"}
+    done = one_after_the_other([("certify", EXAMPLE), ("simulate", EXAMPLE)], environment, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for told in done.stdout.decode(encoding).split(END):
+        assert len(told.splitlines()) > 5
+        assert "?" not in told
 
 
 def test_every_sign_that_commands_write_has_letters() -> None:
@@ -436,16 +462,10 @@ def test_the_locale_c_and_a_name_that_is_no_text(tmp_path: Path, utf8: str) -> N
     """In the locale C errors of the output are not "strict"; a path may hold bytes that no encoding has."""
     name = os.fsdecode(b"n\xff.toml")
     shutil.copy(EXAMPLE, tmp_path / name)
-    for command in (("init", "--force"), ("certify",), ("simulate", "-o", ".")):
-        for locale in ("C", "C.UTF-8"):
-            done = subprocess.run(
-                [sys.executable, "-m", "organics_cli", *command, name],
-                env={**os.environ, "PYTHONUTF8": utf8, "LC_ALL": locale},
-                cwd=tmp_path,
-                capture_output=True,
-                timeout=PATIENCE,
-            )
-            assert done.returncode == 0, done.stderr
+    for locale in ("C", "C.UTF-8"):
+        commands = [("init", "--force", name), ("certify", name), ("simulate", "-o", ".", name)]
+        done = one_after_the_other(commands, {"PYTHONUTF8": utf8, "LC_ALL": locale}, tmp_path)
+        assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / os.fsdecode(b"n\xff.json")).read_bytes())["file"] == name
 
 

@@ -237,6 +237,9 @@ def test_the_analysed_net_is_the_trained_one(fake, tmp_path, model):
         proof = net.prove(x, found["points"][0])
         assert isinstance(proof, oc.CellProof)
         assert np.allclose(np.concatenate(proof.state), found["points"][0], atol=1e-6)
+        away = np.linspace(0.1, 0.9, states.shape[-1])  # from every kink
+        by_differences = net._replace(derivative=None).jacobian(away, x)
+        assert np.allclose(net.jacobian(away, x), by_differences, atol=1e-8)  # eps / h = 2e-10, h**2 = 1e-12
 
 
 def test_fixed_points_of_a_bistable_map():

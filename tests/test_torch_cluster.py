@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import NEEDS_RECENT_TORCH, PATIENCE
+from support import PATIENCE, RECENT_TORCH
 
 pytest.importorskip("torch.distributed", reason="torch was built without torch.distributed")
 
@@ -40,16 +40,18 @@ import json, sys
 from organics_train import Config, loop, train
 from organics_train.processes import under_torchrun
 
-runs, how, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+runs, out, *ways = json.loads(sys.argv[1]), *sys.argv[2:]
 loop._curve = lambda path, results: path.write_bytes(b"")  # which is slow, and another test's affair
-said = []
-for name, (settings, resume) in runs.items():
-    results = train(Config(**settings), f"{out}/{name}", parallel=how, resume=resume)
-    said.append([name, results])
-try:
-    train(Config(**{**settings, "batch_size": 31}), f"{out}/odd", parallel=how)
-except Exception as error:
-    said.append([type(error).__name__, str(error)])
+said = {}
+for how in ways:
+    said[how] = []
+    for name, (settings, resume) in runs.items():
+        results = train(Config(**settings), f"{out}/{how}/{name}", parallel=how, resume=resume)
+        said[how].append([name, results])
+    try:
+        train(Config(**{**settings, "batch_size": 31}), f"{out}/{how}/odd", parallel=how)
+    except Exception as error:
+        said[how].append([type(error).__name__, str(error)])
 json.dump(said, open(f"{out}/{under_torchrun().rank}.json", "w"))
 """
 
@@ -105,12 +107,14 @@ def same_run(found: Path, wanted: Path, processes: int, parallel: str | None) ->
         same_arrays(found / name, wanted / name)
 
 
-def on_two(how: str, out: Path, runs: dict[str, tuple[dict[str, Any], bool]]) -> list[list[list[Any]]]:
-    """Runs by SCRIPT; what each of its processes has got."""
+def on_two(
+    ways: tuple[str, ...], out: Path, runs: dict[str, tuple[dict[str, Any], bool]]
+) -> list[dict[str, list[list[Any]]]]:
+    """Runs by SCRIPT, in every way; what each of its processes has got."""
     script = out / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [*TORCHRUN, str(script), json.dumps(runs), how, str(out)],
+        [*TORCHRUN, str(script), json.dumps(runs), str(out), *ways],
         env=environment(),
         capture_output=True,
         text=True,
@@ -122,63 +126,77 @@ def on_two(how: str, out: Path, runs: dict[str, tuple[dict[str, Any], bool]]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=NEEDS_RECENT_TORCH)])
-def test_two_processes_give_the_numbers_of_one(alone, tmp_path, how):
+def test_two_processes_give_the_numbers_of_one(alone, tmp_path):
     """Also where they go on with the run of one, and where one goes on with theirs."""
-    train(config("adding", epochs=1), tmp_path / "on")
+    ways = ("ddp", "fsdp") if RECENT_TORCH else ("ddp",)
     runs = {name: (config(name).asdict(), False) for name in RUNS}
     runs |= {"on": (config("adding").asdict(), True), "half": (config("adding", epochs=1).asdict(), False)}
-    said = on_two(how, tmp_path, runs)
-    for name in RUNS:
-        same_run(tmp_path / name, alone / name, 2, how)
-    same_run(tmp_path / "on", alone / "adding", 2, how)
-    train(config("adding"), tmp_path / "half", resume=True)
-    same_run(tmp_path / "half", alone / "adding", 1, None)
-    *results, last = zip(*said, strict=True)
-    for left, right in results:  # every process returns them
-        assert re.sub(r'"seconds": [^,}]*', "", json.dumps(left)) == re.sub(r'"seconds": [^,}]*', "", json.dumps(right))
-    (quiet, _), (speaks, sentence) = sorted(last)
-    assert (quiet, speaks) == ("ElsewhereError", "ValueError")
-    assert "the 31 examples of a step cannot be split evenly over 2 processes" in sentence
-    assert not (tmp_path / "odd").exists()
+    for how in ways:
+        train(config("adding", epochs=1), tmp_path / how / "on")
+    said = on_two(ways, tmp_path, runs)
+    for how in ways:
+        folder = tmp_path / how
+        for name in RUNS:
+            same_run(folder / name, alone / name, 2, how)
+        same_run(folder / "on", alone / "adding", 2, how)
+        train(config("adding"), folder / "half", resume=True)
+        same_run(folder / "half", alone / "adding", 1, None)
+        *results, last = zip(*(mine[how] for mine in said), strict=True)
+        for pair in results:  # every process returns them
+            left, right = (re.sub(r'"seconds": [^,}]*', "", json.dumps(one)) for one in pair)
+            assert left == right
+        (quiet, _), (speaks, sentence) = sorted(last)
+        assert (quiet, speaks) == ("ElsewhereError", "ValueError")
+        assert "the 31 examples of a step cannot be split evenly over 2 processes" in sentence
+        assert not (folder / "odd").exists()
 
 
-def disturbed(out: Path, rank: int, step: int, what: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """``organics train`` on two processes, one of which does something before a step, at its first attempt."""
-    script = out / "script.py"
-    script.write_text(
-        "import os, signal, organics_cli\n"
-        "from organics_train.torch_learner import TorchLearner\n"
-        "go, done = TorchLearner.step, []\n"
-        "def disturbed(*given):\n"
-        "    done.append(1)\n"
-        "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
-        f"    if first and os.environ['RANK'] == '{rank}' and len(done) == {step}:\n"
-        f"        {what}\n"
-        "    return go(*given)\n"
-        "TorchLearner.step = disturbed\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background takes away
-        "organics_cli.main()\n"
+DISTURBED = """
+import json, os, signal, sys
+import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from organics_cli import app, main
+from organics_train import loop
+from organics_train.torch_learner import TorchLearner
+
+rank, step, what, restarts, command = json.loads(sys.argv[1])
+go, done = TorchLearner.step, []
+loop._curve = lambda path, results: path.write_bytes(b"")
+
+def disturbed(*given):
+    done.append(1)
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and os.environ["RANK"] == str(rank) and len(done) == step:
+        exec(what)
+    return go(*given)
+
+def work():
+    TorchLearner.step = disturbed
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background takes away
+    sys.argv[1:] = command
+    main()
+
+torch.optim.SGD([torch.zeros(1)])  # imports much, here once for all processes
+settings = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+elastic_launch(LaunchConfig(**settings, max_restarts=restarts, start_method="fork"), work)()
+"""
+
+
+def disturbed(out: Path, rank: int, step: int, what: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """``organics train`` on two processes, one of which does something before a step, at its first attempt.
+
+    torchrun's launcher, whose processes come from one that has all imported.
+    """
+    command = ["train", "--resume", "--checkpoint-every", "1", "--task", "adding", "--hidden", "8", "--length", "6"]
+    command += ["--samples", "96", "--batch-size", "32", "--epochs", "2", "--output", str(out / "run")]
+    return subprocess.run(
+        [sys.executable, "-c", DISTURBED, json.dumps([rank, step, what, restarts, command])],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
-    command = [
-        *TORCHRUN,
-        *options,
-        str(script),
-        "train",
-        "--resume",
-        "--checkpoint-every",
-        "1",
-        "--task",
-        "adding",
-        "--hidden",
-        "8",
-        "--length",
-        "6",
-        "--samples",
-        "96",
-    ]
-    command += ["--batch-size", "32", "--epochs", "2", "--output", str(out / "run")]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 @pytest.mark.slow
@@ -208,7 +226,7 @@ def test_an_error_in_the_first_process_ends_all_with_its_sentence(tmp_path):
 @pytest.mark.slow
 def test_torchrun_starts_again_after_an_error_in_the_other_process(alone, tmp_path):
     """Its sentence, and then the run goes on from its last checkpoint."""
-    done = disturbed(tmp_path, 1, 5, "raise OSError('no more of that')", "--max-restarts", "1")
+    done = disturbed(tmp_path, 1, 5, "raise OSError('no more of that')", restarts=1)
     assert done.returncode == 0, done.stderr
     assert re.findall("error: .*", done.stderr) == ["error: no more of that"], done.stderr
     assert done.stderr.count("epoch 1: loss") == 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,28 @@ def address(name: str, value: Tensor) -> int:
     return pointer
 
 
-@torch.compiler.assume_constant_result
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant(function: Function) -> Function:
+    """``torch.compiler.assume_constant_result``, which would import the compiler: longer than torch itself takes."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001 - all that torch does
+    return function
+
+
+def not_compiled(function: Function) -> Function:
+    """``torch.compiler.disable``, which would import the compiler, where no program is being compiled."""
+
+    @wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*arguments, **keywords)
+        return function(*arguments, **keywords)
+
+    return call  # type: ignore[return-value]
+
+
+@constant
 def _has_autocast(kind: str) -> bool:
     """Whether there is autocast for a kind of device; torch 2.11 cannot trace the question."""
     return bool(torch.amp.is_autocast_available(kind))

@@ -28,7 +28,17 @@ from torch import Tensor
 from organics_core.cell import CellParameters, CellState, Rates, step
 
 from . import fused, native, parallel, plain
-from .implementation import WEIGHTS, Setup, check, intercepted, is_ordinary, misfit, shapes_of, without_autocast
+from .implementation import (
+    WEIGHTS,
+    Setup,
+    check,
+    constant,
+    intercepted,
+    is_ordinary,
+    misfit,
+    shapes_of,
+    without_autocast,
+)
 
 IMPLEMENTATIONS = ("auto", "fused", "triton", "cuda", "function", "parallel", "reference")
 SCAN_HAS_DERIVATIVE = torch.__version__ >= (2, 13)
@@ -314,7 +324,7 @@ def _choose(wanted: str, xs: Tensor, units: int, checkpoint_every: int | None) -
     return "function"
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _threads() -> int:
     return torch.get_num_threads()
 

@@ -44,7 +44,7 @@ from .cell import (
     packed_settings,
     random_source,
 )
-from .implementation import without_autocast
+from .implementation import not_compiled, without_autocast
 
 
 class DivisiveNorm(Picklable):
@@ -144,7 +144,7 @@ class DivisiveNorm(Picklable):
         with without_autocast(x):
             return static_circuit(xp, _fields(self), x, self.sigma)
 
-    @torch.compiler.disable
+    @not_compiled
     def steady_state(self, x: Tensor) -> SteadyState:
         """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
         circuit, z = self.circuit(x)
@@ -433,7 +433,7 @@ def _fields(module: nn.Module) -> StaticParameters:
     return StaticParameters(*(getattr(module, name) for name in StaticParameters._fields))
 
 
-@torch.compiler.disable
+@not_compiled
 def _warn(found: SteadyState) -> None:
     """One sentence about the fixed points that were not found."""
     try:

@@ -14,7 +14,7 @@ from organics_core.cell import CellParameters, CellState, Rates, step
 
 from . import fused
 from .cell import check_state, check_tensor
-from .implementation import Setup, as_autocast_gives, intercepted, is_ordinary, without_autocast
+from .implementation import Setup, as_autocast_gives, intercepted, is_ordinary, not_compiled, without_autocast
 from .sequence import choose_implementation
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Stream:
         for own, part in zip(self._states, start.unbind(1), strict=True):
             own.copy_(part)
 
-    @torch.compiler.disable
+    @not_compiled
     def __call__(self, x: Tensor) -> Tensor:
         """One step.
 

@@ -45,6 +45,8 @@ class Net(NamedTuple):
     prove : callable or None
         From a constant input (k,) and a state near a fixed point to its
         :class:`organics_core.CellProof`.
+    derivative : callable or None
+        From a state (d,) and an input (k,) to the derivative (d, d) of the step.
     """
 
     units: int
@@ -53,6 +55,7 @@ class Net(NamedTuple):
     readout: Callable[[Array], Array]
     bound: float
     prove: Callable[[Array, Array], oc.CellProof] | None
+    derivative: Callable[[Array, Array], Array] | None = None
 
     def run(self, x: Array) -> Array:
         """States (N, T, d) under inputs x (N, T, k)."""
@@ -63,7 +66,9 @@ class Net(NamedTuple):
         return np.stack(states, axis=1)
 
     def jacobian(self, state: Array, x: Array, h: float = 1e-6) -> Array:
-        """Of the map at a state (d,), by central differences."""
+        """Of the map at a state (d,), by central differences where it has no derivative."""
+        if self.derivative is not None:
+            return self.derivative(state, x)
         moves = h * np.eye(len(state))
         inputs = np.tile(x, (len(state), 1))
         return np.asarray((self.step(state + moves, inputs) - self.step(state - moves, inputs)).T / (2 * h))
@@ -95,7 +100,7 @@ def read(folder: Path) -> tuple[Config, Net, Trials]:
     layer, readout = model.layer, [p.detach().numpy() for p in (model.readout.weight, model.readout.bias)]
     if layer.num_layers > 1 or layer.bidirectional or (config.model == "organics" and layer.bias):
         raise ValueError(f"nets of one layer, one direction and without biases are analysed, {folder} holds another")
-    bound, prove = math.inf, None
+    bound, prove, derivative = math.inf, None, None
     if config.model == "gru":
         bound = 1.0
 
@@ -116,7 +121,10 @@ def read(folder: Path) -> tuple[Config, Net, Trials]:
         def prove(x: Array, state: Array) -> oc.CellProof:
             return oc.prove_cell(p, x, start=oc.CellState(*np.split(state, 4)), **options)
 
-    net = Net(layer.hidden_size, start, step, lambda units: units @ readout[0].T + readout[1], bound, prove)
+        def derivative(state: Array, x: Array) -> Array:
+            return np.asarray(oc.cell_jacobian(p, oc.CellState(*np.split(state, 4)), x, **options))
+
+    net = Net(layer.hidden_size, start, step, lambda y: y @ readout[0].T + readout[1], bound, prove, derivative)
     return config, net, parts[-1]
 
 
