@@ -20,13 +20,14 @@ def step(
         return None
     tableau, closed = method.tableau, method.ends_with_slope
     rows, error = _rows(tableau, x.dtype, x.device)
-    stages = x.new_empty((len(rows) + closed, *x.shape))
-    columns, flat = stages.view(len(stages), -1).T, x.reshape(-1)
+    count = len(rows) + closed
+    stages = x.new_empty((count, *x.shape))
+    columns, flat = stages.view(count, -1).T, x.reshape(-1)
     stages[0] = first
     new = x
     for k, (node, row) in enumerate(zip((*tableau.nodes[1:], 1.0), rows, strict=True), 1):
         new = torch.addmv(flat, columns[:, :k], row, alpha=h).view(x.shape)
-        if k < len(stages):
+        if k < count:
             stages[k] = slope(t + node * h, new)
     if not closed:
         return Step(new, None, None, None)
