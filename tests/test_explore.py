@@ -186,7 +186,7 @@ def dots(settings: Settings, name: str) -> list[tuple[float, float]]:
 def test_the_contrast_response_is_the_equation() -> None:
     """Of the neuron that prefers the grating: c / sqrt(sigma^2 + c^2), as the weights are scaled, with b = b0."""
     shown = np.array(dots(Settings(neurons=6), "contrast_response"))
-    assert len(shown) == 17
+    assert len(shown) == len(explore.panels.CONTRASTS)
     np.testing.assert_allclose(shown[:, 1], shown[:, 0] / np.hypot(0.15, shown[:, 0]), rtol=1e-9)
 
 
