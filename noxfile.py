@@ -277,7 +277,8 @@ def docs(session: nox.Session) -> None:
     if "--again" not in session.posargs:  # with it, keep the test report and the figures of the last build
         libraries = [f"--library={name}" for name in ON_CPU]
         environment = {**ONE_THREAD, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # nengo's own plugin does not load
-        session.run("pytest", "-q", "-p", "xdist", *libraries, *WORKERS, f"--junitxml={made / 'tests.xml'}", env=environment)
+        report = f"--junitxml={made / 'tests.xml'}"
+        session.run("pytest", "-q", "-p", "xdist", *libraries, *WORKERS, report, env=environment)
         session.run("organics", "figures", "--all", "--output", str(made / "figures"))
     session.run("python", "docs/tables.py")
     session.run("python", "adapters/organics_explore/notebook.py")
