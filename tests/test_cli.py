@@ -379,8 +379,14 @@ def test_init_normalizes_recurrent_weights(organics, tmp_path: Path, kind: str, 
 
 def test_a_path_is_no_markup(organics, tmp_path: Path) -> None:
     path, proof = tmp_path / "a[red]b[x].toml", tmp_path / "p[dim].npz"
-    assert f"Now: organics simulate {path}, or" in organics("init", path, "-n", 3).output
+    assert f"Now: organics simulate '{path}', or" in organics("init", path, "-n", 3).output
     assert f"saved to {proof};" in organics("certify", path, "--proof", proof).output
+
+
+def test_the_commands_that_init_names_are_those_of_a_shell(organics, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "Now: organics simulate plain.toml, or organics certify plain.toml" in organics("init", "plain").output
+    assert "Now: organics simulate 'my circuit.toml', or" in organics("init", "my circuit").output
 
 
 def test_init_needs_a_name(organics) -> None:

@@ -277,6 +277,13 @@ def test_the_command_opens_the_notebook(monkeypatch) -> None:
     ]
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "page"])
+def test_ports_that_there_are_not(port: str) -> None:
+    done = CliRunner().invoke(app, ["explore", "--port", port], prog_name="organics")
+    assert done.exit_code == 2
+    assert "'--port'" in done.stderr
+
+
 @needs_marimo
 def test_the_notebook_runs_from_end_to_end() -> None:
     from organics_explore.notebook import app as notebook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,4 +142,5 @@ def init(path: Path, kind: str, neurons: int | None, seed: int, force: bool) -> 
         raise ValueError(f"{path} exists; choose another name, or add --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text_of(kind, neurons, seed, str(path)))
-    console().print(f"{path}\nNow: organics simulate {path}, or organics certify {path}", soft_wrap=True, markup=False)
+    word = shlex.quote(str(path))
+    console().print(f"{path}\nNow: organics simulate {word}, or organics certify {word}", soft_wrap=True, markup=False)

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 @command
 def explore(
-    port: Annotated[int | None, typer.Option("--port", help="Of the page; default: a free one.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of the page; default: a free one.")] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
     edit: Annotated[bool, typer.Option("--edit", help="Open the notebook itself, to change it.")] = False,
     debug: Debug = False,
