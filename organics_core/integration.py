@@ -138,7 +138,7 @@ def simulate(
 
     Where loops are compiled (jax) a function of time is read when it is first
     used, and what it refers to counts as constant: for other values pass another
-    function.
+    function. A method of an object that has changed is the same function.
 
     Differentiable in the circuit, the drive and the start state wherever the
     library is; step sizes count as constants.
@@ -191,7 +191,8 @@ def simulate_sde(
         their sum over a step is where the step is short or long against tau.
     seed : int
         Of the library's own generator: the same seed, library and shapes give
-        the same noise.
+        the same noise. A run that continues another repeats the noise of that one
+        unless it has another seed.
     method : {"euler_maruyama", "stochastic_heun"}
         With additive noise both converge strongly with order 1; weakly
         Euler-Maruyama has order 1 and stochastic Heun order 2. Where L depends on
@@ -277,6 +278,11 @@ def integrate(
     ------
     TypeError, ValueError
         Naming the argument that is wrong.
+
+    Notes
+    -----
+    Where loops are compiled (jax) ``field`` is read when it is first used, as a
+    function of time is by :func:`simulate`.
 
     Examples
     --------

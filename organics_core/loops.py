@@ -305,13 +305,26 @@ class Slope:
             return self._arguments.z
         clock = self._clock(t)
         clock = self.xp.where(clock < self._arguments.last, clock, self._arguments.last)
-        made = self._settings.function(clock)
+        try:
+            made = self._settings.function(clock)
+        except TypeError as error:
+            self._named("z", error)
+            raise
         if getattr(made, "shape", None) != self._settings.shape:
             raise ValueError(
                 f"z(t) must return an array of shape {self._settings.shape} at all times, as at the first, "
                 f"got {checks.describe(made)}"
             )
         return xp.astype(made, self._arguments.start.dtype, copy=False)
+
+    def clock_size(self, t: Any) -> Any:
+        """The size of the times that a function of time is asked for at ``t``: what their rounding goes by."""
+        origin = self._arguments.origin
+        if self._model is not None and self._settings.function is None and getattr(self._model, "autonomous", False):
+            return abs(t)
+        if checks.is_number(t):
+            origin = float(get_backend(self.xp).stop_gradient(origin))
+        return abs(origin) + abs(t)
 
     def _clock(self, t: Any) -> Array:
         """The time of the user's clock, on the side of a jump where the step lies."""
@@ -331,8 +344,16 @@ class Slope:
     def _state(self, t: Any, x: Tree, z: Array) -> Tree:
         if self._model is not None:
             clock = t if getattr(self._model, "autonomous", False) else self._clock(t)
-            return self._model.field(self.xp, clock, x, z)
-        slope = cast(Any, self._settings.field)(self._clock(t), x)
+            try:
+                return self._model.field(self.xp, clock, x, z)
+            except TypeError as error:
+                self._named(f"field of {type(self._model).__name__}", error)
+                raise
+        try:
+            slope = cast(Any, self._settings.field)(self._clock(t), x)
+        except TypeError as error:
+            self._named("field", error)
+            raise
         shapes = [tuple(part.shape) for part in slope] if isinstance(slope, tuple) else None
         if shapes != [tuple(part.shape) for part in x]:
             raise ValueError(
@@ -340,6 +361,15 @@ class Slope:
                 f"got {shapes if shapes is not None else checks.describe(slope)}"
             )
         return slope
+
+    def _named(self, name: str, error: TypeError) -> None:
+        """TypeError, with the name of the user's function, where it wanted to see a value that is traced."""
+        backend = get_backend(self.xp)
+        if isinstance(error, getattr(backend, "untraceable", ())):
+            raise TypeError(
+                f"{name} must be a function that {backend.name} can trace, written with its operations: no numpy, "
+                "math, float() or bool() of the time or the state, and where() in place of if"
+            ) from error
 
     def __call__(self, t: Any, x: Array) -> Array:
         if self.fast is not None:
@@ -570,23 +600,25 @@ class Loop:
         step of Euler's method.
         """
         xp, size = self.xp, int(x.shape[-1])
+        free = self.backend.stop_gradient
+        x = free(x)
         own = slope._model is not None and hasattr(slope._model, "decay")
         scale = xp.max(slope.tau, axis=-1)[..., None] if own else self.time(t)
         speed = slope(self.time(t), x)
-        soon = self.worst(self.norm(scale * speed, x, x), status)
+        soon = self.worst(free(self.norm(scale * speed, x, x)), status)
         if size > _SOLVED or not (self.traced or soon <= _STILL):
             return soon <= _STILL
 
         def until_the_end(x: Array, speed: Array) -> Any:
             eye = xp.eye(size, dtype=x.dtype, device=device(x))
             system = eye / self.span - slope.jacobian(self.time(t), x)
-            return self.worst(self.norm(solve(xp, system, speed[..., None])[..., 0], x, x), status)
+            return self.worst(free(self.norm(solve(xp, system, speed[..., None])[..., 0], x, x)), status)
 
         if not self.traced:
             return until_the_end(x, speed) <= _STILL
 
         def turn(c: Any) -> Any:  # what it takes changes, else a compiler may compute the rest before it asks
-            later = self.backend.stop_gradient(until_the_end(c[2], c[3]))
+            later = until_the_end(c[2], c[3])
             return xp.zeros_like(c[0]), later, xp.zeros_like(c[2]), xp.zeros_like(c[3])
 
         # a loop of one turn or none: the linear system is solved only where the answer hangs on it
@@ -678,7 +710,7 @@ class HostLoop(Loop):
         low = self.jumps[k - 1] if k else self.clock[0]
         high = self.jumps[k] if k < len(self.jumps) else self.span
         nudge = 4.0 * self.eps * (self.origin + self.span)
-        inside = min(nudge, 0.25 * (high - low))
+        inside = min(nudge, 0.5 * (high - low))
         return (low + inside if k else low), (high - inside if k < len(self.jumps) else high)
 
     def restart(self, landed: bool, slope: Slope, t: float, x: Array, memory: Any) -> Any:
@@ -856,7 +888,7 @@ class TracedLoop(Loop):
         low = xp.max(xp.where(passed, jumps, begin))
         high = xp.min(xp.where(ahead, jumps, self.span))
         nudge = 4.0 * self.eps * (xp.abs(self.arguments.origin) + self.span)
-        inside = self.lower(nudge, 0.25 * (high - low))
+        inside = self.lower(nudge, 0.5 * (high - low))
         return (
             xp.where(xp.any(passed), low + inside, low),
             xp.where(xp.any(ahead), high - inside, high),

@@ -546,13 +546,15 @@ class Rosenbrock(_Embedded):
 def time_derivative(slope: Slope, t: Any, h: Any, x: Array, first: Array) -> Array:
     """df/dt at (t, x), where f is ``first``, by a difference of second order inside [t, t + h].
 
-    Its points are delta apart, with (delta / h)**3 = eps (1 + abs(t) / h): of the
-    size at which the error of the formula, as delta**2, is that of rounding the
-    slope and the clock, as 1 / delta. Steps of at least 16 eps abs(t) have
-    delta < h / 2.
+    Its points are delta apart, with (delta / h)**3 = eps (1 + clock / h), where
+    clock is the time that the field is asked for, or t: of the size at which the
+    error of the formula, as delta**2, is that of rounding the slope and the clock,
+    as 1 / delta; but at most h / 2.
     """
     eps = float(slope.xp.finfo(x.dtype).eps)
-    delta = h * (eps * (1.0 + abs(t) / h)) ** (1.0 / 3.0)
+    clock = getattr(slope, "clock_size", abs)(t)
+    part = (eps * (1.0 + clock / h)) ** (1.0 / 3.0)
+    delta = h * (min(part, 0.5) if checks.is_number(part) else slope.xp.where(part < 0.5, part, 0.5))
     near, far = slope(t + delta, x), slope(t + 2.0 * delta, x)
     return (4.0 * (near - first) - (far - first)) / (2.0 * delta)
 

@@ -604,6 +604,7 @@ def filter_rates(xp: Any, tau: Any, m: int, like: Array) -> Array:
     if checks.is_number(tau):
         return xp.full((m,), 1.0 / tau, dtype=like.dtype, device=device(like))
     checks.vector_shape("tau", tau, m, scalar=True)
+    checks.values(xp, "tau", tau, "> 0")
     return 1.0 / xp.broadcast_to(xp.astype(tau, like.dtype, copy=False), broadcast_shapes(tuple(tau.shape), (m,)))
 
 

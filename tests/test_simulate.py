@@ -570,6 +570,83 @@ def test_jumps_of_a_field_of_ones_own(xp64: Library) -> None:
     assert int(run.rejected) == 0
 
 
+def test_a_stiff_method_far_from_the_start_of_the_clock(xp: Library) -> None:
+    """The derivative by the time heeds the rounding of the clock: as many steps as from 0, and the same answer."""
+    begin, rate, length = (1e5 if xp.precision == "float64" else 100.0), 1e4, np.linspace(0.0, 2.0, 5)
+
+    def run(begin: float) -> Any:
+        def field(t: Any, x: Any) -> Any:
+            ns = array_namespace(x[0])
+            return (-rate * (x[0] - ns.sin(t - begin)) + ns.cos(t - begin),)
+
+        start = (xp.array(np.zeros(1)),)
+        return oc.integrate(field, start, xp.array(begin + length), method="rodas5p", rtol=1e-4, atol=1e-6)
+
+    near, far = run(0.0), run(begin)
+    assert int(far.steps + far.rejected) <= 2 * int(near.steps + near.rejected)
+    # 4e-4 at 0 and afar, of the interpolation within steps of half a second; of the end of the run far less
+    xp.assert_close(far.state[0][:, 0], np.sin(length), rtol=0.0, atol=4e-3)
+
+
+def test_a_pulse_of_few_ticks_of_the_clock(xp: Library) -> None:
+    """At 2**18 s single precision counts in 1/32 s: the edges of a pulse that lies on two ticks keep their sides."""
+    begin, ticks = 2.0**18, np.array([0.0, 0.0625, 0.125, 0.1875, 0.25])
+    circuit = oc.Circuit(None, xp.array(np.full((2, 2), 0.5)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z = xp.array(np.array([1.0, 0.5]))
+    far = oc.simulate(circuit, oc.pulse_train(z, [begin + 0.0625], 0.125), xp.array(begin + ticks))
+    near = oc.simulate(circuit, oc.pulse_train(z, [0.0625], 0.125), xp.array(ticks))
+    assert float(far.state.y[1, 0]) == 0.0
+    # twice the control of an error of 1e-6 per step, or the rounding of some hundred steps
+    xp.assert_close(far.state.y, numpy_tree(near.state.y), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_functions_that_cannot_be_traced_are_named(method: str) -> None:
+    """What numpy, math, float or if look at in the time or the state."""
+    xp = pytest.importorskip("jax.numpy")
+    circuit = oc.Circuit(None, xp.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z, times = xp.ones(2), xp.asarray([0.0, 0.01])
+
+    class Level(NamedTuple):
+        x: Any
+
+    class Wave(NamedTuple):
+        rate: Any
+        spec = {"rate": Parameter("> 0")}  # noqa: RUF012
+        state = Level
+
+        def field(self, xp: Any, t: Any, x: Any, z: Any) -> Any:
+            return Level(z - x.x if t < 0.005 else z)
+
+    for drive in (
+        lambda t: z if t < 0.005 else 0.0 * z,
+        lambda t: z * np.sin(t),
+        lambda t: z * math.sin(t),
+        lambda t: z * float(t),
+    ):
+        with pytest.raises(TypeError, match="z must be a function that jax can trace"):
+            oc.simulate(circuit, drive, times, method=method)
+    with pytest.raises(TypeError, match="field must be a function that jax can trace"):
+        oc.integrate(lambda t, x: (-x[0] * math.sin(t),), (z,), times, method=method)
+    with pytest.raises(TypeError, match="field of Wave must be a function that jax can trace"):
+        oc.simulate(Wave(1.0), z, times, method=method)
+
+
+@pytest.mark.library("torch")
+def test_settling_with_gradients_warns_of_nothing() -> None:
+    torch = pytest.importorskip("torch")
+    times = torch.linspace(0.0, 2.0, 3, dtype=torch.float64)
+    circuit = oc.Circuit(None, torch.full((2, 2), 0.5, dtype=torch.float64), 0.5, 0.5, 0.1, 0.002, 0.002)
+    z = torch.tensor([[1.0, 0.5], [2.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = oc.simulate(circuit, z, times, until="steady", rtol=1e-9, atol=1e-12)
+    (slope,) = torch.autograd.grad(run.state.y[-1].sum(), z)
+    (want,) = torch.autograd.grad(oc.steady_state(circuit, z).state.y.sum(), z)
+    np.testing.assert_allclose(slope, want, rtol=1e-5, atol=1e-6)  # it stops within ten tolerances of the point
+
+
 def test_what_contradicts_the_drive_or_the_start_is_said() -> None:
     """How to read an array where there is none; a start from a run that failed."""
     circuit = oc.Circuit(None, np.ones((1, 1)), 1.0, 1.0, 1.0, 0.002, 0.002)

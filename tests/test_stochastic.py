@@ -241,6 +241,11 @@ def test_bad_arguments_are_named() -> None:
             oc.simulate_sde(circuit, z, times, noise=0.1, **options)
     with pytest.raises(TypeError, match="seed must be an integer"):
         oc.simulate_sde(circuit, z, times, noise=0.1, seed=0.5)
+    for tau in (np.array([0.01, 0.02, -0.01, 0.01]), np.asarray(0.0), -1.0):
+        with pytest.raises(ValueError, match="tau must be positive"):
+            oc.simulate_sde(circuit, z, times, noise=oc.ColouredNoise(0.1, tau))
+        with pytest.raises(ValueError, match="tau must be positive"):
+            oc.noise_covariance(circuit, oc.steady_state(circuit, z).state, oc.ColouredNoise(0.1, tau))
 
 
 @pytest.mark.one_dtype

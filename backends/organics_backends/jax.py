@@ -23,6 +23,8 @@ class JaxBackend:
 
     name = "jax"
     traces_loops = True
+    untraceable = (jax.errors.JAXTypeError,)
+    """Errors of a function that looks at values that are traced."""
 
     def is_concrete(self, array: Array) -> bool:
         # under jit, operations trace even on constants
