@@ -277,12 +277,11 @@ def prepare(xp: Any, model: Any, *others: Array) -> tuple[Any, ...]:
 
 
 def check_products(xp: Any, model: Any, like: Array) -> None:
-    """ValueError where weights that must be non-negative are an operator whose product with ones is not."""
+    """ValueError where the product of an operator with ones has another shape, or is negative where it must not be."""
     for field, value in zip(model._fields, model, strict=True):
-        if isinstance(value, weights.Operator) and model.spec[field].allowed != "any":
+        if isinstance(value, weights.Operator):
             one = like if like.ndim == 1 else like[(*(0,) * (like.ndim - 1), ...)]
-            if not weights.is_nonnegative(xp, value, one):
-                raise ValueError(f"{field} must be non-negative, but its product with ones is not")
+            weights.check_product(xp, field, value, one, values=model.spec[field].allowed != "any")
 
 
 def full(xp: Any, model: Any, value: Array) -> Array:

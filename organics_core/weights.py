@@ -52,11 +52,15 @@ class Operator:
     def product(self, vector: Array) -> Array:
         """The product with a vector (n,), or with vectors (..., n)."""
         if self.batched or vector.ndim <= 1:
-            return self.function(*self.arrays, vector)
+            made = self.function(*self.arrays, vector)
+            if getattr(made, "shape", None) != vector.shape:  # which would broadcast
+                raise ValueError(
+                    f"weights must map vectors {tuple(vector.shape)} to the same shape, got {checks.describe(made)}"
+                )
+            return made
         xp = array_namespace(vector)
         flat = xp.reshape(vector, (-1, vector.shape[-1]))
-        made = xp.stack([self.function(*self.arrays, flat[i, ...]) for i in range(flat.shape[0])])
-        return xp.reshape(made, (*vector.shape[:-1], made.shape[-1]))
+        return xp.reshape(xp.stack([self.product(flat[i, ...]) for i in range(flat.shape[0])]), vector.shape)
 
 
 def ring_convolution(kernel: Array) -> Operator:
@@ -115,7 +119,8 @@ def _stored(matrix: Any) -> Array | None:
     """The stored values of a sparse matrix of scipy, cupy, jax or torch; None for what has none to see."""
     if isinstance(matrix, Operator):
         return None
-    if getattr(matrix, "format", None) in ("lil", "dok"):  # of scipy, which keep lists and a dictionary
+    # of scipy: lists, a dictionary, diagonals with what lies outside of the matrix, entries to be added up
+    if getattr(matrix, "format", None) in ("lil", "dok", "dia", "coo"):
         matrix = matrix.tocsr()
     values = matrix.coalesce().values() if str(getattr(matrix, "layout", "")) == "torch.sparse_coo" else None
     if values is None and hasattr(matrix, "values") and is_array_api_obj(matrix):
@@ -220,13 +225,20 @@ def without_operators(xp: Any, circuit: Any, like: Array) -> Any:
     return circuit._replace(w_r=dense(xp, circuit.w_r, like, "w_r"), w=dense(xp, circuit.w, like, "w"))
 
 
-def is_nonnegative(xp: Any, matrix: Any, like: Array) -> bool:
-    """Whether the product with ones is non-negative: all that can be asked of a function; True while tracing."""
-    sums = matvec(xp, matrix, xp.ones_like(like))
-    if tuple(sums.shape) != tuple(like.shape):
-        raise ValueError(f"w must map a vector {tuple(like.shape)} to the same shape, got shape {tuple(sums.shape)}")
+def check_product(xp: Any, name: str, matrix: Operator, one: Array, *, values: bool) -> None:
+    """ValueError where the product with ones, shaped like ``one`` (n,), is no vector (n,), or with values negative.
+
+    That is all that can be asked of a function; and while tracing, the shape.
+    """
+    sums = matrix.function(*matrix.arrays, xp.ones_like(one))
+    if tuple(getattr(sums, "shape", ())) != tuple(one.shape):
+        raise ValueError(
+            f"{name} must map a vector {tuple(one.shape)} to the same shape, got "
+            + (f"shape {tuple(sums.shape)}" if hasattr(sums, "shape") else checks.describe(sums))
+        )
     backend = get_backend(xp)
-    if not backend.is_concrete(sums):
-        return True
+    if not values or not backend.is_concrete(sums):
+        return
     found = to_numpy(backend.stop_gradient(sums))
-    return bool((found >= -1e-6 * np.abs(found).max()).all())
+    if not (found >= -1e-6 * np.abs(found).max()).all():
+        raise ValueError(f"{name} must be non-negative, but its product with ones is not")

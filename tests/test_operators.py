@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,6 +250,43 @@ def test_the_product_with_ones_says_whether_weights_are_negative() -> None:
     message = r"^w must map a vector \(12,\) to the same shape, got shape \(11,\)$"
     with pytest.raises(ValueError, match=message):
         oc.certify(circuit._replace(w=lambda v: v[1:]), drive)
+
+
+@pytest.mark.parametrize(
+    ("product", "got"),
+    [
+        (lambda v: v[1:], r"shape \(11,\)"),
+        (lambda v: v[:1], r"shape \(1,\)"),
+        (lambda v: v.sum(), r"shape \(\)"),
+        (lambda v: None, "NoneType"),
+    ],
+)
+def test_a_product_of_another_shape_is_refused(product: Any, got: str) -> None:
+    """Of recurrent weights, too, whose values may be any: it would broadcast, and the answer be wrong."""
+    circuit, drive = dense(identity=True)
+    times, state = np.array([0.0, 1e-4]), oc.State(drive, np.ones(N))
+    for name in ("w", "w_r"):
+        wrong = circuit._replace(**{name: product})
+        message = rf"^{name} must map a vector \(12,\) to the same shape, got {got}"
+        for call in (oc.simulate, lambda circuit, z, times: oc.steady_state(circuit, z)):
+            with pytest.raises(ValueError, match=message):
+                call(wrong, drive, times)
+        for made in (oc.vector_field, lambda circuit, state, z: oc.jacobian(circuit, state)):
+            with pytest.raises(ValueError, match=r"^weights must map vectors \(.*12,?\) to the same shape, got "):
+                made(wrong, state, drive)
+
+
+def test_what_scipy_stores_beside_the_matrix_is_not_looked_at() -> None:
+    """Diagonals reach outside of the matrix; entries of the same place are added up."""
+    sparse = pytest.importorskip("scipy.sparse")
+    diagonals = sparse.dia_array((np.array([[-5.0, 1.0, 1.0], [1.0, 1.0, 1.0]]), [1, 0]), shape=(3, 3))
+    twice = sparse.coo_array((np.array([2.0, -1.0, 1.0]), (np.array([0, 0, 2]), np.array([1, 1, 0]))), shape=(3, 3))
+    for matrix in (diagonals, twice):
+        made = [oc.Circuit(None, w, 0.5, 0.5, 0.1, 0.002, 0.003) for w in (matrix, matrix.toarray())]
+        one, other = (oc.simulate(circuit, np.array([1.0, 0.5, 0.2]), np.array([0.0, 0.01])) for circuit in made)
+        np.testing.assert_allclose(one.state.y, other.state.y, rtol=1e-5, atol=1e-8)
+    with pytest.raises(ValueError, match="w must be non-negative, got -1"):
+        oc.Circuit(None, -diagonals, 0.5, 0.5, 0.1, 0.002, 0.003)
 
 
 @pytest.mark.library("numpy", "torch", "jax")
