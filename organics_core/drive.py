@@ -85,7 +85,7 @@ def read_drive(
         raise TypeError(f"z(t) must return an array, got {checks.describe(sample)}")
     checks.namespace({"times": times, "z(t)": sample})
     checks.values(xp, "z(t)", sample, "any")
-    own = tuple(getattr(z, "jumps", ()))
+    own = read_jumps(getattr(z, "jumps", ()))
     return Drive(None, None, z, sample, tuple(sorted({*own, *(given or ())})))
 
 

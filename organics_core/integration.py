@@ -437,7 +437,7 @@ def _continued(state0: Any, times: Array) -> tuple[Any, Array]:
         return state0, None
     if is_concrete(times) and is_concrete(state0.times) and float(state0.times[-1]) != float(times[0]):
         raise ValueError(
-            f"times must begin where the run state0 ends, at {float(state0.times[-1]):g}, got {float(times[0]):g}"
+            f"times must begin where the run state0 ends, at {float(state0.times[-1])!r}, got {float(times[0])!r}"
         )
     if get_backend(checks.namespace({"times": times})).is_concrete(state0.status) and not state0.success:
         raise ValueError(f"state0 must be a run that reached its last time, but it {state0.message}")
@@ -451,7 +451,7 @@ def check_times(xp: Any, times: Array) -> Array:
     if is_concrete(times) and not bool(xp.all(times[1:] > times[:-1])):
         clock = [float(t) for t in times]
         first, second = next((t, u) for t, u in itertools.pairwise(clock) if not u > t)
-        raise ValueError(f"times must be strictly increasing, got {second:g} after {first:g}")
+        raise ValueError(f"times must be strictly increasing, got {second!r} after {first!r}")
     return times
 
 

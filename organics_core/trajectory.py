@@ -189,8 +189,8 @@ class Trajectory(NamedTuple):
         seen = is_concrete(self.times) and is_concrete(later.times)
         if seen and float(self.times[-1]) != float(later.times[0]):
             raise ValueError(
-                f"later must begin at the last time of this run, {float(self.times[-1]):g}, "
-                f"got {float(later.times[0]):g}"
+                f"later must begin at the last time of this run, {float(self.times[-1])!r}, "
+                f"got {float(later.times[0])!r}"
             )
         state = tree_map(lambda one, two: xp.concat([one, two[1:, ...]], axis=0), self.state, later.state)
         return later._replace(

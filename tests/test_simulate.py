@@ -657,3 +657,34 @@ def test_what_contradicts_the_drive_or_the_start_is_said() -> None:
     assert "or its drive is not finite there" in failed.message
     with pytest.raises(ValueError, match="state0 must be a run that reached its last time, but it stopped"):
         oc.simulate(circuit, z, times + 0.1, state0=failed)
+
+
+def test_times_that_differ_in_the_last_digit_are_told_apart() -> None:
+    """The end of one run and the start of the next: 0.3 is not 0.1 + 0.2."""
+    circuit, z = one_neuron(), np.ones(2)
+    run = oc.simulate(circuit, z, np.array([0.0, 0.3]))
+    with pytest.raises(ValueError, match=r"at 0\.3, got 0\.30000000000000004$"):
+        oc.simulate(circuit, z, np.array([0.1 + 0.2, 0.6]), state0=run)
+    with pytest.raises(ValueError, match=r"of this run, 0\.3, got 0\.30000000000000004$"):
+        run.then(oc.simulate(circuit, z, np.array([0.1 + 0.2, 0.6])))
+    with pytest.raises(ValueError, match=r"got 0\.3 after 0\.30000000000000004$"):
+        oc.simulate(circuit, z, np.array([0.0, 0.1 + 0.2, 0.3]))
+
+
+def test_the_jumps_that_a_drive_knows_are_checked() -> None:
+    """As those given: times, finite, several."""
+
+    class Drive:
+        def __init__(self, jumps: Any) -> None:
+            self.jumps = jumps
+
+        def __call__(self, t: Any) -> np.ndarray:
+            return np.ones(2) * (t >= 0.05)
+
+    times = np.array([0.0, 0.1])
+    assert oc.simulate(one_neuron(), Drive(np.array([0.05])), times).success
+    with pytest.raises(ValueError, match="jumps must be finite times"):
+        oc.simulate(one_neuron(), Drive([0.05, math.nan]), times)
+    for jumps in (0.05, lambda: [0.05]):
+        with pytest.raises(TypeError, match="jumps must be times in seconds"):
+            oc.simulate(one_neuron(), Drive(jumps), times)
