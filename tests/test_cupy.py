@@ -285,7 +285,7 @@ def test_products_that_a_graph_can_hold(on_cpu: Any, dtype: str, rows: int, colu
     sparse = matrix[0, 0] * (rng.random((rows, columns)) < 0.4)
     sparse[0] = 0.0
     operator = products.sparse_operator(csr_array(sparse.astype("float64")), vector.dtype, on_cpu.product)
-    np.testing.assert_allclose(operator.product(vector[0, 0]), sparse @ vector[0, 0], **tolerance)
+    np.testing.assert_allclose(operator.function(vector[0, 0]), sparse @ vector[0, 0], **tolerance)
 
 
 def test_products_that_are_left_to_the_library(on_cpu: Any) -> None:
