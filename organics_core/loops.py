@@ -360,6 +360,7 @@ class Slope:
                 f"field must return a tuple of arrays shaped like state0, {[tuple(part.shape) for part in x]}, "
                 f"got {shapes if shapes is not None else checks.describe(slope)}"
             )
+        model.check_real("field", slope)
         return slope
 
     def _named(self, name: str, error: TypeError) -> None:

@@ -305,6 +305,14 @@ def check_parts(model: Any, name: str, parts: Any, like: Tree) -> None:
     if got != wanted:
         names = ", ".join(model.state._fields)
         raise ValueError(f"{name} of {kind} must return arrays ({names}) of shapes {wanted}, got {got}")
+    check_real(f"{name} of {kind}", parts)
+
+
+def check_real(name: str, parts: Tree) -> None:
+    """TypeError where what the function ``name`` returned is complex, which a cast would hide."""
+    for part in parts:
+        if "complex" in str(part.dtype):
+            raise TypeError(f"{name} must return real numbers, got {part.dtype}")
 
 
 def check_decay(xp: Any, name: str, tau: Any, like: Tree, *, values: bool) -> None:

@@ -443,6 +443,13 @@ def test_a_field_of_other_shapes_is_named(field: Any, message: str, method: str)
         oc.simulate(model_of(field), np.ones(2), np.array([0.0, 1.0]), method=method)
 
 
+def test_a_complex_field_is_refused(xp64: Library) -> None:
+    """A cast would keep its real part."""
+    made = model_of(lambda self, xp, t, x, z: Pair(1j * (z - x.v), -x.w))
+    with pytest.raises(TypeError, match=r"field of Own must return real numbers, got .*complex128"):
+        oc.simulate(made, xp64.array([1.0, 1.0]), xp64.array([0.0, 1.0]), method="rk4")
+
+
 def test_a_rest_of_other_shapes_is_named() -> None:
     """It would make other neurons than the drive has."""
     made = model_of(lambda self, xp, t, x, z: Pair(-x.v, -x.w), rest=lambda self, xp, z: Pair(xp.ones(3), xp.ones(3)))

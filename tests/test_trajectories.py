@@ -221,6 +221,11 @@ def test_what_a_run_refuses() -> None:
             "method 'exponential_euler' needs tau, the time constants of the linear decay",
         ),
         (lambda: oc.integrate(lambda t, x: x[0], START, times), ValueError, "field must return a tuple of arrays"),
+        (
+            lambda: oc.integrate(lambda t, x: (1j * x[0],), START, times, method="rk4"),
+            TypeError,
+            "field must return real numbers, got complex128",
+        ),
         (lambda: oc.simulate(case.circuit, 3.0, times), TypeError, "z must be an array or a function of time, got"),
         (lambda: oc.simulate(case.circuit, lambda t: 3.0, times), TypeError, "z(t) must return an array, got"),
         (
