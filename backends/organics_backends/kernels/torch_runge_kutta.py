@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -15,7 +16,8 @@ def step(
     method: RungeKutta, slope: Slope, t: float, h: float, x: torch.Tensor, memory: torch.Tensor | None, noise: None
 ) -> Step | None:
     """As ``RungeKutta.plain_step``; None where a derivative is wanted."""
-    first = slope(t, x) if memory is None else memory
+    call: Callable[..., torch.Tensor] = getattr(slope, "fast", None) or slope
+    first = call(t, x) if memory is None else memory
     if not plain(x, first):
         return None
     tableau, closed = method.tableau, method.ends_with_slope
@@ -28,7 +30,7 @@ def step(
     for k, (node, row) in enumerate(zip((*tableau.nodes[1:], 1.0), rows, strict=True), 1):
         new = torch.addmv(flat, columns[:, :k], row, alpha=h).view(x.shape)
         if k < count:
-            stages[k] = slope(t + node * h, new)
+            stages[k] = call(t + node * h, new)
     if not closed:
         return Step(new, None, None, None)
     estimate = None if error is None else h * torch.mv(columns, error).view(x.shape)
