@@ -155,7 +155,8 @@ def measured_on(content: dict[str, Any], *packages: str) -> str:
 def losses(torch: Path, jax: Path, numpy: Path, streams: Path) -> str:
     """Every row of the records on processors where ours takes at least as long as the peer, or more memory."""
     lines = []
-    for name, record, own in (("torch", torch, ("fused", "checkpointed", "function")), ("jax", jax, ("auto", "chunked"))):
+    layers = (("torch", torch, ("fused", "checkpointed", "function")), ("jax", jax, ("auto", "chunked")))
+    for name, record, own in layers:
         for shape in json.loads(record.read_text())["shapes"]:
             for what, unit in (("seconds", "time"), ("megabytes", "peak memory")):
                 ratios = {layer: shape[what][layer] / shape[what]["LSTM"] for layer in own}

@@ -44,7 +44,7 @@ def test_every_record_that_a_page_needs_is_there_and_read(kind):
 
 
 def test_losses_are_the_rows_that_are_behind_and_no_others(tmp_path):
-    layers = {"LSTM": 2.0, "fused": 1.0, "checkpointed": 3.0, "function": 2.0, "auto": 1.9}
+    layers = {"LSTM": 2.0, "fused": 1.0, "checkpointed": 3.0, "function": 2.0, "auto": 1.9, "chunked": 2.2}
     shape = {"hidden": 8, "steps": 9, "seconds": layers, "megabytes": {**dict.fromkeys(layers, 1.0), "LSTM": 2.0}}
     runs = [{"library": "numpy", "peer": "scipy", "n": n, "batch": 1, "ratio": n / 100} for n in (94, 96)]
     stream = {"hidden": 8, "seconds_per_step": {"LSTM": 2.0, "layer": 5.0, "stream": 1.0}}
@@ -55,6 +55,7 @@ def test_losses_are_the_rows_that_are_behind_and_no_others(tmp_path):
     assert tables.losses(*(tmp_path / name for name in contents)).splitlines() == [
         "- torch, `checkpointed`, 8 units x 9 steps: 1.50 times the time of the LSTM",
         "- torch, `function`, 8 units x 9 steps: 1.00 times the time of the LSTM",
+        "- jax, `chunked`, 8 units x 9 steps: 1.10 times the time of the LSTM",
         "- simulation, numpy, n = 96, batch 1: 0.96 times the time of scipy",
         "- one step of a stream, 8 units, layer: 2.50 times the time of the LSTM",
     ]
