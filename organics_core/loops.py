@@ -305,11 +305,7 @@ class Slope:
             return self._arguments.z
         clock = self._clock(t)
         clock = self.xp.where(clock < self._arguments.last, clock, self._arguments.last)
-        try:
-            made = self._settings.function(clock)
-        except TypeError as error:
-            self._named("z", error)
-            raise
+        made = self._call("z", self._settings.function, clock)
         if getattr(made, "shape", None) != self._settings.shape:
             raise ValueError(
                 f"z(t) must return an array of shape {self._settings.shape} at all times, as at the first, "
@@ -344,16 +340,8 @@ class Slope:
     def _state(self, t: Any, x: Tree, z: Array) -> Tree:
         if self._model is not None:
             clock = t if getattr(self._model, "autonomous", False) else self._clock(t)
-            try:
-                return self._model.field(self.xp, clock, x, z)
-            except TypeError as error:
-                self._named(f"field of {type(self._model).__name__}", error)
-                raise
-        try:
-            slope = cast(Any, self._settings.field)(self._clock(t), x)
-        except TypeError as error:
-            self._named("field", error)
-            raise
+            return self._call("field", self._model.field, self.xp, clock, x, z)
+        slope = self._call("field", self._settings.field, self._clock(t), x)
         shapes = [tuple(part.shape) for part in slope] if isinstance(slope, tuple) else None
         if shapes != [tuple(part.shape) for part in x]:
             raise ValueError(
@@ -363,13 +351,18 @@ class Slope:
         model.check_real("field", slope)
         return slope
 
-    def _named(self, name: str, error: TypeError) -> None:
-        """TypeError, with the name of the user's function, where it wanted to see a value that is traced."""
-        backend = get_backend(self.xp)
-        if isinstance(error, getattr(backend, "untraceable", ())):
+    def _call(self, name: str, function: Any, *arguments: Any) -> Any:
+        """What the user's function ``name`` returns; TypeError, naming it, where it looks at a value that is traced."""
+        try:
+            return function(*arguments)
+        except TypeError as error:
+            backend = get_backend(self.xp)
+            if not isinstance(error, getattr(backend, "untraceable", ())):
+                raise
+            owner = "" if name == "z" or self._model is None else f" of {type(self._model).__name__}"
             raise TypeError(
-                f"{name} must be a function that {backend.name} can trace, written with its operations: no numpy, "
-                "math, float() or bool() of the time or the state, and where() in place of if"
+                f"{name}{owner} must be a function that {backend.name} can trace, written with its operations: no "
+                "numpy, math, float() or bool() of the time or the state, and where() in place of if"
             ) from error
 
     def __call__(self, t: Any, x: Array) -> Array:
