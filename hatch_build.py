@@ -12,15 +12,16 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class Prebuilt(BuildHookInterface):  # type: ignore[type-arg]
-    """Compiles the sequence of organics_torch for every level of the processor, and names the wheel's platform."""
+    """Compiles the native code for every level of the processor, and names the wheel's platform."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel" or os.environ.get("ORGANICS_PREBUILT") != "1":
             return
         native = runpy.run_path(str(Path(self.root, "backends", "organics_backends", "native.py")))
         folder = Path(self.directory, "prebuilt")
-        for path in native["prebuild"](Path(self.root, "backends", "organics_backends", "sequence.cpp"), folder):
-            build_data["force_include"][str(path)] = f"organics_backends/prebuilt/{path.name}"
+        for source in Path(self.root, "backends", "organics_backends").glob("*.cpp"):
+            for path in native["prebuild"](source, folder):
+                build_data["force_include"][str(path)] = f"organics_backends/prebuilt/{path.name}"
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"

@@ -195,6 +195,10 @@ def deciders(xp: Any, single: bool) -> tuple[Callable[..., Any], Callable[[Any],
     return xp.where, operator.invert, lambda value: value[..., None]
 
 
+class RosenbrockPair:
+    """What kernels of a single step of the motion are registered for; those of the whole motion are for Motion."""
+
+
 _D = 1.0 / (2.0 + 2.0**0.5)
 _E = 6.0 + 2.0**0.5
 
@@ -284,7 +288,19 @@ def _move(
         size = xp.abs(x)
         return small + xp.where(parts, xp.max(size[..., :n], axis=-1, keepdims=True), size)
 
-    kernel = kernel_for(Motion, xp)
+    x = xp.concat([start.y + wide, start.a + wide], axis=-1)
+    goal = None if target is None else xp.concat(list(target), axis=-1)
+    per_goal = None if target is None else 1.0 / sizes(goal)
+
+    native = kernel_for(Motion, xp)
+    if native is not None:
+        rows = x, tau, xp.concat([gated + wide, floor], axis=-1), small, per_most, goal, per_goal
+        rules = steps, rtol, still, slow_below
+        done = native(xp, variant, circuit, rows, (fast, slow, shortest, farthest), active, rules)
+        if done is not None:
+            return State(done[0][..., :n], done[0][..., n:]), done[1]
+
+    kernel = kernel_for(RosenbrockPair, xp)
     single = None if kernel is None else kernel(xp, variant, circuit, z, tau, small, _D, _E)
     one = single is not None
     if single is not None:
@@ -293,10 +309,6 @@ def _move(
     else:
         advance, scale, where = plain, sizes, xp.where
         top, least = partial(xp.max, axis=-1), partial(xp.min, axis=-1)
-
-    x = xp.concat([start.y + wide, start.a + wide], axis=-1)
-    goal = None if target is None else xp.concat(list(target), axis=-1)
-    per_goal = None if target is None else 1.0 / scale(goal)
 
     def body(carry: Any) -> Any:
         x, f, size, h, fits, outcome, calm, away, count, peak, last, doubts, excess = carry

@@ -16,7 +16,7 @@ from test_multistart import random_circuits
 import organics_core as oc
 from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED
 from organics_core.analysis.exhaustive import grid_of_two, none_exists
-from organics_core.attractors import _D, _E, DIVERGED, SETTLED, Motion, attraction, follow, random_starts
+from organics_core.attractors import _D, _E, DIVERGED, SETTLED, RosenbrockPair, attraction, follow, random_starts
 from organics_core.backend import kernel_for
 
 RECTIFIED = ("rectified", "rectified_recurrence")
@@ -483,7 +483,7 @@ def test_steps_of_the_motion_are_those_of_shampine_and_reichelt() -> None:
     circuit, z, state = small_circuit(2, seed=1, scale=0.3)
     circuit = circuit._replace(tau_y=np.full(2, 0.002), tau_a=np.full(2, 0.003))
     tau = np.array([0.002, 0.002, 0.003, 0.003])
-    advance = kernel_for(Motion, np)(np, "main", circuit, z, tau, np.full(4, 1e-3), _D, _E)[1]
+    advance = kernel_for(RosenbrockPair, np)(np, "main", circuit, z, tau, np.full(4, 1e-3), _D, _E)[1]
 
     def field(x: np.ndarray) -> np.ndarray:
         return np.concatenate(oc.vector_field(circuit, oc.State(x[:2], x[2:]), z))
@@ -503,6 +503,92 @@ def test_steps_of_the_motion_are_those_of_shampine_and_reichelt() -> None:
     near = rest * (1.0 + 1e-6 * np.array([1.0, -1.0, 1.0, -1.0]))
     moved = np.array(advance(near, field(near), 1e3)[0])
     assert np.abs(moved - rest).max() < 1e-4 * np.abs(near - rest).max()
+
+
+def motion_cases(batch: tuple[int, ...], n: int, seed: int) -> tuple[oc.Circuit, oc.State, np.ndarray]:
+    """Circuits of all kinds of shapes, a start of each and a drive."""
+    rng = np.random.default_rng(seed)
+    shared = () if seed % 2 else batch
+    circuit = oc.Circuit(
+        None if seed % 5 == 4 else rng.uniform(0.5, 3.0) * rng.standard_normal((*shared, n, n)) / np.sqrt(n),
+        rng.random((*batch, n, n)) if seed % 3 else rng.random((n, n)),
+        rng.uniform(0.3, 1.0, n),
+        np.asarray(0.5),
+        np.asarray(0.1),
+        rng.uniform(0.001, 0.004, (*batch, n)),
+        np.asarray(0.002),
+    )
+    start = oc.State(rng.standard_normal((*batch, n)), rng.uniform(0.1, 1.5, (*batch, n)))
+    return circuit, start, rng.standard_normal((*batch, n)) if seed % 4 else rng.standard_normal(n)
+
+
+@pytest.mark.library("numpy", "torch")
+@pytest.mark.parametrize("variant", ["main", "rectified", "rectified_recurrence"])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)])
+def test_motion_in_native_code_is_that_of_the_core(
+    xp: Library, variant: str, batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few steps to rounding, whole motions to the same end; with and without a goal, also where not all take part."""
+    native = importlib.import_module("organics_backends.kernels.native_motion")
+    if native.library.load() is None:
+        pytest.skip(f"no native code here, it is {native.library.status()}")
+    whole = 0
+    for seed in range(6):
+        n = 1 + 2 * (seed % 4)
+        circuit, start, z = motion_cases(batch, n, seed)
+        active = np.arange(np.prod(batch, dtype=int)).reshape(batch) != 1
+        goal = oc.State(np.where(np.arange(n) < n + 1, start.y * 0.5, 0.0), start.a) if seed % 2 else None
+        circuit, start, z, active, goal = xp.tree((circuit, start, z, active, goal))
+        longest = xp.array(np.full(batch, np.inf))
+        for steps, rtol in ((4, 1e-2), (600, 1e-3)):
+            ends = []
+            for switch in ("1", "0"):
+                monkeypatch.setenv(native.VARIABLE, switch)
+                target = goal if steps == 4 else None
+                with np.errstate(all="ignore"):
+                    ends.append(
+                        follow(
+                            xp.namespace,
+                            circuit,
+                            start,
+                            z,
+                            variant,
+                            active,
+                            steps=steps,
+                            longest=longest,
+                            rtol=rtol,
+                            target=target,
+                        )
+                    )
+            made, want = ends
+            np.testing.assert_array_equal(numpy_tree(made.outcome), numpy_tree(want.outcome))
+            assert made.outcome.dtype == want.outcome.dtype
+            whole += int((numpy_tree(want.outcome) == SETTLED).sum())
+            if steps == 4:  # each of 100 roundings of what is divided by small numbers
+                for got, wanted in zip(made.state, want.state, strict=True):
+                    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+                    xp.assert_close(got, numpy_tree(wanted), rtol=1e4 * xp.eps, atol=1e4 * xp.eps)
+    assert whole > 2 or batch == (0,)
+
+
+def test_native_motion_leaves_alone_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More neurons than it is for, operators, no compiler; the arguments keep their values."""
+    native = importlib.import_module("organics_backends.kernels.native_motion")
+    circuit, start, z = motion_cases((), 3, 1)
+    given = [np.array(part) for part in (*start, z)]
+    tau = np.full(6, 0.002)
+    rows, numbers = (np.concatenate(start), tau, tau, tau, tau, None, None), (0.002, 0.002, 1e-12, np.inf)
+    numbers = tuple(np.asarray(number) for number in numbers)
+    arguments = rows, numbers, np.asarray(True), (3, 1e-3, 1e-5, 1e-3)
+    follow(np, circuit, start, z, "main", np.asarray(True), longest=np.asarray(np.inf))
+    assert all(np.array_equal(*pair) for pair in zip(given, (*start, z), strict=True))
+    operator = circuit._replace(w_r=oc.Operator(lambda v: v, shape=(3, 3)))
+    assert native.motion(np, "main", operator, *arguments) is None
+    monkeypatch.setattr(native, "MOST", 2)
+    assert native.motion(np, "main", circuit, *arguments) is None
+    monkeypatch.setattr(native, "MOST", 3)
+    monkeypatch.setenv(native.VARIABLE, "0")
+    assert native.motion(np, "main", circuit, *arguments) is None
 
 
 # What happens from rest.

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from organics_core.attractors import Motion
+from organics_core.attractors import Motion, RosenbrockPair
 from organics_core.backend import Array, GenericBackend, Tree, host_eigvals, register_kernel
 from organics_core.circuit import Circuit
 from organics_core.equilibria import SteadyState
 from organics_core.methods import Rosenbrock, RungeKutta
 from organics_core.weights import Operator
 
-from .kernels import numpy_circuit, numpy_motion, numpy_newton, numpy_rosenbrock, numpy_runge_kutta
+from .kernels import native_motion, numpy_circuit, numpy_motion, numpy_newton, numpy_rosenbrock, numpy_runge_kutta
 
 
 class NumpyBackend(GenericBackend):
@@ -59,7 +59,8 @@ class NumpyBackend(GenericBackend):
 backend = NumpyBackend()
 
 register_kernel(Circuit, "numpy", numpy_circuit.slope)
-register_kernel(Motion, "numpy", numpy_motion.motion)
+register_kernel(Motion, "numpy", native_motion.motion)
+register_kernel(RosenbrockPair, "numpy", numpy_motion.motion)
 register_kernel(SteadyState, "numpy", numpy_newton.newton)
 register_kernel(RungeKutta, "numpy", numpy_runge_kutta.step)
 register_kernel(Rosenbrock, "numpy", numpy_rosenbrock.step)

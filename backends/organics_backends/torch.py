@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from organics_core.attractors import Motion
 from organics_core.backend import Array, GenericBackend, Tree, register_kernel
 from organics_core.circuit import Circuit
 from organics_core.implicit import Equations
 from organics_core.methods import Rosenbrock, RungeKutta
 from organics_core.weights import Operator
 
-from .kernels import torch_circuit, torch_rosenbrock, torch_runge_kutta
+from .kernels import native_motion, torch_circuit, torch_rosenbrock, torch_runge_kutta
 from .torch_root import check_closed, solve_root
 
 T = TypeVar("T")
@@ -89,5 +90,6 @@ class TorchBackend(GenericBackend):
 backend = TorchBackend()
 
 register_kernel(Circuit, "torch", torch_circuit.slope)
+register_kernel(Motion, "torch", native_motion.motion)
 register_kernel(RungeKutta, "torch", torch_runge_kutta.step)
 register_kernel(Rosenbrock, "torch", torch_rosenbrock.step)

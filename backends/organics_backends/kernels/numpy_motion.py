@@ -1,4 +1,5 @@
-"""numpy: a step of the motion that ``organics_core.attractors.follow`` follows, of one circuit, in one buffer."""
+"""numpy: a step of the motion that ``organics_core.attractors.follow`` follows, of one circuit, in one buffer:
+where there is no native code."""
 
 from __future__ import annotations
 

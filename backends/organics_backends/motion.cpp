@@ -1,0 +1,267 @@
+// The motion of circuits until they settle: what organics_core.attractors.follow does, one circuit after another.
+//
+//     tau_y y' = -y + b z + (1 - sqrt(max(a, 0))) rec(y)
+//     tau_a a' = -a + (b0 sigma)^2 + W (max(a, 0) resp(y)^2)
+//
+// The pair of Rosenbrock methods of Shampine & Reichelt, with the rules for its steps that stand in the core.
+// Matrices lie column by column.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr double kD = 0.29289321881345254;  // 1 / (2 + sqrt 2)
+constexpr double kE = 7.414213562373095;    // 6 + sqrt 2
+
+enum { SETTLED, MOVING, DIVERGED, ENDLESS };
+
+// The largest number; NaN if there is one.
+template <class T, class F> T largest(int64_t n, F value) {
+    T found = value(0);
+    for (int64_t i = 1; i < n; i++) {
+        const T one = value(i);
+        if (!(one <= found)) found = one;
+        if (one != one) return one;
+    }
+    return found;
+}
+
+// In the order in which native_motion.py packs them.
+template <class T> struct Rows {
+    T *x;
+    const T *tau, *base, *small, *per_most, *goal, *per_goal;
+};
+
+template <class T> struct Circuit {
+    int64_t n;
+    bool source, drive, response;
+    const T *w_r, *w, *tau, *base;
+    std::vector<T> from, pooled, recurrent, gate;
+
+    Circuit(int64_t n, int64_t flags)
+        : n(n), source(flags & 1), drive(flags & 2), response(flags & 4), from(n), pooled(n), recurrent(n), gate(n) {}
+
+    static T positive(T value) { return value <= 0 ? T(0) : value; }
+
+    void recurrence(const T *x) {  // W_r y, not yet rectified
+        for (int64_t i = 0; i < n; i++) recurrent[i] = 0;
+        for (int64_t j = 0; j < n; j++) {
+            const T y = source ? positive(x[j]) : x[j];
+            const T *column = w_r + j * n;
+            for (int64_t i = 0; i < n; i++) recurrent[i] += column[i] * y;
+        }
+    }
+
+    void field(const T *x, T *out) {
+        recurrence(x);
+        for (int64_t i = 0; i < n; i++) {
+            const T y = x[i], a = positive(x[n + i]), one = drive ? positive(recurrent[i]) : recurrent[i];
+            const T sent = response ? positive(y) : y;
+            out[i] = (base[i] - y + (1 - std::sqrt(a)) * one) / tau[i];
+            pooled[i] = a * sent * sent;
+        }
+        for (int64_t i = 0; i < n; i++) out[n + i] = base[n + i] - x[n + i];
+        for (int64_t j = 0; j < n; j++) {
+            const T p = pooled[j], *column = w + j * n;
+            for (int64_t i = 0; i < n; i++) out[n + i] += column[i] * p;
+        }
+        for (int64_t i = n; i < 2 * n; i++) out[i] /= tau[i];
+    }
+
+    void shifted(const T *x, T scale, T *m) {  // I - scale J
+        recurrence(x);
+        for (int64_t i = 0; i < n; i++) {
+            const T a = x[n + i];
+            gate[i] = -scale * (1 - (a <= 0 ? T(0) : std::sqrt(a))) / tau[i];
+            if (drive && !(recurrent[i] > 0)) gate[i] = 0;
+            from[i] = -scale / tau[n + i];
+        }
+        for (int64_t j = 0; j < n; j++) {
+            const T y = x[j], a = x[n + j], sent = response ? positive(y) : y;
+            const T on = source && !(y > 0) ? 0 : 1, twice = 2 * positive(a) * sent, live = a > 0 ? sent * sent : 0;
+            T *of_y = m + j * 2 * n, *of_a = m + (n + j) * 2 * n;
+            for (int64_t i = 0; i < n; i++) {
+                of_y[i] = gate[i] * w_r[j * n + i] * on;
+                of_y[n + i] = from[i] * w[j * n + i] * twice;
+                of_a[i] = 0;
+                of_a[n + i] = from[i] * w[j * n + i] * live;
+            }
+            const T one = drive ? positive(recurrent[j]) : recurrent[j];
+            of_y[j] += 1 + scale / tau[j];
+            of_a[j] = a > 0 ? scale * one * (T(0.5) / std::sqrt(a)) / tau[j] : T(0);
+            of_a[n + j] += 1 + scale / tau[n + j];
+        }
+    }
+};
+
+// LU with partial pivoting, in place; a singular matrix leaves infinities, and these NaN.
+template <class T> void factor(int64_t n, T *m, int32_t *pivots) {
+    for (int64_t k = 0; k < n; k++) {
+        T *column = m + k * n;
+        int64_t best = k;
+        for (int64_t i = k + 1; i < n; i++)
+            if (std::fabs(column[i]) > std::fabs(column[best])) best = i;
+        pivots[k] = int32_t(best);
+        if (best != k)
+            for (int64_t j = 0; j < n; j++) std::swap(m[j * n + k], m[j * n + best]);
+        const T inverse = 1 / column[k];
+        for (int64_t i = k + 1; i < n; i++) column[i] *= inverse;
+        for (int64_t j = k + 1; j < n; j++) {
+            T *other = m + j * n;
+            const T times = other[k];
+            for (int64_t i = k + 1; i < n; i++) other[i] -= column[i] * times;
+        }
+    }
+}
+
+template <class T> void solve(int64_t n, const T *m, const int32_t *pivots, T *b) {
+    for (int64_t k = 0; k < n; k++) std::swap(b[k], b[pivots[k]]);
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t i = k + 1; i < n; i++) b[i] -= m[k * n + i] * b[k];
+    for (int64_t k = n - 1; k >= 0; k--) {
+        b[k] /= m[k * n + k];
+        for (int64_t i = 0; i < k; i++) b[i] -= m[k * n + i] * b[k];
+    }
+}
+
+template <class T> struct Workspace {
+    std::vector<T> matrix, f, k1, k2, middle, moved, fresh, off, size, reached;
+    std::vector<int32_t> pivots;
+
+    explicit Workspace(int64_t size_)
+        : matrix(size_ * size_), f(size_), k1(size_), k2(size_), middle(size_), moved(size_), fresh(size_),
+          off(size_), size(size_), reached(size_), pivots(size_) {}
+};
+
+template <class T>
+int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const T *numbers, bool aimed, int64_t steps,
+               T rtol, T still, T slow_below) {
+    const int64_t n = circuit.n, all = 2 * n;
+    const T fast = numbers[0], slow = numbers[1], shortest = numbers[2], farthest = numbers[3];
+    const T infinity = std::numeric_limits<T>::infinity();
+    T *x = rows.x, *moved = at.moved.data();
+
+    auto sizes = [&](const T *state, T *out) {
+        const T y = largest<T>(n, [&](int64_t i) { return std::fabs(state[i]); });
+        for (int64_t i = 0; i < n; i++) out[i] = rows.small[i] + y;
+        for (int64_t i = n; i < all; i++) out[i] = rows.small[i] + std::fabs(state[i]);
+    };
+
+    circuit.field(x, at.f.data());
+    sizes(x, at.size.data());
+    T h = T(0.1) * fast, fits = -fast, away = infinity, peak = 0, last = infinity, excess = 0;
+    int64_t calm = 0, doubts = 0;
+    int32_t outcome = MOVING;
+    for (int64_t count = 1; count <= steps && outcome == MOVING; count++) {
+        const T *f = at.f.data();
+        T *k1 = at.k1.data(), *k2 = at.k2.data(), *middle = at.middle.data(), *fresh = at.fresh.data();
+        T *off = at.off.data(), *matrix = at.matrix.data();
+        circuit.shifted(x, T(kD) * h, matrix);
+        factor(all, matrix, at.pivots.data());
+        for (int64_t i = 0; i < all; i++) k1[i] = f[i];
+        solve(all, matrix, at.pivots.data(), k1);
+        for (int64_t i = 0; i < all; i++) moved[i] = x[i] + T(0.5) * h * k1[i];
+        circuit.field(moved, middle);
+        for (int64_t i = 0; i < all; i++) k2[i] = middle[i] - k1[i];
+        solve(all, matrix, at.pivots.data(), k2);
+        for (int64_t i = 0; i < all; i++) {
+            k2[i] += k1[i];
+            moved[i] = x[i] + h * k2[i];
+        }
+        circuit.field(moved, fresh);
+        for (int64_t i = 0; i < all; i++) off[i] = fresh[i] - T(kE) * (k2[i] - middle[i]) - 2 * (k1[i] - f[i]);
+        solve(all, matrix, at.pivots.data(), off);
+        for (int64_t i = 0; i < all; i++) off[i] += k1[i] - 2 * k2[i];
+        sizes(moved, at.reached.data());
+
+        const T *reached = at.reached.data();
+        const T error = h * largest<T>(all, [&](int64_t i) { return std::fabs(off[i]) / reached[i]; }) / (6 * rtol);
+        bool good = error <= 1;
+        for (int64_t i = n; i < all; i++) good = good && moved[i] > 0;
+        const T safe = error <= T(1e-3) ? T(1e-3) : error < infinity ? error : T(64);
+        const bool far = excess > T(1e-2);
+        T factor = (far ? T(0.75) : T(0.8)) * std::pow(safe, T(-1) / 3);
+        if (!good) factor = far ? (factor < T(0.8) ? factor : T(0.8)) : (factor < T(0.5) ? factor : T(0.5));
+        const T before = fits;
+        if (good) {
+            for (int64_t i = 0; i < all; i++) x[i] = moved[i];
+            std::swap(at.f, at.fresh);
+            std::swap(at.size, at.reached);
+            fits = h * factor;
+        }
+        h = good && fits < before ? fits * fits / before : h * factor;
+        if (h > farthest) h = farthest;
+        const T *size = at.size.data(), *speeds = at.f.data();
+        const T speed = largest<T>(all, [&](int64_t i) { return std::fabs(rows.tau[i] * speeds[i]) / size[i]; });
+        bool steady = speed < still, slowly = speed < slow_below, soon = speed < T(1e-2) * still;
+        if (aimed) {
+            const T behind = away;
+            away = largest<T>(all, [&](int64_t i) { return std::fabs(x[i] - rows.goal[i]) * rows.per_goal[i]; });
+            const bool near = away < T(1e-2) && away <= behind;
+            steady = steady || near;
+            slowly = slowly || near;
+            soon = soon || (near && calm > 0 && away <= T(0.5) * behind);
+        }
+        calm = good && slowly ? calm + 1 : good ? 0 : calm;
+        excess = largest<T>(all, [&](int64_t i) { return size[i] * rows.per_most[i]; });
+        if (speed > peak) peak = speed;
+        if (soon || (calm > 3 && steady) || h > T(1e4) * slow) outcome = SETTLED;
+        if (h < shortest || excess > 1) outcome = DIVERGED;
+        if (count % 100 == 0) {
+            doubts = peak < T(0.97) * last ? 0 : doubts + 1;
+            last = peak;
+            peak = 0;
+        }
+        if (count >= 300 && doubts > 1 && outcome == MOVING) outcome = ENDLESS;
+    }
+    return outcome == ENDLESS ? int32_t(MOVING) : outcome;
+}
+
+// As the fields of native_motion.Arguments.
+struct Arguments {
+    int64_t n, members, steps, flags, aimed, w_r_stride, w_stride;
+    const void *w_r, *w;
+    void *rows;
+    const void *numbers;
+    int32_t *outcome;
+    double rtol, still, slow_below;
+};
+
+template <class T> void every(const Arguments &a) {
+    const int64_t all = 2 * a.n;
+    Circuit<T> circuit(a.n, a.flags);
+    Workspace<T> workspace(all);
+    for (int64_t k = 0; k < a.members; k++) {
+        if (a.outcome[k] != MOVING) continue;
+        T *row = static_cast<T *>(a.rows) + k * 7 * all;
+        Rows<T> rows{row, row + all, row + 2 * all, row + 3 * all, row + 4 * all, row + 5 * all, row + 6 * all};
+        circuit.w_r = static_cast<const T *>(a.w_r) + k * a.w_r_stride;
+        circuit.w = static_cast<const T *>(a.w) + k * a.w_stride;
+        circuit.tau = rows.tau;
+        circuit.base = rows.base;
+        a.outcome[k] = follow(circuit, workspace, rows, static_cast<const T *>(a.numbers) + 4 * k, a.aimed != 0,
+                              a.steps, T(a.rtol), T(a.still), T(a.slow_below));
+    }
+}
+
+template <class T> int32_t guarded(const Arguments *a) noexcept {
+    try {
+        every<T>(*a);
+        return 0;
+    } catch (...) {  // no memory
+        return 1;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+int32_t organics_follow_f32(const void *a) { return guarded<float>(static_cast<const Arguments *>(a)); }
+int32_t organics_follow_f64(const void *a) { return guarded<double>(static_cast<const Arguments *>(a)); }
+int64_t organics_follow_size() { return int64_t(sizeof(Arguments)); }
+}
