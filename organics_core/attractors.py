@@ -199,6 +199,10 @@ class RosenbrockPair:
     """What kernels of a single step of the motion are registered for; those of the whole motion are for Motion."""
 
 
+class NewtonInBoth:
+    """What kernels of :func:`newton_in_both` are registered for."""
+
+
 _D = 1.0 / (2.0 + 2.0**0.5)
 _E = 6.0 + 2.0**0.5
 
@@ -447,6 +451,12 @@ def _newton_steps(
 
     wide = xp.zeros_like(drive + floor + start.y)
     start = State(start.y + wide, start.a + wide)
+    native = kernel_for(NewtonInBoth, xp)
+    if native is not None:
+        packed, base = (xp.concat([one + wide, two + wide], axis=-1) for one, two in (start, (drive, floor)))
+        done = native(xp, variant, circuit, packed, base, steps, enough)
+        if done is not None:
+            return State(done[0][..., :n], done[0][..., n:]), done[1]
     off, least = measured(start)
     loop = get_backend(xp).while_loop
     carry = loop(lambda c: xp.any(~(c[3] <= enough)), body, (start, off, start, least), max_steps=steps)

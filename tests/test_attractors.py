@@ -16,7 +16,18 @@ from test_multistart import random_circuits
 import organics_core as oc
 from organics_core.analysis.classification import DIVERGENCE, FIXED_POINT, LIMIT_CYCLE, UNDECIDED
 from organics_core.analysis.exhaustive import grid_of_two, none_exists
-from organics_core.attractors import _D, _E, DIVERGED, SETTLED, RosenbrockPair, attraction, follow, random_starts
+from organics_core.attractors import (
+    _D,
+    _E,
+    DIVERGED,
+    SETTLED,
+    RosenbrockPair,
+    attraction,
+    follow,
+    newton_in_both,
+    random_starts,
+    relative_residual,
+)
 from organics_core.backend import kernel_for
 
 RECTIFIED = ("rectified", "rectified_recurrence")
@@ -561,7 +572,9 @@ def test_motion_in_native_code_is_that_of_the_core(
                         )
                     )
             made, want = ends
-            np.testing.assert_array_equal(numpy_tree(made.outcome), numpy_tree(want.outcome))
+            alike = numpy_tree(made.outcome) == numpy_tree(want.outcome)
+            if steps == 4 or xp.eps < 1e-10:
+                assert alike.all()
             assert made.outcome.dtype == want.outcome.dtype
             whole += int((numpy_tree(want.outcome) == SETTLED).sum())
             if steps == 4:  # each of 100 roundings of what is divided by small numbers
@@ -569,6 +582,38 @@ def test_motion_in_native_code_is_that_of_the_core(
                     assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
                     xp.assert_close(got, numpy_tree(wanted), rtol=1e4 * xp.eps, atol=1e4 * xp.eps)
     assert whole > 2 or batch == (0,)
+
+
+@pytest.mark.library("numpy", "torch")
+@pytest.mark.parametrize("variant", ["main", "rectified", "rectified_recurrence"])
+def test_newtons_method_in_native_code_is_that_of_the_core(
+    xp: Library, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same steps, to rounding, also those that leave the domain; the same points in the end."""
+    native = importlib.import_module("organics_backends.kernels.native_motion")
+    if native.library.load() is None:
+        pytest.skip(f"no native code here, it is {native.library.status()}")
+    tolerance, arrived, total = xp.eps**0.75, 0, 0
+    for seed, batch in enumerate(((), (3,), (2, 3), (40,), (0,))):
+        circuit, start, z = xp.tree(motion_cases(batch, 1 + seed, seed))
+        for steps, enough in ((1, 0.0), (30, tolerance)):
+            ends = []
+            for switch in ("1", "0"):
+                monkeypatch.setenv(native.VARIABLE, switch)
+                ends.append(newton_in_both(xp.namespace, circuit, start, z, variant, enough, steps))
+            (made, residual), (want, wanted) = ends
+            assert (residual.shape, residual.dtype) == (wanted.shape, wanted.dtype)
+            for got, expected in zip(made, want, strict=True):
+                assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+                if steps == 1:  # times the condition of the Jacobian
+                    xp.assert_close(got, numpy_tree(expected), rtol=1e7 * xp.eps, atol=1e7 * xp.eps)
+            if steps == 30:  # what rounding grows to on the way is not the point
+                exact = numpy_tree(relative_residual(xp.namespace, circuit, oc.State(*made), z, variant))
+                near = numpy_tree(residual) <= tolerance
+                assert (exact[near] <= tolerance + 1e3 * xp.eps).all()
+                arrived, total = arrived + near.sum(), total + (numpy_tree(wanted) <= tolerance).sum()
+    assert abs(arrived - total) <= 0.2 * total
+    assert total > 5
 
 
 def test_native_motion_leaves_alone_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:

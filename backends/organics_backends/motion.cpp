@@ -1,9 +1,11 @@
-// The motion of circuits until they settle: what organics_core.attractors.follow does, one circuit after another.
+// The motion of circuits until they settle, and Newton's method in y and a: what organics_core.attractors.follow and
+// newton_in_both do, one circuit after another.
 //
 //     tau_y y' = -y + b z + (1 - sqrt(max(a, 0))) rec(y)
 //     tau_a a' = -a + (b0 sigma)^2 + W (max(a, 0) resp(y)^2)
 //
-// The pair of Rosenbrock methods of Shampine & Reichelt, with the rules for its steps that stand in the core.
+// The motion is that of the pair of Rosenbrock methods of Shampine & Reichelt, with the rules for its steps that stand
+// in the core.
 // Matrices lie column by column.
 
 #include <cmath>
@@ -73,7 +75,7 @@ template <class T> struct Circuit {
         for (int64_t i = n; i < 2 * n; i++) out[i] /= tau[i];
     }
 
-    void shifted(const T *x, T scale, T *m) {  // I - scale J
+    void shifted(const T *x, T shift, T scale, T *m) {  // shift I - scale J
         recurrence(x);
         for (int64_t i = 0; i < n; i++) {
             const T a = x[n + i];
@@ -92,9 +94,9 @@ template <class T> struct Circuit {
                 of_a[n + i] = from[i] * w[j * n + i] * live;
             }
             const T one = drive ? positive(recurrent[j]) : recurrent[j];
-            of_y[j] += 1 + scale / tau[j];
+            of_y[j] += shift + scale / tau[j];
             of_a[j] = a > 0 ? scale * one * (T(0.5) / std::sqrt(a)) / tau[j] : T(0);
-            of_a[n + j] += 1 + scale / tau[n + j];
+            of_a[n + j] += shift + scale / tau[n + j];
         }
     }
 };
@@ -161,7 +163,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
         const T *f = at.f.data();
         T *k1 = at.k1.data(), *k2 = at.k2.data(), *middle = at.middle.data(), *fresh = at.fresh.data();
         T *off = at.off.data(), *matrix = at.matrix.data();
-        circuit.shifted(x, T(kD) * h, matrix);
+        circuit.shifted(x, 1, T(kD) * h, matrix);
         factor(all, matrix, at.pivots.data());
         for (int64_t i = 0; i < all; i++) k1[i] = f[i];
         solve(all, matrix, at.pivots.data(), k1);
@@ -222,12 +224,56 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
     return outcome == ENDLESS ? int32_t(MOVING) : outcome;
 }
 
+// The best state on the way, in x, and its residual.
+template <class T>
+T newton(Circuit<T> &circuit, Workspace<T> &at, T *x, int64_t steps, T enough) {
+    const int64_t n = circuit.n, all = 2 * n;
+    const T *base = circuit.base;
+    T *state = at.moved.data(), *off = at.off.data(), *next = at.fresh.data(), *matrix = at.matrix.data();
+
+    auto measured = [&]() {
+        circuit.field(state, off);
+        const T size = largest<T>(n, [&](int64_t i) { return std::fabs(state[i]); }) +
+                       largest<T>(n, [&](int64_t i) { return std::fabs(base[i]); });
+        const T y = largest<T>(n, [&](int64_t i) { return std::fabs(off[i]); }) / (size == 0 ? T(1) : size);
+        const T a = largest<T>(n, [&](int64_t i) {
+            return std::fabs(off[n + i] / (std::fabs(state[n + i]) + base[n + i]));
+        });
+        return y != y || y > a ? y : a;
+    };
+
+    for (int64_t i = 0; i < all; i++) state[i] = x[i];
+    T least = measured();
+    for (int64_t count = 0; count < steps && !(least <= enough); count++) {
+        circuit.shifted(state, 0, -1, matrix);
+        factor(all, matrix, at.pivots.data());
+        for (int64_t i = 0; i < all; i++) next[i] = off[i];
+        solve(all, matrix, at.pivots.data(), next);
+        bool sound = true;
+        for (int64_t i = 0; i < all; i++) {
+            next[i] = state[i] - next[i];
+            sound = sound && std::isfinite(next[i]) && (i < n || next[i] > 0);
+        }
+        if (sound) {
+            for (int64_t i = 0; i < all; i++) state[i] = next[i];
+        } else {  // a step out of the domain: stay, at half the modulators
+            for (int64_t i = n; i < all; i++)
+                if (state[i] > T(1e-12)) state[i] *= T(0.5);
+        }
+        const T residual = measured();
+        if (residual < least) {
+            least = residual;
+            for (int64_t i = 0; i < all; i++) x[i] = state[i];
+        }
+    }
+    return least;
+}
+
 // As the fields of native_motion.Arguments.
 struct Arguments {
-    int64_t n, members, steps, flags, aimed, w_r_stride, w_stride;
+    int64_t n, members, steps, flags, aimed, rows_stride, w_r_stride, w_stride;
     const void *w_r, *w;
-    void *rows;
-    const void *numbers;
+    void *rows, *numbers;
     int32_t *outcome;
     double rtol, still, slow_below;
 };
@@ -237,21 +283,25 @@ template <class T> void every(const Arguments &a) {
     Circuit<T> circuit(a.n, a.flags);
     Workspace<T> workspace(all);
     for (int64_t k = 0; k < a.members; k++) {
-        if (a.outcome[k] != MOVING) continue;
-        T *row = static_cast<T *>(a.rows) + k * 7 * all;
-        Rows<T> rows{row, row + all, row + 2 * all, row + 3 * all, row + 4 * all, row + 5 * all, row + 6 * all};
+        T *row = static_cast<T *>(a.rows) + k * a.rows_stride;
         circuit.w_r = static_cast<const T *>(a.w_r) + k * a.w_r_stride;
         circuit.w = static_cast<const T *>(a.w) + k * a.w_stride;
-        circuit.tau = rows.tau;
-        circuit.base = rows.base;
-        a.outcome[k] = follow(circuit, workspace, rows, static_cast<const T *>(a.numbers) + 4 * k, a.aimed != 0,
-                              a.steps, T(a.rtol), T(a.still), T(a.slow_below));
+        circuit.tau = row + all;
+        circuit.base = row + 2 * all;
+        if (a.outcome == nullptr) {
+            T *residual = static_cast<T *>(a.numbers) + k;
+            *residual = newton(circuit, workspace, row, a.steps, T(a.rtol));
+        } else if (a.outcome[k] == MOVING) {
+            Rows<T> rows{row, row + all, row + 2 * all, row + 3 * all, row + 4 * all, row + 5 * all, row + 6 * all};
+            a.outcome[k] = follow(circuit, workspace, rows, static_cast<const T *>(a.numbers) + 4 * k, a.aimed != 0,
+                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below));
+        }
     }
 }
 
-template <class T> int32_t guarded(const Arguments *a) noexcept {
+template <class T> int32_t guarded(const void *a) noexcept {
     try {
-        every<T>(*a);
+        every<T>(*static_cast<const Arguments *>(a));
         return 0;
     } catch (...) {  // no memory
         return 1;
@@ -261,7 +311,7 @@ template <class T> int32_t guarded(const Arguments *a) noexcept {
 }  // namespace
 
 extern "C" {
-int32_t organics_follow_f32(const void *a) { return guarded<float>(static_cast<const Arguments *>(a)); }
-int32_t organics_follow_f64(const void *a) { return guarded<double>(static_cast<const Arguments *>(a)); }
-int64_t organics_follow_size() { return int64_t(sizeof(Arguments)); }
+int32_t organics_motion_f32(const void *a) { return guarded<float>(a); }
+int32_t organics_motion_f64(const void *a) { return guarded<double>(a); }
+int64_t organics_motion_arguments() { return int64_t(sizeof(Arguments)); }
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core.attractors import Motion, RosenbrockPair
+from organics_core.attractors import Motion, NewtonInBoth, RosenbrockPair
 from organics_core.backend import Array, GenericBackend, Tree, host_eigvals, register_kernel
 from organics_core.circuit import Circuit
 from organics_core.equilibria import SteadyState
@@ -60,6 +60,7 @@ backend = NumpyBackend()
 
 register_kernel(Circuit, "numpy", numpy_circuit.slope)
 register_kernel(Motion, "numpy", native_motion.motion)
+register_kernel(NewtonInBoth, "numpy", native_motion.newton)
 register_kernel(RosenbrockPair, "numpy", numpy_motion.motion)
 register_kernel(SteadyState, "numpy", numpy_newton.newton)
 register_kernel(RungeKutta, "numpy", numpy_runge_kutta.step)

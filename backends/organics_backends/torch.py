@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from organics_core.attractors import Motion
+from organics_core.attractors import Motion, NewtonInBoth
 from organics_core.backend import Array, GenericBackend, Tree, register_kernel
 from organics_core.circuit import Circuit
 from organics_core.implicit import Equations
@@ -91,5 +91,6 @@ backend = TorchBackend()
 
 register_kernel(Circuit, "torch", torch_circuit.slope)
 register_kernel(Motion, "torch", native_motion.motion)
+register_kernel(NewtonInBoth, "torch", native_motion.newton)
 register_kernel(RungeKutta, "torch", torch_runge_kutta.step)
 register_kernel(Rosenbrock, "torch", torch_rosenbrock.step)

@@ -24,7 +24,8 @@ class Arguments(ctypes.Structure):
     """As the struct of this name in motion.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n", "members", "steps", "flags", "aimed", "w_r_stride", "w_stride")),
+        *((name, ctypes.c_int64) for name in ("n", "members", "steps", "flags", "aimed")),
+        *((name, ctypes.c_int64) for name in ("rows_stride", "w_r_stride", "w_stride")),
         *((name, ctypes.c_void_p) for name in ("w_r", "w", "rows", "numbers", "outcome")),
         *((name, ctypes.c_double) for name in ("rtol", "still", "slow_below")),
     )
@@ -32,11 +33,11 @@ class Arguments(ctypes.Structure):
 
 def _open(path: Path) -> Any:
     library = ctypes.CDLL(str(path))
-    for name in ("organics_follow_f32", "organics_follow_f64"):
+    for name in ("organics_motion_f32", "organics_motion_f64"):
         function = getattr(library, name)
         function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int32
-    library.organics_follow_size.restype = ctypes.c_int64
-    if library.organics_follow_size() != ctypes.sizeof(Arguments):
+    library.organics_motion_arguments.restype = ctypes.c_int64
+    if library.organics_motion_arguments() != ctypes.sizeof(Arguments):
         raise OSError("the native library does not fit this version")
     return library
 
@@ -53,46 +54,71 @@ def motion(
     measured: what counts as small, the inverse of the largest, and a goal with its inverse, or None twice.
     ``numbers`` (...) are the shortest and the longest time constant and the shortest and the longest step.
     """
-    x = rows[0]
-    n = int(x.shape[-1]) // 2
-    weights = [part for part in circuit[:2] if part is not None]
-    if n > MOST or any(isinstance(part, Operator) for part in weights):
+    if not _takes(xp, circuit, (*rows, active)):
         return None
-    seen = get_backend(xp).is_concrete
-    if not all(seen(leaf) and getattr(leaf, "is_cpu", True) for leaf in tree_leaves((tuple(circuit), rows, active))):
-        return None
-    dtype = to_numpy(x).dtype
-    if dtype not in (np.float32, np.float64) or (code := library.load()) is None:
-        return None
-    steps, rtol, still, slow_below = rules
-    aimed = rows[-1] is not None
-    members = tuple(x.shape[:-1])
-    nothing = np.zeros((), dtype=dtype)
-    packed = np.stack(
-        [np.broadcast_to(nothing if row is None else to_numpy(row), (*members, 2 * n)) for row in rows], axis=-2
-    )
+    steps, *rest = rules
+    states = _packed(rows)
+    members = states.shape[:-2]
     scalars = np.stack([np.broadcast_to(to_numpy(number), members) for number in numbers], axis=-1)
     outcome = np.array(np.broadcast_to(to_numpy(active), members), dtype=np.int32)  # MOVING is 1
-    matrices = [
-        np.ascontiguousarray(np.swapaxes(to_numpy(part) if part.ndim == 2 else _spread(part, members, n), -1, -2))
-        for part in (np.eye(n, dtype=dtype) if circuit.w_r is None else circuit.w_r, circuit.w)
-    ]
+    _run(variant, circuit, states, scalars, outcome, steps, rows[-1] is not None, rest)
+    return xp.asarray(states[..., 0, :]), xp.asarray(outcome)
+
+
+def newton(
+    xp: Any, variant: str, circuit: Any, x: Array, base: Array, steps: int, enough: float
+) -> tuple[Array, Array] | None:
+    """The best states (..., 2n) and their residuals (...); None as for :func:`motion`."""
+    if not _takes(xp, circuit, (x, base)):
+        return None
+    states = _packed((x, xp.ones_like(x), base))
+    residual = np.empty(states.shape[:-2], dtype=states.dtype)
+    _run(variant, circuit, states, residual, None, steps, False, (enough, 0.0, 0.0))
+    return xp.asarray(states[..., 0, :]), xp.asarray(residual)
+
+
+def _takes(xp: Any, circuit: Any, others: tuple[Array, ...]) -> bool:
+    n = int(others[0].shape[-1]) // 2
+    if n > MOST or any(isinstance(part, Operator) for part in circuit[:2]):
+        return False
+    seen = get_backend(xp).is_concrete
+    if not all(seen(leaf) and getattr(leaf, "is_cpu", True) for leaf in tree_leaves((tuple(circuit[:2]), others))):
+        return False
+    return others[0].dtype in (xp.float32, xp.float64) and library.load() is not None
+
+
+def _packed(rows: tuple[Array, ...]) -> Any:
+    """(..., rows, 2n): zeros where there is none."""
+    first = to_numpy(rows[0])
+    nothing = np.zeros((), dtype=first.dtype)
+    parts = [nothing if row is None else to_numpy(row) for row in rows]
+    return np.stack([np.broadcast_to(part, first.shape) for part in parts], axis=-2)
+
+
+def _run(
+    variant: str, circuit: Any, states: Any, numbers: Any, outcome: Any, steps: int, aimed: bool, rules: Any
+) -> None:
+    """What is named changes in place; some members at a time, so that one may interrupt."""
+    members, n, dtype = states.shape[:-2], states.shape[-1] // 2, states.dtype
+    matrices = []
+    for part in circuit[:2]:
+        matrix = np.eye(n, dtype=dtype) if part is None else to_numpy(part)
+        if matrix.ndim > 2:
+            matrix = np.broadcast_to(matrix, (*members, n, n))
+        matrices.append(np.ascontiguousarray(np.swapaxes(matrix, -1, -2)))
     flags = sum(flag << k for k, flag in enumerate(VARIANTS[variant]))
-    follow = code.organics_follow_f32 if dtype == np.float32 else code.organics_follow_f64
-    strides = [0 if matrix.ndim == 2 else n * n for matrix in matrices]
-    count, size = outcome.size, dtype.itemsize
+    code = library.load()
+    run = code.organics_motion_f32 if dtype == np.float32 else code.organics_motion_f64
+    strides = [states.shape[-2] * 2 * n, *(0 if matrix.ndim == 2 else n * n for matrix in matrices)]
+    count, size = int(np.prod(members, dtype=int)), dtype.itemsize
     at_once = max(1, int(_PRODUCTS / (steps * 8 * max(n, 4) ** 3)))
     for first in range(0, count, at_once):
-        call = Arguments(
-            *(n, min(at_once, count - first), steps, flags, aimed, *strides),
-            *(matrix.ctypes.data + first * stride * size for matrix, stride in zip(matrices, strides, strict=True)),
-            *(packed.ctypes.data + first * 14 * n * size, scalars.ctypes.data + first * 4 * size),
-            *(outcome.ctypes.data + 4 * first, rtol, still, slow_below),
-        )
-        if follow(ctypes.addressof(call)):
+        places = [
+            part.ctypes.data + first * stride * size for part, stride in zip((states, *matrices), strides, strict=True)
+        ]
+        beside = numbers.ctypes.data + first * (numbers.size // count) * size
+        ends = None if outcome is None else outcome.ctypes.data + 4 * first
+        some = min(at_once, count - first)
+        call = Arguments(n, some, steps, flags, aimed, *strides, *places[1:], places[0], beside, ends, *rules)
+        if run(ctypes.addressof(call)):
             raise MemoryError(f"no memory for the motion of a circuit of {n} neurons")
-    return xp.asarray(packed[..., 0, :]), xp.asarray(outcome)
-
-
-def _spread(part: Array, members: tuple[int, ...], n: int) -> Any:
-    return np.broadcast_to(to_numpy(part), (*members, n, n))
