@@ -231,7 +231,10 @@ def steady_state(
     starts led to. Nothing more is looked for where a circuit diverges from rest and its largest
     ``|b z|`` exceeds ``2 (1 + norm of W_r) / sqrt(max W 1)``, twice what y of the size that W allows can balance
     with modulators below one: of 1,094 such random circuits none had an attracting point that 64 starts found.
-    ``status`` says which of these it was.
+    ``status`` says which of these it was. In numpy and in torch on the CPU the motion of up to 64 neurons is native
+    code where a C++ compiler is found (it is compiled on first use, once, in about three seconds) or
+    a wheel brought it; elsewhere, or with the environment variable ``ORGANICS_NATIVE_MOTION=0``, the same takes
+    two to four times as long.
     :func:`classify` tells what happens from rest otherwise,
     :func:`find_fixed_points` looks for all fixed points.
 
