@@ -16,10 +16,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from measure import in_turn, save
+from measure import in_turn, in_turn_with_least, save
 
 import organics_core as oc
 from organics_core.analysis.classification import KINDS
+from organics_core.equilibria import REASONS
 
 TAU = 0.002
 
@@ -106,6 +107,35 @@ def newton(n: int = 100, draws: int = 5) -> dict[str, object]:
     return {"n": n, "ratio": total, "agree": all(row["distance"] < 1e-4 for row in rows), "circuits": rows}
 
 
+def attracting(draws: int = 300) -> dict[str, object]:
+    """What it costs to look for an attracting point: steady_state against Newton's method alone, processor time.
+
+    n from 1 to 20, norm of W_r 0.5 to 5, drive 0.01 to 100, and by how the answer was come by.
+    """
+    rng, rows = np.random.default_rng(11), []
+    for _ in range(draws):
+        n, norm = int(rng.integers(1, 21)), rng.uniform(0.5, 5.0)
+        w_r, strength, w = rng.standard_normal((n, n)), 10 ** rng.uniform(-2.0, 2.0), rng.random((n, n))
+        one = oc.Circuit(norm * w_r / np.linalg.norm(w_r, 2), w, 0.5, 0.5, 0.1, TAU, TAU * 10 ** rng.uniform(-1.0, 1.0))
+        z = strength * rng.standard_normal(n) / np.sqrt(n)
+        ways: dict[str, Any] = {
+            "attracting": lambda one=one, z=z: oc.steady_state(one, z),
+            "newton_alone": lambda one=one, z=z: oc.steady_state(one, z, attracting=False),
+        }
+        rows.append((int(oc.steady_state(one, z).status), in_turn_with_least(ways, 3, time.process_time)[1]))
+
+    def summed(some: list[dict[str, float]]) -> dict[str, float]:
+        middle = {f"{name}_ms": 1e3 * float(np.median([row[name] for row in some])) for name in some[0]}
+        ratio = middle["attracting_ms"] / middle["newton_alone_ms"]
+        mean = 1e3 * float(np.mean([row["attracting"] for row in some]))
+        return {"circuits": len(some), **middle, "ratio": ratio, "attracting_mean_ms": mean}
+
+    by_status = {
+        REASONS[code]: summed([row for at, row in rows if at == code]) for code in sorted({at for at, _ in rows})
+    }
+    return {**summed([row for _, row in rows]), "by_status": by_status}
+
+
 def certificate(n: int = 1000) -> dict[str, float]:
     """The certificate, with and without its Lyapunov matrices, against the eigenvalues of the Jacobian."""
     rng = np.random.default_rng(0)
@@ -147,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     results = {}
-    for part in (classification, newton, certificate, throughput):
+    for part in (classification, newton, attracting, certificate, throughput):
         results[part.__name__] = part()
         print(part.__name__, results[part.__name__], flush=True)
     print(save("analysis", results, ("numpy", "organics-core", "zarr")))

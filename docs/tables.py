@@ -283,6 +283,19 @@ def analysis(record: Path) -> str:
         f"share a pool, {kinds['random_pools']['ratio']:.3g} times less with random pools. Newton's method alone finds "
         f"the fixed point {content['newton']['ratio']:.3g} times as fast as such a simulation.\n"
     )
+    if "attracting" in content:
+        search = content["attracting"]
+        tail += (
+            f"\nThe attracting point that a circuit reaches from rest (`oc.steady_state`; {search['circuits']} random "
+            "circuits of 1 to 20 neurons, norm of W_r 0.5 to 5, drive 0.01 to 100): "
+            f"{search['attracting_ms']:.2g} ms of processor time (median; mean {search['attracting_mean_ms']:.2g}), {search['ratio']:.2g} times Newton's method alone "
+            "(`attracting=False`), which asks neither whether its point attracts nor where the circuit goes.\n\n"
+        )
+        ways = [
+            [reason, str(way["circuits"]), f"{way['attracting_ms']:.2g}", f"{way['ratio']:.2g}"]
+            for reason, way in search["by_status"].items()
+        ]
+        tail += table(["how it was come by", "circuits", "ms", "times Newton's method alone"], ways)
     return head + table(["", "seconds", "times faster"], rows) + tail
 
 
