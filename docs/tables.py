@@ -288,7 +288,8 @@ def analysis(record: Path) -> str:
         tail += (
             f"\nThe attracting point that a circuit reaches from rest (`oc.steady_state`; {search['circuits']} random "
             "circuits of 1 to 20 neurons, norm of W_r 0.5 to 5, drive 0.01 to 100): "
-            f"{search['attracting_ms']:.2g} ms of processor time (median; mean {search['attracting_mean_ms']:.2g}), {search['ratio']:.2g} times Newton's method alone "
+            f"{search['attracting_ms']:.2g} ms of processor time (median;"
+            f" mean {search['attracting_mean_ms']:.2g}), {search['ratio']:.2g} times Newton's method alone "
             "(`attracting=False`), which asks neither whether its point attracts nor where the circuit goes.\n\n"
         )
         ways = [
