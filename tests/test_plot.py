@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 from support import PATIENCE, small_circuit
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -425,6 +427,26 @@ def test_the_basin_of_a_neuron_that_settles_by_theorem(w_r: float, whole: bool) 
         circuit, drives, np.array([0.0, 400.0 * 0.02 / w_r]), state0=start, drive="constant", method="rodas5p"
     ).state
     np.testing.assert_allclose(np.concatenate([end.y[-1], end.a[-1]], axis=-1), [plane.points[0]] * 4, rtol=1e-4)
+
+
+def test_basins_are_where_a_stiff_solver_ends() -> None:
+    """A weakly damped point inside a cycle that repels: half of the plane spirals in for hundreds of time constants,
+    the rest goes round for good."""
+    circuit, z = oc.Circuit(np.array([[2.2]]), np.ones((1, 1)), 0.5, 0.5, 0.05, 0.002, 0.0006), np.array([0.05])
+    plane = op.portrait(circuit, z, grid=12)
+    assert plane.stable.tolist() == [False, False, True]
+    assert 0.3 < (plane.basin == 2).mean() < 0.7
+
+    def field(t: float, x: np.ndarray) -> list[float]:
+        y, a = x
+        a = max(a, 0.0)
+        return [(-y + 0.025 + (1.0 - a**0.5) * 2.2 * y) / 0.002, (-a + 0.025**2 + a * y * y) / 0.0006]
+
+    for row, column in itertools.product(range(1, 12, 3), range(0, 12, 4)):
+        start = plane.y[column], plane.rate[row] ** 2
+        end = solve_ivp(field, (0.0, 1.0), start, "LSODA", rtol=1e-8, atol=1e-11).y[:, -1]
+        arrived = np.abs(end - plane.points[2]).max() < 1e-2
+        assert plane.basin[row, column] == (2 if arrived else -1)
 
 
 def test_a_basin_has_the_colour_of_the_sign_of_its_point(ax) -> None:

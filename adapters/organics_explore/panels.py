@@ -116,7 +116,7 @@ def modulators(solved: Solved, ax: Axes) -> None:
         _over_time(solved, "a", ax)
         return
     _title(ax, "Phase portrait, with basins")
-    plot.phase_portrait(solved.circuit, solved.z, grid=25, rtol=1e-3, arrows=10, ax=ax)
+    plot.phase_portrait(solved.circuit, solved.z, grid=25, arrows=10, ax=ax)
     ax.plot(solved.run.state.y[:, 0], np.sqrt(solved.run.state.a[:, 0]), color=styles.INK, lw=1.4, zorder=3)
     ax.locator_params(nbins=FEW)
 
