@@ -153,6 +153,7 @@ def steady_state(
     max_iterations: int = 500,
     state0: State | None = None,
     attracting: bool = True,
+    elsewhere: bool = True,
     abscissa: bool = False,
 ) -> SteadyState:
     """Fixed point of a circuit, or of any other model, under a constant input drive: an attracting one if it finds any.
@@ -181,6 +182,9 @@ def steady_state(
         one that does (see the notes); for a Circuit, without ``state0``. If
         false, the point that the method leads to is the answer, unjudged:
         ``stable`` and ``unstable`` are false.
+    elsewhere : bool
+        Where neither the method nor the motion from rest leads to an attracting point, look for one from other starts,
+        which takes most of the time that such circuits take.
     abscissa : bool
         Also give the spectral abscissa, from eigenvalues.
 
@@ -232,7 +236,7 @@ def steady_state(
     ``|b z|`` exceeds ``2 (1 + norm of W_r) / sqrt(max W 1)``, twice what y of the size that W allows can balance
     with modulators below one: of 1,094 such random circuits none had an attracting point that 64 starts found.
     ``status`` says which of these it was. In numpy and in torch on the CPU the motion of up to 64 neurons is native
-    code where a C++ compiler is found (it is compiled on first use, once, in about three seconds) or
+    code where a C++ compiler is found (it is compiled on first use, once, in about two seconds) or
     a wheel brought it; elsewhere, or with the environment variable ``ORGANICS_NATIVE_MOTION=0``, the same takes
     two to four times as long.
     :func:`classify` tells what happens from rest otherwise,
@@ -300,7 +304,7 @@ def steady_state(
         found = _search(search, circuit, z, state0)
         if look:
             wanted = found.converged if max_iterations <= _PATIENCE else None  # few were asked for
-            found = _attracting(xp, backend, concrete, search, circuit, z, found, wanted)
+            found = _attracting(xp, backend, concrete, search, circuit, z, found, wanted, elsewhere)
         elif attracting:
             found = _judged(xp, circuit, found, variant)
         return _in_range(xp, circuit, z, _reported(xp, circuit, found, variant, abscissa))
@@ -389,6 +393,7 @@ def _attracting(
     z: Array,
     found: SteadyState,
     wanted: Array | None,
+    elsewhere: bool,
 ) -> SteadyState:
     """An attracting point in place of every one that repels, or was not found, where there is one to be found.
 
@@ -439,7 +444,7 @@ def _attracting(
     take = lacking & better.stable & ~same
     if not concrete or bool(xp.any(take)):
         found = _chosen(xp, take, better, found, _FROM_REST)
-    if not concrete:
+    if not concrete or not elsewhere:
         return found
     for left in np.argwhere(to_numpy(lacking & ~found.stable)):
         at = tuple(int(i) for i in left)

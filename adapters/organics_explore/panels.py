@@ -83,7 +83,7 @@ def solve(settings: Settings) -> Solved:
     population, circuit, z = population_of(settings)
     points, message = _fixed_points(circuit, z)
     times = np.linspace(0.0, 40e-3 * max(settings.tau_y, settings.tau_a), 300)
-    return Solved(population, circuit, z, points, oc.simulate(circuit, z, times), message)
+    return Solved(population, circuit, z, points, oc.simulate(circuit, z, times, rtol=1e-4), message)
 
 
 def _title(ax: Axes, title: str) -> None:
@@ -135,37 +135,25 @@ def _over_time(solved: Solved, part: str, ax: Axes) -> None:
             ax.text(1.09, 0.91 - 0.09 * k, line.get_label(), color=line.get_color(), fontweight="bold", **words)
 
 
-def _followed(solved: Solved, drives: Any) -> list[tuple[int, oc.State, bool]]:
-    """Fixed points at drives (C, n), and whether they are stable: Newton's method from one to the next.
-
-    It begins at the point of the page, at the drive that is nearest to its own.
-    """
-    start = int(np.abs(drives - solved.z).max(axis=-1).argmin())
-    options: Any = {"method": "newton", "attracting": False, "max_iterations": 20}  # from nearby a few are enough
-    found: dict[int, oc.State] = {}
-    for places in (range(start, len(drives)), range(start - 1, -1, -1)):
-        state = solved.stable
-        for k in places:
-            step = oc.steady_state(solved.circuit, drives[k], state0=state, **options)
-            if step.converged:
-                found[k] = state = step.state
-    y, a = (np.reshape([state[i] for state in found.values()], (-1, len(solved.z))) for i in (0, 1))
-    stable = oc.spectral_abscissa(solved.circuit, oc.State(y, a)) < 0
-    return [(k, state, bool(decided)) for (k, state), decided in zip(found.items(), stable, strict=True)]
-
-
 def contrast_response(solved: Solved, ax: Axes) -> None:
-    """Fixed points of the neuron that prefers the grating, over contrast: filled where stable."""
-    _title(ax, "Contrast response")
+    """Fixed points of the neuron that prefers the grating, over contrast: filled where stable.
+
+    Of one neuron all; of others the one that the circuit reaches from rest, where there is one.
+    """
+    _title(ax, "Contrast response" if len(solved.z) == 1 else "Contrast response, from rest")
     best = len(solved.z) // 2
     drives = solved.population.drive(CONTRASTS, solved.population.orientations[best])
     if len(solved.z) == 1:
         each = [_fixed_points(solved.circuit, z)[0] for z in drives]
-        found = [(k, state, bool(stable)) for k, points in enumerate(each) for state, stable in points]
+        found = [(k, float(state.y[best]), bool(stable)) for k, points in enumerate(each) for state, stable in points]
     else:
-        found = _followed(solved, drives)
+        reached = oc.steady_state(solved.circuit, drives, elsewhere=False)
+        found = [
+            (int(k), float(reached.state.y[k, best]), bool(reached.stable[k]))
+            for k in np.flatnonzero(reached.converged)
+        ]
     for wanted, face in ((True, styles.INK), (False, "white")):
-        chosen = [(CONTRASTS[k], state.y[best]) for k, state, stable in found if stable is wanted]
+        chosen = [(CONTRASTS[k], y) for k, y, stable in found if stable == wanted]
         if chosen:
             shown = zip(*chosen, strict=True)
             ax.plot(*shown, "o", ms=5, mfc=face, mec=styles.INK, mew=1.2, zorder=3, clip_on=False)

@@ -59,7 +59,7 @@ template <class T> struct Circuit {
         }
     }
 
-    void field(const T *x, T *out) {
+    __attribute__((noinline)) void field(const T *x, T *out) {
         recurrence(x);
         for (int64_t i = 0; i < n; i++) {
             const T y = x[i], a = positive(x[n + i]), one = drive ? positive(recurrent[i]) : recurrent[i];
@@ -75,7 +75,7 @@ template <class T> struct Circuit {
         for (int64_t i = n; i < 2 * n; i++) out[i] /= tau[i];
     }
 
-    void shifted(const T *x, T shift, T scale, T *m) {  // shift I - scale J
+    __attribute__((noinline)) void shifted(const T *x, T shift, T scale, T *m) {  // shift I - scale J
         recurrence(x);
         for (int64_t i = 0; i < n; i++) {
             const T a = x[n + i];
@@ -101,27 +101,40 @@ template <class T> struct Circuit {
     }
 };
 
-// LU with partial pivoting, in place; a singular matrix leaves infinities, and these NaN.
-template <class T> void factor(int64_t n, T *m, int32_t *pivots) {
-    for (int64_t k = 0; k < n; k++) {
-        T *column = m + k * n;
-        int64_t best = k;
-        for (int64_t i = k + 1; i < n; i++)
-            if (std::fabs(column[i]) > std::fabs(column[best])) best = i;
-        pivots[k] = int32_t(best);
-        if (best != k)
-            for (int64_t j = 0; j < n; j++) std::swap(m[j * n + k], m[j * n + best]);
-        const T inverse = 1 / column[k];
-        for (int64_t i = k + 1; i < n; i++) column[i] *= inverse;
-        for (int64_t j = k + 1; j < n; j++) {
-            T *other = m + j * n;
-            const T times = other[k];
-            for (int64_t i = k + 1; i < n; i++) other[i] -= column[i] * times;
+// LU with partial pivoting, in place, four columns at a time; a singular matrix leaves infinities, and these NaN.
+template <class T> __attribute__((noinline)) void factor(int64_t n, T *m, int32_t *pivots) {
+    constexpr int64_t kBlock = 4;
+    for (int64_t first = 0; first < n; first += kBlock) {
+        const int64_t last = first + kBlock < n ? first + kBlock : n;
+        for (int64_t k = first; k < last; k++) {
+            T *__restrict column = m + k * n;
+            int64_t best = k;
+            for (int64_t i = k + 1; i < n; i++)
+                if (std::fabs(column[i]) > std::fabs(column[best])) best = i;
+            pivots[k] = int32_t(best);
+            if (best != k)
+                for (int64_t j = 0; j < n; j++) std::swap(m[j * n + k], m[j * n + best]);
+            const T inverse = 1 / column[k];
+            for (int64_t i = k + 1; i < n; i++) column[i] *= inverse;
+            for (int64_t j = k + 1; j < last; j++) {
+                T *__restrict other = m + j * n;
+                const T times = other[k];
+                for (int64_t i = k + 1; i < n; i++) other[i] -= column[i] * times;
+            }
+        }
+        if (last - first < kBlock) return;
+        const T *__restrict c0 = m + first * n, *__restrict c1 = c0 + n, *__restrict c2 = c1 + n, *__restrict c3 = c2 + n;
+        for (int64_t j = last; j < n; j++) {
+            T *__restrict other = m + j * n, *at = other + first;
+            const T t0 = at[0], t1 = at[1] -= c0[first + 1] * t0;
+            const T t2 = at[2] -= c0[first + 2] * t0 + c1[first + 2] * t1;
+            const T t3 = at[3] -= c0[first + 3] * t0 + c1[first + 3] * t1 + c2[first + 3] * t2;
+            for (int64_t i = last; i < n; i++) other[i] -= c0[i] * t0 + c1[i] * t1 + c2[i] * t2 + c3[i] * t3;
         }
     }
 }
 
-template <class T> void solve(int64_t n, const T *m, const int32_t *pivots, T *b) {
+template <class T> __attribute__((noinline)) void solve(int64_t n, const T *m, const int32_t *pivots, T *b) {
     for (int64_t k = 0; k < n; k++) std::swap(b[k], b[pivots[k]]);
     for (int64_t k = 0; k < n; k++)
         for (int64_t i = k + 1; i < n; i++) b[i] -= m[k * n + i] * b[k];
