@@ -25,10 +25,9 @@ enum { SETTLED, MOVING, DIVERGED, ENDLESS };
 // The largest number; NaN if there is one.
 template <class T, class F> T largest(int64_t n, F value) {
     T found = value(0);
-    for (int64_t i = 1; i < n; i++) {
+    for (int64_t i = 1; i < n && found == found; i++) {
         const T one = value(i);
         if (!(one <= found)) found = one;
-        if (one != one) return one;
     }
     return found;
 }
@@ -186,7 +185,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
         bool good = error <= 1;
         for (int64_t i = n; i < all; i++) good = good && moved[i] > 0;
         const T safe = error <= T(1e-3) ? T(1e-3) : error < infinity ? error : T(64);
-        const bool far = excess > T(1e-2);
+        const bool far = excess > T(1e-5);
         T factor = (far ? T(0.75) : T(0.8)) * std::pow(safe, T(-1) / 3);
         if (!good) factor = far ? (factor < T(0.8) ? factor : T(0.8)) : (factor < T(0.5) ? factor : T(0.5));
         const T before = fits;
@@ -196,7 +195,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
             std::swap(at.size, at.reached);
             fits = h * factor;
         }
-        h = good && fits < before ? fits * fits / before : h * factor;
+        h = good && error > T(1e-3) && fits < before ? fits * fits / before : h * factor;
         if (h > farthest) h = farthest;
         const T *size = at.size.data(), *speeds = at.f.data();
         const T speed = largest<T>(all, [&](int64_t i) { return std::fabs(rows.tau[i] * speeds[i]) / size[i]; });

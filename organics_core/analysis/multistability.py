@@ -13,7 +13,7 @@ from .. import checks
 from ..attractors import newton_in_both, random_starts
 from ..backend import Array, from_numpy, to_numpy
 from ..circuit import VARIANTS, Circuit, State, identity_fixed_point, prepare, validate_circuit
-from ..equilibria import FixedPoint, fixed_points, steady_state
+from ..equilibria import FixedPoint, check_range, fixed_points, steady_state
 from ..one_neuron import roots_of_variant
 from ..stability import _spectral_abscissa
 from ..weights import matvec, without_operators
@@ -163,7 +163,8 @@ def find_fixed_points(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong.
+        Naming the argument that is wrong; ValueError where fixed points
+        leave the range of the dtype.
 
     Examples
     --------
@@ -187,6 +188,7 @@ def find_fixed_points(
         every = fixed_points(circuit, z, variant=variant)
         report = "every fixed point of this one neuron" if every else "none exists: proved for one neuron"
         return FixedPoints.of(every, complete=True, report=report)
+    check_range(xp, circuit, z)
     eps = float(xp.finfo(z.dtype).eps)
     tolerance = eps**0.75 if tol is None else tol
     drive = to_numpy(circuit.b * z).astype(float)
