@@ -829,6 +829,44 @@ def test_a_step_that_fails_once_is_no_divergence(native: str, monkeypatch: pytes
 
 
 @NATIVE
+def test_small_modulators_keep_their_digits_beside_large_ones(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 as in float64, with modulators of 1e-12 beside 10: a fixed point is come to, divergence is seen."""
+    monkeypatch.setenv("ORGANICS_NATIVE_MOTION", native)
+    circuit = oc.Circuit(
+        np.array([[-0.5485361, 1.5445892], [0.63643706, 1.2703496]]),
+        np.diag([0.24722208, 0.57755345]),
+        np.asarray(0.5),
+        np.array([0.05997464, 0.25183386]),
+        np.asarray(1e-5),
+        np.array([0.04015958, 0.03991682]),
+        np.array([0.05512393, 0.01736674]),
+    )
+    z = np.array([0.06996475, 0.08501812])
+    single, weak = oc.Circuit(*(part.astype(np.float32) for part in circuit)), z.astype(np.float32)
+    rest = oc.State(np.zeros_like(weak), (single.b0 * single.sigma) ** 2)
+    motion = follow(np, single, rest, weak, "rectified", np.asarray(True), longest=np.asarray(np.inf, dtype=np.float32))
+    assert int(motion.outcome) == SETTLED
+    found = oc.steady_state(single, weak, variant="rectified")
+    assert found.stable
+    np.testing.assert_allclose(found.state.y, oc.steady_state(circuit, z, variant="rectified").state.y, rtol=1e-4)
+
+    rng = np.random.default_rng(0)
+    gains = rng.standard_normal((40, 6, 6))
+    gains *= rng.choice([1.0, 2.0, 5.0], (40, 1, 1)) / np.linalg.norm(gains, 2, axis=(-2, -1), keepdims=True)
+    made = oc.Circuit(gains, rng.random((40, 6, 6)), 0.5, 0.5, 1e-4, 0.002, 10.0 ** rng.uniform(-3.0, -1.0, (40, 6)))
+    drive, ends = rng.standard_normal((40, 6)) * 10.0 ** rng.uniform(-2.0, 2.0, (40, 1)), []
+    for dtype in (np.float32, np.float64):
+        cast = oc.Circuit(*(np.asarray(part, dtype=dtype) for part in made))
+        ones, y = np.ones(40, dtype=dtype), np.zeros((40, 6), dtype=dtype)
+        start = oc.State(y, y + np.asarray((0.5 * 1e-4) ** 2, dtype=dtype))
+        with np.errstate(all="ignore"):
+            moved = follow(np, cast, start, drive.astype(dtype), "main", ones > 0, longest=math.inf * ones)
+        ends.append(moved.outcome)
+    assert (ends[1] == DIVERGED).sum() > 10
+    assert (ends[0] != ends[1]).sum() <= 1
+
+
+@NATIVE
 @pytest.mark.parametrize("batch", [(), (1,)])
 def test_motions_begin_with_modulators_of_zero(native: str, batch: tuple[int, ...], monkeypatch: Any) -> None:
     """Where sqrt(a) has no derivative, nothing is lost: the motion leads to the fixed point all the same."""

@@ -130,6 +130,20 @@ template <class T> void solve(int64_t n, const T *m, const int32_t *pivots, T *b
     }
 }
 
+// solve, of a matrix whose unknowns and equations are measured in units: pivots are then chosen among numbers alike,
+// and small modulators keep their digits beside large ones.
+template <class T> void factor(int64_t n, T *m, const T *units, int32_t *pivots) {
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < n; i++) m[j * n + i] = m[j * n + i] * units[j] / units[i];
+    factor(n, m, pivots);
+}
+
+template <class T> void solve(int64_t n, const T *m, const T *units, const int32_t *pivots, T *b) {
+    for (int64_t i = 0; i < n; i++) b[i] /= units[i];
+    solve(n, m, pivots, b);
+    for (int64_t i = 0; i < n; i++) b[i] *= units[i];
+}
+
 template <class T> struct Workspace {
     std::vector<T> matrix, f, k1, k2, middle, moved, fresh, off, size, reached;
     std::vector<int32_t> pivots;
@@ -163,20 +177,21 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
         T *k1 = at.k1.data(), *k2 = at.k2.data(), *middle = at.middle.data(), *fresh = at.fresh.data();
         T *off = at.off.data(), *matrix = at.matrix.data();
         circuit.shifted(x, 1, T(kD) * h, matrix);
-        factor(all, matrix, at.pivots.data());
+        const T *units = at.size.data();
+        factor(all, matrix, units, at.pivots.data());
         for (int64_t i = 0; i < all; i++) k1[i] = f[i];
-        solve(all, matrix, at.pivots.data(), k1);
+        solve(all, matrix, units, at.pivots.data(), k1);
         for (int64_t i = 0; i < all; i++) moved[i] = x[i] + T(0.5) * h * k1[i];
         circuit.field(moved, middle);
         for (int64_t i = 0; i < all; i++) k2[i] = middle[i] - k1[i];
-        solve(all, matrix, at.pivots.data(), k2);
+        solve(all, matrix, units, at.pivots.data(), k2);
         for (int64_t i = 0; i < all; i++) {
             k2[i] += k1[i];
             moved[i] = x[i] + h * k2[i];
         }
         circuit.field(moved, fresh);
         for (int64_t i = 0; i < all; i++) off[i] = fresh[i] - T(kE) * (k2[i] - middle[i]) - 2 * (k1[i] - f[i]);
-        solve(all, matrix, at.pivots.data(), off);
+        solve(all, matrix, units, at.pivots.data(), off);
         for (int64_t i = 0; i < all; i++) off[i] += k1[i] - 2 * k2[i];
         sizes(moved, at.reached.data());
 
@@ -229,6 +244,7 @@ T newton(Circuit<T> &circuit, Workspace<T> &at, T *x, int64_t steps, T enough) {
     const int64_t n = circuit.n, all = 2 * n;
     const T *base = circuit.base;
     T *state = at.moved.data(), *off = at.off.data(), *next = at.fresh.data(), *matrix = at.matrix.data();
+    T *units = at.size.data();
 
     auto measured = [&]() {
         circuit.field(state, off);
@@ -245,9 +261,12 @@ T newton(Circuit<T> &circuit, Workspace<T> &at, T *x, int64_t steps, T enough) {
     T least = measured();
     for (int64_t count = 0; count < steps && !(least <= enough); count++) {
         circuit.shifted(state, 0, -1, matrix);
-        factor(all, matrix, at.pivots.data());
+        const T largest_y = largest<T>(n, [&](int64_t i) { return std::fabs(state[i]); });
+        for (int64_t i = 0; i < n; i++) units[i] = largest_y > 0 ? largest_y : T(1);
+        for (int64_t i = n; i < all; i++) units[i] = state[i] > 0 ? state[i] : T(1);
+        factor(all, matrix, units, at.pivots.data());
         for (int64_t i = 0; i < all; i++) next[i] = off[i];
-        solve(all, matrix, at.pivots.data(), next);
+        solve(all, matrix, units, at.pivots.data(), next);
         bool sound = true;
         for (int64_t i = 0; i < all; i++) {
             next[i] = state[i] - next[i];
