@@ -258,7 +258,7 @@ def _move(
     unit = unit_of_y(xp, circuit, z)
     shortest = 1e-9 * fast / (1.0 + drive / unit)
     floor = (circuit.b0 * circuit.sigma) ** 2 + wide
-    most_y, most_a = limits(xp, circuit, start, z, 1e3, unit)
+    most_y, most_a = limits(xp, circuit, start, z, 1e6, unit)
     eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
 
     drive_of_y, parts = 1e-3 * drive + 1e-9 * unit, xp.arange(2 * n, device=device(z)) < n
@@ -322,15 +322,16 @@ def _move(
         error = h * top(xp.abs(off) / reached) / (6.0 * rtol)
         good = live & (error <= 1.0) & (least(moved[..., n:]) > 0)
         safe = where(error <= 1e-3, 1e-3, where(error < math.inf, error, 64.0))
-        far, root = excess > 1e-2, safe ** (-1.0 / 3.0)  # far away the rest only confirms
+        far, root = excess > 1e-5, safe ** (-1.0 / 3.0)  # far away the rest only confirms
         factor = where(far, 0.75 * root, 0.8 * root)
         failed = where(far, where(factor < 0.8, factor, 0.8), where(factor < 0.5, factor, 0.5))
         factor = where(good, factor, failed)
         kept = good if one else good[..., None]
         x, f, size = where(kept, moved, x), where(kept, new, f), where(kept, reached, size)
-        # steps that fit become ever shorter where a motion runs away: so does the next (Gustafsson 1994)
+        # steps that fit become ever shorter where a motion runs away: so does the next (Gustafsson 1994); one much
+        # shorter than what fits, after a failure, says nothing of that
         before, fits = fits, where(good, h * factor, fits)  # negative: none has yet
-        h = where(live, where(good & (fits < before), fits * fits / before, h * factor), h)
+        h = where(live, where(good & (error > 1e-3) & (fits < before), fits * fits / before, h * factor), h)
         h = where(h > farthest, farthest, h)
         speed = top(xp.abs(tau * f) / size)
         steady, slowly, soon = speed < still, speed < slow_below, speed < 1e-2 * still

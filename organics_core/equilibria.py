@@ -998,6 +998,23 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
     return SteadyState(State(*state), converged, iterations, residual)
 
 
+def check_range(xp: Any, circuit: Circuit, z: Array) -> None:
+    """ValueError where a, ten times over and per second, leaves the range of the dtype: starts and Jacobians hold it.
+
+    Where W_r = I that is; otherwise a is about as large.
+    """
+    with quiet(get_backend(xp)):
+        a = identity_fixed_point(xp, circuit, z, "main").a
+        tau = circuit.tau_a + 0.0 * circuit.tau_y
+        largest = 10.0 * a * (1.0 + xp.max(circuit.w)) / xp.where(tau < 1.0, tau, 1.0)
+    if not bool(xp.all(xp.isfinite(largest))):
+        dtype = str(z.dtype).rpartition(".")[2]
+        raise ValueError(
+            f"z must leave fixed points well within the range of {dtype}, but a of about (b0 sigma)**2 + W (b z)**2 "
+            "does not lie there; scale z, b, w or sigma"
+        )
+
+
 def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[FixedPoint, ...]:
     """Every fixed point of a one-neuron circuit, each with its stability.
 
@@ -1017,7 +1034,8 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong; ValueError if n is not 1.
+        Naming the argument that is wrong; ValueError if n is not 1, and where
+        fixed points leave the range of the dtype.
 
     Notes
     -----
@@ -1048,6 +1066,7 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
             f"got {tuple(circuit.w.shape)} and {tuple(z.shape)}; for more neurons use steady_state"
         )
     circuit, z = prepare(xp, circuit, z)
+    check_range(xp, circuit, z)
     w_r = 1.0 if circuit.w_r is None else float(circuit.w_r[0, 0])
     w, drive = float(circuit.w[0, 0]), _scalar(circuit.b) * float(z[0])
     floor = _scalar(circuit.b0) * _scalar(circuit.sigma)

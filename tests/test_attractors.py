@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
+import os
+import signal
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -753,6 +758,168 @@ def test_drives_at_the_end_of_the_range_say_so(recwarn: pytest.WarningsRecorder)
         assert "range of the dtype" in found.message
         assert int(oc.classify(circuit, z).kind) == UNDECIDED
     assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "z", "b"), [("float64", 1e155, 0.5), ("float64", 1e200, 1e200), ("float32", 1e20, 1e20)]
+)
+@pytest.mark.parametrize("n", [1, 2])
+def test_searches_name_a_drive_that_leaves_the_range(dtype: str, z: float, b: float, n: int) -> None:
+    """All fixed points of what overflows are no result: a sentence about z; a drive that overflows is undecided."""
+    eye, drive = np.eye(n, dtype=dtype), np.full(n, z, dtype=dtype)
+    circuit = oc.Circuit(2.0 * eye, eye, np.asarray(b, dtype=dtype), 0.5, 0.1, 0.002, 0.002)
+    searches = (oc.find_fixed_points, oc.fixed_points) if n == 1 else (oc.find_fixed_points,)
+    with np.errstate(all="ignore"):
+        for search in searches:
+            with pytest.raises(ValueError, match=f"z must leave fixed points well within the range of {dtype}"):
+                search(circuit, drive)
+        assert int(oc.classify(circuit, drive).kind) == UNDECIDED
+        assert "range of the dtype" in oc.steady_state(circuit, drive).message
+
+
+NATIVE = pytest.mark.parametrize("native", ["1", "0"])
+
+
+@NATIVE
+def test_a_long_way_round_is_no_divergence(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of unequal time constants; modulators of 9e6 on the way, where drive, floor and W_r explain 2.5e3."""
+    monkeypatch.setenv("ORGANICS_NATIVE_MOTION", native)
+    circuit = oc.Circuit(
+        np.array([[3.539, -1.858, -0.631], [3.413, 1.081, 1.108], [-0.8589, -2.754, 0.2798]]),
+        np.array([[0.0, 0.0, 0.868], [0.0, 0.6814, 0.4399], [0.4164, 0.0, 0.0]]),
+        0.5,
+        0.5,
+        0.1,
+        np.array([0.005057, 0.03159, 0.03649]),
+        np.array([0.008764, 0.03009, 0.04657]),
+    )
+    z = np.array([27.39, -104.7, -15.17])
+
+    def field(t: float, x: np.ndarray) -> np.ndarray:
+        return np.concatenate(oc.vector_field(circuit, oc.State(x[:3], x[3:]), z, variant="rectified"))
+
+    path = solve_ivp(field, (0.0, 1.0), [0.0, 0.0, 0.0, 0.0025, 0.0025, 0.0025], "LSODA", rtol=1e-9, atol=1e-9).y
+    assert path[3:].max() > 5e6
+    found = oc.steady_state(circuit, z, variant="rectified")
+    assert found.stable
+    np.testing.assert_allclose(found.state.y, path[:3, -1], rtol=1e-6)
+    assert int(oc.classify(circuit, z, variant="rectified").kind) == FIXED_POINT
+
+
+@NATIVE
+def test_a_step_that_fails_once_is_no_divergence(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit cycle in float32: one failure leads to steps far shorter than need be, not to ever shorter ones."""
+    monkeypatch.setenv("ORGANICS_NATIVE_MOTION", native)
+    w_r = [[0.0003462539, 0.28549773, 0.24455772], [0.11155067, 0.08457303, 0.01907858]]
+    w = [[0.41217119, 0.0, 0.9461633], [0.0, 0.35195556, 0.0], [0.0, 0.3577243, 0.0]]
+    circuit = oc.Circuit(
+        np.asarray([*w_r, [0.078449436, 0.24734609, 0.1918107]], dtype=np.float32),
+        np.asarray(w, dtype=np.float32),
+        0.5,
+        1.0,
+        0.5,
+        0.003058248986765651,
+        np.asarray([0.058193415, 0.002802118, 0.012345527], dtype=np.float32),
+    )
+    z = np.asarray([18.413345, 110.55993, 57.583652], dtype=np.float32)
+    found = oc.steady_state(circuit, z, variant="rectified")
+    assert not found.converged
+    assert "does not settle" in found.message
+    assert int(oc.classify(circuit, z, variant="rectified").kind) == LIMIT_CYCLE
+
+
+@NATIVE
+def test_small_modulators_keep_their_digits_beside_large_ones(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 as in float64, with modulators of 1e-12 beside 10: a fixed point is come to, divergence is seen."""
+    monkeypatch.setenv("ORGANICS_NATIVE_MOTION", native)
+    circuit = oc.Circuit(
+        np.array([[-0.5485361, 1.5445892], [0.63643706, 1.2703496]]),
+        np.diag([0.24722208, 0.57755345]),
+        np.asarray(0.5),
+        np.array([0.05997464, 0.25183386]),
+        np.asarray(1e-5),
+        np.array([0.04015958, 0.03991682]),
+        np.array([0.05512393, 0.01736674]),
+    )
+    z = np.array([0.06996475, 0.08501812])
+    single, weak = oc.Circuit(*(part.astype(np.float32) for part in circuit)), z.astype(np.float32)
+    rest = oc.State(np.zeros_like(weak), (single.b0 * single.sigma) ** 2)
+    motion = follow(np, single, rest, weak, "rectified", np.asarray(True), longest=np.asarray(np.inf, dtype=np.float32))
+    assert int(motion.outcome) == SETTLED
+    found = oc.steady_state(single, weak, variant="rectified")
+    assert found.stable
+    np.testing.assert_allclose(found.state.y, oc.steady_state(circuit, z, variant="rectified").state.y, rtol=1e-4)
+
+    rng = np.random.default_rng(0)
+    gains = rng.standard_normal((40, 6, 6))
+    gains *= rng.choice([1.0, 2.0, 5.0], (40, 1, 1)) / np.linalg.norm(gains, 2, axis=(-2, -1), keepdims=True)
+    made = oc.Circuit(gains, rng.random((40, 6, 6)), 0.5, 0.5, 1e-4, 0.002, 10.0 ** rng.uniform(-3.0, -1.0, (40, 6)))
+    drive, ends = rng.standard_normal((40, 6)) * 10.0 ** rng.uniform(-2.0, 2.0, (40, 1)), []
+    for dtype in (np.float32, np.float64):
+        cast = oc.Circuit(*(np.asarray(part, dtype=dtype) for part in made))
+        ones, y = np.ones(40, dtype=dtype), np.zeros((40, 6), dtype=dtype)
+        start = oc.State(y, y + np.asarray((0.5 * 1e-4) ** 2, dtype=dtype))
+        with np.errstate(all="ignore"):
+            moved = follow(np, cast, start, drive.astype(dtype), "main", ones > 0, longest=math.inf * ones)
+        ends.append(moved.outcome)
+    assert (ends[1] == DIVERGED).sum() > 10
+    assert (ends[0] != ends[1]).sum() <= 1
+
+
+@NATIVE
+@pytest.mark.parametrize("batch", [(), (1,)])
+def test_motions_begin_with_modulators_of_zero(native: str, batch: tuple[int, ...], monkeypatch: Any) -> None:
+    """Where sqrt(a) has no derivative, nothing is lost: the motion leads to the fixed point all the same."""
+    monkeypatch.setenv("ORGANICS_NATIVE_MOTION", native)
+    circuit = oc.Circuit(*(np.asarray(part) for part in (2.0 * np.eye(2), np.eye(2), 0.5, 0.5, 0.1, 0.002, 0.002)))
+    z, ones = np.ones((*batch, 2)), np.ones(batch)
+    for a in ([0.0, 0.1], [0.0, 0.0]):
+        start = oc.State(0.1 * z, z * a)
+        made = follow(np, circuit, start, z, "main", ones > 0, longest=math.inf * ones)
+        assert (made.outcome == SETTLED).all()
+        np.testing.assert_allclose(made.state.y, 0.99777861 * z, rtol=1e-4)
+
+
+@NATIVE
+def test_what_is_not_a_number_is_seen_wherever_it_stands(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN or infinity in the drive of the first unit or of another: no residual, and nothing settles."""
+    monkeypatch.setenv("ORGANICS_NATIVE_MOTION", native)
+    circuit = oc.Circuit(*(np.asarray(part) for part in (2.0 * np.eye(3), np.eye(3), 0.5, 0.5, 0.1, 0.002, 0.002)))
+    start = oc.State(np.zeros(3), np.full(3, 0.0025))
+    for value, unit in itertools.product((math.nan, math.inf, -math.inf), range(3)):
+        z = np.ones(3)
+        z[unit] = value
+        with np.errstate(all="ignore"):
+            assert np.isnan(newton_in_both(np, circuit, start, z, "main", 1e-12)[1])
+            made = follow(np, circuit, start, z, "main", np.asarray(True), longest=np.asarray(math.inf), steps=50)
+        assert int(made.outcome) != SETTLED
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_native_code_loads_in_a_child_of_a_process_that_compiles() -> None:
+    """A lock that another thread holds at a fork is not the child's: it would wait for ever."""
+    native = importlib.import_module("organics_backends.kernels.native_motion")
+    native.library.load()
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with native.library._lock:
+            held.set()
+            done.wait(30.0)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        native.library.load()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join()
+    assert status == 0
 
 
 @pytest.mark.library("numpy", "strict", "torch")

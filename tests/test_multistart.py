@@ -204,3 +204,19 @@ def test_batches_are_refused() -> None:
         oc.find_fixed_points(case.circuit, np.ones((3, 2)))
     with pytest.raises(ValueError, match="starts must be at least 1"):
         oc.find_fixed_points(case.circuit, case.z, starts=0)
+
+
+@pytest.mark.library("numpy", "torch", "jax")
+@pytest.mark.parametrize("w_12", [0.0, 1e-3])
+def test_one_point_does_not_pass_for_several_by_its_rounding(xp: Library, w_12: float) -> None:
+    """sqrt(a) = 1e-5 beside one: in float32 the circuit's y has two digits, and used to be found five times."""
+    w_r = np.eye(4)
+    w_r[0, 1] = w_12
+    w = np.array(
+        [[0.25, 0.39, 0.52, 0.41], [0.33, 0.55, 0.07, 0.09], [0.03, 0.33, 0.38, 0.18], [0.63, 0.03, 0.32, 0.53]]
+    )
+    circuit = xp.tree(oc.Circuit(w_r, 1e4 * w, 0.5, 0.5, np.array([9e-5, 5e-5, 3e-5, 4e-5]), 0.002, 0.002))
+    found = oc.find_fixed_points(circuit, xp.array(np.array([-1.75e-12, -2.4e-12, 1e-12, 1.2e-12])))
+    assert len(found) == 1
+    assert found[0].stable
+    assert found.complete == (w_12 == 0.0)

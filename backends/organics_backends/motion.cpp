@@ -25,10 +25,9 @@ enum { SETTLED, MOVING, DIVERGED, ENDLESS };
 // The largest number; NaN if there is one.
 template <class T, class F> T largest(int64_t n, F value) {
     T found = value(0);
-    for (int64_t i = 1; i < n; i++) {
+    for (int64_t i = 1; i < n && found == found; i++) {
         const T one = value(i);
         if (!(one <= found)) found = one;
-        if (one != one) return one;
     }
     return found;
 }
@@ -144,6 +143,20 @@ template <class T> __attribute__((noinline)) void solve(int64_t n, const T *m, c
     }
 }
 
+// solve, of a matrix whose unknowns and equations are measured in units: pivots are then chosen among numbers alike,
+// and small modulators keep their digits beside large ones.
+template <class T> void factor(int64_t n, T *m, const T *units, int32_t *pivots) {
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < n; i++) m[j * n + i] = m[j * n + i] * units[j] / units[i];
+    factor(n, m, pivots);
+}
+
+template <class T> void solve(int64_t n, const T *m, const T *units, const int32_t *pivots, T *b) {
+    for (int64_t i = 0; i < n; i++) b[i] /= units[i];
+    solve(n, m, pivots, b);
+    for (int64_t i = 0; i < n; i++) b[i] *= units[i];
+}
+
 template <class T> struct Workspace {
     std::vector<T> matrix, f, k1, k2, middle, moved, fresh, off, size, reached;
     std::vector<int32_t> pivots;
@@ -177,20 +190,21 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
         T *k1 = at.k1.data(), *k2 = at.k2.data(), *middle = at.middle.data(), *fresh = at.fresh.data();
         T *off = at.off.data(), *matrix = at.matrix.data();
         circuit.shifted(x, 1, T(kD) * h, matrix);
-        factor(all, matrix, at.pivots.data());
+        const T *units = at.size.data();
+        factor(all, matrix, units, at.pivots.data());
         for (int64_t i = 0; i < all; i++) k1[i] = f[i];
-        solve(all, matrix, at.pivots.data(), k1);
+        solve(all, matrix, units, at.pivots.data(), k1);
         for (int64_t i = 0; i < all; i++) moved[i] = x[i] + T(0.5) * h * k1[i];
         circuit.field(moved, middle);
         for (int64_t i = 0; i < all; i++) k2[i] = middle[i] - k1[i];
-        solve(all, matrix, at.pivots.data(), k2);
+        solve(all, matrix, units, at.pivots.data(), k2);
         for (int64_t i = 0; i < all; i++) {
             k2[i] += k1[i];
             moved[i] = x[i] + h * k2[i];
         }
         circuit.field(moved, fresh);
         for (int64_t i = 0; i < all; i++) off[i] = fresh[i] - T(kE) * (k2[i] - middle[i]) - 2 * (k1[i] - f[i]);
-        solve(all, matrix, at.pivots.data(), off);
+        solve(all, matrix, units, at.pivots.data(), off);
         for (int64_t i = 0; i < all; i++) off[i] += k1[i] - 2 * k2[i];
         sizes(moved, at.reached.data());
 
@@ -199,7 +213,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
         bool good = error <= 1;
         for (int64_t i = n; i < all; i++) good = good && moved[i] > 0;
         const T safe = error <= T(1e-3) ? T(1e-3) : error < infinity ? error : T(64);
-        const bool far = excess > T(1e-2);
+        const bool far = excess > T(1e-5);
         T factor = (far ? T(0.75) : T(0.8)) * std::pow(safe, T(-1) / 3);
         if (!good) factor = far ? (factor < T(0.8) ? factor : T(0.8)) : (factor < T(0.5) ? factor : T(0.5));
         const T before = fits;
@@ -209,7 +223,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
             std::swap(at.size, at.reached);
             fits = h * factor;
         }
-        h = good && fits < before ? fits * fits / before : h * factor;
+        h = good && error > T(1e-3) && fits < before ? fits * fits / before : h * factor;
         if (h > farthest) h = farthest;
         const T *size = at.size.data(), *speeds = at.f.data();
         const T speed = largest<T>(all, [&](int64_t i) { return std::fabs(rows.tau[i] * speeds[i]) / size[i]; });
@@ -243,6 +257,7 @@ T newton(Circuit<T> &circuit, Workspace<T> &at, T *x, int64_t steps, T enough) {
     const int64_t n = circuit.n, all = 2 * n;
     const T *base = circuit.base;
     T *state = at.moved.data(), *off = at.off.data(), *next = at.fresh.data(), *matrix = at.matrix.data();
+    T *units = at.size.data();
 
     auto measured = [&]() {
         circuit.field(state, off);
@@ -259,9 +274,12 @@ T newton(Circuit<T> &circuit, Workspace<T> &at, T *x, int64_t steps, T enough) {
     T least = measured();
     for (int64_t count = 0; count < steps && !(least <= enough); count++) {
         circuit.shifted(state, 0, -1, matrix);
-        factor(all, matrix, at.pivots.data());
+        const T largest_y = largest<T>(n, [&](int64_t i) { return std::fabs(state[i]); });
+        for (int64_t i = 0; i < n; i++) units[i] = largest_y > 0 ? largest_y : T(1);
+        for (int64_t i = n; i < all; i++) units[i] = state[i] > 0 ? state[i] : T(1);
+        factor(all, matrix, units, at.pivots.data());
         for (int64_t i = 0; i < all; i++) next[i] = off[i];
-        solve(all, matrix, at.pivots.data(), next);
+        solve(all, matrix, units, at.pivots.data(), next);
         bool sound = true;
         for (int64_t i = 0; i < all; i++) {
             next[i] = state[i] - next[i];

@@ -108,6 +108,11 @@ class Library:
         self.name, self.variable = name, variable
         self._sources, self._open, self._include = sources, opening, include
         self._status = "not tried yet"
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)  # a thread that holds it is not in the child
+
+    def _renew(self) -> None:
         self._lock = threading.RLock()  # cached_property has had none since Python 3.12
 
     def status(self) -> str:

@@ -184,7 +184,8 @@ def classify(
             sound, abscissa = sound | reached, xp.where(better, rate, abscissa)
         found = State(*(xp.where(first.stable[..., None], new, old) for new, old in zip(settled, found, strict=True)))
         abscissa = xp.where(first.stable, _spectral_abscissa(xp, circuit, found, variant), abscissa)
-        for index in np.argwhere(simulated):
+        within = np.isfinite(to_numpy(circuit.b * z + wide)).all(axis=-1)  # a drive that overflows moves nothing
+        for index in np.argwhere(simulated & within):
             at = tuple(int(i) for i in index)
             one, drive = members(circuit, z, at)
             origin = None if start is None else State(start.y[(*at, ...)], start.a[(*at, ...)])

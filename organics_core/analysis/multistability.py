@@ -12,8 +12,17 @@ from array_api_compat import device, is_array_api_obj
 from .. import checks
 from ..attractors import newton_in_both, random_starts
 from ..backend import Array, from_numpy, to_numpy
-from ..circuit import VARIANTS, Circuit, State, identity_fixed_point, prepare, validate_circuit
-from ..equilibria import FixedPoint, fixed_points, steady_state
+from ..circuit import (
+    VARIANTS,
+    Circuit,
+    State,
+    has_closed_form,
+    identity_fixed_point,
+    is_identity,
+    prepare,
+    validate_circuit,
+)
+from ..equilibria import FixedPoint, check_range, fixed_points, steady_state
 from ..one_neuron import roots_of_variant
 from ..stability import _spectral_abscissa
 from ..weights import matvec, without_operators
@@ -95,8 +104,8 @@ class FixedPoints(tuple[FixedPoint, ...]):
     Attributes
     ----------
     complete : bool
-        Whether it is proved that there are no others: for one neuron, and where
-        none exists.
+        Whether it is proved that there are no others: for one neuron, for
+        W_r = I, and where none exists.
     report : str
         In words: all of them, those found, none found, or none exists.
     """
@@ -154,7 +163,7 @@ def find_fixed_points(
     FixedPoints
         A tuple of those found, in order of rising mean a, each with its
         stability. One neuron has them all, as :func:`fixed_points` gives them,
-        and ``complete`` is true. For more a search is no proof that there are no
+        W_r = I has one, the closed form, and ``complete`` is true. For more a search is no proof that there are no
         others: of 180 random circuits of three neurons (norm of W_r 2 to 5, drive
         0.3 or 1, all variants) 9 had points that only 20,000 starts found. Where
         it finds none, up to six neurons of the main circuit with w_ii > 0, it
@@ -163,7 +172,8 @@ def find_fixed_points(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong.
+        Naming the argument that is wrong; ValueError where fixed points
+        leave the range of the dtype.
 
     Examples
     --------
@@ -187,6 +197,13 @@ def find_fixed_points(
         every = fixed_points(circuit, z, variant=variant)
         report = "every fixed point of this one neuron" if every else "none exists: proved for one neuron"
         return FixedPoints.of(every, complete=True, report=report)
+    check_range(xp, circuit, z)
+    if has_closed_form(variant) and is_identity(xp, circuit.w_r):
+        one = identity_fixed_point(xp, circuit, z, variant)
+        abscissa = float(_spectral_abscissa(xp, circuit, one, variant))
+        return FixedPoints.of(
+            (FixedPoint(one, True, abscissa),), complete=True, report="the fixed point: W_r = I has one"
+        )
     eps = float(xp.finfo(z.dtype).eps)
     tolerance = eps**0.75 if tol is None else tol
     drive = to_numpy(circuit.b * z).astype(float)
@@ -212,7 +229,12 @@ def find_fixed_points(
     state = State(*(xp.concat([one, other]) for one, other in zip(plain, safe.state, strict=True)))
     if not drive.any() and not any(VARIANTS[variant]):  # the equations are odd in y
         state = State(xp.concat([state.y, -state.y]), xp.concat([state.a, state.a]))
-    state, residual = newton_in_both(xp, circuit, state, z, variant, 1e-3 * tolerance, steps=3)
+    if xp.finfo(z.dtype).bits <= 32:  # one point must not pass for several by its rounding
+        double = Circuit._make(None if part is None else to_numpy(part).astype(float) for part in circuit)
+        begun = State(*(to_numpy(part).astype(float) for part in state))
+        state, residual = newton_in_both(np, double, begun, to_numpy(z).astype(float), variant, 1e-6 * tolerance, 6)
+    else:
+        state, residual = newton_in_both(xp, circuit, state, z, variant, 1e-3 * tolerance, steps=3)
     near = math.sqrt(tolerance) if distinct is None else distinct
     points = np.concatenate([to_numpy(state.y), to_numpy(state.a)], axis=-1).astype(float)
     worth = to_numpy(residual)
@@ -227,7 +249,7 @@ def find_fixed_points(
     kept.sort(key=lambda k: (points[k, n:].mean(), tuple(points[k, :n])))
     result = []
     for k in kept:
-        one = State(state.y[k, :], state.a[k, :])
+        one = State(from_numpy(xp, points[k, :n], z), from_numpy(xp, points[k, n:], z))
         abscissa = float(_spectral_abscissa(xp, circuit, one, variant))
         result.append(FixedPoint(one, abscissa < 0, abscissa))
     if not result and not any(VARIANTS[variant]) and none_exists(w_r, w, drive, floor):

@@ -46,12 +46,12 @@ def motion(
         return result
 
     def step(x: Array, f: Array, h: float) -> tuple[Array, Array, Array]:
-        y, a = x[:n], x[n:]
-        root, per_h = np.sqrt(a), 1.0 / (d * h)
+        y, a = x[:n], np.maximum(x[n:], 0.0)
+        root, per_h, live = np.sqrt(a), 1.0 / (d * h), a > 0  # only a start has an a that is not
         np.multiply(per_y, (root - 1.0)[:, None], out=y_by_y)
         np.multiply(minus_two, a * y, out=a_by_y)
-        np.multiply(minus, y * y, out=a_by_a)
-        np.divide(half.dot(y), root, out=corner)
+        np.multiply(minus, y * y * live, out=a_by_a)
+        np.divide(half.dot(y), root, out=corner, where=live)
         np.add(diagonal, rate + per_h, out=diagonal)
         w = inverse(xp, matrix)
         w *= per_h
