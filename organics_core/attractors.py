@@ -438,7 +438,10 @@ def _newton_steps(
     def body(carry: Any) -> Any:
         state, off, best, least = carry
         change = solve_vector(xp, circuit_jacobian(xp, still, state, variant), xp.concat(list(off), axis=-1))
-        moved = State(state.y - change[..., :n], state.a - change[..., n:])
+        # in log a, by a factor of e**3 at most: to where a falls below zero no step leads
+        factor = -change[..., n:] / state.a
+        factor = xp.where(factor > 3.0, 3.0, xp.where(factor < -3.0, -3.0, factor))
+        moved = State(state.y - change[..., :n], state.a * xp.exp(factor))
         sound = xp.all(xp.isfinite(moved.y) & xp.isfinite(moved.a) & (moved.a > 0), axis=-1)[..., None]
         # a step out of the domain: stay, at half the modulators
         state = State(

@@ -281,10 +281,12 @@ T newton(Circuit<T> &circuit, Workspace<T> &at, T *x, int64_t steps, T enough) {
         for (int64_t i = 0; i < all; i++) next[i] = off[i];
         solve(all, matrix, units, at.pivots.data(), next);
         bool sound = true;
-        for (int64_t i = 0; i < all; i++) {
-            next[i] = state[i] - next[i];
-            sound = sound && std::isfinite(next[i]) && (i < n || next[i] > 0);
+        for (int64_t i = 0; i < n; i++) next[i] = state[i] - next[i];
+        for (int64_t i = n; i < all; i++) {  // in log a: by a factor of e^3 at most
+            const T change = -next[i] / state[i];
+            next[i] = state[i] * std::exp(change > 3 ? T(3) : change < -3 ? T(-3) : change);
         }
+        for (int64_t i = 0; i < all; i++) sound = sound && std::isfinite(next[i]) && (i < n || next[i] > 0);
         if (sound) {
             for (int64_t i = 0; i < all; i++) state[i] = next[i];
         } else {  // a step out of the domain: stay, at half the modulators
