@@ -523,6 +523,42 @@ def test_biases_are_weights_of_an_input_that_is_one(implementation):
         assert torch.allclose(torch.cat([getattr(cell, name).grad, bias.grad[:, None]], 1), wanted, rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("recurrent", ["orthogonal", "identity", "spectral"])
+def test_every_parameter_has_memory_of_its_own(recurrent, dtype):
+    """The three biases of a cell in float64 were one array: a step of an optimizer moved all by the sum."""
+    layer = ot.ORGaNICs(K, H, 2, True, bidirectional=True, proj_size=2, recurrent=recurrent, dtype=dtype)
+    classifier = ot.ORGaNICsClassifier(K, H, 3, bias=True, recurrent=recurrent, dtype=dtype)
+    static = (ot.DivisiveNorm(K, H, dtype=dtype), ot.DivisiveNorm2d(K, H, 3, dtype=dtype))
+    for module in (layer, classifier, *static, ot.DivisiveNormalization(K, dtype=dtype)):
+        tensors = [*module.parameters(), *module.buffers()]
+        assert len({value.untyped_storage().data_ptr() for value in tensors}) == len(tensors)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "reference"])
+def test_slopes_of_the_biases_are_those_of_differences(implementation):
+    layer = ot.ORGaNICs(K, H, 1, True, seed=0, implementation=implementation, dtype=torch.float64)
+    biases = [value for name, value in layer.named_parameters() if "bias" in name]
+
+    def loss(*values):
+        with torch.no_grad():
+            for bias, value in zip(biases, values, strict=True):
+                bias.copy_(value)
+        output, state = layer(X.double())
+        return output.square().sum() + state.a.sum()
+
+    at = [0.1 * numbers(index, H, dtype=torch.float64) for index in range(3)]
+    slopes = torch.autograd.grad(loss(*at), biases)
+    for which, slope in enumerate(slopes):
+        for unit in range(H):
+            sides = []
+            for by in (1e-5, -1e-5):
+                moved = [value.clone() for value in at]
+                moved[which][unit] += by
+                sides.append(loss(*moved).item())
+            assert (sides[0] - sides[1]) / 2e-5 == pytest.approx(slope[unit].item(), rel=1e-5, abs=1e-8)
+
+
 def test_state_dicts_of_other_options_are_refused():
     """Even where shapes agree."""
     two = ot.ORGaNICs(H, H, 2).state_dict()
