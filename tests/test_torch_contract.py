@@ -9,6 +9,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -232,6 +233,36 @@ def _(make):
     return found
 
 
+@call("`torch.fx.symbolic_trace` of a model that holds it")
+def _(make):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = make(K, H, 2, bidirectional=True)
+
+        def forward(self, x):
+            output, state = self.layer(x)
+            return self.layer(x, state)[0] + output
+
+    model = Model()
+    traced = torch.fx.symbolic_trace(model)
+    output = traced(X)
+    output.sum().backward()
+    kinds = [node.op for node in traced.graph.nodes]
+    return torch.equal(output, model(X)), kinds, all(value.grad is not None for value in model.parameters())
+
+
+@call("`torch.load(file, weights_only=True)` of a state")
+def _(make):
+    layer, file = make(K, H, 2), io.BytesIO()
+    with torch.no_grad():
+        state = layer(X)[1]
+        torch.save(state, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=True)
+        return torch.equal(layer(X, loaded)[0], layer(X, state)[0]), type(loaded) is type(state)
+
+
 @call("a NaN in the input")
 def _(make):
     x = X.clone()
@@ -306,6 +337,47 @@ def test_exported_for_any_batch_and_number_of_steps(axes, implementation):
     assert agree(trained(module, module, x), trained(layer, layer, x))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:Converting a tensor", "ignore:.isinstance")
+@pytest.mark.parametrize("recorded", ["trace", "export"])
+def test_second_derivatives_and_many_cotangents_of_recorded_programs(recorded):
+    """They were torch's errors: no autograd formula, no batching rule."""
+    layer = ot.ORGaNICs(K, H, 2, bidirectional=True, seed=0, dtype=torch.float64)
+    x = numbers(2, T, N, K, dtype=torch.float64).requires_grad_()
+    if recorded == "trace":
+        module = torch.jit.trace(layer, (X.double(),))
+    else:
+        module = torch.export.export(layer, (X.double(),)).module()
+    found = []
+    for compute in (module, layer):
+        [slope] = torch.autograd.grad(compute(x)[0].square().sum(), x, create_graph=True)
+        [second] = torch.autograd.grad(slope.square().sum(), x)
+        cotangents = numbers(3, 2, T, N, 2 * H, dtype=torch.float64)
+        [many] = torch.autograd.grad(compute(x)[0], x, cotangents, is_grads_batched=True)
+        found.append((slope, second, many))
+    assert agree(*found)
+
+
+@NEEDS_RECENT_TORCH
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_transforms_of_torch_func_within_compiled_programs():
+    """The compiler was handed an operation that had no rule for them; alone, the layer is one operation still."""
+    layer = ot.ORGaNICs(K, H, seed=0, dtype=torch.float64)
+    xs, parameters = numbers(2, 2, T, N, K, dtype=torch.float64), dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,))[0].square().sum()
+
+    def slopes(parameters, xs):
+        return torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, xs)
+
+    found = torch.compile(slopes, backend="aot_eager", fullgraph=True)(parameters, xs)
+    for name, value in slopes(parameters, xs).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
+    [graph] = torch._dynamo.explain(layer)(xs[0]).graphs
+    assert any(str(node.target) == "organics_torch.sequence" for node in graph.graph.nodes)
+
+
 @NEEDS_RECENT_TORCH
 def test_a_scan_without_a_derivative_is_refused(monkeypatch):
     """Where torch would give zeros in place of gradients; values alone may be had."""
@@ -354,8 +426,33 @@ def test_onnx_for_any_batch_and_number_of_steps(kind, tmp_path):
 
 def test_an_lstms_state_is_answered_by_a_sentence():
     layer = ot.ORGaNICs(K, H)
-    with pytest.raises(ValueError, match=r"read state.y in place of h, and pass state on as a whole"):
+    _, state = layer(X)
+    holder = SimpleNamespace(state=state)
+
+    def nested():
         _, (_, _) = layer(X)
+
+    def nested_in_an_attribute():
+        holder.output, (_, _) = layer(X)
+
+    def variable():
+        _, hn = layer(X)
+        _, _ = hn
+
+    def enclosing():
+        _, _ = state
+
+    def attribute():
+        _, _ = holder.state
+
+    def item():
+        (_, _) = layer(X)[1]
+
+    for unpacks in (nested, nested_in_an_attribute, variable, enclosing, attribute, item):
+        with pytest.raises(ValueError, match=r"read state.y in place of h, and pass state on as a whole"):
+            unpacks()
+    one, other = map(tuple, (state, state))  # which read states while two things are unpacked
+    assert len(one) == len(other) == 4
     with pytest.raises(TypeError, match=r"got tuple of 2; in place of an LSTM's \(h, c\) pass the state that the last"):
         layer(X, (torch.zeros(1, N, H), torch.zeros(1, N, H)))
     output, (y, a, b0, b1) = layer(X)
@@ -424,6 +521,42 @@ def test_biases_are_weights_of_an_input_that_is_one(implementation):
     for name, bias in (("w_zx", cell.bias_z), ("w_bx0", cell.bias_b0), ("w_bx1", cell.bias_b1)):
         wanted = getattr(wider.cells[0], name).grad
         assert torch.allclose(torch.cat([getattr(cell, name).grad, bias.grad[:, None]], 1), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("recurrent", ["orthogonal", "identity", "spectral"])
+def test_every_parameter_has_memory_of_its_own(recurrent, dtype):
+    """The three biases of a cell in float64 were one array: a step of an optimizer moved all by the sum."""
+    layer = ot.ORGaNICs(K, H, 2, True, bidirectional=True, proj_size=2, recurrent=recurrent, dtype=dtype)
+    classifier = ot.ORGaNICsClassifier(K, H, 3, bias=True, recurrent=recurrent, dtype=dtype)
+    static = (ot.DivisiveNorm(K, H, dtype=dtype), ot.DivisiveNorm2d(K, H, 3, dtype=dtype))
+    for module in (layer, classifier, *static, ot.DivisiveNormalization(K, dtype=dtype)):
+        tensors = [*module.parameters(), *module.buffers()]
+        assert len({value.untyped_storage().data_ptr() for value in tensors}) == len(tensors)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "reference"])
+def test_slopes_of_the_biases_are_those_of_differences(implementation):
+    layer = ot.ORGaNICs(K, H, 1, True, seed=0, implementation=implementation, dtype=torch.float64)
+    biases = [value for name, value in layer.named_parameters() if "bias" in name]
+
+    def loss(*values):
+        with torch.no_grad():
+            for bias, value in zip(biases, values, strict=True):
+                bias.copy_(value)
+        output, state = layer(X.double())
+        return output.square().sum() + state.a.sum()
+
+    at = [0.1 * numbers(index, H, dtype=torch.float64) for index in range(3)]
+    slopes = torch.autograd.grad(loss(*at), biases)
+    for which, slope in enumerate(slopes):
+        for unit in range(H):
+            sides = []
+            for by in (1e-5, -1e-5):
+                moved = [value.clone() for value in at]
+                moved[which][unit] += by
+                sides.append(loss(*moved).item())
+            assert (sides[0] - sides[1]) / 2e-5 == pytest.approx(slope[unit].item(), rel=1e-5, abs=1e-8)
 
 
 def test_state_dicts_of_other_options_are_refused():

@@ -219,7 +219,7 @@ class ORGaNICsCell(Picklable):
         dtype = floating_dtype(dtype)
         values = self._draw(random_source(seed, generator))
         for name, value in values.items():
-            tensor = None if value is None else torch.as_tensor(value).to(device=device, dtype=dtype)
+            tensor = None if value is None else torch.as_tensor(value).to(device=device, dtype=dtype, copy=True)
             fixed = name == "sigma" or name.startswith("start") or (name.startswith("theta") and not learn_rates)
             if fixed:
                 self.register_buffer(name, tensor)

@@ -36,10 +36,28 @@ def is_ordinary(value: Tensor) -> bool:
     return not _keys(value).raw_repr() & ~_keys_of(value.device.type)  # DTensor, fake, batched, sparse, negated, ...
 
 
-def intercepted() -> str | None:
-    """What stands between torch's operations and the memory at the moment, or None."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant(function: Function) -> Function:
+    """``torch.compiler.assume_constant_result``, which would import the compiler: longer than torch itself takes."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001 - all that torch does
+    return function
+
+
+@constant
+def transformed() -> str | None:
+    """Whether a transform of torch.func is in force, also while the compiler looks at what is within one."""
     if torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001 - torch has no public name for it
         return "a torch.func transform is around it"
+    return None
+
+
+def intercepted() -> str | None:
+    """What stands between torch's operations and the memory at the moment, or None."""
+    reason = transformed()
+    if reason is not None:
+        return reason
     if torch._C._len_torch_dispatch_stack():  # noqa: SLF001
         return "a dispatch mode of torch is in force"
     if torch.autograd.forward_ad._current_level >= 0:  # noqa: SLF001
@@ -98,15 +116,6 @@ def address(name: str, value: Tensor) -> int:
     if not pointer and value.numel():
         raise RuntimeError(f"{name} has no memory that native code could use: it is a {type(value).__name__}")
     return pointer
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def constant(function: Function) -> Function:
-    """``torch.compiler.assume_constant_result``, which would import the compiler: longer than torch itself takes."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001 - all that torch does
-    return function
 
 
 def not_compiled(function: Function) -> Function:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,30 @@ class LayerState(CellState):
         if not torch.compiler.is_compiling():
             caller = sys._getframe(1)  # noqa: SLF001 - who unpacks this is seen nowhere else
             at, code = caller.f_lasti, caller.f_code.co_code
-            if code[at : at + 2] == _UNPACK and dis.opname[code[at - 2]].startswith("STORE_"):  # in o, (h, c) = ...
+            if code[at : at + 2] == _UNPACK and self._is_unpacked_by(caller):
                 raise ValueError(
                     "ORGaNICs give (output, state), where state is a CellState(y, a, b0, b1) and not an LSTM's (h, c): "
                     "write `output, state = layer(x)`, read state.y in place of h, and pass state on as a whole"
                 )
         return super().__iter__()
 
+    def _is_unpacked_by(self, caller: FrameType) -> bool:
+        """Whether it is this state that falls in two there, and nothing that merely reads it, as map(tuple, ...)."""
+        before = None
+        for instruction in dis.get_instructions(caller.f_code):
+            if instruction.offset >= caller.f_lasti:
+                break
+            before = instruction
+        if before is None:
+            return False
+        if before.opname.startswith(("STORE_", "LOAD_ATTR", "BINARY_")):  # o, (h, c) = ...; self.hn; layer(x)[1]
+            return True
+        name = before.argval[-1] if isinstance(before.argval, tuple) else before.argval
+        variables = {**caller.f_globals, **caller.f_locals}
+        return before.opname.startswith("LOAD_") and isinstance(name, str) and variables.get(name) is self
 
+
+torch.serialization.add_safe_globals([CellState, LayerState])  # torch.load(..., weights_only=True) takes states
 for _kind in (CellState, LayerState):  # so that torch.export.save knows them
     _pytree._register_namedtuple(_kind, serialized_type_name=f"organics_torch.{_kind.__name__}")  # noqa: SLF001
 
@@ -277,6 +294,10 @@ class ORGaNICs(nn.Module):
         if isinstance(input, PackedSequence):
             packed, hn = self._forward_packed(input, hx)
             return (packed if outputs else None), hn
+        if not isinstance(input, Tensor) and isinstance(input, torch.fx.Proxy):  # a node, as torch's own layers are
+            given = (input,) if hx is None else (input, hx)
+            where = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", where, given, {} if outputs else {"outputs": False})
         check_tensor("input", input, self.cells[0].w_zx)
         k = self.input_size
         if input.ndim not in (2, 3) or input.shape[-1] != k:

@@ -37,6 +37,7 @@ from .implementation import (
     is_ordinary,
     misfit,
     shapes_of,
+    transformed,
     without_autocast,
 )
 
@@ -222,13 +223,20 @@ def _keep_for_op(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> Non
     ctx.set_materialize_grads(False)
     ctx.setup = inputs[:6]
     ctx.wants_x = inputs[6].requires_grad
-    ctx.save_for_backward(inputs[6], *inputs[8:], *output[2:])
+    ctx.save_for_backward(*inputs[6:], *output[2:])
 
 
 def _differentiate_op(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    xs, sigma, *rest = ctx.saved_tensors
+    xs, start, sigma, *rest = ctx.saved_tensors
     weights, kept = rest[: len(WEIGHTS)], rest[len(WEIGHTS) :]
     g_ys, g_last = gradients[0] if ctx.setup[2] else None, gradients[1]
+    functorch = torch._C._functorch  # noqa: SLF001 - torch has no public name for it
+    many = any(value is not None and functorch.is_legacy_batchedtensor(value) for value in (g_ys, g_last))
+    if torch.is_grad_enabled() or transformed() or many:  # second derivatives, and many cotangents at once
+        wanted = list(ctx.needs_input_grad[6:])
+        with without_autocast(xs):
+            found = _reference_gradients(Setup(*ctx.setup[1:]), [xs, start, sigma, *weights], wanted, g_ys, g_last)
+        return *(None,) * 6, *found
     g_x, g_start, *found = torch.ops.organics_torch.sequence_backward(
         *ctx.setup, xs, sigma, *weights, kept, g_ys, g_last, ctx.wants_x
     )
@@ -252,7 +260,7 @@ def _unsuitable(fields: CellParameters, xs: Tensor, state: CellState | None) -> 
     if xs.dtype not in (torch.float32, torch.float64):
         return f"the dtype is {xs.dtype}"
     if _recorded():
-        return None
+        return transformed()
     n, k = fields.log_w.shape[-1], xs.shape[-1]
     p = fields
     underived = (p.w_zx, p.w_r, p.log_w, *p[3:9], p.theta_y, p.theta_a, p.theta_b0, p.theta_b1)

@@ -424,7 +424,7 @@ def _add_parameters(
 ) -> None:
     dtype = floating_dtype(dtype)
     for name, value in values._asdict().items():
-        tensor = None if value is None else torch.as_tensor(value).to(device=device, dtype=dtype)
+        tensor = None if value is None else torch.as_tensor(value).to(device=device, dtype=dtype, copy=True)
         module.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
 
 
