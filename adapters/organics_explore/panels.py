@@ -83,7 +83,7 @@ def solve(settings: Settings) -> Solved:
     population, circuit, z = population_of(settings)
     points, message = _fixed_points(circuit, z)
     times = np.linspace(0.0, 40e-3 * max(settings.tau_y, settings.tau_a), 300)
-    return Solved(population, circuit, z, points, oc.simulate(circuit, z, times, rtol=1e-4), message)
+    return Solved(population, circuit, z, points, oc.simulate(circuit, z, times, rtol=1e-5), message)
 
 
 def _title(ax: Axes, title: str) -> None:
@@ -140,7 +140,7 @@ def contrast_response(solved: Solved, ax: Axes) -> None:
 
     Of one neuron all; of others the one that the circuit reaches from rest, where there is one.
     """
-    _title(ax, "Contrast response" if len(solved.z) == 1 else "Contrast response, from rest")
+    _title(ax, "Contrast response")
     best = len(solved.z) // 2
     drives = solved.population.drive(CONTRASTS, solved.population.orientations[best])
     if len(solved.z) == 1:
