@@ -45,6 +45,8 @@ OTHER_PYTHONS = ("3.12", "3.13")
 LAZY = "--no-compile"
 """Python compiles what is imported; all that is installed takes pip four times as long as the rest."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+CORE_ALONE = {**ONE_THREAD, "ORGANICS_NATIVE_MOTION": "0"}
+"""For sessions that ask which lines of the core the tests reach: native code would stand in for some."""
 
 
 def install(session: nox.Session, *extras: str, more: tuple[str, ...] = ()) -> None:
@@ -106,7 +108,7 @@ def coverage(session: nox.Session) -> None:
     install(session, *LIBRARIES["numpy"]["extras"], more=(*TESTING, *LIBRARIES["numpy"]["packages"], "coverage>=7.10"))
     session.run("coverage", "erase")
     words = ("coverage", "run", "-m", "pytest", "--library", "numpy")  # pytest-cov begins after conftest.py
-    session.run(*words, *WORKERS, *session.posargs, env=ONE_THREAD)
+    session.run(*words, *WORKERS, *session.posargs, env=CORE_ALONE)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", "--fail-under=95")
 
@@ -135,10 +137,10 @@ def mutation(session: nox.Session) -> None:
     modules = [module.removesuffix(".py").replace("/", ".") for module in asked.modules]
     within, wanted = tuple(f"{name}." for name in modules or ["organics_core"]), [f"{module}.*" for module in modules]
     if asked.sample:
-        session.run("mutmut", "run", "organics_core.progress.*", env=ONE_THREAD)  # makes all, times tests
+        session.run("mutmut", "run", "organics_core.progress.*", env=CORE_ALONE)  # makes all, times tests
         names = sorted(name for name, _ in results())
         wanted = random.Random(asked.seed).sample(names, min(asked.sample, len(names)))
-    session.run("mutmut", "run", *wanted, env=ONE_THREAD)
+    session.run("mutmut", "run", *wanted, env=CORE_ALONE)
     drawn = set(wanted) if asked.sample else {name for name, _ in results()}
     tried = [(name, end) for name, end in results() if end != "not checked" and name in drawn]
     alive = [(name, end) for name, end in tried if end in ("survived", "no tests", "suspicious")]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from array_api_compat import array_namespace
 from scipy.integrate import solve_ivp
-from support import Library, numpy_tree, small_circuit
+from support import ELSEWHERE, Library, numpy_tree, small_circuit
 from test_multistart import random_circuits
 
 import organics_core as oc
@@ -524,6 +524,16 @@ def test_steps_of_the_motion_are_those_of_shampine_and_reichelt() -> None:
     assert np.abs(moved - rest).max() < 1e-4 * np.abs(near - rest).max()
 
 
+def native_motion() -> Any:
+    """The module of the native motion; a skip where no compiler is, or its variable says 0."""
+    module = importlib.import_module("organics_backends.kernels.native_motion")
+    if module.library.load() is None:
+        status = module.library.status()
+        assert "no C++ compiler" in status or "switched off" in status, status
+        pytest.skip(f"{ELSEWHERE}native code is {status}")
+    return module
+
+
 def motion_cases(batch: tuple[int, ...], n: int, seed: int) -> tuple[oc.Circuit, oc.State, np.ndarray]:
     """Circuits of all kinds of shapes, a start of each and a drive."""
     rng = np.random.default_rng(seed)
@@ -548,9 +558,7 @@ def test_motion_in_native_code_is_that_of_the_core(
     xp: Library, variant: str, batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few steps to rounding, whole motions to the same end; with and without a goal, also where not all take part."""
-    native = importlib.import_module("organics_backends.kernels.native_motion")
-    if native.library.load() is None:
-        pytest.skip(f"no native code here, it is {native.library.status()}")
+    native = native_motion()
     whole, agree = 0, []
     for seed in range(6):
         n = 1 + 2 * (seed % 4)
@@ -599,9 +607,7 @@ def test_newtons_method_in_native_code_is_that_of_the_core(
     xp: Library, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same steps, to rounding, also those that leave the domain; the same points in the end."""
-    native = importlib.import_module("organics_backends.kernels.native_motion")
-    if native.library.load() is None:
-        pytest.skip(f"no native code here, it is {native.library.status()}")
+    native = native_motion()
     tolerance, arrived, total = xp.eps**0.75, 0, 0
     for seed, batch in enumerate(((), (3,), (2, 3), (40,), (0,))):
         circuit, start, z = xp.tree(motion_cases(batch, 1 + seed, seed))
