@@ -274,7 +274,8 @@ SPHINX = ("sphinx>=8", "myst-nb>=1.2", "furo", "sphinx-copybutton", "sphinx-desi
 def docs(session: nox.Session) -> None:
     """The documentation in site/: a test run for the capability table, the gallery, the executed tutorials."""
     extras = ("cli", "plot", "sweep", "torch", "jax", "diffrax", "torchdiffeq", "nengo", "keras", "explore")
-    install(session, *extras, more=(*TESTING, "array-api-strict>=2.3", "flax>=0.10", *SPHINX, "ipykernel"))
+    packages = [package for name in ON_CPU for package in LIBRARIES[name].get("packages", ())]
+    install(session, *extras, more=(*TESTING, *packages, *SPHINX, "ipykernel"))
     made = Path("docs", "_generated")
     if "--again" not in session.posargs:  # with it, keep the test report and the figures of the last build
         libraries = [f"--library={name}" for name in ON_CPU]

@@ -199,7 +199,12 @@ def test_recipe(name: str, tmp_path: Path) -> None:
         arguments, more = program(line)
         if line.startswith("nox") and importlib.util.find_spec("nox"):
             assert line.split()[-1] in sessions(tree)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "ORGANICS"))}
+        kept = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name == kept or not name.startswith(("PYTEST", "ORGANICS"))
+        }
         path = os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH"))))
         environment |= {"PYTHONPATH": path, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", **more}
         done = subprocess.run(
