@@ -255,7 +255,7 @@ def test_the_code_that_is_shown_runs_and_says_what_the_page_says(settings: Setti
         check=True,
     )
     end = np.array(re.findall(r"-?\d+\.\d*(?:e[+-]\d+)?", done.stdout.partition("ends at y =")[2]), dtype=float)
-    np.testing.assert_allclose(end, explore.solve(settings).run.state.y[-1], atol=1e-3)  # not of the same tolerance
+    np.testing.assert_allclose(end, explore.solve(settings).run.state.y[-1], atol=1e-4)
 
 
 def test_the_code_of_one_neuron_prints_the_fixed_points_of_the_page(capsys) -> None:

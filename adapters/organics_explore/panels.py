@@ -82,8 +82,17 @@ def solve(settings: Settings) -> Solved:
     """
     population, circuit, z = population_of(settings)
     points, message = _fixed_points(circuit, z)
-    times = np.linspace(0.0, 40e-3 * max(settings.tau_y, settings.tau_a), 300)
-    return Solved(population, circuit, z, points, oc.simulate(circuit, z, times, rtol=1e-5), message)
+    times = np.linspace(0.0, _duration(settings), 300)
+    return Solved(population, circuit, z, points, oc.simulate(circuit, z, times, rtol=_RTOL), message)
+
+
+_RTOL = 1e-5
+"""Of the run that the page draws, which its Python code repeats."""
+
+
+def _duration(settings: Settings) -> float:
+    """Of that run, in seconds."""
+    return 40 * max(settings.tau_y, settings.tau_a) / 1000
 
 
 def _title(ax: Axes, title: str) -> None:
@@ -276,6 +285,6 @@ def python_code(settings: Settings) -> str:
     ) + '    print("spectral abscissa (1/s):", oc.spectral_abscissa(circuit, found.state))\n'
     return circuit_code(settings) + (
         f"\n{points}"
-        f"run = oc.simulate(circuit, z, np.linspace(0.0, {40 * max(settings.tau_y, settings.tau_a) / 1000}, 300))\n"
+        f"run = oc.simulate(circuit, z, np.linspace(0.0, {_duration(settings)}, 300), rtol={_RTOL})\n"
         'print("it ends at y =", run.state.y[-1].round(4))\n'
     )
