@@ -259,7 +259,6 @@ def _move(
     shortest = 1e-9 * fast / (1.0 + drive / unit)
     floor = (circuit.b0 * circuit.sigma) ** 2 + wide
     most_y, most_a = limits(xp, circuit, start, z, 1e6, unit)
-    eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
 
     drive_of_y, parts = 1e-3 * drive + 1e-9 * unit, xp.arange(2 * n, device=device(z)) < n
     small = xp.concat([drive_of_y[..., None] + wide, floor], axis=-1)
@@ -304,6 +303,7 @@ def _move(
         if done is not None:
             return State(done[0][..., :n], done[0][..., n:]), done[1]
 
+    eye = xp.eye(2 * n, dtype=z.dtype, device=device(z))
     kernel = kernel_for(RosenbrockPair, xp)
     single = None if kernel is None else kernel(xp, variant, circuit, z, tau, small, _D, _E)
     one = single is not None

@@ -615,16 +615,13 @@ def test_functions_that_cannot_be_traced_are_named(method: str) -> None:
     circuit = oc.Circuit(None, xp.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
     z, times = xp.ones(2), xp.asarray([0.0, 0.01])
 
-    class Level(NamedTuple):
-        x: Any
-
     class Wave(NamedTuple):
         rate: Any
         spec = {"rate": Parameter("> 0")}  # noqa: RUF012
-        state = Level
+        state = _Pair
 
         def field(self, xp: Any, t: Any, x: Any, z: Any) -> Any:
-            return Level(z - x.x if t < 0.005 else z)
+            return _Pair(z - x.x if t < 0.005 else z)
 
     for drive in (
         lambda t: z if t < 0.005 else 0.0 * z,

@@ -54,14 +54,15 @@ def motion(
     measured: what counts as small, the inverse of the largest, and a goal with its inverse, or None twice.
     ``numbers`` (...) are the shortest and the longest time constant and the shortest and the longest step.
     """
-    if not _takes(xp, circuit, (*rows, active)):
+    code = _code(xp, circuit, (*rows, active))
+    if code is None:
         return None
     steps, *rest = rules
     states = _packed(rows)
     members = states.shape[:-2]
     scalars = np.stack([np.broadcast_to(to_numpy(number), members) for number in numbers], axis=-1)
     outcome = np.array(np.broadcast_to(to_numpy(active), members), dtype=np.int32)  # MOVING is 1
-    _run(variant, circuit, states, scalars, outcome, steps, rows[-1] is not None, rest)
+    _run(code, variant, circuit, states, scalars, outcome, steps, rows[-1] is not None, rest)
     return xp.asarray(states[..., 0, :]), xp.asarray(outcome)
 
 
@@ -69,22 +70,27 @@ def newton(
     xp: Any, variant: str, circuit: Any, x: Array, base: Array, steps: int, enough: float
 ) -> tuple[Array, Array] | None:
     """The best states (..., 2n) and their residuals (...); None as for :func:`motion`."""
-    if not _takes(xp, circuit, (x, base)):
+    code = _code(xp, circuit, (x, base))
+    if code is None:
         return None
     states = _packed((x, xp.ones_like(x), base))
     residual = np.empty(states.shape[:-2], dtype=states.dtype)
-    _run(variant, circuit, states, residual, None, steps, False, (enough, 0.0, 0.0))
+    _run(code, variant, circuit, states, residual, None, steps, False, (enough, 0.0, 0.0))
     return xp.asarray(states[..., 0, :]), xp.asarray(residual)
 
 
-def _takes(xp: Any, circuit: Any, others: tuple[Array, ...]) -> bool:
+def _code(xp: Any, circuit: Any, others: tuple[Array, ...]) -> Any:
+    """The function of the native library for arrays of this dtype, or None where it cannot take them."""
     n = int(others[0].shape[-1]) // 2
     if n > MOST or any(isinstance(part, Operator) for part in circuit[:2]):
-        return False
+        return None
     seen = get_backend(xp).is_concrete
     if not all(seen(leaf) and getattr(leaf, "is_cpu", True) for leaf in tree_leaves((tuple(circuit[:2]), others))):
-        return False
-    return others[0].dtype in (xp.float32, xp.float64) and library.load() is not None
+        return None
+    dtype = others[0].dtype
+    if dtype not in (xp.float32, xp.float64) or (code := library.load()) is None:
+        return None
+    return code.organics_motion_f32 if dtype == xp.float32 else code.organics_motion_f64
 
 
 def _packed(rows: tuple[Array, ...]) -> Any:
@@ -96,7 +102,7 @@ def _packed(rows: tuple[Array, ...]) -> Any:
 
 
 def _run(
-    variant: str, circuit: Any, states: Any, numbers: Any, outcome: Any, steps: int, aimed: bool, rules: Any
+    code: Any, variant: str, circuit: Any, states: Any, numbers: Any, outcome: Any, steps: int, aimed: bool, rules: Any
 ) -> None:
     """What is named changes in place; some members at a time, so that one may interrupt."""
     members, n, dtype = states.shape[:-2], states.shape[-1] // 2, states.dtype
@@ -107,8 +113,6 @@ def _run(
             matrix = np.broadcast_to(matrix, (*members, n, n))
         matrices.append(np.ascontiguousarray(np.swapaxes(matrix, -1, -2)))
     flags = sum(flag << k for k, flag in enumerate(VARIANTS[variant]))
-    code = library.load()
-    run = code.organics_motion_f32 if dtype == np.float32 else code.organics_motion_f64
     strides = [states.shape[-2] * 2 * n, *(0 if matrix.ndim == 2 else n * n for matrix in matrices)]
     count, size = int(np.prod(members, dtype=int)), dtype.itemsize
     at_once = max(1, int(_PRODUCTS / (steps * 8 * max(n, 4) ** 3)))
@@ -120,5 +124,5 @@ def _run(
         ends = None if outcome is None else outcome.ctypes.data + 4 * first
         some = min(at_once, count - first)
         call = Arguments(n, some, steps, flags, aimed, *strides, *places[1:], places[0], beside, ends, *rules)
-        if run(ctypes.addressof(call)):
+        if code(ctypes.addressof(call)):
             raise MemoryError(f"no memory for the motion of a circuit of {n} neurons")
