@@ -33,7 +33,7 @@ from organics_core.attractors import (
     random_starts,
     relative_residual,
 )
-from organics_core.backend import kernel_for
+from organics_core.backend import kernel_for, tree_leaves
 
 RECTIFIED = ("rectified", "rectified_recurrence")
 
@@ -629,6 +629,42 @@ def test_newtons_method_in_native_code_is_that_of_the_core(
                 arrived, total = arrived + near.sum(), total + (numpy_tree(wanted) <= tolerance).sum()
     assert abs(arrived - total) <= 0.2 * total
     assert total > 5
+
+
+@pytest.mark.library("numpy", "torch")
+def test_threads_share_a_batch_and_change_nothing(xp: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every member once, to the last bit, by one thread, three, or more than there are members."""
+    native = native_motion()
+    circuit, start, z = xp.tree(motion_cases((23,), 12, 2))
+    active, longest = xp.array(np.arange(23) != 4), xp.array(np.full(23, np.inf))
+    run, seen = native.Arguments, []
+    monkeypatch.setattr(native, "Arguments", lambda *given: seen.append(given[2]) or run(*given))
+    monkeypatch.setattr(native, "_FEW", 1e3)
+    ends = []
+    for threads in (1, 3, 40):
+        monkeypatch.setattr(native, "_threads", lambda namespace, threads=threads: threads)
+        moved = follow(xp.namespace, circuit, start, z, "main", active, longest=longest)
+        state, residual = newton_in_both(xp.namespace, circuit, start, z, "main", 0.0)
+        ends.append(numpy_tree((tuple(moved.state), moved.outcome, tuple(state), residual)))
+    assert seen[0] == 1
+    assert set(seen) == {1, 3, 23}
+    for other in ends[1:]:
+        for one, two in zip(tree_leaves(ends[0]), tree_leaves(other), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.library("numpy", "torch")
+def test_how_many_threads_the_motion_takes(xp: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as torch takes; else what the variable for OpenMP says, at most the processors of the process."""
+    native = native_motion()
+    monkeypatch.setattr(native, "processors", lambda: 6)
+    if xp.name == "torch":
+        torch = importlib.import_module("torch")
+        assert native._threads(xp.namespace) == torch.get_num_threads()
+        return
+    for text, want in (("2", 2), ("4,2", 4), ("99", 6), ("0", 6), ("many", 6), ("", 6)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert native._threads(np) == want
 
 
 def test_native_motion_leaves_alone_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ class Solved(NamedTuple):
 
     Attributes
     ----------
+    settings : Settings
     population : organics_plot.Population
     circuit : organics_core.Circuit
     z : array (n,)
@@ -40,6 +42,7 @@ class Solved(NamedTuple):
         How the fixed points were come by.
     """
 
+    settings: Settings
     population: plot.Population
     circuit: oc.Circuit
     z: np.ndarray[Any, Any]
@@ -83,7 +86,7 @@ def solve(settings: Settings) -> Solved:
     population, circuit, z = population_of(settings)
     points, message = _fixed_points(circuit, z)
     times = np.linspace(0.0, _duration(settings), 300)
-    return Solved(population, circuit, z, points, oc.simulate(circuit, z, times, rtol=_RTOL), message)
+    return Solved(settings, population, circuit, z, points, oc.simulate(circuit, z, times, rtol=_RTOL), message)
 
 
 _RTOL = 1e-5
@@ -150,17 +153,7 @@ def contrast_response(solved: Solved, ax: Axes) -> None:
     Of one neuron all; of others the one that the circuit reaches from rest, where there is one.
     """
     _title(ax, "Contrast response")
-    best = len(solved.z) // 2
-    drives = solved.population.drive(CONTRASTS, solved.population.orientations[best])
-    if len(solved.z) == 1:
-        each = [_fixed_points(solved.circuit, z)[0] for z in drives]
-        found = [(k, float(state.y[best]), bool(stable)) for k, points in enumerate(each) for state, stable in points]
-    else:
-        reached = oc.steady_state(solved.circuit, drives, elsewhere=False)
-        found = [
-            (int(k), float(reached.state.y[k, best]), bool(reached.stable[k]))
-            for k in np.flatnonzero(reached.converged)
-        ]
+    found = _over_contrast(solved.settings._replace(contrast=0.5))
     for wanted, face in ((True, styles.INK), (False, "white")):
         chosen = [(CONTRASTS[k], y) for k, y, stable in found if stable == wanted]
         if chosen:
@@ -170,6 +163,20 @@ def contrast_response(solved: Solved, ax: Axes) -> None:
     ax.set_ylabel(circuits.PARTS["y"])
     _to_ticks(ax.yaxis, *(ax.dataLim.intervaly if found else (0.0, 1.0)))
     ax.text(1.0, 1.03, "● stable   ○ not stable", transform=ax.transAxes, ha="right", va="bottom", fontsize=10)
+
+
+@lru_cache(16)  # the contrast itself changes nothing
+def _over_contrast(settings: Settings) -> tuple[tuple[int, float, bool], ...]:
+    """Number of the contrast, potential, and whether it is stable."""
+    population, circuit, _ = population_of(settings)
+    best = settings.neurons // 2
+    drives = population.drive(CONTRASTS, population.orientations[best])
+    if settings.neurons == 1:
+        each = [_fixed_points(circuit, z)[0] for z in drives]
+        return tuple((k, float(state.y[0]), bool(on)) for k, points in enumerate(each) for state, on in points)
+    reached = oc.steady_state(circuit, drives, elsewhere=False)
+    where = np.flatnonzero(reached.converged)
+    return tuple((int(k), float(reached.state.y[k, best]), bool(reached.stable[k])) for k in where)
 
 
 def eigenvalues(solved: Solved, ax: Axes) -> None:

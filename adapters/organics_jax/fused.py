@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
 
-from organics_backends.native import ARGUMENTS, layout
+from organics_backends.native import ARGUMENTS, layout, processors
 
 from . import native
 
@@ -82,9 +81,7 @@ class Setup(NamedTuple):
         return {name: shapes[name] for name in self.found}
 
 
-@functools.cache
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_threads = functools.cache(processors)
 
 
 def obstacle(setup: Setup, operands: Sequence[Array]) -> str | None:

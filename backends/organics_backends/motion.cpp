@@ -1,5 +1,5 @@
 // The motion of circuits until they settle, and Newton's method in y and a: what organics_core.attractors.follow and
-// newton_in_both do, one circuit after another.
+// newton_in_both do, each thread one circuit after another.
 //
 //     tau_y y' = -y + b z + (1 - sqrt(max(a, 0))) rec(y)
 //     tau_a a' = -a + (b0 sigma)^2 + W (max(a, 0) resp(y)^2)
@@ -8,10 +8,14 @@
 // in the core.
 // Matrices lie column by column.
 
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
+#include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -304,18 +308,22 @@ T newton(Circuit<T> &circuit, Workspace<T> &at, T *x, int64_t steps, T enough) {
 
 // As the fields of native_motion.Arguments.
 struct Arguments {
-    int64_t n, members, steps, flags, aimed, rows_stride, w_r_stride, w_stride;
+    int64_t n, members, threads, steps, flags, aimed, rows_stride, w_r_stride, w_stride;
     const void *w_r, *w;
     void *rows, *numbers;
     int32_t *outcome;
     double rtol, still, slow_below;
 };
 
-template <class T> void every(const Arguments &a) {
-    const int64_t all = 2 * a.n;
-    Circuit<T> circuit(a.n, a.flags);
-    Workspace<T> workspace(all);
-    for (int64_t k = 0; k < a.members; k++) {
+// What one thread works with.
+template <class T> struct Worker {
+    Circuit<T> circuit;
+    Workspace<T> workspace;
+
+    explicit Worker(const Arguments &a) : circuit(a.n, a.flags), workspace(2 * a.n) {}
+
+    void member(const Arguments &a, int64_t k) {
+        const int64_t all = 2 * a.n;
         T *row = static_cast<T *>(a.rows) + k * a.rows_stride;
         circuit.w_r = static_cast<const T *>(a.w_r) + k * a.w_r_stride;
         circuit.w = static_cast<const T *>(a.w) + k * a.w_stride;
@@ -330,6 +338,22 @@ template <class T> void every(const Arguments &a) {
                                   a.steps, T(a.rtol), T(a.still), T(a.slow_below));
         }
     }
+};
+
+template <class T> void every(const Arguments &a) {
+    std::atomic<int64_t> next{0};
+    auto work = [&](Worker<T> &worker) {
+        for (int64_t k = next++; k < a.members; k = next++) worker.member(a, k);
+    };
+    std::vector<Worker<T>> workers(size_t(a.threads), Worker<T>(a));
+    std::vector<std::thread> others;
+    others.reserve(workers.size());
+    try {
+        for (size_t i = 1; i < workers.size(); i++) others.emplace_back(work, std::ref(workers[i]));
+    } catch (const std::system_error &) {  // no more threads: those that there are do it all
+    }
+    work(workers[0]);
+    for (std::thread &other : others) other.join();
 }
 
 template <class T> int32_t guarded(const void *a) noexcept {

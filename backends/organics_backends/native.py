@@ -197,6 +197,11 @@ class Library:
         return None
 
 
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prebuild(source: Path, folder: Path) -> list[Path]:
     """One source compiled for every level of this machine's kind of processor, for a wheel."""
     compiler = _compiler()

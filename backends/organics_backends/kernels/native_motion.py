@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from organics_backends.native import Library, source
+from organics_backends.native import Library, processors, source
 from organics_core.backend import Array, get_backend, to_numpy, tree_leaves
 from organics_core.circuit import VARIANTS
 from organics_core.weights import Operator
@@ -17,14 +18,16 @@ VARIABLE = "ORGANICS_NATIVE_MOTION"
 MOST = 64
 """Neurons: the matrices of larger circuits are LAPACK's."""
 _PRODUCTS = 2e8
-"""What is computed between two looks at the keyboard."""
+"""What a thread computes between two looks at the keyboard."""
+_FEW = 6e6
+"""Steps times neurons cubed for which a thread is worth its start."""
 
 
 class Arguments(ctypes.Structure):
     """As the struct of this name in motion.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n", "members", "steps", "flags", "aimed")),
+        *((name, ctypes.c_int64) for name in ("n", "members", "threads", "steps", "flags", "aimed")),
         *((name, ctypes.c_int64) for name in ("rows_stride", "w_r_stride", "w_stride")),
         *((name, ctypes.c_void_p) for name in ("w_r", "w", "rows", "numbers", "outcome")),
         *((name, ctypes.c_double) for name in ("rtol", "still", "slow_below")),
@@ -62,7 +65,7 @@ def motion(
     members = states.shape[:-2]
     scalars = np.stack([np.broadcast_to(to_numpy(number), members) for number in numbers], axis=-1)
     outcome = np.array(np.broadcast_to(to_numpy(active), members), dtype=np.int32)  # MOVING is 1
-    _run(code, variant, circuit, states, scalars, outcome, steps, rows[-1] is not None, rest)
+    _run(code, _threads(xp), variant, circuit, states, scalars, outcome, steps, rows[-1] is not None, rest)
     return xp.asarray(states[..., 0, :]), xp.asarray(outcome)
 
 
@@ -75,7 +78,7 @@ def newton(
         return None
     states = _packed((x, xp.ones_like(x), base))
     residual = np.empty(states.shape[:-2], dtype=states.dtype)
-    _run(code, variant, circuit, states, residual, None, steps, False, (enough, 0.0, 0.0))
+    _run(code, _threads(xp), variant, circuit, states, residual, None, steps, False, (enough, 0.0, 0.0))
     return xp.asarray(states[..., 0, :]), xp.asarray(residual)
 
 
@@ -93,6 +96,14 @@ def _code(xp: Any, circuit: Any, others: tuple[Array, ...]) -> Any:
     return code.organics_motion_f32 if dtype == xp.float32 else code.organics_motion_f64
 
 
+def _threads(xp: Any) -> int:
+    """torch's number, else as for the matrix products of numpy."""
+    if hasattr(xp, "get_num_threads"):
+        return int(xp.get_num_threads())
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(processors(), int(wanted)) if wanted.isdecimal() and int(wanted) else processors()
+
+
 def _packed(rows: tuple[Array, ...]) -> Any:
     """(..., rows, 2n): zeros where there is none."""
     first = to_numpy(rows[0])
@@ -102,7 +113,16 @@ def _packed(rows: tuple[Array, ...]) -> Any:
 
 
 def _run(
-    code: Any, variant: str, circuit: Any, states: Any, numbers: Any, outcome: Any, steps: int, aimed: bool, rules: Any
+    code: Any,
+    most: int,
+    variant: str,
+    circuit: Any,
+    states: Any,
+    numbers: Any,
+    outcome: Any,
+    steps: int,
+    aimed: bool,
+    rules: Any,
 ) -> None:
     """What is named changes in place; some members at a time, so that one may interrupt."""
     members, n, dtype = states.shape[:-2], states.shape[-1] // 2, states.dtype
@@ -115,7 +135,9 @@ def _run(
     flags = sum(flag << k for k, flag in enumerate(VARIANTS[variant]))
     strides = [states.shape[-2] * 2 * n, *(0 if matrix.ndim == 2 else n * n for matrix in matrices)]
     count, size = int(np.prod(members, dtype=int)), dtype.itemsize
-    at_once = max(1, int(_PRODUCTS / (steps * 8 * max(n, 4) ** 3)))
+    threads = max(1, min(most, count, int(count * steps * max(n, 8) ** 3 / _FEW)))
+    each = int(_PRODUCTS / (steps * 8 * max(n, 4) ** 3))
+    at_once = threads * max(each, 1 if threads == 1 else 4)  # of four one may take long
     for first in range(0, count, at_once):
         places = [
             part.ctypes.data + first * stride * size for part, stride in zip((states, *matrices), strides, strict=True)
@@ -123,6 +145,6 @@ def _run(
         beside = numbers.ctypes.data + first * (numbers.size // count) * size
         ends = None if outcome is None else outcome.ctypes.data + 4 * first
         some = min(at_once, count - first)
-        call = Arguments(n, some, steps, flags, aimed, *strides, *places[1:], places[0], beside, ends, *rules)
+        call = Arguments(n, some, threads, steps, flags, aimed, *strides, *places[1:], places[0], beside, ends, *rules)
         if code(ctypes.addressof(call)):
             raise MemoryError(f"no memory for the motion of a circuit of {n} neurons")
