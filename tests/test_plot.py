@@ -19,6 +19,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 import organics_core as oc  # noqa: E402
 import organics_plot as op  # noqa: E402
+from organics_plot.styles import CYCLE  # noqa: E402
 from organics_train.records import EpochRecord  # noqa: E402
 
 
@@ -507,6 +508,12 @@ def test_a_page_is_the_same_under_any_style(experiment: op.ContrastExperiment) -
     for name in ("dark_background", "ggplot"):
         with styles.context(name):
             np.testing.assert_array_equal(pixels(), plain, err_msg=name)
+
+
+def test_ones_own_lines_have_the_colours_of_the_style() -> None:
+    with op.style():
+        lines = [Figure().subplots().plot([0, 1])[0], *Figure().subplots().plot(np.eye(2))]
+    assert [line.get_color() for line in lines] == [CYCLE[0], *CYCLE[:2]]
 
 
 def test_save_keeps_the_page_of_a_figure(tmp_path) -> None:

@@ -67,6 +67,7 @@ _RC: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": False,
+    "axes.prop_cycle": f"cycler(color={list(CYCLE)})",
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "xtick.labelsize": 10,
