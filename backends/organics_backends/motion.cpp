@@ -4,8 +4,8 @@
 //     tau_y y' = -y + b z + (1 - sqrt(max(a, 0))) rec(y)
 //     tau_a a' = -a + (b0 sigma)^2 + W (max(a, 0) resp(y)^2)
 //
-// The motion is that of the pair of Rosenbrock methods of Shampine & Reichelt, with the rules for its steps that stand
-// in the core.
+// The motion is that of the pair of Rosenbrock methods of Shampine & Reichelt, or where the core takes it, that of an
+// explicit pair; with the rules for its steps that stand in the core.
 // Matrices lie column by column.
 
 #include <atomic>
@@ -161,18 +161,34 @@ template <class T> void solve(int64_t n, const T *m, const T *units, const int32
     for (int64_t i = 0; i < n; i++) b[i] *= units[i];
 }
 
+// An explicit pair whose last field is that at the end of the step: as the core lists it.
+struct Pair {
+    int64_t stages;
+    const double *inner, *weights, *error;  // (stages, stages), (stages), (stages + 1)
+};
+
 template <class T> struct Workspace {
-    std::vector<T> matrix, f, k1, k2, middle, moved, fresh, off, size, reached;
+    std::vector<T> matrix, f, k1, k2, middle, moved, fresh, off, size, reached, v, fields;
     std::vector<int32_t> pivots;
 
-    explicit Workspace(int64_t size_)
+    Workspace(int64_t size_, int64_t stages)
         : matrix(size_ * size_), f(size_), k1(size_), k2(size_), middle(size_), moved(size_), fresh(size_),
-          off(size_), size(size_), reached(size_), pivots(size_) {}
+          off(size_), size(size_), reached(size_), v(size_), fields(stages * size_), pivots(size_) {}
 };
+
+// sum + h (weights_0 f + weights_1 later_1 + ...), the later ones one after another.
+template <class T>
+void add(int64_t all, T h, int64_t count, const double *weights, const T *f, const T *later, T *sum) {
+    for (int64_t k = 0; k < count; k++) {
+        const T weight = h * T(weights[k]), *field = k ? later + (k - 1) * all : f;
+        if (weights[k] != 0)
+            for (int64_t i = 0; i < all; i++) sum[i] += weight * field[i];
+    }
+}
 
 template <class T>
 int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const T *numbers, bool aimed, int64_t steps,
-               T rtol, T still, T slow_below) {
+               T rtol, T still, T slow_below, const Pair &pair) {
     const int64_t n = circuit.n, all = 2 * n;
     const T fast = numbers[0], slow = numbers[1], shortest = numbers[2], farthest = numbers[3];
     const T infinity = std::numeric_limits<T>::infinity();
@@ -187,29 +203,71 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
     circuit.field(x, at.f.data());
     sizes(x, at.size.data());
     T h = T(0.1) * fast, fits = -fast, away = infinity, peak = 0, last = infinity, excess = 0;
-    int64_t calm = 0, doubts = 0;
+    int64_t calm = 0, doubts = 0, pressed = 0;
+    const bool mixed = pair.stages > 0;
+    const T nearby = T(std::pow(double(std::numeric_limits<T>::epsilon()), 0.25));
+    bool stiff = !mixed;
+    for (T &one : at.v) one = 1;
     int32_t outcome = MOVING;
     for (int64_t count = 1; count <= steps && outcome == MOVING; count++) {
         const T *f = at.f.data();
         T *k1 = at.k1.data(), *k2 = at.k2.data(), *middle = at.middle.data(), *fresh = at.fresh.data();
         T *off = at.off.data(), *matrix = at.matrix.data();
-        circuit.shifted(x, 1, T(kD) * h, matrix);
-        const T *units = at.size.data();
-        factor(all, matrix, units, at.pivots.data());
-        for (int64_t i = 0; i < all; i++) k1[i] = f[i];
-        solve(all, matrix, units, at.pivots.data(), k1);
-        for (int64_t i = 0; i < all; i++) moved[i] = x[i] + T(0.5) * h * k1[i];
-        circuit.field(moved, middle);
-        for (int64_t i = 0; i < all; i++) k2[i] = middle[i] - k1[i];
-        solve(all, matrix, units, at.pivots.data(), k2);
-        for (int64_t i = 0; i < all; i++) {
-            k2[i] += k1[i];
-            moved[i] = x[i] + h * k2[i];
+        if (mixed) {
+            T *v = at.v.data();
+            const T *units = at.size.data();
+            for (int64_t i = 0; i < all; i++) moved[i] = x[i] + nearby * units[i] * v[i];
+            circuit.field(moved, middle);
+            for (int64_t i = 0; i < all; i++) middle[i] = (middle[i] - f[i]) / (nearby * units[i]);
+            T rate = largest<T>(all, [&](int64_t i) { return std::fabs(middle[i]); });
+            if (rate > 0 && rate < infinity) {
+                for (int64_t i = 0; i < all; i++) v[i] = middle[i] / rate;
+            } else {
+                rate = 1 / fast;
+            }
+            const T limit = T(2.5) / rate;
+            const bool pressing = stiff ? h < T(0.6) * limit : h > T(0.5) * limit;
+            pressed = pressing ? pressed + 1 : stiff || pressed < 1 ? 0 : pressed - 1;
+            if (pressed > (stiff ? 10 : 50)) {
+                stiff = !stiff;
+                pressed = 0;
+            }
+            if (!stiff && !(h < limit)) h = limit;
         }
-        circuit.field(moved, fresh);
-        for (int64_t i = 0; i < all; i++) off[i] = fresh[i] - T(kE) * (k2[i] - middle[i]) - 2 * (k1[i] - f[i]);
-        solve(all, matrix, units, at.pivots.data(), off);
-        for (int64_t i = 0; i < all; i++) off[i] += k1[i] - 2 * k2[i];
+        if (stiff) {
+            circuit.shifted(x, 1, T(kD) * h, matrix);
+            const T *units = at.size.data();
+            factor(all, matrix, units, at.pivots.data());
+            for (int64_t i = 0; i < all; i++) k1[i] = f[i];
+            solve(all, matrix, units, at.pivots.data(), k1);
+            for (int64_t i = 0; i < all; i++) moved[i] = x[i] + T(0.5) * h * k1[i];
+            circuit.field(moved, middle);
+            for (int64_t i = 0; i < all; i++) k2[i] = middle[i] - k1[i];
+            solve(all, matrix, units, at.pivots.data(), k2);
+            for (int64_t i = 0; i < all; i++) {
+                k2[i] += k1[i];
+                moved[i] = x[i] + h * k2[i];
+            }
+            circuit.field(moved, fresh);
+            for (int64_t i = 0; i < all; i++) off[i] = fresh[i] - T(kE) * (k2[i] - middle[i]) - 2 * (k1[i] - f[i]);
+            solve(all, matrix, units, at.pivots.data(), off);
+            for (int64_t i = 0; i < all; i++) off[i] += k1[i] - 2 * k2[i];
+        } else {
+            T *fields = at.fields.data();  // from the second on
+            for (int64_t k = 1; k < pair.stages; k++) {
+                for (int64_t i = 0; i < all; i++) moved[i] = x[i];
+                add(all, h, k, pair.inner + k * pair.stages, f, fields, moved);
+                circuit.field(moved, fields + (k - 1) * all);
+            }
+            for (int64_t i = 0; i < all; i++) {
+                moved[i] = x[i];
+                off[i] = 0;
+            }
+            add(all, h, pair.stages, pair.weights, f, fields, moved);
+            circuit.field(moved, fresh);
+            for (int64_t i = 0; i < all; i++) fields[(pair.stages - 1) * all + i] = fresh[i];
+            add(all, T(6), pair.stages + 1, pair.error, f, fields, off);
+        }
         sizes(moved, at.reached.data());
 
         const T *reached = at.reached.data();
@@ -218,7 +276,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
         for (int64_t i = n; i < all; i++) good = good && moved[i] > 0;
         const T safe = error <= T(1e-3) ? T(1e-3) : error < infinity ? error : T(64);
         const bool far = excess > T(1e-5);
-        T factor = (far ? T(0.75) : T(0.8)) * std::pow(safe, T(-1) / 3);
+        T factor = (far ? T(0.75) : T(0.8)) * std::pow(safe, T(-1) / (stiff ? 3 : 5));
         if (!good) factor = far ? (factor < T(0.8) ? factor : T(0.8)) : (factor < T(0.5) ? factor : T(0.5));
         const T before = fits;
         if (good) {
@@ -312,6 +370,7 @@ struct Arguments {
     const void *w_r, *w;
     void *rows, *numbers;
     int32_t *outcome;
+    const Pair *pair;
     double rtol, still, slow_below;
 };
 
@@ -320,7 +379,7 @@ template <class T> struct Worker {
     Circuit<T> circuit;
     Workspace<T> workspace;
 
-    explicit Worker(const Arguments &a) : circuit(a.n, a.flags), workspace(2 * a.n) {}
+    explicit Worker(const Arguments &a) : circuit(a.n, a.flags), workspace(2 * a.n, a.pair ? a.pair->stages : 0) {}
 
     void member(const Arguments &a, int64_t k) {
         const int64_t all = 2 * a.n;
@@ -335,7 +394,7 @@ template <class T> struct Worker {
         } else if (a.outcome[k] == MOVING) {
             Rows<T> rows{row, row + all, row + 2 * all, row + 3 * all, row + 4 * all, row + 5 * all, row + 6 * all};
             a.outcome[k] = follow(circuit, workspace, rows, static_cast<const T *>(a.numbers) + 4 * k, a.aimed != 0,
-                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below));
+                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below), *a.pair);
         }
     }
 };

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from organics_backends.native import Library, processors, source
+from organics_core.attractors import EXPLICIT, LARGE
 from organics_core.backend import Array, get_backend, to_numpy, tree_leaves
 from organics_core.circuit import VARIANTS
 from organics_core.weights import Operator
@@ -29,9 +30,27 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("n", "members", "threads", "steps", "flags", "aimed")),
         *((name, ctypes.c_int64) for name in ("rows_stride", "w_r_stride", "w_stride")),
-        *((name, ctypes.c_void_p) for name in ("w_r", "w", "rows", "numbers", "outcome")),
+        *((name, ctypes.c_void_p) for name in ("w_r", "w", "rows", "numbers", "outcome", "pair")),
         *((name, ctypes.c_double) for name in ("rtol", "still", "slow_below")),
     )
+
+
+class Pair(ctypes.Structure):
+    """As the struct of this name in motion.cpp."""
+
+    _fields_ = (("stages", ctypes.c_int64), *((name, ctypes.c_void_p) for name in ("inner", "weights", "error")))
+
+
+def _pair(stages: int) -> tuple[Pair, Any]:
+    """The explicit pair of the core, or with no stages none, and what keeps its numbers in memory."""
+    inner = np.zeros((stages, stages))
+    for k, row in enumerate(EXPLICIT.stages[:stages]):
+        inner[k, :k] = row
+    kept = inner, np.array(EXPLICIT.weights), np.array(EXPLICIT.error)
+    return Pair(stages, *(part.ctypes.data for part in kept)), kept
+
+
+_PAIRS = {large: _pair(len(EXPLICIT.stages) if large else 0) for large in (False, True)}
 
 
 def _open(path: Path) -> Any:
@@ -138,6 +157,7 @@ def _run(
     threads = max(1, min(most, count, int(count * steps * max(n, 8) ** 3 / _FEW)))
     each = int(_PRODUCTS / (steps * 8 * max(n, 4) ** 3))
     at_once = threads * max(each, 1 if threads == 1 else 4)  # of four one may take long
+    pair = ctypes.addressof(_PAIRS[n >= LARGE][0])
     for first in range(0, count, at_once):
         places = [
             part.ctypes.data + first * stride * size for part, stride in zip((states, *matrices), strides, strict=True)
@@ -145,6 +165,8 @@ def _run(
         beside = numbers.ctypes.data + first * (numbers.size // count) * size
         ends = None if outcome is None else outcome.ctypes.data + 4 * first
         some = min(at_once, count - first)
-        call = Arguments(n, some, threads, steps, flags, aimed, *strides, *places[1:], places[0], beside, ends, *rules)
+        call = Arguments(
+            n, some, threads, steps, flags, aimed, *strides, *places[1:], places[0], beside, ends, pair, *rules
+        )
         if code(ctypes.addressof(call)):
             raise MemoryError(f"no memory for the motion of a circuit of {n} neurons")
