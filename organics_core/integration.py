@@ -394,8 +394,7 @@ def pose(
     made, sample, times, *start = model.prepare(xp, made, given.sample, times, *others.values())
     model.check_products(xp, made, sample)
     wide = model.full(xp, made, sample)
-    with np.errstate(over="ignore", under="ignore"):
-        parts = start or list(model.rest(xp, made, wide))
+    parts = start or list(model.rest(xp, made, wide))
     if not start and isinstance(made, Circuit):
         _rest_within_range(xp, parts[1])
     shape = broadcast_shapes(tuple(wide.shape), *(tuple(part.shape) for part in parts))
