@@ -242,7 +242,7 @@ def wheel(session: nox.Session) -> None:
 
     The wheel is built from the sdist; one built from here must have the same files, byte for byte.
     """
-    session.install(LAZY, "build>=1.2", "twine>=6")
+    session.install(LAZY, "build>=1.2", "twine>=6", "check-wheel-contents>=0.6")
     folder = Path(session.create_tmp()).resolve()
     dist, direct, away, venv = (folder / name for name in ("dist", "direct", "away", "venv"))
     for old in (dist, direct, away, venv):
@@ -251,6 +251,7 @@ def wheel(session: nox.Session) -> None:
     built = sorted(dist.iterdir())
     session.run("twine", "check", "--strict", *map(str, built))
     wheel_file = next(file for file in built if file.suffix == ".whl")
+    session.run("check-wheel-contents", str(wheel_file))  # as release.yml does
     session.run("python", "-m", "build", "--wheel", "--outdir", str(direct), silent=True)
     files, same = (wheel_files(file) for file in (wheel_file, direct / wheel_file.name))
     if files != same:

@@ -17,7 +17,7 @@ from array_api_compat import device
 
 from . import checks, model
 from .backend import Array, Tree, get_backend, tree_leaves, tree_map
-from .circuit import of_variant
+from .circuit import Circuit, of_variant
 from .drive import Drive, is_concrete, read_drive, read_jumps
 from .linalg import broadcast_shapes
 from .loops import Arguments, Found, Settings, run_in_parts
@@ -395,6 +395,8 @@ def pose(
     model.check_products(xp, made, sample)
     wide = model.full(xp, made, sample)
     parts = start or list(model.rest(xp, made, wide))
+    if not start and isinstance(made, Circuit):
+        _rest_within_range(xp, parts[1])
     shape = broadcast_shapes(tuple(wide.shape), *(tuple(part.shape) for part in parts))
     initial = made.state._make([xp.broadcast_to(part, shape) for part in parts])
     model.check_field(xp, made, initial, wide)
@@ -404,6 +406,16 @@ def pose(
     if tau is not None:
         model.check_decay(xp, f"decay of {type(made).__name__}", tau, initial, values=False)
     return Posed(xp, made, None, given, values, initial, times, tau, step, given.jumps)
+
+
+def _rest_within_range(xp: Any, a: Array) -> None:
+    """ValueError where the modulators at rest are seen to be 0, where they would stay, or infinite."""
+    inside = xp.all(xp.isfinite(a) & (a > 0))
+    if get_backend(xp).is_concrete(inside) and not bool(inside):
+        raise ValueError(
+            f"sigma must leave (b0 sigma)**2, the modulators at rest, within the range of "
+            f"{str(a.dtype).rpartition('.')[2]}, where it overflows or vanishes; scale sigma or b0, or give state0"
+        )
 
 
 def _pose_field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 from support import PATIENCE, small_circuit
 
 pytest.importorskip("typer", reason="the command line is not installed")
@@ -28,6 +30,7 @@ import organics_core as oc
 from organics_agree.libraries import MAKERS, numpy_columns
 from organics_cli import demo, lazy, terminal
 from organics_cli.app import app
+from organics_cli.console import seconds
 from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
 
 
@@ -135,7 +138,7 @@ def test_simulate(organics, tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
 
 
-@pytest.mark.parametrize("method", sorted(oc.INTEGRATORS))
+@pytest.mark.parametrize("method", sorted(name for name, method in oc.METHODS.items() if not method.stochastic))
 def test_simulate_options(organics, tmp_path: Path, method: str) -> None:
     """Every method, another duration and variant, stand in the record."""
     options = ("--method", method, "--duration", 0.02, "--variant", "rectified")
@@ -145,6 +148,76 @@ def test_simulate_options(organics, tmp_path: Path, method: str) -> None:
     assert facts["settings"]["method"] == method
     assert facts["end"]["time"] == pytest.approx(0.02)
     assert facts["settings"]["variant"] == "rectified"
+
+
+def test_a_stiff_circuit_is_simulated_as_the_message_says(organics, tmp_path: Path) -> None:
+    """dopri5 gives up and names rodas5p, which agrees with scipy's implicit method."""
+    one = np.ones(1)
+    path = tmp_path / "stiff.npz"
+    circuit = oc.Circuit(None, np.eye(1), 0.5 * one, 0.5 * one, 0.1 * one, 1e-9 * one, 0.1 * one)
+    save_circuit(path, circuit, one, SimulationSettings(duration=0.2, points=5))
+    done = organics("simulate", path, "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "choose method='rodas5p'" in " ".join(done.output.split())
+    done = organics("simulate", path, "-o", tmp_path / "out", "--method", "rodas5p")
+    assert done.exit_code == 0, done.output
+    end = json.loads((tmp_path / "out" / "stiff.json").read_text())["end"]
+
+    def field(t: float, x: np.ndarray) -> np.ndarray:
+        root = np.sqrt(x[1])
+        return np.array([(0.5 - root * x[0]) / 1e-9, (-x[1] + 0.0025 + x[1] * x[0] ** 2) / 0.1])
+
+    exact = solve_ivp(field, (0.0, 0.2), [0.0, 0.0025], "Radau", rtol=1e-9, atol=1e-12).y[:, -1]
+    np.testing.assert_allclose([*end["y"], *end["a"]], exact, rtol=1e-5)
+    assert_refused(organics("simulate", path, "--method", "euler_maruyama"), "unknown method 'euler_maruyama'")
+
+
+def test_the_file_that_is_read_is_not_replaced(organics, tmp_path: Path) -> None:
+    """Not by the copy that simulate leaves beside the picture, and not by a proof."""
+    path = tmp_path / "circuit.npz"
+    circuit, z, _ = small_circuit(3)
+    save_circuit(path, circuit, z)
+    before = path.read_bytes()
+    done = organics("simulate", path, "-o", tmp_path, "--method", "rk4", "--duration", 0.02)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "circuit.json").exists()
+    assert "circuit.npz" not in done.output
+    assert_refused(organics("certify", path, "--proof", path), "--proof would replace the circuit file")
+    assert path.read_bytes() == before
+
+
+def test_simulate_says_why_a_tiny_state_is_far_from_the_steady_one(organics, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.npz"
+    circuit = oc.Circuit(None, np.eye(1), *(np.full(1, value) for value in (0.5, 0.5, 0.1, 0.002, 0.002)))
+    save_circuit(path, circuit, np.full(1, 1e-12), SimulationSettings(duration=0.3))
+    assert "hardly above atol, 1e-09" in organics("simulate", path, "-o", tmp_path / "out").output
+    save_circuit(path, circuit, np.full(1, 1e-12), SimulationSettings(duration=0.3, atol=1e-18))
+    assert "not controlled" not in organics("simulate", path, "-o", tmp_path / "out").output
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.99996, "1 s"), (0.9996, "1 s"), (0.9994, "999 ms"), (2e-7, "2e-07 s")])
+def test_times_in_units_that_suit_them(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sigma", [1e-300, 1e300])
+def test_modulators_at_rest_beyond_the_range_of_floats(organics, tmp_path: Path, sigma: float) -> None:
+    """At a = 0 they would stay, and y would grow without normalization."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    path = tmp_path / "circuit.npz"
+    save_circuit(path, circuit._replace(sigma=sigma * np.ones(2)), z, SimulationSettings(duration=0.1))
+    assert_refused(organics("simulate", path, "-o", tmp_path), "sigma must leave (b0 sigma)**2")
+
+
+def test_a_full_disk_is_one_line(organics, tmp_path: Path, monkeypatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("organics_cli.circuits.load_circuit", full)
+    result = organics("certify", EXAMPLE)
+    assert_refused(result, "error: no space left on device")
+    assert "Errno" not in result.stderr
 
 
 def test_certify_says_what_it_found(organics, tmp_path: Path) -> None:
@@ -250,6 +323,21 @@ def test_a_missing_library_is_told(organics, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert_refused(organics("agree", "--require", "jax"), "jax is required but not installed")
     assert_refused(organics("demo", "--framework", "jax"), "jax is not installed; install it with: pip install")
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("rich", "error: the command line needs rich; install it with: pip install 'organics-core[cli]'"),
+        ("matplotlib", "error: pictures need matplotlib; install it with: pip install 'organics-core[plot]'"),
+    ],
+)
+def test_a_missing_extra_is_no_verdict(tmp_path: Path, missing: str, told: str) -> None:
+    """Exit code 2, as of bad input: 1 says that a circuit is not stable."""
+    code = f"import sys; sys.modules[{missing!r}] = None; from organics_cli import main; main()"
+    words = [sys.executable, "-c", code, "simulate", str(EXAMPLE), "-o", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr.strip()) == (2, told)
 
 
 def test_agree_fails_beyond_its_bound(organics, tmp_path: Path, monkeypatch) -> None:
@@ -387,10 +475,13 @@ def test_the_commands_that_init_names_are_those_of_a_shell(organics, tmp_path: P
     monkeypatch.chdir(tmp_path)
     assert "Now: organics simulate plain.toml, or organics certify plain.toml" in organics("init", "plain").output
     assert "Now: organics simulate 'my circuit.toml', or" in organics("init", "my circuit").output
+    assert "#     organics simulate 'my circuit.toml'\n" in (tmp_path / "my circuit.toml").read_text()
+    assert "Now: organics simulate ./-x.toml, or" in organics("init", "--", "-x").output
 
 
 def test_init_needs_a_name(organics) -> None:
     assert_refused(organics("init", "."), "NAME must be that of a file, got '.'")
+    assert_refused(organics("init", "two\nlines"), "NAME must have no line breaks")
 
 
 def test_keys_of_a_file_that_are_nearly_right(organics, tmp_path: Path) -> None:

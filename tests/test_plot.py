@@ -527,6 +527,22 @@ def test_save_keeps_the_page_of_a_figure(tmp_path) -> None:
     assert image.imread(path)[0, 0, :3].max() == 0
 
 
+def test_a_picture_is_whole_or_the_old_one(tmp_path, monkeypatch) -> None:
+    """As where the disk is full half-way."""
+    path = op.save(Figure(), tmp_path / "picture.png")
+    before = path.read_bytes()
+
+    def full(self, file, **options) -> None:
+        file.write(before[:100])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="no space left"):
+        op.save(Figure(), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
+
+
 def test_panels_have_letters(experiment: op.ContrastExperiment) -> None:
     titles = [ax.get_title(loc="left") for ax in op.overview_figure(experiment).axes]
     assert [title[:4] for title in titles] == ["a   ", "b   ", "c   "]

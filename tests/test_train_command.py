@@ -199,6 +199,10 @@ def test_train_errors_are_one_sentence(invoke, tmp_path):
         (("--option", "rate"), "written name=value"),
         (("--framework", "jax", "--model", "lstm"), "exists in torch only"),
         (("--epochs", "0"), "epochs must be at least 1"),
+        (("--length", 50), "--length does nothing for the task 'digits'"),
+        (("--samples", 50), "--samples does nothing for the task 'digits'"),
+        (("--schedule", "cosine", "--lr-step", 3), "--lr-step does nothing for the schedule 'cosine'"),
+        (("--warm-up", 0.2), "--warm-up does nothing for the schedule 'step'"),
     ):
         done = invoke("train", *arguments, "--out", tmp_path / "run")
         assert done.exit_code == 2

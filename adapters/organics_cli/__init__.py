@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command line.
@@ -15,9 +17,11 @@ def main() -> None:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
-        raise SystemExit(
-            f"error: the command line needs {error.name}; install it with: pip install 'organics-core[cli]'"
-        ) from None
+        print(
+            f"error: the command line needs {error.name}; install it with: pip install 'organics-core[cli]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None  # as bad input does; 1 would say "not stable"
     from rich.console import Console
 
     from .terminal import end_without_reader, prepare

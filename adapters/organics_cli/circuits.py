@@ -15,12 +15,14 @@ import organics_core as oc
 from organics_core import VARIANTS
 from organics_core.checks import one_of
 from organics_core.circuit import is_identity, size
-from organics_core.io.circuits import CircuitFile, load_circuit, save_circuit
+from organics_core.io.atomic import write_atomically
+from organics_core.io.circuits import CircuitFile, SimulationSettings, load_circuit, save_circuit
 
 from .console import (
     EXIT_NOT_STABLE,
     EXIT_STABLE,
     console,
+    counted,
     output_folder,
     quiet_matplotlib,
     seconds,
@@ -30,6 +32,9 @@ from .proofs import prove
 
 ROWS = 12
 """Neurons shown in a table; more are left to the files."""
+
+DETERMINISTIC = tuple(name for name, method in oc.METHODS.items() if not method.stochastic)
+"""Methods of ``simulate``; those for noise are left to Python."""
 
 MOST_SEARCHED = 100
 """Neurons up to which ``certify`` looks for other fixed points."""
@@ -69,7 +74,7 @@ def simulate(
 ) -> int:
     """Simulate the circuit of a file; print, plot and save. 1 if the simulation stopped early."""
     circuit, z, settings = load_one(path)
-    one_of("method", method or settings.method, oc.INTEGRATORS)
+    one_of("method", method or settings.method, DETERMINISTIC)
     one_of("variant", variant or settings.variant, VARIANTS)
     if duration is not None and not (0 < duration < float("inf")):
         raise ValueError(f"--duration must be a positive number of seconds, got {duration:g}")
@@ -85,7 +90,7 @@ def simulate(
         settings = settings._replace(duration=12.0 / -facts.abscissa if stable else 100.0 * slow)
     assert settings.duration is not None
     times = np.linspace(0.0, settings.duration, settings.points)
-    fixed = settings.method != "dopri5"
+    fixed = not oc.METHODS[settings.method].adaptive
     quick = min(float(np.min(circuit.tau_y)), float(np.min(circuit.tau_a)))
     if facts.converged:  # strong drive is quicker than the time constants
         quick = min(quick, 1.0 / float(np.max(np.abs(facts.eigenvalues))))
@@ -93,19 +98,20 @@ def simulate(
     if substeps > 1_000_000:
         raise ValueError(
             f"--method {settings.method} would need {substeps:.1g} steps between outputs: the circuit is as quick as "
-            f"{seconds(quick)}; use dopri5, which chooses its steps, or a weaker input"
+            f"{seconds(quick)}; use dopri5 or rodas5p, which choose their steps, or a weaker input"
         )
-    run = oc.simulate(
-        circuit,
-        z,
-        times,
-        method=settings.method,
-        rtol=settings.rtol,
-        atol=settings.atol,
-        variant=settings.variant,
-        drive="constant",
-        substeps=substeps,
-    )
+    with np.errstate(over="ignore"):  # a sigma whose square overflows is refused
+        run = oc.simulate(
+            circuit,
+            z,
+            times,
+            method=settings.method,
+            rtol=settings.rtol,
+            atol=settings.atol,
+            variant=settings.variant,
+            drive="constant",
+            substeps=substeps,
+        )
     out = output_folder(out)
     stem = path.stem
     quiet_matplotlib()
@@ -121,11 +127,12 @@ def simulate(
     last = oc.State(*(part[reached - 1] for part in run.state))
     distance = relative_distance(last, facts.steady.state) if facts.converged else float("nan")
     arrays = out / f"{stem}-trajectory.npz"
-    part = arrays.with_name(f".{arrays.name}.part")
-    with part.open("wb") as stream:
-        np.savez(stream, times=run.times, y=run.state.y, a=run.state.a)
-    part.replace(arrays)
-    save_circuit(out / f"{stem}.npz", circuit, z, settings)
+    write_atomically(arrays, lambda file: np.savez(file, times=run.times, y=run.state.y, a=run.state.a))
+    copy = out / f"{stem}.npz"
+    written = [numbers, arrays]
+    if not same_file(copy, path):  # the file that was read stays as it is
+        save_circuit(copy, circuit, z, settings)
+        written.append(copy)
     write_json(
         numbers,
         {
@@ -153,24 +160,26 @@ def simulate(
     screen.print()
     facts_table = _facts()
     facts_table.add_row("simulation", Text(run.message, style="green" if run.success else "red"))
-    facts_table.add_row(
-        "", f"{settings.method}, {int(run.steps)} steps, {seconds(settings.duration)}, variant {settings.variant}"
-    )
+    steps = counted(int(run.steps), "step")
+    facts_table.add_row("", f"{settings.method}, {steps}, {seconds(settings.duration)}, variant {settings.variant}")
     facts_table.add_row("steady state", _found(facts))
     if facts.converged:
         facts_table.add_row("largest Re λ", _abscissa(facts.abscissa))
         facts_table.add_row("distance", f"{distance:.2g} (largest relative, simulation's end to steady state)")
         if stable and distance > 1e-2:
-            facts_table.add_row(
-                "", Text("not there yet: simulate longer, or another attractor took over", style="yellow")
-            )
+            facts_table.add_row("", Text(_apart(facts, last, settings), style="yellow"))
         if not stable:
             facts_table.add_row("", Text("unstable: expect the simulation to end elsewhere", style="yellow"))
     facts_table.add_row("saved", Text(str(picture)))
-    for name in (numbers, arrays, out / f"{stem}.npz"):
+    for name in written:
         facts_table.add_row("", Text(str(name)))
     screen.print(facts_table)
     return 0 if run.success else EXIT_NOT_STABLE
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names stand for one file that exists."""
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def relative_distance(state: oc.State, other: oc.State) -> float:
@@ -185,6 +194,8 @@ def relative_distance(state: oc.State, other: oc.State) -> float:
 def certify(path: Path, proof: Path | None = None) -> int:
     """Print the certificate, or what stands in for it; save the proof if asked; return the exit code."""
     circuit, z, settings = load_one(path)
+    if proof is not None and same_file(proof, path):
+        raise ValueError(f"--proof would replace the circuit file {path}; choose another name")
     screen = console()
     screen.print()
     n = size(circuit)
@@ -200,7 +211,7 @@ def certify(path: Path, proof: Path | None = None) -> int:
         stable = bool(certificate.stable)
         table = Table(
             box=box.SIMPLE_HEAD,
-            title=f"Certificate of stability, {n} neurons",
+            title=f"Certificate of stability, {counted(n, 'neuron')}",
             title_justify="left",
             title_style="bold",
         )
@@ -288,14 +299,24 @@ def _facts() -> Table:
 def _found(facts: Facts) -> Text:
     iterations = int(facts.steady.iterations)
     if not facts.converged:
-        return Text(f"not found ({iterations} iterations, residual {float(facts.steady.residual):.2g})", style="red")
-    return Text("closed form" if iterations == 0 else f"Newton, {iterations} iterations")
+        return Text(
+            f"not found ({counted(iterations, 'iteration')}, residual {float(facts.steady.residual):.2g})", style="red"
+        )
+    return Text("closed form" if iterations == 0 else f"Newton, {counted(iterations, 'iteration')}")
 
 
 def _abscissa(value: float) -> Text:
     if value < 0:
         return Text(f"{value:.4g} /s, falls to 37 % in {seconds(-1 / value)}", style="green")
     return Text(f"{value:.4g} /s, grows within {seconds(1 / value) if value else '∞'}", style="red")
+
+
+def _apart(facts: Facts, end: oc.State, settings: SimulationSettings) -> str:
+    """Why the end of a simulation may be far from the steady state that attracts."""
+    largest = max(float(np.max(np.abs(state.y))) for state in (facts.steady.state, end))
+    if oc.METHODS[settings.method].adaptive and 0 < largest < 100 * settings.atol:
+        return f"y is hardly above atol, {settings.atol:g}, below which errors are not controlled: give a smaller one"
+    return "not there yet: simulate longer, or another attractor took over"
 
 
 def _yes(value: bool) -> Text:

@@ -65,14 +65,18 @@ def command(function: F) -> F:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, OSError) and error.strerror:  # without a name
+        return error.strerror.lower()
     text = " ".join(str(error).split()) or type(error).__name__
     return f"not enough memory: {text[:1].lower()}{text[1:]}" if isinstance(error, MemoryError) else text
 
 
 def quiet_matplotlib() -> None:
     """Draw without a display. Only the command line does this; the libraries leave the backend alone."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("pictures need matplotlib; install it with: pip install 'organics-core[plot]'") from None
     matplotlib.use("Agg")
 
 
@@ -114,12 +118,17 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def counted(count: int, thing: str) -> str:
+    """1 neuron, 2 neurons."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def seconds(value: float) -> str:
     """A time in a unit that suits it."""
     if not math.isfinite(value):
         return "-"
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if abs(value) >= scale:
+        if float(f"{abs(value):.3g}") >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value:.3g} s"
 

@@ -136,11 +136,13 @@ def init(path: Path, kind: str, neurons: int | None, seed: int, force: bool) -> 
         raise ValueError(f"--seed must be at least 0, got {seed}")
     if not path.name:
         raise ValueError(f"NAME must be that of a file, got {str(path)!r}")
+    if any(sign < " " or sign == "\x7f" for sign in str(path)):
+        raise ValueError(f"NAME must have no line breaks or other control characters, got {str(path)!r}")
     if path.suffix.lower() != ".toml":
         path = path.with_name(path.name + ".toml")
     if path.exists() and not force:
         raise ValueError(f"{path} exists; choose another name, or add --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text_of(kind, neurons, seed, str(path)))
-    word = shlex.quote(str(path))
+    word = shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+    write_text(path, text_of(kind, neurons, seed, word))
     console().print(f"{path}\nNow: organics simulate {word}, or organics certify {word}", soft_wrap=True, markup=False)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from organics_core.io.atomic import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
@@ -214,7 +216,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     ----------
     figure : matplotlib Figure
     path : str or Path
-        Its ending says the format; missing folders are made.
+        Its ending says the format; missing folders are made. The file is whole or not there.
 
     Returns
     -------
@@ -230,9 +232,9 @@ def save(figure: Figure, path: str | Path) -> Path:
     ('empty.svg', True)
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    form = path.suffix[1:] or None
     with style():
-        figure.savefig(path)
+        write_atomically(path, lambda file: figure.savefig(file, format=form))
     return path
 
 

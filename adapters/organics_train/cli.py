@@ -18,6 +18,7 @@ import typer
 from organics_cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Debug, command, complain, console, write_text
 from organics_core import checks
 
+from .cognitive import PREFIX
 from .config import FRAMEWORKS, SCHEDULES, TESTED, Config, completed
 from .datasets import TASKS
 from .processes import PARALLEL, ElsewhereError, alike, under_torchrun
@@ -42,6 +43,13 @@ def register(app: typer.Typer) -> None:
     app.command()(analyse)
 
 
+def refuse_idle(what: str, options: dict[str, Any], used: bool) -> None:
+    """ValueError for an option that is given and would do nothing."""
+    for name, value in options.items():
+        if value is not None and not used:
+            raise ValueError(f"{name} does nothing for {what}; leave it out")
+
+
 @command
 def train(
     task: Annotated[
@@ -63,13 +71,15 @@ def train(
         float | None, typer.Option("--learning-rate", "--lr", help="Of Adam; 0.01, on mnist 0.001.")
     ] = None,
     weight_decay: Annotated[float, typer.Option(help="Of Adam.")] = 1e-5,
-    lr_step: Annotated[int, typer.Option(help="Epochs after which the learning rate falls.")] = 30,
-    lr_gamma: Annotated[float, typer.Option(help="By which factor.")] = 0.8,
+    lr_step: Annotated[
+        int | None, typer.Option(help="Epochs after which the learning rate falls, of step; 30.")
+    ] = None,
+    lr_gamma: Annotated[float | None, typer.Option(help="By which factor; 0.8.")] = None,
     schedule: Annotated[
         Schedule | None,
         typer.Option(help="How the learning rate falls; step, on neurogym onecycle, which as cosine ends at nothing."),
     ] = None,
-    warm_up: Annotated[float, typer.Option(help="Part of the run in which it rises, of onecycle.")] = 0.1,
+    warm_up: Annotated[float | None, typer.Option(help="Part of the run in which it rises, of onecycle; 0.1.")] = None,
     skip_steps: Annotated[
         int, typer.Option(help="Steps of an epoch left out where loss or gradient is not finite; one more is an error.")
     ] = 0,
@@ -86,7 +96,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the initialization, the order of the batches and the noise.")] = 0,
     downsample: Annotated[int, typer.Option(help="MNIST coarser: 2 gives 14 x 14.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
-    length: Annotated[int, typer.Option(help="Steps of adding, delay of copy.")] = 100,
+    length: Annotated[int | None, typer.Option(help="Steps of adding, delay of copy; 100.")] = None,
     samples: Annotated[
         int | None, typer.Option(help="Training examples of adding and copy, 20000, and of neurogym, 10000.")
     ] = None,
@@ -148,6 +158,12 @@ def train(
                 options=dict(parse_option(text) for text in option or ()),
                 device=device,
             )
+            made = config.task in ("adding", "copy")
+            refuse_idle(f"the task {config.task!r}", {"--length": length}, made)
+            refuse_idle(f"the task {config.task!r}", {"--samples": samples}, made or config.task.startswith(PREFIX))
+            falls = f"the schedule {config.schedule!r}"
+            refuse_idle(falls, {"--lr-step": lr_step, "--lr-gamma": lr_gamma}, config.schedule == "step")
+            refuse_idle(falls, {"--warm-up": warm_up}, config.schedule == "onecycle")
         folder = OUTPUT / config.name if output is None else output
         how = None if parallel is None else str(parallel)
         _train(config, folder, resume=resume, checkpoint_every=checkpoint_every, parallel=how)
