@@ -503,7 +503,7 @@ def test_the_grid_of_two_neurons_is_dense_where_y_is_small() -> None:
 def test_large_circuits_go_in_explicit_steps_where_they_are_not_stiff(
     batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A damped oscillation: few Jacobians, down to where it is slow; fast modulators: one for most steps; the same ends."""
+    """A damped oscillation: few Jacobians, until it is slow; fast modulators: one a step; the same ends."""
     module = importlib.import_module("organics_core.attractors")
     monkeypatch.setenv("ORGANICS_NATIVE_MOTION", "0")
     n, inverted = LARGE, []
