@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -712,6 +713,28 @@ def test_how_many_threads_the_motion_takes(xp: Library, monkeypatch: pytest.Monk
         assert native._threads(np) == want
 
 
+def test_a_long_motion_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of one call of native code, of minutes if nothing stopped it; the next call is whole."""
+    native = native_motion()
+    monkeypatch.setattr(native, "MOST", 1)
+    monkeypatch.setattr(native, "_PRODUCTS", 1e18)
+    monkeypatch.setattr(native, "_threads", lambda namespace: 2)
+    turning = np.array([[2.0, -3.0], [3.0, 2.0]])
+    circuit = oc.Circuit(turning, np.full((2, 2), 0.5), *map(np.asarray, (0.5, 0.5, 0.1, 0.002, 0.002)))
+
+    def moved(count: int) -> Any:
+        start, z = oc.State(np.full((count, 2), 0.1), np.full((count, 2), 0.5)), np.full((count, 2), 0.3)
+        return follow(np, circuit, start, z, "main", np.ones(count, bool), longest=np.full(count, np.inf))
+
+    whole = moved(3)
+    threading.Timer(1.0, signal.raise_signal, (signal.SIGINT,)).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        moved(400_000)
+    assert time.monotonic() - begun < 60
+    np.testing.assert_array_equal(moved(3).state.y, whole.state.y)
+
+
 def test_native_motion_leaves_alone_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """More neurons than it is for, operators, no compiler; the arguments keep their values."""
     native = importlib.import_module("organics_backends.kernels.native_motion")
@@ -725,9 +748,9 @@ def test_native_motion_leaves_alone_what_it_cannot_take(monkeypatch: pytest.Monk
     assert all(np.array_equal(*pair) for pair in zip(given, (*start, z), strict=True))
     operator = circuit._replace(w_r=oc.Operator(lambda v: v, shape=(3, 3)))
     assert native.motion(np, "main", operator, *arguments) is None
-    monkeypatch.setattr(native, "MOST", 2)
+    monkeypatch.setattr(native, "MOST_MOVING", 2)
     assert native.motion(np, "main", circuit, *arguments) is None
-    monkeypatch.setattr(native, "MOST", 3)
+    monkeypatch.setattr(native, "MOST_MOVING", 3)
     monkeypatch.setenv(native.VARIABLE, "0")
     assert native.motion(np, "main", circuit, *arguments) is None
 

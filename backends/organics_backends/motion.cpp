@@ -188,7 +188,7 @@ void add(int64_t all, T h, int64_t count, const double *weights, const T *f, con
 
 template <class T>
 int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const T *numbers, bool aimed, int64_t steps,
-               T rtol, T still, T slow_below, const Pair &pair) {
+               T rtol, T still, T slow_below, const Pair &pair, const volatile int64_t *stop) {
     const int64_t n = circuit.n, all = 2 * n;
     const T fast = numbers[0], slow = numbers[1], shortest = numbers[2], farthest = numbers[3];
     const T infinity = std::numeric_limits<T>::infinity();
@@ -209,7 +209,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
     bool stiff = !mixed;
     for (T &one : at.v) one = 1;
     int32_t outcome = MOVING;
-    for (int64_t count = 1; count <= steps && outcome == MOVING; count++) {
+    for (int64_t count = 1; count <= steps && outcome == MOVING && !*stop; count++) {
         const T *f = at.f.data();
         T *k1 = at.k1.data(), *k2 = at.k2.data(), *middle = at.middle.data(), *fresh = at.fresh.data();
         T *off = at.off.data(), *matrix = at.matrix.data();
@@ -371,6 +371,7 @@ struct Arguments {
     void *rows, *numbers;
     int32_t *outcome;
     const Pair *pair;
+    const volatile int64_t *stop;  // becomes 1 when nobody waits any more
     double rtol, still, slow_below;
 };
 
@@ -394,7 +395,7 @@ template <class T> struct Worker {
         } else if (a.outcome[k] == MOVING) {
             Rows<T> rows{row, row + all, row + 2 * all, row + 3 * all, row + 4 * all, row + 5 * all, row + 6 * all};
             a.outcome[k] = follow(circuit, workspace, rows, static_cast<const T *>(a.numbers) + 4 * k, a.aimed != 0,
-                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below), *a.pair);
+                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below), *a.pair, a.stop);
         }
     }
 };
@@ -402,7 +403,7 @@ template <class T> struct Worker {
 template <class T> void every(const Arguments &a) {
     std::atomic<int64_t> next{0};
     auto work = [&](Worker<T> &worker) {
-        for (int64_t k = next++; k < a.members; k = next++) worker.member(a, k);
+        for (int64_t k = next++; k < a.members && !*a.stop; k = next++) worker.member(a, k);
     };
     std::vector<Worker<T>> workers(size_t(a.threads), Worker<T>(a));
     std::vector<std::thread> others;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from organics_core.circuit import VARIANTS
 from organics_core.weights import Operator
 
 VARIABLE = "ORGANICS_NATIVE_MOTION"
-MOST = 64
-"""Neurons: the matrices of larger circuits are LAPACK's."""
+MOST, MOST_MOVING = 64, 256
+"""Neurons for Newton's method and for the motion: the matrices of larger circuits are LAPACK's."""
 _PRODUCTS = 2e8
 """What a thread computes between two looks at the keyboard."""
 _FEW = 6e6
@@ -30,7 +31,7 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("n", "members", "threads", "steps", "flags", "aimed")),
         *((name, ctypes.c_int64) for name in ("rows_stride", "w_r_stride", "w_stride")),
-        *((name, ctypes.c_void_p) for name in ("w_r", "w", "rows", "numbers", "outcome", "pair")),
+        *((name, ctypes.c_void_p) for name in ("w_r", "w", "rows", "numbers", "outcome", "pair", "stop")),
         *((name, ctypes.c_double) for name in ("rtol", "still", "slow_below")),
     )
 
@@ -76,7 +77,7 @@ def motion(
     measured: what counts as small, the inverse of the largest, and a goal with its inverse, or None twice.
     ``numbers`` (...) are the shortest and the longest time constant and the shortest and the longest step.
     """
-    code = _code(xp, circuit, (*rows, active))
+    code = _code(xp, circuit, (*rows, active), MOST_MOVING)
     if code is None:
         return None
     steps, *rest = rules
@@ -92,7 +93,7 @@ def newton(
     xp: Any, variant: str, circuit: Any, x: Array, base: Array, steps: int, enough: float
 ) -> tuple[Array, Array] | None:
     """The best states (..., 2n) and their residuals (...); None as for :func:`motion`."""
-    code = _code(xp, circuit, (x, base))
+    code = _code(xp, circuit, (x, base), MOST)
     if code is None:
         return None
     states = _packed((x, xp.ones_like(x), base))
@@ -101,10 +102,10 @@ def newton(
     return xp.asarray(states[..., 0, :]), xp.asarray(residual)
 
 
-def _code(xp: Any, circuit: Any, others: tuple[Array, ...]) -> Any:
+def _code(xp: Any, circuit: Any, others: tuple[Array, ...], most: int) -> Any:
     """The function of the native library for arrays of this dtype, or None where it cannot take them."""
     n = int(others[0].shape[-1]) // 2
-    if n > MOST or any(isinstance(part, Operator) for part in circuit[:2]):
+    if n > most or any(isinstance(part, Operator) for part in circuit[:2]):
         return None
     seen = get_backend(xp).is_concrete
     if not all(seen(leaf) and getattr(leaf, "is_cpu", True) for leaf in tree_leaves((tuple(circuit[:2]), others))):
@@ -157,6 +158,7 @@ def _run(
     threads = max(1, min(most, count, int(count * steps * max(n, 8) ** 3 / _FEW)))
     each = int(_PRODUCTS / (steps * 8 * max(n, 4) ** 3))
     at_once = threads * max(each, 1 if threads == 1 else 4)  # of four one may take long
+    stop = ctypes.c_int64(0)
     pair = ctypes.addressof(_PAIRS[n >= LARGE][0])
     for first in range(0, count, at_once):
         places = [
@@ -165,8 +167,20 @@ def _run(
         beside = numbers.ctypes.data + first * (numbers.size // count) * size
         ends = None if outcome is None else outcome.ctypes.data + 4 * first
         some = min(at_once, count - first)
-        call = Arguments(
-            n, some, threads, steps, flags, aimed, *strides, *places[1:], places[0], beside, ends, pair, *rules
-        )
-        if code(ctypes.addressof(call)):
+        counts, arrays = (n, some, threads, steps, flags, aimed), (*places[1:], places[0], beside, ends)
+        call = Arguments(*counts, *strides, *arrays, pair, ctypes.addressof(stop), *rules)
+        if _waited_for(code, call, stop) if n > MOST else code(ctypes.addressof(call)):
             raise MemoryError(f"no memory for the motion of a circuit of {n} neurons")
+
+
+def _waited_for(code: Any, call: Arguments, stop: ctypes.c_int64) -> int:
+    """What takes long, in a thread of its own, so that one may interrupt."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(code, ctypes.addressof(call))
+        try:
+            while not wait((done,), timeout=0.1).done:
+                pass
+        except BaseException:
+            stop.value = 1
+            raise
+        return int(done.result())
