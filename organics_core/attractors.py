@@ -299,7 +299,7 @@ def _move(
             fields.append(slope(add_stages(x, step, row, fields)))
         moved = add_stages(x, step, EXPLICIT.weights, fields)
         fields.append(slope(moved))
-        return moved, fields[-1], add_stages(xp.zeros_like(x), 6.0, EXPLICIT.error, fields)
+        return moved, fields[-1], add_stages(xp.zeros_like(x), 6.0, EXPLICIT.error or (), fields)
 
     def sizes(x: Array) -> Array:
         """Of all y one, of every a its own."""
@@ -408,7 +408,8 @@ def _move(
     count = 0 if one else xp.zeros((), dtype=xp.int32, device=device(z))
     outcome = int(outcome) if one else outcome
     zero = 0 * outcome
-    carry = x, slope(x), scale(x), 0.1 * fast, -fast, outcome, zero, forever, count, nothing, forever, zero, nothing
+    begun = x, slope(x), scale(x), 0.1 * fast, -fast, outcome
+    carry: tuple[Any, ...] = *begun, zero, forever, count, nothing, forever, zero, nothing
     if n >= LARGE:
         carry = *carry, outcome > MOVING, zero, xp.ones_like(x)
     carry = backend.while_loop(
