@@ -148,8 +148,8 @@ def _over_time(solved: Solved, part: str, ax: Axes) -> None:
     ax.locator_params(nbins=FEW)
     _to_ticks(ax.yaxis, *ax.dataLim.intervaly)
     if not solved.run.success:
-        words = {"transform": ax.transAxes, "ha": "right", "va": "bottom", "fontsize": 10, "color": styles.MUTED}
-        ax.text(0.985, 0.02, "the simulation ended early", **words)
+        words = {"transform": ax.transAxes, "ha": "left", "va": "top", "fontsize": 10, "color": styles.MUTED}
+        ax.text(0.015, 0.98, "the simulation ended early", **words)
     if n > 1:  # a legend takes several times as long to draw
         words = {"transform": ax.transAxes, "ha": "center", "va": "center", "fontsize": 9}
         ax.text(1.09, 1.0, "neuron", color=styles.MUTED, **words)
