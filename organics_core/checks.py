@@ -228,3 +228,12 @@ def seed(value: object) -> int:
     if number < 0:
         raise ValueError(f"seed must not be negative, got {number}")
     return number
+
+
+def classes(name: str, least: int, largest: int, count: int) -> None:
+    """ValueError unless classes from ``least`` to ``largest`` are numbers of ``count`` outputs."""
+    if least < 0 or largest >= count:
+        wrong = least if least < 0 else largest
+        raise ValueError(
+            f"{name} must hold classes from 0 to {count - 1}, of a model with {count} outputs, got {wrong}"
+        )

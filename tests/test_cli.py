@@ -271,6 +271,7 @@ def test_certify_proves_and_verifies(organics, tmp_path: Path) -> None:
     assert "I swear" not in told
     assert "nothing is claimed of it" in told
     assert_refused(organics("certify", "--check", path), "holds no proof")
+    assert_refused(organics("certify", saved), f"holds a proof, not a circuit; organics certify --check {saved}")
     assert_refused(organics("certify"), "takes a circuit file, or --check")
     done = organics("certify", EXAMPLE, "--proof", saved)
     assert done.exit_code == 0

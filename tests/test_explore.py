@@ -245,6 +245,62 @@ def test_limits_hold_what_is_drawn() -> None:
             assert low <= least <= most <= high, (settings, name)
 
 
+ODD = (
+    Settings(contrast=0.01, sigma=1.0, b=0.05, b0=0.05),  # modulators move by 1e-7 of 2.5e-3
+    Settings(neurons=36, kind="random", w_r=0.5, sigma=0.01, b=0.05, b0=0.05, contrast=0.01, tau_a=40.0),
+    Settings(neurons=6, kind="ring", w_r=-2.0, sigma=0.79, b=0.05, b0=0.05, tau_y=40.0, tau_a=19.5, contrast=0.08),
+    Settings(neurons=1, w_r=-2.0, sigma=0.01, b0=0.05, contrast=0.01),
+)
+"""Numbers that are small, or close to each other."""
+
+
+@pytest.mark.parametrize("settings", [*SEVERAL, *EXTREME, *ODD])
+def test_words_lie_in_the_picture_and_apart(settings: Settings) -> None:
+    solved = explore.solve(settings)
+    with style():
+        for panel in explore.PANELS:
+            ax = new_axes()
+            panel(solved, ax)
+            ax.minorticks_off()
+            canvas = FigureCanvasAgg(ax.figure)
+            canvas.draw()
+            words = [*ax.texts, ax.title, ax._left_title]
+            if ax.axison:
+                for axis in (ax.xaxis, ax.yaxis):
+                    low, high = sorted(axis.get_view_interval())
+                    ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+                    words += [label for place, label in ticks if low <= place <= high]
+                    words += [axis.label, axis.get_offset_text()]
+            boxes = [(word, word.get_window_extent(canvas.get_renderer())) for word in words if word.get_text()]
+            for word, box in boxes:
+                inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= ax.figure.bbox.x1 and box.y1 <= ax.figure.bbox.y1
+                assert inside, (panel.__name__, word)
+            for (word, box), (other, its) in itertools.combinations(boxes, 2):
+                apart = min(box.x1, its.x1) - max(box.x0, its.x0) < 1 or min(box.y1, its.y1) - max(box.y0, its.y0) < 1
+                assert apart, (panel.__name__, word, other)
+
+
+def test_no_axis_is_so_short_that_it_shows_the_errors_of_the_run() -> None:
+    """Modulators that rest at 2.5e-3 are a line, not the oscillation of the solver's errors."""
+    for settings in ODD[:3]:
+        ax = axes_of(settings, "modulators")
+        low, high = ax.get_ylim()
+        assert high - low >= 0.05 * max(abs(line.get_ydata()).max() for line in ax.get_lines())
+
+
+def test_a_run_that_ends_early_is_called_so_in_the_picture_and_by_the_code(capsys) -> None:
+    assert axes_of(EXTREME[1], "responses").texts[0].get_text() == "the simulation ended early"
+    exec(explore.python_code(EXTREME[1]), {})
+    assert "the run stopped: " in capsys.readouterr().out
+    exec(explore.python_code(Settings(neurons=2)), {})
+    assert "the run reached the last time\n" in capsys.readouterr().out
+
+
+def test_neurons_of_the_weights_are_numbered_as_beside_them() -> None:
+    ax = axes_of(Settings(neurons=3), "weights")
+    assert [ax.xaxis.get_major_formatter()(place) for place in (0, 2)] == ["1", "3"]
+
+
 @pytest.mark.parametrize("settings", SEVERAL)
 def test_the_code_that_is_shown_runs_and_says_what_the_page_says(settings: Settings) -> None:
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -420,13 +421,18 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_figure_leaves_nothing(tmp_path, monkeypatch):
-    """Ctrl-C while a figure is drawn: the ones before it are whole, of this one there is nothing."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_figure_leaves_nothing(tmp_path, monkeypatch, number):
+    """Ctrl-C or SIGTERM while a figure is drawn: the ones before it are whole, of this one there is nothing."""
+    before = signal.getsignal(signal.SIGTERM)
 
     def stop(found):
-        raise KeyboardInterrupt
+        if number == signal.SIGINT:  # which a shell's background ignores
+            raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setitem(FIGURES, "energy", FIGURES["energy"]._replace(draw=stop))
     done = CliRunner().invoke(app, ["figures", "attention", "energy", "--quick", "--output", str(tmp_path)])
     assert done.exit_code == 130
+    assert signal.getsignal(signal.SIGTERM) is before
     assert {file.name for file in tmp_path.iterdir()} == {f"attention.{end}" for end in ("png", "svg", "npz", "json")}

@@ -1,15 +1,21 @@
-"""Circuit files: what is written is read back, to the last bit; every mistake is told in one sentence."""
+"""Circuit files: what is written is read back, to the last bit; mistakes are told in one sentence. Locks of folders."""
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import small_circuit
+from support import PATIENCE, small_circuit
 
 import organics_core as oc
+from organics_core.io import locks
 from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
+from organics_core.io.locks import alone_in
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "circuit.toml"
 SETTINGS = SimulationSettings(duration=0.1, points=33, method="rk4", rtol=1e-5, atol=1e-8, variant="rectified")
@@ -132,3 +138,67 @@ def test_other_endings(tmp_path: Path) -> None:
     """Only the two kinds of files."""
     with pytest.raises(ValueError, match=r"must end in \.toml or \.npz, got '\.json'"):
         load_circuit(tmp_path / "circuit.json")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from organics_core.io.locks import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_free_again_when_its_process_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+    try:
+        with pytest.raises(ValueError, match=rf"shared is in use by process {holder.pid} on .*another folder"):
+            alone_in(folder).__enter__()
+    finally:
+        holder.kill()
+        holder.wait(PATIENCE)
+        holder.stdout.close()
+    assert (folder / ".lock").exists()  # which means nothing any more
+    with alone_in(folder), pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"):
+        alone_in(tmp_path / "shared" / ".." / "shared").__enter__()
+    assert list(tmp_path.iterdir()) == [folder]  # it was there before, and stays
+    assert not list(folder.iterdir())
+    with alone_in(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "file").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_many_at_once_are_never_two_in_a_folder(tmp_path: Path) -> None:
+    """Of processes that enter and leave as fast as they can, each is alone with a file that it makes and removes."""
+    program = (
+        "import os, sys, time; from pathlib import Path; from organics_core.io.locks import alone_in\n"
+        "entered, folder, mine = 0, Path(sys.argv[1]), Path(sys.argv[1], 'mine')\n"
+        "while entered < 100:\n"
+        "    try:\n"
+        "        with alone_in(folder):\n"
+        "            os.close(os.open(mine, os.O_CREAT | os.O_EXCL)); mine.unlink(); entered += 1\n"
+        "    except ValueError as error:\n"
+        "        assert 'in use by' in str(error)\n"
+    )
+    (tmp_path / "shared").mkdir()
+    words = [sys.executable, "-c", program, str(tmp_path / "shared")]
+    several = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in several:
+        assert process.communicate(timeout=PATIENCE)[1] == ""
+        assert process.returncode == 0
+
+
+def test_where_there_are_no_locks_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(handle: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(locks, "_lock", none)
+    with alone_in(tmp_path):
+        assert (tmp_path / ".lock").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        alone_in(tmp_path / "file").__enter__()

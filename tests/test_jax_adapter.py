@@ -388,11 +388,15 @@ def test_bad_training_data():
         ((x, np.zeros(7, int)), "x_train and y_train"),
         ((x.astype(int), np.zeros(8, int)), "x_train must have a real floating dtype"),
         ((x, np.zeros(8)), "y_train must be integer classes"),
+        ((x, np.arange(8) % 2 - 1), "y_train must hold classes from 0 to 1, of a model with 2 outputs, got -1"),
+        ((x, np.arange(8) % 3), "y_train must hold classes .* got 2"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             fit(model, *arguments, epochs=1)
     with pytest.raises(ValueError, match="x_test and y_test"):
         fit(model, x, np.zeros(8, int), epochs=1, x_test=x)
+    with pytest.raises(ValueError, match="of a model with 2 outputs, got 5"):
+        fit(model, x, np.zeros(8, int), epochs=1, x_test=x, y_test=np.full(8, 5))
 
 
 def test_cell_in_flax():

@@ -237,6 +237,26 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     assert len(sweep.Store(tmp_path / "store", spec).missing()) == 12
 
 
+def test_a_store_that_another_process_makes_meanwhile_is_taken(tmp_path, monkeypatch) -> None:
+    """Or refused, where it is of another sweep; nothing else is left beside it."""
+    made = sweep.Store._make
+    for k, (other, refused) in enumerate(((small(), False), (small(seed=1), True))):
+        path = tmp_path / f"store{k}"
+
+        def both(self, part, other=other, path=path) -> None:
+            made(self, part)
+            monkeypatch.setattr(sweep.Store, "_make", made)
+            sweep.Store(path, other)
+
+        monkeypatch.setattr(sweep.Store, "_make", both)
+        if refused:
+            with pytest.raises(ValueError, match="holds another sweep"):
+                sweep.Store(path, small())
+        else:
+            assert len(sweep.Store(path, small()).missing()) == 12
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["store0", "store1"]
+
+
 @pytest.mark.parametrize("name", ["kind", "done"])
 @pytest.mark.parametrize("torn", [True, False])
 def test_a_store_without_a_description_says_so(tmp_path, name: str, torn: bool) -> None:
@@ -346,3 +366,20 @@ def test_command(tmp_path, monkeypatch) -> None:
         assert bad.exit_code == 2
         assert message in bad.output
         assert "classifying" not in bad.output  # nothing has begun
+
+
+def test_one_command_at_a_time_in_a_folder(tmp_path) -> None:
+    pytest.importorskip("typer", reason="the command line is not installed")
+    from typer.testing import CliRunner
+
+    from organics_cli.app import app
+    from organics_core.io.locks import alone_in
+
+    words = ["sweep", "--n", "3", "--deltas", "0", "--norms", "1", "--draws", "2", "--workers", "0", "--output"]
+    with alone_in(tmp_path / "out"):
+        done = CliRunner().invoke(app, [*words, str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "out is in use by process" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+    assert CliRunner().invoke(app, [*words, str(tmp_path / "out")]).exit_code == 0
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"store.zarr", "summary.json"}

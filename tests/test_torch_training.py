@@ -57,6 +57,19 @@ def test_fit_is_reproducible_and_stops_at_a_loss_that_is_not_finite():
         ot.fit(classifier(), x, y, epochs=1, batch_size=8)
     with pytest.raises(ValueError, match="one class per sequence"):
         ot.fit(classifier(), x, y[:3], epochs=1)
+    x[3] = 0.0
+    for wrong, error, message in (
+        (y - 1, ValueError, "y_train must hold classes from 0 to 2, of a model with 3 outputs, got -1"),
+        (y - 100, ValueError, "got -100"),  # of which torch's cross entropy takes no notice
+        (y + 1, ValueError, "got 3"),
+        (y + 0.5, TypeError, "y_train must be integer classes, got dtype float64"),
+    ):
+        with pytest.raises(error, match=message):
+            ot.fit(classifier(), x, wrong, epochs=1)
+        with pytest.raises(error, match=message.replace("train", "test")):
+            ot.fit(classifier(), x, y, x_test=x, y_test=wrong, epochs=1)
+    with pytest.raises(ValueError, match="x_test and y_test go together"):
+        ot.fit(classifier(), x, y, x_test=x, epochs=1)
 
 
 # ---- introspection

@@ -394,6 +394,28 @@ def test_another_run_in_the_folder(fake, tmp_path):
         train(Config(**SMALL), tmp_path, resume=True)
 
 
+def test_one_run_at_a_time_in_a_folder(fake, tmp_path):
+    """The second is refused, with other settings or the same; the first goes on, and leaves nothing of the lock."""
+    learners = fake()
+    folder = tmp_path / "deep" / "run"
+    refused = []
+
+    def another(progress):
+        assert not refused or (folder / "checkpoint.safetensors").exists()
+        for seed in (0, 1):
+            with pytest.raises(ValueError, match=f"run is in use by process {os.getpid()} on .*: wait until") as raised:
+                train(Config(**SMALL, seed=seed), folder, resume=True)
+            refused.append(raised.value)
+
+    train(Config(**SMALL), folder, on_step=another, checkpoint_every=1)
+    assert len(refused) == 2 * 12
+    assert len(learners) == 1
+    assert not (folder / ".lock").exists()
+    with pytest.raises(ValueError, match="must be"):
+        train(Config(**SMALL), tmp_path / "new" / "run", checkpoint_every=0)
+    assert not (tmp_path / "new").exists()
+
+
 def test_checkpoint_round_trip(tmp_path):
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.float32(3.0), "c": np.zeros(0, np.uint8)}
     save_checkpoint(tmp_path / "c", arrays, {"step": 3, "list": [1.5]})
@@ -547,7 +569,8 @@ def test_killed_and_resumed_is_bit_identical(framework, tmp_path):
     resumed = _run(framework, tmp_path / "killed", "on", tmp_path / "whole")
     out, error = resumed.communicate(timeout=PATIENCE)
     assert resumed.returncode == 0, error
-    assert not list((tmp_path / "killed").glob("*.part"))
+    left = [path.name for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
+    assert not left  # of the killed ones, neither parts nor a lock
     ours, theirs = (load_checkpoint(tmp_path / name / "checkpoint.safetensors") for name in ("killed", "whole"))
     assert ours[0].keys() == theirs[0].keys()
     for name, value in ours[0].items():

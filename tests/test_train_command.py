@@ -123,6 +123,7 @@ def test_table_trains_what_is_missing(invoke, tmp_path, monkeypatch):
     del record["config"]["schedule"]  # as before there were any
     earlier.write_text(json.dumps(record))
     monkeypatch.setattr("organics_train.loop.train", fail)
+    assert " parameters, 1 epoch in" in done.output
     again = invoke(*arguments)
     assert again.exit_code == 0, again.output
     assert "the loss is nan" not in again.output
@@ -220,6 +221,7 @@ def test_train_from_the_command_line(invoke, tmp_path):
     assert done.exit_code == 0, done.output
     assert "epoch 2: loss" in done.output
     assert "|grad| " in done.output
+    assert " parameters, 2 epochs in" in done.output
     assert max(len(line) for line in done.output.splitlines() if line.startswith("epoch")) <= 80
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoint.safetensors",

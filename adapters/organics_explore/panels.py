@@ -21,6 +21,8 @@ CONTRASTS = np.geomspace(0.01, 1.0, 13)
 FREQUENCIES = np.geomspace(1.0, 400.0, 64)
 FEW = 5
 """Intervals between ticks: text takes the longest to draw."""
+CLOSE = 0.05
+"""Least length of an axis, of the numbers on it: the run is right to some 1e-5 of them."""
 NONE = "no stable fixed point was found"
 
 
@@ -108,9 +110,14 @@ def _empty(ax: Axes, why: str) -> None:
 
 
 def _to_ticks(axis: Any, low: float, high: float) -> None:
-    """Limits at the ticks around both, so that an axis seldom changes."""
+    """Limits at the ticks around both, so that an axis seldom changes; none so close that it would show the errors."""
     if axis.get_scale() == "linear":
         axis.get_major_locator().set_params(nbins=FEW)
+        axis.get_major_formatter().set_useOffset(False)
+        axis.get_major_formatter().set_powerlimits((-3, 4))
+        lacking = CLOSE * max(abs(low), abs(high)) - (high - low)
+        if lacking > 0:
+            low, high = low - lacking / 2, high + lacking / 2
     ticks = axis.get_major_locator().tick_values(low, high)
     axis.axes.set(**{f"{axis.axis_name}lim": (ticks[0], ticks[-1])})
 
@@ -140,6 +147,9 @@ def _over_time(solved: Solved, part: str, ax: Axes) -> None:
     plot.trajectory(solved.run, part=part, steady=solved.stable, neurons=shown, ax=ax)
     ax.locator_params(nbins=FEW)
     _to_ticks(ax.yaxis, *ax.dataLim.intervaly)
+    if not solved.run.success:
+        words = {"transform": ax.transAxes, "ha": "left", "va": "top", "fontsize": 10, "color": styles.MUTED}
+        ax.text(0.015, 0.98, "the simulation ended early", **words)
     if n > 1:  # a legend takes several times as long to draw
         words = {"transform": ax.transAxes, "ha": "center", "va": "center", "fontsize": 9}
         ax.text(1.09, 1.0, "neuron", color=styles.MUTED, **words)
@@ -213,6 +223,8 @@ def weights(solved: Solved, ax: Axes) -> None:
         plot.matrix(solved.circuit.w, colorbar=False, ax=ax)
         _title(ax, f"Normalization weights W, up to {solved.circuit.w.max():.3g}")
         ax.locator_params(integer=True)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(lambda place, _: f"{place + 1:.0f}")  # as the neurons are called beside it
     else:
         _title(ax, "Normalization weights W")
         _empty(ax, "of one neuron: 1")
@@ -293,5 +305,6 @@ def python_code(settings: Settings) -> str:
     return circuit_code(settings) + (
         f"\n{points}"
         f"run = oc.simulate(circuit, z, np.linspace(0.0, {_duration(settings)}, 300), rtol={_RTOL})\n"
+        'print("the run", run.message)\n'
         'print("it ends at y =", run.state.y[-1].round(4))\n'
     )

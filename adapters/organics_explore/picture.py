@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (5.2, 3.9)
-PLACE = (0.165, 0.16, 0.7, 0.71)
+PLACE = (0.18, 0.16, 0.69, 0.71)
 """Of the axes in the figure, said so that no layout is computed: left, bottom, width, height."""
 DPI = 110
 
@@ -24,7 +24,8 @@ def new_axes() -> Axes:
 
     ax = Figure(SIZE, dpi=DPI).add_axes(PLACE)
     ax.xaxis.set_label_coords(0.5, -0.12)
-    ax.yaxis.set_label_coords(-0.17, 0.5)
+    ax.yaxis.set_label_coords(-0.2, 0.5)
+    ax.yaxis.get_offset_text().set(x=-0.24, fontsize=9)  # a power of ten, beside the title
     return ax
 
 

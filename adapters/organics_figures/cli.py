@@ -14,7 +14,16 @@ import numpy as np
 import typer
 from rich.markup import escape
 
-from organics_cli.console import Debug, command, console, output_folder, quiet_matplotlib, versions, write_json
+from organics_cli.console import (
+    Debug,
+    command,
+    console,
+    output_folder,
+    quiet_matplotlib,
+    terminable,
+    versions,
+    write_json,
+)
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -92,7 +101,7 @@ def figures(
         if not screen.is_terminal:
             screen.print(doing, soft_wrap=True)
             sys.stdout.flush()
-        with screen.status(doing):
+        with terminable(), screen.status(doing):
             found = entry.numbers(seed=seed, quick=quick, **({} if shown is None else {"checkpoint": shown}))
             _write(out, name, entry, found, {"seed": seed, "quick": quick, "checkpoint": path}, **options)
         took, file = time.perf_counter() - begin, escape(f"{out / name}.{options['formats'][0]}")

@@ -57,7 +57,8 @@ def draw(n: Numbers) -> Figure:
         ends = np.flatnonzero(np.isfinite(settled[:-1]) & np.isnan(settled[1:]))
         axes[1, 0].plot(epochs[ends], settled[ends], "x", color=color, ms=9, mew=2.4)
         lost |= bool(len(ends))
-    axes[0, 0].legend(loc="lower right", title="right at the end")
+    learned = all(n[f"accuracy_{name}"][-1] > 0.5 for name, _, _ in runs)
+    axes[0, 0].legend(loc="lower right" if learned else "upper right", title="right at the end")
     task = TASKS[str(n["task"])]
     axes[0, 0].set(ylabel="Test accuracy (%)", title=f"{task[:1].upper()}{task[1:]}", ylim=(0, 100))
     axes[0, 1].set(ylabel="Largest gradient norm", title="Gradients, never clipped", yscale="log")

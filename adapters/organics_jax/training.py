@@ -109,6 +109,10 @@ def fit(
     if x_test is not None:
         tests = _pairs("test", x_test, y_test)
 
+    outputs = eqx.filter_eval_shape(eqx.nn.inference_mode(model), x_train[:batch_size]).shape[-1]
+    for name, y in {"train": y_train, **({"test": tests[1]} if tests else {})}.items():
+        checks.classes(f"y_{name}", int(y.min()), int(y.max()), outputs)
+
     mask = trainable(model)
     transform = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam())
     state = transform.init(eqx.filter(model, mask))

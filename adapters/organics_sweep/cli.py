@@ -13,8 +13,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from organics_cli.console import Debug, command, console, write_json
+from organics_cli.console import Debug, command, console, terminable, write_json
 from organics_core.analysis.classification import KINDS
+from organics_core.io.locks import alone_in
 
 from . import Store, Sweep, load, run
 from .driver import dask_distributed
@@ -70,7 +71,7 @@ def sweep(
         sys.stdout.flush()
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cluster = nullcontext() if scheduler is None else dask_distributed().Client(scheduler)
-    with cluster as client, Progress(*columns, console=screen) as bar:
+    with terminable(), alone_in(out), cluster as client, Progress(*columns, console=screen) as bar:
         job = bar.add_task("tasks", total=None)
         said, resumed = -np.inf, store.exists()
 

@@ -56,20 +56,24 @@ class Store:
     def __init__(self, path: Path | str, spec: Sweep) -> None:
         self.spec = spec
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            self.group = _open(path, "r+")
-            if self.group.attrs["sweep"] != spec.describe():
-                raise ValueError(
-                    f"{path} holds another sweep; choose another path, or give the options it was made with"
-                )
-            return
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            self._place(path)
+        self.group = _open(path, "r+")
+        if self.group.attrs["sweep"] != spec.describe():
+            raise ValueError(f"{path} holds another sweep; choose another path, or give the options it was made with")
+
+    def _place(self, path: Path) -> None:
+        """Make the store whole, or find that another process has made one meanwhile."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as part:
             self._make(Path(part, "store"))
-            if path.exists():
-                path.rmdir()  # empty
-            Path(part, "store").rename(path)  # whole or not at all
-        self.group = _open(path, "r+")
+            try:
+                if path.exists():
+                    path.rmdir()  # empty
+                Path(part, "store").rename(path)  # whole or not at all
+            except OSError:
+                if not (path.is_dir() and any(path.iterdir())):
+                    raise
 
     def _make(self, path: Path) -> None:
         spec = self.spec

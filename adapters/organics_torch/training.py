@@ -67,8 +67,9 @@ def fit(
     ------
     FloatingPointError
         When the loss is not finite, naming epoch and step.
-    ValueError
-        For inputs and classes of different length.
+    TypeError, ValueError
+        For inputs and classes of different length, for classes that are no integers,
+        and for such as the model has no output for.
 
     Examples
     --------
@@ -84,7 +85,9 @@ def fit(
     epochs = checks.positive_integer("epochs", epochs)
     like = next(model.parameters())
     x, y = _data("train", x_train, y_train, like)
-    test = None if x_test is None or y_test is None else _data("test", x_test, y_test, like)
+    if (x_test is None) != (y_test is None):
+        raise ValueError("x_test and y_test go together, got only one of them")
+    test = None if x_test is None else _data("test", x_test, y_test, like)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, lr_step, lr_gamma)
     records = []
@@ -95,6 +98,9 @@ def fit(
         for step, index in enumerate(batch_indices(seed, epoch, len(x), batch_size), start=1):
             chosen = torch.as_tensor(index, device=like.device)
             logits = model(x[chosen])
+            if epoch == step == 1:
+                for name, (_, classes) in {"train": (x, y), **({"test": test} if test else {})}.items():
+                    checks.classes(f"y_{name}", int(classes.min()), int(classes.max()), logits.shape[-1])
             loss = nn.functional.cross_entropy(logits, y[chosen])
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -145,8 +151,11 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) -> f
 
 def _data(name: str, x: Any, y: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     inputs = torch.as_tensor(x).to(device=like.device, dtype=like.dtype)
-    classes = torch.as_tensor(y).to(device=like.device, dtype=torch.int64)
-    if classes.ndim != 1 or len(inputs) != len(classes):
+    classes = torch.as_tensor(y)
+    if classes.is_floating_point() or classes.is_complex():
+        raise TypeError(f"y_{name} must be integer classes, got dtype {str(classes.dtype).removeprefix('torch.')}")
+    classes = classes.to(device=like.device, dtype=torch.int64)
+    if classes.ndim != 1 or len(inputs) != len(classes) or len(inputs) == 0:
         raise ValueError(
             f"y_{name} must hold one class per sequence: x_{name} has shape {tuple(inputs.shape)}, "
             f"y_{name} has shape {tuple(classes.shape)}"

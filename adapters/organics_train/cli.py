@@ -15,7 +15,16 @@ from typing import Annotated, Any
 
 import typer
 
-from organics_cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Debug, command, complain, console, write_text
+from organics_cli.console import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    Debug,
+    command,
+    complain,
+    console,
+    counted,
+    write_text,
+)
 from organics_core import checks
 
 from .cognitive import PREFIX
@@ -365,9 +374,10 @@ def _cost(config: Config, done: int) -> str:
         return f"no estimate: {error}"
     seconds = cost.seconds * (config.epochs - done) / config.epochs
     hours = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
-    rest = f"the other {config.epochs - done} of {config.epochs}" if done else config.epochs
+    every = counted(config.epochs, "epoch")
+    rest = f"the other {config.epochs - done} of {every}" if done else every
     memory = "" if math.isnan(cost.megabytes) else f", {cost.megabytes / 1000:.2g} GB of memory"
-    return f"about {hours} on this machine for {rest} epochs ({1000 * cost.step:.0f} ms a step){memory}"
+    return f"about {hours} on this machine for {rest} ({1000 * cost.step:.0f} ms a step){memory}"
 
 
 def _distance(path: Path, config: Config) -> str:
@@ -377,9 +387,9 @@ def _distance(path: Path, config: Config) -> str:
     result = json.loads(path.read_text())
     accuracy, number = 100 * result["test_accuracy"], number_of(config, result["hidden"])
     if config.criterion is not None:
-        reached, epochs = result["criterion_reached"], len(result["epochs"])
+        reached, epochs = result["criterion_reached"], counted(len(result["epochs"]), "epoch")
         what = f"the criterion of {100 * config.criterion:g} % on validation"
-        return f"{accuracy:.2f} %; {what} was {'reached after' if reached else 'not reached in'} {epochs} epochs"
+        return f"{accuracy:.2f} %; {what} was {'reached after' if reached else 'not reached in'} {epochs}"
     if number is None:
         return f"{accuracy:.2f} % on coarse images, which the authors have no number for"
     gap = accuracy - number.accuracy
@@ -415,8 +425,8 @@ def _train(
     if not first:
         return
     console().print(
-        f"{r['model']}: {100 * r['test_accuracy']:.2f} % on the test set, {r['hidden']} hidden units, "
-        f"{r['parameters']} parameters, {len(r['epochs'])} epochs in {r['seconds']:.0f} s\n"
+        f"{r['model']}: {100 * r['test_accuracy']:.2f} % on the test set, {counted(r['hidden'], 'hidden unit')}, "
+        f"{r['parameters']} parameters, {counted(len(r['epochs']), 'epoch')} in {r['seconds']:.0f} s\n"
         f"{folder / RESULTS}  {folder / CURVE}",
         soft_wrap=True,
         markup=False,

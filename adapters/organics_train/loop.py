@@ -21,7 +21,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from organics_core import checks
+from organics_core.io.locks import alone_in
 
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
 from .cognitive import PREFIX
@@ -203,7 +204,8 @@ def train(
     FileExistsError
         For a folder with a run in it, without ``resume``.
     ValueError
-        For a checkpoint of another run, and where the processes cannot share this one.
+        For a checkpoint of another run, for a folder that another process trains in
+        now, and where the processes cannot share this one.
     FloatingPointError
         At a loss or gradient that is not finite, naming epoch and step: at the
         first, or where there have been ``skip_steps`` in the epoch.
@@ -224,7 +226,8 @@ def train(
     """
     with alike():
         checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)
-    with joined(config, parallel) as processes:
+    with joined(config, parallel) as processes, ExitStack() as held:
+        processes.from_first(lambda: held.enter_context(alone_in(Path(out))))
         return _train(config, Path(out), processes, resume, checkpoint_every, on_step, on_epoch, command, data)
 
 
@@ -252,8 +255,6 @@ def _train(
         )
     steps = count // batch_size
     learner = make_learner(config, data, processes)
-    if processes.first:
-        folder.mkdir(parents=True, exist_ok=True)
 
     epoch, done, records, current, devices = 1, 0, [], _Epoch(), [learner.device]
     if restored is not None:

@@ -242,6 +242,8 @@ def _read_npz(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} is {error}; it should hold w, b, b0, sigma, tau_y, tau_a and z") from None
     tables: dict[str, dict[str, Any]] = {"circuit": {}, "input": {}, "simulation": {}}
     with archive:
+        if {"about", "reason", "circuit.w"} <= set(archive.files):  # of Proof.save
+            raise ValueError(f"{path} holds a proof, not a circuit; organics certify --check {path} verifies it")
         for name in archive.files:
             try:
                 value = archive[name]
