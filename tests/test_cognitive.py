@@ -181,7 +181,7 @@ def test_rows_of_cognitive_tasks(fake, invoke, tmp_path, monkeypatch):
     arguments = ["reproduce", *names, "--table", "cognitive", "--quick", "--out", tmp_path]
     done = invoke(*arguments, "--json", tmp_path / "rows.json")
     assert done.exit_code == 0, done.output
-    assert done.output.count("the criterion of 95 % on validation was not reached in 1 epochs") == 6
+    assert done.output.count("the criterion of 95 % on validation was not reached in 1 epoch") == 6
     assert done.output.count("Fixed points at mean inputs") == 3
     assert "Static MNIST" not in done.output
     rows = json.loads((tmp_path / "rows.json").read_text())
