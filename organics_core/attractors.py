@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -29,7 +29,7 @@ from .circuit import (
     without_time,
 )
 from .linalg import inverse, matmul, solve_vector
-from .methods import INTEGRATORS, add_stages
+from .methods import INTEGRATORS, RungeKutta, Slope
 from .weights import matvec
 
 SETTLED, MOVING, DIVERGED = 0, 1, 2
@@ -204,9 +204,21 @@ class NewtonInBoth:
     """What kernels of :func:`newton_in_both` are registered for."""
 
 
-EXPLICIT = INTEGRATORS["dopri5"]
+EXPLICIT = RungeKutta(INTEGRATORS["dopri5"])
 LARGE = 12
 """Neurons from which it pays to go in explicit steps where the motion is not stiff."""
+
+
+class _Field(NamedTuple):
+    """A field without a time of its own, as the methods of simulations take it."""
+
+    xp: Any
+    slope: Callable[[Array], Array]
+
+    def __call__(self, t: Any, x: Array) -> Array:
+        return self.slope(x)
+
+
 _D = 1.0 / (2.0 + 2.0**0.5)
 _E = 6.0 + 2.0**0.5
 
@@ -293,13 +305,9 @@ def _move(
 
     def explicit(x: Array, f: Array, h: Array) -> tuple[Array, Array, Array]:
         """The same in explicit steps."""
-        step = column(h)
-        fields = [f]
-        for row in EXPLICIT.stages[1:]:
-            fields.append(slope(add_stages(x, step, row, fields)))
-        moved = add_stages(x, step, EXPLICIT.weights, fields)
-        fields.append(slope(moved))
-        return moved, fields[-1], add_stages(xp.zeros_like(x), 6.0, EXPLICIT.error or (), fields)
+        step, field = column(h), cast(Slope, _Field(xp, slope))
+        made = EXPLICIT.step(field, 0.0, step, x, f)
+        return made.x, made.memory, 6.0 * cast(Array, made.error) / step
 
     def sizes(x: Array) -> Array:
         """Of all y one, of every a its own."""
@@ -333,7 +341,7 @@ def _move(
     nearby = float(xp.finfo(z.dtype).eps) ** 0.25
 
     def fastest(x: Array, f: Array, size: Array, v: Array) -> tuple[Array, Array]:
-        """A step of the power method: the next v, of length one in units of ``size``, and the largest rate so far."""
+        """A step of the power method: the next v, of length one in units of ``size``, and the rate of this one."""
         new = (slope(x + nearby * size * v) - f) / (nearby * size)
         rate = top(xp.abs(new))
         known = (rate > 0) & (rate < math.inf)

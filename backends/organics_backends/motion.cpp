@@ -218,7 +218,7 @@ void add(int64_t all, T h, int64_t count, const double *weights, const T *f, con
 
 template <class T>
 int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const T *numbers, bool aimed, int64_t steps,
-               T rtol, T still, T slow_below, const Pair &pair, const volatile int64_t *stop) {
+               T rtol, T still, T slow_below, const Pair *pair, const volatile int64_t *stop) {
     const int64_t n = circuit.n, all = 2 * n;
     const T fast = numbers[0], slow = numbers[1], shortest = numbers[2], farthest = numbers[3];
     const T infinity = std::numeric_limits<T>::infinity();
@@ -234,16 +234,15 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
     sizes(x, at.size.data());
     T h = T(0.1) * fast, fits = -fast, away = infinity, peak = 0, last = infinity, excess = 0;
     int64_t calm = 0, doubts = 0, pressed = 0;
-    const bool mixed = pair.stages > 0;
     const T nearby = T(std::pow(double(std::numeric_limits<T>::epsilon()), 0.25));
-    bool stiff = !mixed;
+    bool stiff = pair == nullptr;
     for (T &one : at.v) one = 1;
     int32_t outcome = MOVING;
     for (int64_t count = 1; count <= steps && outcome == MOVING && !*stop; count++) {
         const T *f = at.f.data();
         T *k1 = at.k1.data(), *k2 = at.k2.data(), *middle = at.middle.data(), *fresh = at.fresh.data();
         T *off = at.off.data(), *matrix = at.matrix.data();
-        if (mixed) {
+        if (pair != nullptr) {
             T *v = at.v.data();
             const T *units = at.size.data();
             for (int64_t i = 0; i < all; i++) moved[i] = x[i] + nearby * units[i] * v[i];
@@ -284,19 +283,19 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
             for (int64_t i = 0; i < all; i++) off[i] += k1[i] - 2 * k2[i];
         } else {
             T *fields = at.fields.data();  // from the second on
-            for (int64_t k = 1; k < pair.stages; k++) {
+            for (int64_t k = 1; k < pair->stages; k++) {
                 for (int64_t i = 0; i < all; i++) moved[i] = x[i];
-                add(all, h, k, pair.inner + k * pair.stages, f, fields, moved);
+                add(all, h, k, pair->inner + k * pair->stages, f, fields, moved);
                 circuit.field(moved, fields + (k - 1) * all);
             }
             for (int64_t i = 0; i < all; i++) {
                 moved[i] = x[i];
                 off[i] = 0;
             }
-            add(all, h, pair.stages, pair.weights, f, fields, moved);
+            add(all, h, pair->stages, pair->weights, f, fields, moved);
             circuit.field(moved, fresh);
-            for (int64_t i = 0; i < all; i++) fields[(pair.stages - 1) * all + i] = fresh[i];
-            add(all, T(6), pair.stages + 1, pair.error, f, fields, off);
+            for (int64_t i = 0; i < all; i++) fields[(pair->stages - 1) * all + i] = fresh[i];
+            add(all, T(6), pair->stages + 1, pair->error, f, fields, off);
         }
         sizes(moved, at.reached.data());
 
@@ -400,7 +399,7 @@ struct Arguments {
     const void *w_r, *w;
     void *rows, *numbers;
     int32_t *outcome;
-    const Pair *pair;
+    const Pair *pair;              // null: Rosenbrock steps alone
     const volatile int64_t *stop;  // becomes 1 when nobody waits any more
     double rtol, still, slow_below;
 };
@@ -425,7 +424,7 @@ template <class T> struct Worker {
         } else if (a.outcome[k] == MOVING) {
             Rows<T> rows{row, row + all, row + 2 * all, row + 3 * all, row + 4 * all, row + 5 * all, row + 6 * all};
             a.outcome[k] = follow(circuit, workspace, rows, static_cast<const T *>(a.numbers) + 4 * k, a.aimed != 0,
-                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below), *a.pair, a.stop);
+                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below), a.pair, a.stop);
         }
     }
 };

@@ -42,16 +42,17 @@ class Pair(ctypes.Structure):
     _fields_ = (("stages", ctypes.c_int64), *((name, ctypes.c_void_p) for name in ("inner", "weights", "error")))
 
 
-def _pair(stages: int) -> tuple[Pair, Any]:
-    """The explicit pair of the core, or with no stages none, and what keeps its numbers in memory."""
-    inner = np.zeros((stages, stages))
-    for k, row in enumerate(EXPLICIT.stages[:stages]):
+def _pair() -> tuple[Pair, Any]:
+    """The explicit pair of the core, and what keeps its numbers in memory."""
+    tableau = EXPLICIT.tableau
+    inner = np.zeros((len(tableau.stages), len(tableau.stages)))
+    for k, row in enumerate(tableau.stages):
         inner[k, :k] = row
-    kept = inner, np.array(EXPLICIT.weights), np.array(EXPLICIT.error)
-    return Pair(stages, *(part.ctypes.data for part in kept)), kept
+    kept = inner, np.array(tableau.weights), np.array(tableau.error)
+    return Pair(len(inner), *(part.ctypes.data for part in kept)), kept
 
 
-_PAIRS = {large: _pair(len(EXPLICIT.stages) if large else 0) for large in (False, True)}
+_PAIR, _KEPT = _pair()
 
 
 def _open(path: Path) -> Any:
@@ -159,7 +160,7 @@ def _run(
     each = int(_PRODUCTS / (steps * 8 * max(n, 4) ** 3))
     at_once = threads * max(each, 1 if threads == 1 else 4)  # of four one may take long
     stop = ctypes.c_int64(0)
-    pair = ctypes.addressof(_PAIRS[n >= LARGE][0])
+    pair = ctypes.addressof(_PAIR) if n >= LARGE else None
     for first in range(0, count, at_once):
         places = [
             part.ctypes.data + first * stride * size for part, stride in zip((states, *matrices), strides, strict=True)
