@@ -16,7 +16,7 @@ import numpy as np
 from array_api_compat import device
 
 from . import checks, model
-from .backend import Array, Tree, get_backend, tree_leaves, tree_map
+from .backend import Array, Tree, get_backend, quiet, tree_leaves, tree_map
 from .circuit import Circuit, of_variant
 from .drive import Drive, is_concrete, read_drive, read_jumps
 from .linalg import broadcast_shapes
@@ -394,9 +394,7 @@ def pose(
     made, sample, times, *start = model.prepare(xp, made, given.sample, times, *others.values())
     model.check_products(xp, made, sample)
     wide = model.full(xp, made, sample)
-    parts = start or list(model.rest(xp, made, wide))
-    if not start and isinstance(made, Circuit):
-        _rest_within_range(xp, parts[1])
+    parts = start or _rest(xp, made, wide)
     shape = broadcast_shapes(tuple(wide.shape), *(tuple(part.shape) for part in parts))
     initial = made.state._make([xp.broadcast_to(part, shape) for part in parts])
     model.check_field(xp, made, initial, wide)
@@ -408,14 +406,20 @@ def pose(
     return Posed(xp, made, None, given, values, initial, times, tau, step, given.jumps)
 
 
-def _rest_within_range(xp: Any, a: Array) -> None:
-    """ValueError where the modulators at rest are seen to be 0, where they would stay, or infinite."""
+def _rest(xp: Any, made: Any, wide: Array) -> list[Array]:
+    """Where a simulation begins. ValueError where modulators are seen to be 0, where they would stay, or infinite."""
+    if not isinstance(made, Circuit):
+        return list(model.rest(xp, made, wide))
+    backend = get_backend(xp)
+    with quiet(backend):
+        y, a = model.rest(xp, made, wide)
     inside = xp.all(xp.isfinite(a) & (a > 0))
-    if get_backend(xp).is_concrete(inside) and not bool(inside):
+    if backend.is_concrete(inside) and not bool(inside):
         raise ValueError(
             f"sigma must leave (b0 sigma)**2, the modulators at rest, within the range of "
             f"{str(a.dtype).rpartition('.')[2]}, where it overflows or vanishes; scale sigma or b0, or give state0"
         )
+    return [y, a]
 
 
 def _pose_field(

@@ -100,18 +100,17 @@ def simulate(
             f"--method {settings.method} would need {substeps:.1g} steps between outputs: the circuit is as quick as "
             f"{seconds(quick)}; use dopri5 or rodas5p, which choose their steps, or a weaker input"
         )
-    with np.errstate(over="ignore"):  # a sigma whose square overflows is refused
-        run = oc.simulate(
-            circuit,
-            z,
-            times,
-            method=settings.method,
-            rtol=settings.rtol,
-            atol=settings.atol,
-            variant=settings.variant,
-            drive="constant",
-            substeps=substeps,
-        )
+    run = oc.simulate(
+        circuit,
+        z,
+        times,
+        method=settings.method,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        variant=settings.variant,
+        drive="constant",
+        substeps=substeps,
+    )
     out = output_folder(out)
     stem = path.stem
     quiet_matplotlib()
