@@ -219,8 +219,8 @@ class _Field(NamedTuple):
         return self.slope(x)
 
 
-_D = 1.0 / (2.0 + 2.0**0.5)
-_E = 6.0 + 2.0**0.5
+_D, _E = 1.0 / (2.0 + 2.0**0.5), 6.0 + 2.0**0.5
+"""Of the Rosenbrock pair."""
 
 
 def follow(
@@ -321,7 +321,7 @@ def _move(
     native = kernel_for(Motion, xp)
     if native is not None:
         rows = x, tau, xp.concat([gated + wide, floor], axis=-1), small, per_most, goal, per_goal
-        rules = steps, rtol, still, slow_below
+        rules = steps, rtol, still, slow_below, _D, _E
         done = native(xp, variant, circuit, rows, (fast, slow, shortest, farthest), active, rules)
         if done is not None:
             return State(done[0][..., :n], done[0][..., n:]), done[1]

@@ -55,6 +55,14 @@ def test_sweep_in_this_process_equals_the_phase_diagram(tmp_path) -> None:
     assert_same(sweep.load(tmp_path / "store"), expected(spec))
 
 
+def test_by_default_there_are_as_many_processes_as_this_one_may_use_cores(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(sweep.driver, "processors", lambda: 3)
+    monkeypatch.setattr(sweep.driver, "_on_processes", lambda spec, tasks, workers: asked.append(workers) or [])
+    sweep.run(small(), tmp_path / "store")
+    assert asked == [3]
+
+
 def test_sweep_on_processes_and_resumed(tmp_path) -> None:
     """Interrupted after three tasks, then resumed on two processes: only the missing tasks run, nothing differs."""
     spec, path = small(), tmp_path / "store"

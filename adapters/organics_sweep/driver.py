@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from organics_backends.native import processors
+
 from .spec import Sweep, Task, compute
 from .store import Store
 
@@ -40,7 +42,7 @@ def run(
     path : path
         Of the store; made if it is not there, resumed if it is.
     workers : int, optional
-        Processes; all cores by default, 0 for none besides this one.
+        Processes; by default one for every core that this process may use, 0 for none besides this one.
     client : dask.distributed.Client, optional
         Run on its cluster instead. Workers may come, go and die: their tasks
         are given to others.
@@ -94,7 +96,7 @@ def run(
     elif workers == 0:
         results = ((task, compute(spec, task)) for task in missing)
     else:
-        results = _on_processes(spec, missing, workers or os.cpu_count() or 1)
+        results = _on_processes(spec, missing, workers or processors())
     for task, values in results:
         store.write(task, values)
         done += 1

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from organics_backends.native import processors
 from organics_core import checks
 from organics_core.io.locks import alone_in
 
@@ -442,7 +443,7 @@ def environment(*frameworks: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        "threads": os.environ.get("OMP_NUM_THREADS", str(processors())),
         **versions,
     }
 

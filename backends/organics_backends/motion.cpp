@@ -27,9 +27,6 @@
 
 namespace {
 
-constexpr double kD = 0.29289321881345254;  // 1 / (2 + sqrt 2)
-constexpr double kE = 7.414213562373095;    // 6 + sqrt 2
-
 enum { SETTLED, MOVING, DIVERGED, ENDLESS };
 
 // The largest number; NaN if there is one.
@@ -218,7 +215,7 @@ void add(int64_t all, T h, int64_t count, const double *weights, const T *f, con
 
 template <class T>
 int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const T *numbers, bool aimed, int64_t steps,
-               T rtol, T still, T slow_below, const Pair *pair, const volatile int64_t *stop) {
+               T rtol, T still, T slow_below, T d, T e, const Pair *pair, const volatile int64_t *stop) {
     const int64_t n = circuit.n, all = 2 * n;
     const T fast = numbers[0], slow = numbers[1], shortest = numbers[2], farthest = numbers[3];
     const T infinity = std::numeric_limits<T>::infinity();
@@ -264,7 +261,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
             if (!stiff && !(h < limit)) h = limit;
         }
         if (stiff) {
-            circuit.shifted(x, 1, T(kD) * h, matrix);
+            circuit.shifted(x, 1, d * h, matrix);
             const T *units = at.size.data();
             factor(all, matrix, units, at.pivots.data());
             for (int64_t i = 0; i < all; i++) k1[i] = f[i];
@@ -278,7 +275,7 @@ int32_t follow(Circuit<T> &circuit, Workspace<T> &at, const Rows<T> &rows, const
                 moved[i] = x[i] + h * k2[i];
             }
             circuit.field(moved, fresh);
-            for (int64_t i = 0; i < all; i++) off[i] = fresh[i] - T(kE) * (k2[i] - middle[i]) - 2 * (k1[i] - f[i]);
+            for (int64_t i = 0; i < all; i++) off[i] = fresh[i] - e * (k2[i] - middle[i]) - 2 * (k1[i] - f[i]);
             solve(all, matrix, units, at.pivots.data(), off);
             for (int64_t i = 0; i < all; i++) off[i] += k1[i] - 2 * k2[i];
         } else {
@@ -401,7 +398,7 @@ struct Arguments {
     int32_t *outcome;
     const Pair *pair;              // null: Rosenbrock steps alone
     const volatile int64_t *stop;  // becomes 1 when nobody waits any more
-    double rtol, still, slow_below;
+    double rtol, still, slow_below, d, e;  // d and e: of the Rosenbrock pair
 };
 
 // What one thread works with.
@@ -424,7 +421,8 @@ template <class T> struct Worker {
         } else if (a.outcome[k] == MOVING) {
             Rows<T> rows{row, row + all, row + 2 * all, row + 3 * all, row + 4 * all, row + 5 * all, row + 6 * all};
             a.outcome[k] = follow(circuit, workspace, rows, static_cast<const T *>(a.numbers) + 4 * k, a.aimed != 0,
-                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below), a.pair, a.stop);
+                                  a.steps, T(a.rtol), T(a.still), T(a.slow_below), T(a.d), T(a.e),
+                                  a.pair, a.stop);
         }
     }
 };

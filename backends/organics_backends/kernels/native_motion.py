@@ -32,7 +32,7 @@ class Arguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n", "members", "threads", "steps", "flags", "aimed")),
         *((name, ctypes.c_int64) for name in ("rows_stride", "w_r_stride", "w_stride")),
         *((name, ctypes.c_void_p) for name in ("w_r", "w", "rows", "numbers", "outcome", "pair", "stop")),
-        *((name, ctypes.c_double) for name in ("rtol", "still", "slow_below")),
+        *((name, ctypes.c_double) for name in ("rtol", "still", "slow_below", "d", "e")),
     )
 
 
@@ -99,7 +99,7 @@ def newton(
         return None
     states = _packed((x, xp.ones_like(x), base))
     residual = np.empty(states.shape[:-2], dtype=states.dtype)
-    _run(code, _threads(xp), variant, circuit, states, residual, None, steps, False, (enough, 0.0, 0.0))
+    _run(code, _threads(xp), variant, circuit, states, residual, None, steps, False, (enough, 0.0, 0.0, 0.0, 0.0))
     return xp.asarray(states[..., 0, :]), xp.asarray(residual)
 
 
