@@ -62,6 +62,28 @@ def test_torch_has_its_own(kind):
     assert torch.equal(model(x), model.readout(own(x)[0][:, -1]))
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_gates_start_with_delays_up_to_the_longest(kind):
+    n, longest = 4000, 100
+    torch.manual_seed(0)
+    layer = make_model(kind, 1, n, 2, num_layers=2, longest_delay=longest).layer
+    for k in range(2):
+        first, second = (getattr(layer, f"bias_{of}_l{k}").detach().reshape(-1, n).double() for of in ("ih", "hh"))
+        keeps = first[1]  # f of the LSTM, u of the GRU
+        delays = 1 + keeps.exp()  # 1 / (1 - sigmoid(b)) steps
+        assert not second[1].any() and 2 <= float(delays.min()) < 3 and longest - 1 < float(delays.max()) <= longest
+        assert abs(float(delays.mean()) - (longest + 2) / 2) < 5 * (longest - 2) / (12 * n) ** 0.5
+        if kind == "lstm":
+            assert torch.equal(first[0], -keeps) and not second[0].any()
+        assert float(first[2].abs().max()) <= n**-0.5 and first[2].any() and second[2].any()  # torch's own
+
+
+@pytest.mark.parametrize(("wrong", "error"), [(2, ValueError), (0, ValueError), (10.5, TypeError), (True, TypeError)])
+def test_bad_longest_delays_are_named(wrong, error):
+    with pytest.raises(error, match="longest_delay must be"):
+        make_model("lstm", 1, 4, 2, longest_delay=wrong)
+
+
 def test_torch_has_the_relu_network():
     model, x = build("irnn")
     own = torch.nn.RNN(K, H, nonlinearity="relu", batch_first=True).double()

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._registry import Array
 
 
@@ -97,6 +99,11 @@ class Gated(nn.Module):
 
         r, u = sigmoid(W x + U h + b),  n = tanh(W_n x + b_n + r (U_n h + c_n))
         h <- (1 - u) n + u h
+
+    With ``longest_delay`` the gates start as in Tallec & Ollivier, ICLR 2018
+    ("chrono"): by biases log(U(1, longest_delay - 1)) of f, their negatives of i,
+    or the former of u, units forget with time constants that are uniform between
+    2 and it, in steps. Without it biases are torch's, and all forget in about two steps.
     """
 
     def __init__(
@@ -108,11 +115,26 @@ class Gated(nn.Module):
         *,
         every_step: bool = False,
         num_layers: int = 1,
+        longest_delay: int | None = None,
     ) -> None:
         super().__init__()
         self.layer = kind(input_size, hidden_size, num_layers, batch_first=True)
+        if longest_delay is not None:
+            self._remember(longest_delay)
         self.readout = nn.Linear(hidden_size, classes)
         self.every_step = every_step
+
+    def _remember(self, longest_delay: int) -> None:
+        if checks.positive_integer("longest_delay", longest_delay) < 3:
+            raise ValueError(f"longest_delay must be at least 3 steps, got {longest_delay}")
+        n = self.layer.hidden_size
+        for k in range(self.layer.num_layers):
+            first, second = (getattr(self.layer, f"bias_{of}_l{k}").data for of in ("ih", "hh"))
+            kept = torch.empty(n).uniform_(1.0, longest_delay - 1.0).log_()
+            gates = ((0, -kept), (1, kept)) if isinstance(self.layer, nn.LSTM) else ((1, kept),)  # i, f; u
+            for gate, bias in gates:
+                first[gate * n : (gate + 1) * n] = bias
+                second[gate * n : (gate + 1) * n] = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes), or (N, T, classes), of sequences x (N, T, k)."""
