@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._registry import Array
 
 
@@ -35,7 +37,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.readout = nn.Linear(features, classes)
         self.every_step = every_step
-        self.substeps = substeps
+        self.substeps = checks.positive_integer("substeps", substeps)
 
     def drive(self, x: Tensor) -> Tensor:
         raise NotImplementedError
