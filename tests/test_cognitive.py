@@ -107,6 +107,8 @@ def test_data_of_a_task(fake, task, kind, outputs):
     assert not np.array_equal(data.x_validation[:60], data.x_train)
     louder = load_dataset("neurogym:GoNogo-v0", samples=20, task_options={"strength": 2.0})
     assert louder.x_train.max() == 2
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        load_dataset(f"neurogym:{task}-v0", samples=0)
 
 
 def test_wrong_tasks_are_one_sentence(fake, monkeypatch, invoke, tmp_path):

@@ -270,6 +270,21 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(fake, tmp_path):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+def test_handlers_that_are_not_of_python(fake, tmp_path, monkeypatch):
+    """Of a program that Python is embedded in, it knows them as None: the default is put in their place."""
+    fake()
+    put = signal.signal
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: (put(number, handler), None)[1])
+    try:
+        train(Config(**SMALL), tmp_path)
+        assert all(signal.getsignal(number) == signal.SIG_DFL for number in before)
+    finally:
+        for number, handler in before.items():
+            put(number, handler)
+    assert (tmp_path / "results.json").exists()
+
+
 @pytest.mark.parametrize("stop", [None, (2, 3), (4, 1)])
 def test_the_best_on_validation_is_tested(fake, tmp_path, monkeypatch, stop):
     """The first of two equal ones; also where the run was interrupted before or after it."""
@@ -525,6 +540,9 @@ def test_steps_that_are_not_finite_may_be_skipped(fake, tmp_path, options):
     assert results["epochs"][0]["loss"] == 1.0
     assert results["epochs"][0]["gradient_norm"] == 2.0
     assert np.isnan([results["epochs"][1][name] for name in ("loss", "gradient_norm", "gradient_norm_max")]).all()
+    text = (tmp_path / "enough" / "results.json").read_text()
+    assert "NaN" not in text  # which is no JSON
+    assert [json.loads(text)["epochs"][k]["loss"] for k in (0, 1)] == [1.0, None]
 
 
 def test_accuracy_is_a_count():
@@ -716,12 +734,15 @@ def test_every_kind_of_task_in_jax(task, tmp_path):
 
 
 @pytest.mark.library("jax")
-def test_the_static_model_has_no_output_at_every_step_in_jax():
+def test_models_that_jax_does_not_train():
     _needs("jax")
     from organics_train import jax_learner
 
     config = Config(task="copy", model="organics-static", framework="jax", length=3, samples=4)
     with pytest.raises(ValueError, match="no output at every step"):
+        jax_learner.make(config, config.data())
+    config = Config(task="adding", framework="jax", length=3, samples=4, options={"num_layers": 2, "dropout": 0.5})
+    with pytest.raises(ValueError, match="a model with dropout is trained in torch only"):
         jax_learner.make(config, config.data())
 
 

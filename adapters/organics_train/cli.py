@@ -281,7 +281,7 @@ def reproduce(
     device: Annotated[str, typer.Option(help="Of torch: cpu or cuda; a run may change it when it goes on.")] = "cpu",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file, too.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One epoch of 64 coarse images, to see that a row runs.")
+        bool, typer.Option("--quick", help="One epoch of 64 coarse images or trials, to see that a row runs.")
     ] = False,
     debug: Debug = False,
 ) -> None:

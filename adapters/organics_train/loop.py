@@ -202,7 +202,7 @@ def train(
     Returns
     -------
     dict
-        What ``results.json`` holds.
+        What ``results.json`` holds; there NaN, of an epoch all of whose steps were skipped, is null.
 
     Raises
     ------
@@ -384,7 +384,8 @@ def _train(
     arrays = learner.parameters()
     if processes.first:
         save_checkpoint(folder / MODEL, arrays, {"config": config.asdict()})
-        write_atomically(folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+        epochs = [{key: None if value != value else value for key, value in record.items()} for record in records]
+        write_atomically(folder / RESULTS, (json.dumps(results | {"epochs": epochs}, indent=2) + "\n").encode())
         _curve(folder / CURVE, results)
     return results
 
@@ -492,8 +493,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     try:
         yield asked.is_set
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # None: of the program that Python is embedded in
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _curve(path: Path, results: dict[str, Any]) -> None:
