@@ -141,6 +141,19 @@ def test_a_checkpoint_says_how_it_was_computed(fake, tmp_path, monkeypatch):
         train(Config(**SMALL), tmp_path, resume=True)
 
 
+def test_a_record_names_every_session(fake, tmp_path, monkeypatch):
+    """Of a run that was resumed elsewhere, all versions that had a part in it."""
+    fake()
+    train(Config(**SMALL), tmp_path)
+    train(Config(**{**SMALL, "epochs": 3}), tmp_path, resume=True)
+    monkeypatch.setattr(loop, "version", lambda name: f"{name} of tomorrow")
+    results = train(Config(**{**SMALL, "epochs": 4}), tmp_path, resume=True)
+    first, last = results["sessions"]
+    assert last["environment"]["numpy"] == results["environment"]["numpy"] == "numpy of tomorrow"
+    assert first["environment"]["numpy"] == np.__version__
+    assert (first["device"], first["processes"], first["parallel"], first["implementation"]) == ("cpu", 1, None, None)
+
+
 @pytest.mark.library("torch")
 def test_the_implementation_is_settled_before_the_first_step(tmp_path):
     _needs("torch")

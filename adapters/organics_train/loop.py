@@ -202,7 +202,8 @@ def train(
     Returns
     -------
     dict
-        What ``results.json`` holds; there NaN, of an epoch all of whose steps were skipped, is null.
+        What ``results.json`` holds: how and by what it was computed is that of the last
+        session, and ``sessions`` has all of them. There NaN, of an epoch all of whose steps were skipped, is null.
 
     Raises
     ------
@@ -262,7 +263,7 @@ def _train(
     steps = count // batch_size
     learner = make_learner(config, data, processes)
 
-    epoch, done, records, current, devices = 1, 0, [], _Epoch(), [learner.device]
+    epoch, done, records, current, devices, sessions = 1, 0, [], _Epoch(), [learner.device], []
     if restored is not None:
         arrays, record = restored
         learner.load_state(arrays)
@@ -287,10 +288,21 @@ def _train(
                     stacklevel=2,
                 )
         epoch, done, records, current = record["epoch"], record["step"], record["epochs"], _Epoch(record["current"])
+        sessions = record.get("sessions", [])
+    here = {
+        "device": learner.device,
+        "implementation": learner.implementation,
+        "processes": processes.count,
+        "parallel": processes.how,
+        "environment": environment(config.framework, *(["neurogym"] if config.task.startswith(PREFIX) else [])),
+    }
+    if here not in sessions[-1:]:
+        sessions = [*sessions, here]
 
     def save() -> None:
         record = {"config": config.asdict(), "epoch": epoch, "step": done, "epochs": records}
         record |= {"implementation": learner.implementation, "device": learner.device, "devices": devices}
+        record["sessions"] = sessions
         arrays = learner.state()  # all take part
         if processes.first:
             save_checkpoint(path, arrays, {**record, "current": current.values})
@@ -374,12 +386,10 @@ def _train(
         "test_diverged": test.diverged,
         "measured_at": f"the parameters after {measured}; the test set had no part in choosing them",
         "gradient_clipping": "none",
-        "implementation": learner.implementation,
+        **{name: value for name, value in here.items() if name != "device"},
         "devices": devices,
-        "processes": processes.count,
-        "parallel": processes.how,
+        "sessions": sessions,
         "seconds": sum(record["seconds"] for record in records),
-        "environment": environment(config.framework, *(["neurogym"] if config.task.startswith(PREFIX) else [])),
     }
     arrays = learner.parameters()
     if processes.first:
