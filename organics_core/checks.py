@@ -205,6 +205,16 @@ def positive_number(name: str, value: object) -> float:
     return number
 
 
+def not_negative(name: str, value: object) -> float:
+    """``value`` as a finite float of at least 0, or an error that names it."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    number = _float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {number:g}")
+    return number
+
+
 def positive_integer(name: str, value: object) -> int:
     """``value`` as an int of at least 1, or an error that names it."""
     number = _integer(name, value)

@@ -225,5 +225,8 @@ def test_wrong_arguments():
         make_model("gru", K, H, C, epsilon=1.0)
     with pytest.raises(ValueError, match="hidden_size must be at least 1"):
         make_model("gru", K, 0, C)
+    for name, option in (("ssn", "substeps"), ("mlp", "num_layers"), ("unicornn", "num_layers")):
+        with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
+            make_model(name, 1, 4, 2, **{option: 0})
     with pytest.raises(ValueError, match="contraction must be between 0 and 1"):
         make_model("deq", K, H, C, contraction=1.5)

@@ -21,6 +21,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 import organics_core as oc
 from organics_train import Config, analysis, cli, cognitive, datasets, load_dataset, reproduce, tables
 from organics_train.analysis import Net, explained, fixed_points, groups, settle
+from organics_train.checkpoint import save_checkpoint
 from organics_train.config import completed
 
 real = pytest.mark.skipif(
@@ -106,6 +107,8 @@ def test_data_of_a_task(fake, task, kind, outputs):
     assert not np.array_equal(data.x_validation[:60], data.x_train)
     louder = load_dataset("neurogym:GoNogo-v0", samples=20, task_options={"strength": 2.0})
     assert louder.x_train.max() == 2
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        load_dataset(f"neurogym:{task}-v0", samples=0)
 
 
 def test_wrong_tasks_are_one_sentence(fake, monkeypatch, invoke, tmp_path):
@@ -198,6 +201,11 @@ def test_rows_of_cognitive_tasks(fake, invoke, tmp_path, monkeypatch):
     again = invoke(*arguments)
     assert again.exit_code == 0
     assert "Fixed points" not in again.output
+    (folder / "analysis.json").unlink()  # as where it was stopped in between
+    rest = invoke(*arguments)
+    assert rest.output.count("Fixed points at mean inputs") == 1
+    assert "about " not in rest.output
+    assert (folder / "analysis.json").is_file()
     assert "largest" in invoke("analyse", folder).output
     assert "unknown row 'smnist-lstm-128'" in invoke("reproduce", "smnist-lstm-128", "--table", "cognitive").output
     assert "unknown table 'all'" in invoke("reproduce", "--table", "all").output
@@ -216,8 +224,11 @@ def test_the_analysed_net_is_the_trained_one(fake, tmp_path, model):
     )
     train(config, tmp_path)
     data = config.data()
+    arrays, record = analysis.load_checkpoint(tmp_path / "model.safetensors")
+    record["config"]["device"] = "cuda"  # which need not be here
+    save_checkpoint(tmp_path / "model.safetensors", arrays, record)
     read, net, _ = analysis.read(tmp_path)
-    assert read == config
+    assert read == Config(**{**config.asdict(), "device": "cuda"})
     learner = make_learner(config, data)
     learner.load_state(
         {f"model.{name}": value for name, value in analysis.load_checkpoint(tmp_path / "model.safetensors")[0].items()}
@@ -268,6 +279,8 @@ def test_explained_variance_and_groups():
     assert groups([2, 2, 2]) is None
     assert groups([4, 2]).tolist() == [4, 2]
     assert groups(["b", "a"]).tolist() == [1, 0]
+    assert groups([6.4, 0.0, 12.8]).tolist() == [1, 0, 2]
+    assert groups([None, 2, None]).tolist() == [1, 0, 1]
     assert groups([(1, 3), (1, 4)]).tolist() == [0, 1]
     assert np.bincount(groups(np.arange(12) / 7)).tolist() == [3, 3, 3, 3]
     assert groups([f"{k}" for k in range(9)]) is None

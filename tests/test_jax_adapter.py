@@ -397,6 +397,19 @@ def test_bad_training_data():
         fit(model, x, np.zeros(8, int), epochs=1, x_test=x)
     with pytest.raises(ValueError, match="of a model with 2 outputs, got 5"):
         fit(model, x, np.zeros(8, int), epochs=1, x_test=x, y_test=np.full(8, 5))
+    with pytest.raises(ValueError, match="weight_decay must be finite and at least 0, got -1"):
+        fit(model, x, np.zeros(8, int), epochs=1, weight_decay=-1.0)
+
+
+def test_an_example_that_diverges_is_wrong():
+    """Its logits are NaN, whose argmax is class 0."""
+    x, y = np.ones((8, 4, 2), np.float32), np.zeros(8, int)
+    seen = x.copy()
+    seen[:6] = np.nan
+    options = {"epochs": 1, "batch_size": 5, "learning_rate": 0.1, "y_test": y, "abscissa_every": 0}
+    for x_test, accuracy in ((x, 1.0), (seen, 2 / 8)):
+        _, (record,) = fit(ORGaNICsClassifier(2, 3, 2, key=KEY), x, y, x_test=x_test, **options)
+        assert record.test_accuracy == accuracy
 
 
 def test_cell_in_flax():

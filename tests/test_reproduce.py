@@ -160,9 +160,10 @@ def test_a_row_that_is_stopped_goes_on(invoke, tiny, tmp_path, monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr("organics_train.loop.train", fail)
-    again = invoke(*arguments)
-    assert again.exit_code == 0, again.output
-    assert again.output.count(said) == 1
+    for more in ((), ("--device", "cuda")):
+        again = invoke(*arguments, *more)
+        assert again.exit_code == 0, again.output
+        assert again.output.count(said) == 1
     assert f"{name}, seed 0: finished" in invoke(*arguments, "--list").output
 
 

@@ -72,6 +72,29 @@ def test_fit_is_reproducible_and_stops_at_a_loss_that_is_not_finite():
         ot.fit(classifier(), x, y, x_test=x, epochs=1)
 
 
+def test_settings_of_fit_are_checked():
+    x, y = numbers(1, 8, 6, 2), np.arange(8) % 3
+    for name, wrong, message in (
+        ("learning_rate", float("inf"), "positive and finite"),
+        ("weight_decay", -1.0, "finite and at least 0"),
+        ("lr_step", 0, "at least 1"),
+        ("lr_gamma", -0.5, "positive and finite"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be {message}, got"):
+            ot.fit(classifier(), x, y, epochs=1, **{name: wrong})
+
+
+def test_a_sequence_that_diverges_is_wrong():
+    """Its logits are NaN, whose argmax is class 0."""
+    x, y = numbers(1, 8, 6, 2), np.zeros(8, dtype=int)
+    seen = x.clone()
+    seen[:6] = float("nan")
+    (whole,) = ot.fit(classifier(), x, y, epochs=1, x_test=x, y_test=y, learning_rate=0.1)
+    (record,) = ot.fit(classifier(), x, y, epochs=1, x_test=seen, y_test=y, learning_rate=0.1, abscissa_every=0)
+    assert whole.test_accuracy == 1.0
+    assert record.test_accuracy == 2 / 8
+
+
 # ---- introspection
 
 

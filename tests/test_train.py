@@ -141,6 +141,19 @@ def test_a_checkpoint_says_how_it_was_computed(fake, tmp_path, monkeypatch):
         train(Config(**SMALL), tmp_path, resume=True)
 
 
+def test_a_record_names_every_session(fake, tmp_path, monkeypatch):
+    """Of a run that was resumed elsewhere, all versions that had a part in it."""
+    fake()
+    train(Config(**SMALL), tmp_path)
+    train(Config(**{**SMALL, "epochs": 3}), tmp_path, resume=True)
+    monkeypatch.setattr(loop, "version", lambda name: f"{name} of tomorrow")
+    results = train(Config(**{**SMALL, "epochs": 4}), tmp_path, resume=True)
+    first, last = results["sessions"]
+    assert last["environment"]["numpy"] == results["environment"]["numpy"] == "numpy of tomorrow"
+    assert first["environment"]["numpy"] == np.__version__
+    assert (first["device"], first["processes"], first["parallel"], first["implementation"]) == ("cpu", 1, None, None)
+
+
 @pytest.mark.library("torch")
 def test_the_implementation_is_settled_before_the_first_step(tmp_path):
     _needs("torch")
@@ -270,6 +283,21 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(fake, tmp_path):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+def test_handlers_that_are_not_of_python(fake, tmp_path, monkeypatch):
+    """Of a program that Python is embedded in, it knows them as None: the default is put in their place."""
+    fake()
+    put = signal.signal
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: (put(number, handler), None)[1])
+    try:
+        train(Config(**SMALL), tmp_path)
+        assert all(signal.getsignal(number) == signal.SIG_DFL for number in before)
+    finally:
+        for number, handler in before.items():
+            put(number, handler)
+    assert (tmp_path / "results.json").exists()
+
+
 @pytest.mark.parametrize("stop", [None, (2, 3), (4, 1)])
 def test_the_best_on_validation_is_tested(fake, tmp_path, monkeypatch, stop):
     """The first of two equal ones; also where the run was interrupted before or after it."""
@@ -320,6 +348,24 @@ def test_a_finished_run_takes_more_epochs(fake, tmp_path):
     results = train(Config(**{**SMALL, "epochs": 3}), tmp_path, resume=True)
     assert len(results["epochs"]) == 3
     assert len(learners[1].seen) == 72
+
+
+def test_a_run_does_not_go_back(fake, tmp_path):
+    """Results of more epochs, or of a part of one more, never stand under fewer."""
+    fake()
+    train(Config(**SMALL), tmp_path / "whole")
+
+    def interrupt(progress):
+        if (progress.epoch, progress.step) == (2, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Config(**SMALL), tmp_path / "part", on_step=interrupt)
+    for name in ("whole", "part"):
+        with pytest.raises(ValueError, match="has begun its epoch 2: epochs must be at least that, got 1"):
+            train(Config(**{**SMALL, "epochs": 1}), tmp_path / name, resume=True)
+    train(Config(**{**SMALL, "epochs": 1}), tmp_path / "one")
+    assert len(train(Config(**{**SMALL, "epochs": 1}), tmp_path / "one", resume=True)["epochs"]) == 1
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
@@ -462,6 +508,21 @@ def test_wrong_settings(options, message):
         Config(**options)
 
 
+def test_settings_are_what_a_checkpoint_can_hold(fake, tmp_path):
+    """Known before the first step, and not when the first checkpoint is written."""
+    fake()
+    for name, value in (("options", {"sigma": np.float32(0.3)}), ("task_options", {"sigma": np.ones(2)})):
+        with pytest.raises(TypeError, match=f"{name} must hold what JSON holds, .*: 'sigma' is numpy"):
+            Config(**SMALL, **{name: value})
+    with pytest.raises(TypeError, match="options must be a dict, got list"):
+        Config(options=["sigma"])
+    with pytest.raises(TypeError, match="device must be a text, got"):
+        Config(device=0)
+    config = Config(**SMALL | {"epochs": np.int64(2)}, limit=np.int32(8))
+    assert type(config.epochs) is type(config.limit) is int
+    assert len(train(config, tmp_path)["epochs"]) == 2
+
+
 def test_equal_parameters_by_the_closest_size():
     def count(hidden):
         return 7 + 3 * hidden + 2 * hidden**2
@@ -491,7 +552,31 @@ def test_steps_that_are_not_finite_may_be_skipped(fake, tmp_path, options):
     assert [record["skipped_steps"] for record in results["epochs"]] == [2, 6]
     assert results["epochs"][0]["loss"] == 1.0
     assert results["epochs"][0]["gradient_norm"] == 2.0
-    assert np.isnan(results["epochs"][1]["loss"])
+    assert np.isnan([results["epochs"][1][name] for name in ("loss", "gradient_norm", "gradient_norm_max")]).all()
+    text = (tmp_path / "enough" / "results.json").read_text()
+    assert "NaN" not in text  # which is no JSON
+    assert [json.loads(text)["epochs"][k]["loss"] for k in (0, 1)] == [1.0, None]
+
+
+def test_accuracy_is_a_count():
+    """38 of 40 by float32 are less than 0.95; a criterion is reached all the same, and equal epochs are equal."""
+    parts = [(1.0, float(np.float32(38 / 40)), 40, 40)] * 25
+    assert parts[0][1] < 38 / 40
+    assert loop.Score.of(parts).accuracy == 0.95
+    assert loop.Score.of([(1.0, float(np.float32(0.95)), 2, 4)], answers=10).accuracy == 19 / 40
+    assert loop.Score.of([(float("nan"), float("nan"), 0, 4), (1.0, 0.5, 2, 4)]) == (1.0, 1 / 8, 6)
+
+
+@EVERY_FRAMEWORK
+@pytest.mark.parametrize(("task", "answers"), [("digits", 1), ("copy", 10)])
+def test_scores_are_counts_in_every_framework(framework, task, answers):
+    _needs(framework)
+    config = Config(task=task, framework=framework, hidden=3, length=5, samples=8)
+    data = config.data()
+    x, y = data.x_validation[:90], data.y_validation[:90]
+    learner = loop.make_learner(config, data._replace(x_validation=x, y_validation=y))
+    accuracy = learner.evaluate("validation", 40).accuracy
+    assert accuracy in {right / (90 * answers) for right in range(1, 90 * answers)}
 
 
 @EVERY_FRAMEWORK
@@ -662,12 +747,15 @@ def test_every_kind_of_task_in_jax(task, tmp_path):
 
 
 @pytest.mark.library("jax")
-def test_the_static_model_has_no_output_at_every_step_in_jax():
+def test_models_that_jax_does_not_train():
     _needs("jax")
     from organics_train import jax_learner
 
     config = Config(task="copy", model="organics-static", framework="jax", length=3, samples=4)
     with pytest.raises(ValueError, match="no output at every step"):
+        jax_learner.make(config, config.data())
+    config = Config(task="adding", framework="jax", length=3, samples=4, options={"num_layers": 2, "dropout": 0.5})
+    with pytest.raises(ValueError, match="a model with dropout is trained in torch only"):
         jax_learner.make(config, config.data())
 
 

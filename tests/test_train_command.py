@@ -68,7 +68,11 @@ def test_table_puts_the_paper_beside_ours(invoke, tmp_path, monkeypatch):
         ("lstm", 128, {}, (97.3, 92.6)),
         ("lstm", 64, {}, (None, None)),
         ("lstm", 128, {"num_layers": 2}, (None, None)),
+        ("organics", 64, {"recurrent": "identity"}, (None, None)),
+        ("organics", 64, {"recurrent": "orthogonal"}, (97.7, 89.9)),
+        ("organics", 64, {"bidirectional": True}, (None, None)),
         ("antisymmetric", 128, {}, (98.0, 95.8)),
+        ("antisymmetric", 128, {"gated": True}, (None, None)),
         ("cornn", 128, {}, (99.3, 96.6)),
         ("lipschitz", 128, {}, (99.4, 96.3)),
         ("gru", 128, {}, (None, None)),
@@ -168,6 +172,26 @@ def test_table_errors(invoke, tmp_path):
     assert "no --model to run" in unused.output
     assert "exists in torch only" in invoke("table", "--model", "lstm", "--framework", "jax").output
     assert tables.collect([tmp_path]) == []
+    for option in (("--out", tmp_path), ("--downsample", 2), ("--input-noise", 0.1), ("--framework", "jax")):
+        unused = invoke("table", tmp_path, *option)
+        assert unused.exit_code == 2
+        assert "no --model to run" in unused.output
+
+
+def test_results_under_two_paths_stand_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "results.json").write_text(json.dumps(result("smnist", "organics", 0.9)))
+    paths = [tmp_path, tmp_path / "a", tmp_path / "a" / ".." / "a" / "results.json"]
+    assert len(tables.collect(paths)) == 1
+
+
+def test_numbers_are_rounded_to_what_they_are(capsys):
+    sizes = {999: "999", 1_000: "1k", 26_390: "26.4k", 999_499: "999k", 999_500: "1M", 2_412_345: "2.41M"}
+    assert {count: tables._thousands(count) for count in sizes} == sizes
+    run = result("neurogym:GoNogo-v0", "gru", 0.9)
+    run["config"]["criterion"], run["criterion_reached"] = 0.999, True
+    tables.print_tables([run])
+    assert "90.00 99.9 *" in " ".join(capsys.readouterr().out.split())
 
 
 def test_results_that_cannot_be_read_are_named(invoke, tmp_path):
@@ -204,6 +228,7 @@ def test_train_errors_are_one_sentence(invoke, tmp_path):
         (("--samples", 50), "--samples does nothing for the task 'digits'"),
         (("--schedule", "cosine", "--lr-step", 3), "--lr-step does nothing for the schedule 'cosine'"),
         (("--warm-up", 0.2), "--warm-up does nothing for the schedule 'step'"),
+        (("--framework", "jax", "--device", "cuda"), "--device does nothing for the framework 'jax'"),
     ):
         done = invoke("train", *arguments, "--out", tmp_path / "run")
         assert done.exit_code == 2

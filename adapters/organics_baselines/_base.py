@@ -37,7 +37,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.readout = nn.Linear(features, classes)
         self.every_step = every_step
-        self.substeps = substeps
+        self.substeps = checks.positive_integer("substeps", substeps)
 
     def drive(self, x: Tensor) -> Tensor:
         raise NotImplementedError

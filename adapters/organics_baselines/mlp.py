@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._base import relu
 from ._registry import Array, Arrays, Entry
 
@@ -30,7 +32,7 @@ class MLP(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, classes: int, *, steps: int = 1, num_layers: int = 1) -> None:
         super().__init__()
-        sizes = [input_size * steps, *[hidden_size] * num_layers]
+        sizes = [input_size * steps, *[hidden_size] * checks.positive_integer("num_layers", num_layers)]
         layers: list[nn.Module] = []
         for below, above in pairwise(sizes):
             layers += [nn.Linear(below, above), nn.ReLU()]

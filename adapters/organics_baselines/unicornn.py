@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._base import Recurrent, uniform
 from ._registry import Array, Arrays, Entry
 
@@ -45,7 +47,8 @@ class UnICORNN(Recurrent):
         every_step: bool = False,
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step)
-        self.dt, self.alpha, self.num_layers = dt, alpha, num_layers
+        self.dt, self.alpha = dt, alpha
+        self.num_layers = checks.positive_integer("num_layers", num_layers)
         self.w = uniform(0.0, 1.0, num_layers, hidden_size)
         self.c = uniform(-0.1, 0.1, num_layers, hidden_size)
         self.inputs = nn.ModuleList(

@@ -65,7 +65,8 @@ def load(path: str | os.PathLike[str]) -> ORGaNICs | ORGaNICsClassifier:
     Returns
     -------
     ORGaNICs or ORGaNICsClassifier
-        In the dtype of the file (float32 at most, unless x64 is enabled).
+        In the dtype of the file (float32 at most, unless x64 is enabled); without
+        dropout, which files do not hold.
 
     Raises
     ------

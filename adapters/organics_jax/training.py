@@ -58,7 +58,7 @@ def fit(
     seed : int
         Of the order of the batches, and of the dropout.
     x_test, y_test : arrays, optional
-        Test set, looked at after every epoch.
+        Test set, looked at after every epoch; an example whose logits are not finite counts as wrong.
     on_epoch : callable, optional
         Called with every :class:`EpochRecord`.
     abscissa_every : int
@@ -100,6 +100,7 @@ def fit(
     epochs = checks.positive_integer("epochs", epochs)
     batch_size = checks.positive_integer("batch_size", batch_size)
     learning_rate = checks.positive_number("learning_rate", learning_rate)
+    weight_decay = checks.not_negative("weight_decay", weight_decay)
     lr_step = checks.positive_integer("lr_step", lr_step)
     lr_gamma = checks.positive_number("lr_gamma", lr_gamma)
     x_train, y_train = _pairs("train", x_train, y_train)
@@ -140,7 +141,11 @@ def fit(
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
         return eqx.combine(params, fixed), state, (loss, accuracy, optax.tree.norm(gradient))
 
-    predict = eqx.filter_jit(lambda model, x: jnp.argmax(eqx.nn.inference_mode(model)(x), axis=-1))
+    @eqx.filter_jit
+    def predict(model: Any, x: Array) -> Array:
+        logits = eqx.nn.inference_mode(model)(x)
+        return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
+
     # the first step may give its arguments' memory away: not that of the caller's model
     model = jax.tree.map(lambda leaf: jnp.array(leaf) if eqx.is_array(leaf) else leaf, model)
     records: list[EpochRecord] = []

@@ -75,7 +75,7 @@ def load(path: str | os.PathLike[str], *, device: Any = None) -> ORGaNICs | ORGa
     Returns
     -------
     ORGaNICs or ORGaNICsClassifier
-        In the dtype of the file.
+        In the dtype of the file; without dropout, which files do not hold.
 
     Raises
     ------

@@ -52,7 +52,7 @@ def fit(
     seed : int
         Order of the batches.
     x_test, y_test : arrays, optional
-        Test set, measured after every epoch.
+        Test set, measured after every epoch; a sequence whose logits are not finite counts as wrong.
     on_epoch : callable, optional
         Called with every :class:`organics_train.EpochRecord`.
     abscissa_every : int
@@ -68,8 +68,8 @@ def fit(
     FloatingPointError
         When the loss is not finite, naming epoch and step.
     TypeError, ValueError
-        For inputs and classes of different length, for classes that are no integers,
-        and for such as the model has no output for.
+        For a setting that is wrong, for inputs and classes of different length, for classes that
+        are no integers, and for such as the model has no output for.
 
     Examples
     --------
@@ -83,6 +83,10 @@ def fit(
     True
     """
     epochs = checks.positive_integer("epochs", epochs)
+    learning_rate = checks.positive_number("learning_rate", learning_rate)
+    weight_decay = checks.not_negative("weight_decay", weight_decay)
+    lr_step = checks.positive_integer("lr_step", lr_step)
+    lr_gamma = checks.positive_number("lr_gamma", lr_gamma)
     like = next(model.parameters())
     x, y = _data("train", x_train, y_train, like)
     if (x_test is None) != (y_test is None):
@@ -138,13 +142,14 @@ def gradient_norm(model: nn.Module) -> float:
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) -> float:
-    """Share of sequences classified correctly."""
+    """Share of sequences classified correctly; one whose logits are not finite is not."""
     was_training = model.training
     model.eval()
     correct = 0
     with torch.no_grad():
         for part, classes in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            correct += int((model(part).argmax(-1) == classes).sum())
+            logits = model(part)
+            correct += int(((logits.argmax(-1) == classes) & logits.isfinite().all(-1)).sum())
     model.train(was_training)
     return correct / len(x)
 

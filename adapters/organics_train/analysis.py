@@ -6,6 +6,7 @@ import io
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +95,8 @@ def read(folder: Path) -> tuple[Config, Net, Trials]:
     import torch
 
     parts = trial_parts(config.task, config.task_options, config.samples)
-    model: Any = make_learner(config, of_trials(config.task, parts)).model  # type: ignore[attr-defined]
+    here = replace(config, device="cpu")  # wherever it was trained
+    model: Any = make_learner(here, of_trials(config.task, parts)).model  # type: ignore[attr-defined]
     model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
     model.double()
     layer, readout = model.layer, [p.detach().numpy() for p in (model.readout.weight, model.readout.bias)]
@@ -180,11 +182,11 @@ def fixed_points(net: Net, x: Array, starts: Array, box: tuple[Array, Array]) ->
 
 
 def groups(values: Any) -> Array | None:
-    """Labels (N,) of trials: numbers, or of more than eight their quarters, or the place of a text among all texts.
+    """Labels (N,) of trials: integers as they are, of other values the place among all that there are, in order.
 
-    None where all are alike, and for more than eight texts.
+    Of more than eight numbers their quarters. None where all are alike, and for more than eight texts.
     """
-    values = np.asarray([str(v) if isinstance(v, (tuple, list, np.ndarray)) else v for v in values])
+    values = np.asarray([str(v) if v is None or isinstance(v, (tuple, list, np.ndarray)) else v for v in values])
     kinds, labels = np.unique(values, return_inverse=True)
     if len(kinds) > 8:
         if values.dtype.kind not in "iuf":
@@ -316,14 +318,14 @@ def _inputs(means: Array, labels: dict[str, Array]) -> list[tuple[dict[str, int]
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
-    """The picture, where there is matplotlib, and the numbers."""
+    """The picture, where there is matplotlib, and then the numbers: where these are, all is."""
     from organics_cli.console import write_json
 
-    write_json(folder / ANALYSIS, record(found))
     try:
         write_atomically(folder / PICTURE, draw(found))
     except ImportError:
         print("matplotlib is not installed: no picture is drawn", file=sys.stderr)
+    write_json(folder / ANALYSIS, record(found))
 
 
 def record(found: dict[str, Any]) -> dict[str, Any]:

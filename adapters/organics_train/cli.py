@@ -73,11 +73,11 @@ def train(
         int | None, typer.Option(help="Or the size that comes closest to so many parameters.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training set; 10, on digits 60, on mnist 30.")
+        int | None, typer.Option(help="Passes over the training set; 10, on digits 60, on mnist 30, on neurogym 20.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples per step; 256, on digits 64.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step; 256, on digits and neurogym 64.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", help="Of Adam; 0.01, on mnist 0.001.")
+        float | None, typer.Option("--learning-rate", "--lr", help="Of Adam; 0.01, on mnist 0.001, on neurogym 0.003.")
     ] = None,
     weight_decay: Annotated[float, typer.Option(help="Of Adam.")] = 1e-5,
     lr_step: Annotated[
@@ -173,6 +173,8 @@ def train(
             falls = f"the schedule {config.schedule!r}"
             refuse_idle(falls, {"--lr-step": lr_step, "--lr-gamma": lr_gamma}, config.schedule == "step")
             refuse_idle(falls, {"--warm-up": warm_up}, config.schedule == "onecycle")
+            elsewhere = None if device == "cpu" else device
+            refuse_idle(f"the framework {config.framework!r}", {"--device": elsewhere}, config.framework == "torch")
         folder = OUTPUT / config.name if output is None else output
         how = None if parallel is None else str(parallel)
         _train(config, folder, resume=resume, checkpoint_every=checkpoint_every, parallel=how)
@@ -241,7 +243,10 @@ def table(
             except FloatingPointError as error:
                 complain(f"{config.name}: {error}")
         places.append(output)
-    elif any(value is not None for value in (task, seed, parameters, epochs, learning_rate, limit)):
+    elif (
+        any(value is not None for value in (task, seed, parameters, epochs, learning_rate, limit))
+        or (framework, input_noise, downsample, output) != (Framework.torch, 0.0, 1, OUTPUT)  # type: ignore[attr-defined]
+    ):
         raise ValueError("settings of runs are given, but no --model to run")
     results = collect(places or [OUTPUT.parent], complain)
     if json_out is not None:
@@ -276,7 +281,7 @@ def reproduce(
     device: Annotated[str, typer.Option(help="Of torch: cpu or cuda; a run may change it when it goes on.")] = "cpu",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file, too.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One epoch of 64 coarse images, to see that a row runs.")
+        bool, typer.Option("--quick", help="One epoch of 64 coarse images or trials, to see that a row runs.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -287,6 +292,7 @@ def reproduce(
     The same command goes on where it was stopped; a row that is finished is not
     repeated, one that fails is named and left out, and the exit code is 1 then.
     """
+    from .analysis import ANALYSIS
     from .loop import RESULTS
     from .reproduce import TABLES, config_of, epochs_done, train_command
     from .tables import collect, print_tables, rows_as_json
@@ -308,7 +314,8 @@ def reproduce(
     try:
         for folder, (name, config) in runs.items():
             finished = _is_finished(folder / RESULTS, config)
-            if finished and not (list_rows or estimate):
+            complete = finished and (which == "paper" or (folder / ANALYSIS).is_file())
+            if complete and not (list_rows or estimate):
                 continue
             console().print(f"[bold]{name}[/], seed {config.seed}{': finished' if finished else ''}")
             console().print(f"  {train_command(config, folder)}", soft_wrap=True, markup=False)
@@ -317,12 +324,13 @@ def reproduce(
             if list_rows and not estimate:
                 continue
             try:
-                console().print(f"  {_cost(config, 0 if finished else epochs_done(folder))}", soft_wrap=True)
-                if not estimate:
+                if estimate or not finished:
+                    console().print(f"  {_cost(config, 0 if finished else epochs_done(folder))}", soft_wrap=True)
+                if not (estimate or finished):
                     _train(config, folder, resume=True, command=train_command(config, folder))
                     console().print(f"  {_distance(folder / RESULTS, config)}", soft_wrap=True)
-                    if which == "cognitive":
-                        _analyse(folder)
+                if which == "cognitive" and not estimate:
+                    _analyse(folder)
             except (FloatingPointError, ValueError, RuntimeError, MemoryError) as error:
                 complain(f"{name}, seed {config.seed}: {error}")
                 failed = True
@@ -434,14 +442,15 @@ def _train(
 
 
 def _is_finished(path: Path, config: Config) -> bool:
-    """Whether there are results of just this run."""
+    """Whether there are results of just this run, on whatever device."""
     if not path.is_file():
         return False
     try:
         before = json.loads(path.read_text()).get("config")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read, remove it to train that run again: {error}") from None
-    return isinstance(before, dict) and completed(before) == json.loads(json.dumps(config.asdict()))
+    wanted = json.loads(json.dumps(config.asdict()))
+    return isinstance(before, dict) and completed(before) | {"device": config.device} == wanted
 
 
 def parse_option(text: str) -> tuple[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -123,12 +124,12 @@ class Config:
         checks.one_of("schedule", self.schedule, SCHEDULES)
         checks.one_of("tested", self.tested, TESTED)
         for name in ("epochs", "batch_size", "lr_step", "downsample", "length", "samples"):
-            checks.positive_integer(name, getattr(self, name))
+            object.__setattr__(self, name, checks.positive_integer(name, getattr(self, name)))
         if isinstance(self.skip_steps, bool) or not isinstance(self.skip_steps, int) or self.skip_steps < 0:
             raise ValueError(f"skip_steps must be an integer of at least 0, got {self.skip_steps!r}")
         for name in ("hidden", "parameters", "limit"):
             if getattr(self, name) is not None:
-                checks.positive_integer(name, getattr(self, name))
+                object.__setattr__(self, name, checks.positive_integer(name, getattr(self, name)))
         if self.hidden is not None and self.parameters is not None:
             raise ValueError("give hidden or parameters, not both")
         for name in ("learning_rate", "lr_gamma"):
@@ -137,6 +138,11 @@ class Config:
             raise ValueError(f"warm_up must be a part of the run, at least 0 and below 1, got {self.warm_up!r}")
         if self.criterion is not None and not (checks.is_number(self.criterion) and 0 < self.criterion <= 1):
             raise ValueError(f"criterion must be a part of the trials, above 0 and at most 1, got {self.criterion!r}")
+        for name in ("task_options", "options"):
+            _check_options(name, getattr(self, name))
+        for name in ("model", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a text, got {checks.describe(getattr(self, name))}")
         if self.task_options and not self.task.startswith(PREFIX):
             raise ValueError(f"task options are for tasks of NeuroGym, not for {self.task!r}")
         for name in ("weight_decay", "input_noise"):
@@ -209,6 +215,20 @@ class Config:
         if "max_rates" in options:
             options["max_rates"] = tuple(options["max_rates"])
         return options
+
+
+def _check_options(name: str, options: object) -> None:
+    """TypeError unless checkpoints can hold them, which are written long after the start."""
+    if not isinstance(options, dict):
+        raise TypeError(f"{name} must be a dict, got {checks.describe(options)}")
+    for key, value in options.items():
+        try:
+            json.dumps({key: value})
+        except TypeError:
+            raise TypeError(
+                f"{name} must hold what JSON holds, numbers, texts, true, false, None and lists of them: {key!r} is "
+                f"{checks.describe(value)}"
+            ) from None
 
 
 def completed(record: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def draw(results: dict[str, Any]) -> bytes:
             ax.set(xlabel="Epoch", ylabel=label)
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(axis="y")
-        accuracy.axhline(100 * results["test_accuracy"], color=MUTED, lw=1.2, ls=":", label="test, at the end")
+        accuracy.axhline(100 * results["test_accuracy"], color=MUTED, lw=1.2, ls=":", label="test")
         for ax, fields in ((loss, ("loss", "validation_loss")), (norm, ("gradient_norm",))):
             if min(value for field in fields for value in column(field)) > 0:
                 ax.set_yscale("log")

@@ -262,7 +262,7 @@ def _synthetic(
 
 def trial_parts(task: str, options: dict[str, Any], samples: int, seed: int = 0) -> list[Trials]:
     """Trials of a task of NeuroGym for training, validation and test."""
-    return make_parts(task, options, (samples, *TRIALS), seed)
+    return make_parts(task, options, (checks.positive_integer("samples", samples), *TRIALS), seed)
 
 
 def of_trials(task: str, parts: list[Trials]) -> Dataset:

@@ -113,7 +113,8 @@ class JaxLearner:
             finite = np.isfinite(np.asarray(outputs)).reshape(size, -1).all(axis=1)
             loss, accuracy = self.loss(outputs[finite], y[finite])
             parts.append((float(loss), float(accuracy), int(finite.sum()), size))
-        return Score.of(parts)
+        y = getattr(self.data, f"y_{part}")
+        return Score.of(parts, y[0, -self.scored :].shape[0] if self.data.every_step else 1)
 
     def parameters(self) -> Arrays:
         return _named(self.model)

@@ -108,7 +108,12 @@ class StaticClassifier(eqx.Module):
 def make_model(
     name: str, input_size: int, hidden: int, outputs: int, *, key: Array, steps: int, every_step: bool, **options: Any
 ) -> Any:
-    """The model ``"organics"``, with outputs at the last step or at every one, or ``"organics-static"``."""
+    """The model ``"organics"``, with outputs at the last step or at every one, or ``"organics-static"``.
+
+    ValueError for dropout, whose random numbers no checkpoint of jax has.
+    """
+    if options.get("dropout"):
+        raise ValueError("a model with dropout is trained in torch only: choose the framework torch")
     if name == "organics-static":
         if every_step:
             raise ValueError(f"{name} sees all steps at once and has no output at every step")

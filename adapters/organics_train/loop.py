@@ -113,15 +113,19 @@ class Score(NamedTuple):
     diverged: int
 
     @classmethod
-    def of(cls, parts: Iterable[tuple[float, float, int, int]]) -> Score:
-        """From batches: loss and accuracy of the finite examples, their number, and that of all."""
-        loss = right = 0.0
+    def of(cls, parts: Iterable[tuple[float, float, int, int]], answers: int = 1) -> Score:
+        """From batches: loss and accuracy of the finite examples, their number, and that of all.
+
+        Each example has so many ``answers``. The right ones are counted, so that the
+        accuracy is not that of float32: 38 of 40 are 0.95, and no less.
+        """
+        loss, right = 0.0, 0
         finite = count = 0
         for mean, accuracy, fine, size in parts:
             if fine:
-                loss, right = loss + mean * fine, right + accuracy * fine
+                loss, right = loss + mean * fine, right + round(accuracy * fine * answers)
             finite, count = finite + fine, count + size
-        return cls(loss / finite if finite else math.nan, right / count, count - finite)
+        return cls(loss / finite if finite else math.nan, right / (count * answers), count - finite)
 
 
 class Progress(NamedTuple):
@@ -198,15 +202,17 @@ def train(
     Returns
     -------
     dict
-        What ``results.json`` holds.
+        What ``results.json`` holds: how and by what it was computed is that of the last
+        session, and ``sessions`` has all of them. There NaN, of an epoch all of whose steps were skipped, is null.
 
     Raises
     ------
     FileExistsError
         For a folder with a run in it, without ``resume``.
     ValueError
-        For a checkpoint of another run, for a folder that another process trains in
-        now, and where the processes cannot share this one.
+        For a checkpoint of another run, or of one that is beyond ``epochs``, for a
+        folder that another process trains in now, and where the processes cannot
+        share this one.
     FloatingPointError
         At a loss or gradient that is not finite, naming epoch and step: at the
         first, or where there have been ``skip_steps`` in the epoch.
@@ -257,7 +263,7 @@ def _train(
     steps = count // batch_size
     learner = make_learner(config, data, processes)
 
-    epoch, done, records, current, devices = 1, 0, [], _Epoch(), [learner.device]
+    epoch, done, records, current, devices, sessions = 1, 0, [], _Epoch(), [learner.device], []
     if restored is not None:
         arrays, record = restored
         learner.load_state(arrays)
@@ -282,10 +288,21 @@ def _train(
                     stacklevel=2,
                 )
         epoch, done, records, current = record["epoch"], record["step"], record["epochs"], _Epoch(record["current"])
+        sessions = record.get("sessions", [])
+    here = {
+        "device": learner.device,
+        "implementation": learner.implementation,
+        "processes": processes.count,
+        "parallel": processes.how,
+        "environment": environment(config.framework, *(["neurogym"] if config.task.startswith(PREFIX) else [])),
+    }
+    if here not in sessions[-1:]:
+        sessions = [*sessions, here]
 
     def save() -> None:
         record = {"config": config.asdict(), "epoch": epoch, "step": done, "epochs": records}
         record |= {"implementation": learner.implementation, "device": learner.device, "devices": devices}
+        record["sessions"] = sessions
         arrays = learner.state()  # all take part
         if processes.first:
             save_checkpoint(path, arrays, {**record, "current": current.values})
@@ -331,7 +348,7 @@ def _train(
                     "validation_diverged": validation.diverged,
                     "skipped_steps": sums["skipped"],
                     "gradient_norm": sums["norm"] / kept if kept else math.nan,
-                    "gradient_norm_max": sums["norm_max"],
+                    "gradient_norm_max": sums["norm_max"] if kept else math.nan,
                     "seconds": sums["seconds"],
                 }
             )
@@ -367,19 +384,18 @@ def _train(
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "test_diverged": test.diverged,
-        "measured_at": f"the parameters after {measured}; the test set was looked at once",
+        "measured_at": f"the parameters after {measured}; the test set had no part in choosing them",
         "gradient_clipping": "none",
-        "implementation": learner.implementation,
+        **{name: value for name, value in here.items() if name != "device"},
         "devices": devices,
-        "processes": processes.count,
-        "parallel": processes.how,
+        "sessions": sessions,
         "seconds": sum(record["seconds"] for record in records),
-        "environment": environment(config.framework, *(["neurogym"] if config.task.startswith(PREFIX) else [])),
     }
     arrays = learner.parameters()
     if processes.first:
         save_checkpoint(folder / MODEL, arrays, {"config": config.asdict()})
-        write_atomically(folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+        epochs = [{key: None if value != value else value for key, value in record.items()} for record in records]
+        write_atomically(folder / RESULTS, (json.dumps(results | {"epochs": epochs}, indent=2) + "\n").encode())
         _curve(folder / CURVE, results)
     return results
 
@@ -391,7 +407,13 @@ def _restored(path: Path, config: Config, resume: bool) -> tuple[Arrays, dict[st
     if not resume:
         raise FileExistsError(f"{path} exists already: resume that run, or choose another folder")
     restored = load_checkpoint(path)
-    _same_run(path, restored[1]["config"], config)
+    record = restored[1]
+    _same_run(path, record["config"], config)
+    begun = record["epoch"] - (record["step"] == 0)
+    if begun > config.epochs:
+        raise ValueError(
+            f"{path} is of a run that has begun its epoch {begun}: epochs must be at least that, got {config.epochs}"
+        )
     return restored
 
 
@@ -481,8 +503,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     try:
         yield asked.is_set
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # None: of the program that Python is embedded in
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _curve(path: Path, results: dict[str, Any]) -> None:

@@ -80,12 +80,20 @@ FAMILIES = {"october": "organics", "ssn5050": "ssn"}
 
 
 def kind_of(model: str, options: dict[str, Any]) -> str:
-    """What tells rows of one model and size apart: learned or fixed time constants, layers, shares of excitation."""
+    """What tells rows of one model and size apart: learned or fixed time constants, layers, shares of excitation ..."""
     layers = options.get("num_layers", 1)
     more = f"{layers} layers" if layers > 1 else ""
     family = FAMILIES.get(model, model)
     if family == "organics":
-        return ("learned" if options.get("learn_rates", True) else "fixed") + (f", {more}" if more else "")
+        kinds = [
+            "learned" if options.get("learn_rates", True) else "fixed",
+            more,
+            "W_r = I" if options.get("recurrent") == "identity" else "",
+            "two directions" if options.get("bidirectional") else "",
+        ]
+        return ", ".join(filter(None, kinds))
+    if family == "antisymmetric":
+        return "gated" if options.get("gated") else ""
     if family == "organics-static":
         return "1 layer" if options.get("layers", 2) == 1 else "2 layers"
     if family == "ssn":
@@ -159,7 +167,7 @@ def collect(paths: Iterable[Path], say: Callable[[str], Any] = warnings.warn) ->
     Returns
     -------
     list of dict
-        As :func:`organics_train.train` returns them.
+        As :func:`organics_train.train` returns them; of a file under several of the paths once.
 
     Raises
     ------
@@ -169,10 +177,14 @@ def collect(paths: Iterable[Path], say: Callable[[str], Any] = warnings.warn) ->
         For a file given by name that holds no results.
     """
     found: list[tuple[tuple[str, str, float, int], dict[str, Any]]] = []
+    seen: set[Path] = set()
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
             problem = None
             try:
                 content = json.loads(file.read_text())
@@ -291,7 +303,8 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             size = [str(row["hidden"]), "-" if row["parameters"] is None else _thousands(row["parameters"])]
             number = _text(row["paper"], 1)
             if tasks is cognitive:
-                number = _text(row["criterion"]) + (" *" if row["reached"] else "")
+                goal = "-" if row["criterion"] is None else f"{row['criterion']:g}"
+                number = goal + (" *" if row["reached"] else "")
             table.add_row(*named[: len(names)], *size, done, _text(row["accuracy"], 2), number)
         console.print(table)
     console.print("data: epochs x training examples.", highlight=False)
@@ -307,8 +320,11 @@ def _label(model: str, kind: str) -> str:
 
 
 def _thousands(count: int) -> str:
-    return f"{count / 1000:.3g}k" if count >= 1000 else str(count)
+    """Three digits: 950, 26.4k, 2.4M."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e3:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"
 
 
-def _text(value: float | None, digits: int = 0) -> str:
+def _text(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"

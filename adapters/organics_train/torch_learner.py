@@ -142,7 +142,8 @@ class TorchLearner:
             loss, accuracy = self.loss(outputs[finite], y[finite])
             if mine < len(batches):
                 parts.append((mine, (float(loss), float(accuracy), int(finite.sum()), len(x))))
-        return Score.of(score for _, score in sorted(itertools.chain(*self.processes.gather(parts))))
+        answers = ys[0, -self.scored :].shape[0] if self.kind in ("steps", "numbers") else 1
+        return Score.of((score for _, score in sorted(itertools.chain(*self.processes.gather(parts)))), answers)
 
     def parameters(self) -> Arrays:
         return {name: whole(value).detach().cpu().numpy() for name, value in self.model.state_dict().items()}

@@ -28,7 +28,7 @@ RECURRENT = ("orthogonal", "identity", "spectral")
 
 
 class LayerSettings(NamedTuple):
-    """What the layers of a checkpoint have in common.
+    """What the layers of a checkpoint have in common, of what their outputs hang on; dropout is not kept.
 
     Attributes
     ----------
