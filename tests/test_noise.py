@@ -113,6 +113,24 @@ def test_coherence(xp: Library) -> None:
     assert np.all(np.isnan(silent[:, 0, 1]))
 
 
+@pytest.mark.one_dtype
+@pytest.mark.parametrize("power", [-25, -12, -9, 9, 20])
+def test_coherence_knows_no_units(xp: Library, power: int) -> None:
+    """The noise over a thousand decades of power, where products of spectra leave the range of the dtype."""
+    if power in (-25, 20) and xp.eps > 1e-10:
+        power = {-25: -13, 20: 12}[power]
+    jac = xp.array([[-100.0, 30.0], [-20.0, -200.0]])
+    mixing = np.array([[1.0, 0.0], [0.5, 1.0]])
+    frequencies = np.array([0.0, 10.0, 1000.0])
+    want = []
+    for f in frequencies:
+        response = np.linalg.solve(2j * np.pi * f * np.eye(2) - numpy_tree((jac,))[0], mixing)
+        s = response @ response.conj().T
+        want.append(abs(s) ** 2 / np.outer(np.diagonal(s).real, np.diagonal(s).real))
+    found = oc.linear_coherence(jac, xp.array(mixing * 10.0**power), xp.array(frequencies))
+    xp.assert_close(found, np.array(want), rtol=1e-9, atol=1e-12)
+
+
 def test_unstable_states_are_refused(xp: Library) -> None:
     with pytest.raises(ValueError, match=r"jacobian must be stable.*abscissa is 1 per second"):
         oc.linear_covariance(xp.array([[1.0, 0.0], [0.0, -1.0]]), 1.0)
@@ -351,6 +369,10 @@ def test_noise_that_depends_on_the_state(xp: Library) -> None:
     cases = (
         (oc.MultiplicativeNoise(0.3), (0.3 * np.abs(y), 0.3 * np.abs(a))),
         (oc.MultiplicativeNoise((0.3, xp.array([0.0, 0.1, 0.2]))), (0.3 * np.abs(y), np.array([0.0, 0.1, 0.2]) * a)),
+        (
+            oc.MultiplicativeNoise(xp.array([0.1, 0.2, 0.3, 0.0, 0.5, 0.6])),
+            ([0.1, 0.2, 0.3] * abs(y), [0, 0.5, 0.6] * a),
+        ),
         (oc.FiringRateNoise((0.2, 0.1)), (0.2 * np.abs(y), 0.1 * a**0.25)),
         (lambda s: (0.1 * abs(s.y), s.a), (0.1 * np.abs(y), a)),
     )
@@ -426,6 +448,21 @@ def test_transfer_function_of_other_models() -> None:
     circuit, state = stable_case(2)
     with pytest.raises(ValueError, match="state must be stable"):
         oc.transfer_function(circuit, oc.State(3 * state.y, 40 * state.a), np.array([1.0]))
+
+
+@pytest.mark.parametrize("variant", ["rectified", "rectified_recurrence"])
+def test_no_transfer_function_at_a_kink(variant: str) -> None:
+    """Without drive the slope of y by z is b / sqrt(a) on one side and b on the other: neither is the answer."""
+    circuit = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 1.0, 0.002, 0.002)
+    sides = [oc.steady_state(circuit, np.array([z]), variant=variant).state.y[0] / z for z in (1e-9, -1e-9)]
+    assert sides == pytest.approx([1.0, 0.5])
+    for z, side in zip((1e-9, -1e-9), sides, strict=True):
+        near = oc.steady_state(circuit, np.array([z]), variant=variant).state
+        found = oc.transfer_function(circuit, near, np.array([0.0]), variant=variant)
+        assert found[0, 0, 0].real == pytest.approx(side)
+    state = oc.steady_state(circuit, np.zeros(1), variant=variant).state
+    with pytest.raises(ValueError, match="state lies at a kink"):
+        oc.transfer_function(circuit, state, np.array([0.0]), variant=variant)
 
 
 @pytest.mark.one_dtype
