@@ -718,6 +718,8 @@ def _integrate_sde(
         batch = broadcast_shapes(batch, tuple(increments.shape[1:-1]))
         increments = xp.astype(increments, times.dtype, copy=False)
         increments = xp.reshape(increments, (intervals, substeps, *increments.shape[1:]))
+    if 0 in batch:
+        raise ValueError(f"the batch must not be empty, got batch axes of shape {batch}")
     wide = xp.broadcast_to(arguments.start, (*batch, arguments.start.shape[-1]))
     arguments = arguments._replace(start=wide, noise=None if is_function(noise) else term)
     filtered = None if tau is None else _filter(xp, tau, count, batch, seed, wide)

@@ -465,7 +465,8 @@ def oscillator_form(circuit: Circuit, z: Array) -> OscillatorForm:
     ------
     TypeError, ValueError
         Naming the argument that is wrong; ValueError for a W_r that is not the
-        identity, or a drive with zeros.
+        identity, a drive with zeros, and where the fixed point or y**2 leaves
+        the range of the dtype.
 
     Examples
     --------
@@ -479,8 +480,14 @@ def oscillator_form(circuit: Circuit, z: Array) -> OscillatorForm:
     xp, circuit, z = _identity_circuit(circuit, z)
     if get_backend(xp).is_concrete(z) and bool(xp.any(z == 0)):
         raise ValueError("z must have no zeros here: units without input drive decouple; certify treats them apart")
-    state = identity_fixed_point(xp, circuit, z, "main")
+    state, _ = _fixed_point_within_range(xp, circuit, z)
     y2 = state.y * state.y
+    least = 1e3 * float(xp.finfo(y2.dtype).smallest_normal)
+    if get_backend(xp).is_concrete(y2) and bool(xp.any(y2 < least)):
+        raise ValueError(
+            f"z must leave y**2 within the range of {str(y2.dtype).rpartition('.')[2]}, above {least:.0e}, but the "
+            f"smallest is {float(xp.min(y2)):.1e}; units of so little drive decouple, and certify treats them apart"
+        )
     root = xp.sqrt(state.a)
     tau_y = circuit.tau_y + xp.zeros_like(y2)
     damping = (

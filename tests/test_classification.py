@@ -154,6 +154,8 @@ def test_bad_arguments_are_named() -> None:
         ((np.array([-1.0]), one, 1), {}, "deltas must be non-negative"),
         ((one, np.ones((1, 1)), 1), {}, r"norms must have shape \(K,\)"),
         ((one, one, 0), {}, "draws must be at least 1"),
+        ((one, one, range(0)), {}, r"draws must be at least one, none of them negative, got range\(0, 0\)"),
+        ((one, one, range(-1, 1)), {}, r"draws must be at least one, none of them negative, got range\(-1, 1\)"),
         ((one, one, 1), {"ensemble": "ginibre"}, "unknown ensemble 'ginibre'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -170,6 +172,8 @@ def test_bad_seeds_and_starts_are_named() -> None:
             call()
     with pytest.raises(ValueError, match="starts must be at least 1, got -1"):
         oc.classify(flat(), np.ones(5), starts=-1)
+    with pytest.raises(ValueError, match=r"start\.a must be finite"):
+        oc.classify(flat(), np.ones(5), start=oc.State(np.ones(5), np.full(5, np.nan)))
 
 
 def test_weights_that_are_operators_are_classified_and_searched() -> None:

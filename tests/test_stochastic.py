@@ -239,6 +239,8 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             oc.simulate_sde(circuit, z, times, noise=0.1, **options)
+    with pytest.raises(ValueError, match=r"the batch must not be empty, got batch axes of shape \(0,\)"):
+        oc.simulate_sde(circuit, np.zeros((0, 2)), times, noise=0.1)
     with pytest.raises(TypeError, match="seed must be an integer"):
         oc.simulate_sde(circuit, z, times, noise=0.1, seed=0.5)
     for tau in (np.array([0.01, 0.02, -0.01, 0.01]), np.asarray(0.0), -1.0):
