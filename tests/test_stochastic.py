@@ -293,6 +293,21 @@ def test_simulated_noise_of_a_circuit_follows_its_state(xp: Library) -> None:
         np.testing.assert_allclose(np.concatenate(moved), amplitude * kick[0], atol=100 * xp.eps)
 
 
+@pytest.mark.one_dtype
+def test_time_constants_of_noise_may_have_batch_axes(xp: Library) -> None:
+    """Of their own, as amplitudes may: eta has the variance 1 / (2 tau), and a field that stands still its integral."""
+    taus, members = np.array([0.1, 1.0]), 2000
+    times = xp.array(np.linspace(0.0, LENGTH, 41))
+    noise = oc.ColouredNoise(1.0, xp.array(np.broadcast_to(taus[:, None, None], (2, members, 1)).copy()))
+    run = oc.integrate_sde(
+        lambda t, x: tuple(0 * part for part in x), (xp.array(np.zeros(1)),), times, noise=noise, seed=2
+    )
+    assert tuple(run.state[0].shape) == (41, 2, members, 1)
+    want = LENGTH - taus * (1 - np.exp(-LENGTH / taus))
+    found = numpy_tree(run.state[0])[-1, :, :, 0].var(axis=1)
+    assert np.all(np.abs(found - want) < 5 * want * math.sqrt(2 / members))
+
+
 @pytest.mark.library("numpy", "torch", "jax")
 @pytest.mark.one_dtype
 def test_coloured_noise_of_a_simulation(xp: Library) -> None:
