@@ -439,6 +439,23 @@ def test_cycle_of_fitzhugh_and_nagumo() -> None:
     assert abs(cycle.multipliers[1]) < 1e-6
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e8])
+def test_a_cycle_in_other_units(unit: float) -> None:
+    """y in other units, W in their inverse square: the same cycle, though one tolerance for y and a would hide one."""
+    plain = oc.limit_cycle(OSCILLATOR, DRIVE, rtol=1e-6, points=51)
+    other = oc.limit_cycle(OSCILLATOR._replace(w=OSCILLATOR.w / unit**2), unit * DRIVE, rtol=1e-6, points=51)
+    assert other.stable is True
+    assert other.period == pytest.approx(plain.period, rel=1e-5)
+    np.testing.assert_allclose(other.multipliers, plain.multipliers, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(np.ptp(other.state.y, axis=0), unit * np.ptp(plain.state.y, axis=0), rtol=1e-2)
+    np.testing.assert_allclose(np.ptp(other.state.a, axis=0), np.ptp(plain.state.a, axis=0), rtol=1e-2)
+    x, again = (oc.State(other.state.y[0], other.state.a[0]), other.period)
+    near = oc.limit_cycle(
+        OSCILLATOR._replace(w=OSCILLATOR.w / unit**2), unit * DRIVE, state0=x, period=again, rtol=1e-6, points=51
+    )
+    assert near.period == pytest.approx(plain.period, rel=1e-5)
+
+
 def test_cycle_of_a_circuit() -> None:
     """An oscillating circuit: period by DOP853, multipliers by differences of its flow, Liouville's formula."""
     from scipy.integrate import solve_ivp
