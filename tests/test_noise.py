@@ -491,6 +491,19 @@ def test_rational_spectrum(xp: Library) -> None:
     np.testing.assert_allclose(polynomial, poles, rtol=1e4 * xp.eps)
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_rational_spectrum_far_above_the_rates(xp: Library, n: int) -> None:
+    """Where the powers of the frequency leave the range of the dtype, and their ratio does not."""
+    circuit = oc.Circuit(None, np.full((n, n), 1 / n), 1.0, 1.0, 0.3, 0.01, 0.01)
+    state = xp.tree(oc.steady_state(circuit, np.linspace(0.3, 1.0, n)).state)
+    frequencies = np.array([-1e7, -10.0, 0.0, 15.0, 1e3, 1e5, 1e7])
+    found = oc.rational_spectrum(xp.tree(circuit), state, 1.0)(xp.array(frequencies))
+    power = to_numpy(found)
+    exact = to_numpy(oc.power_spectrum(xp.tree(circuit), state, 1.0, xp.array(frequencies)))
+    for k in range(2 * n):
+        np.testing.assert_allclose(power[:, k, k].real, exact[:, k, k].real, rtol=1e-8 if xp.eps < 1e-10 else 1e-3)
+
+
 def test_rational_spectra_that_lost_their_digits_are_refused() -> None:
     """Twenty neurons: too many for coefficients in float64."""
     circuit, state = stable_case(20)
