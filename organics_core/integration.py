@@ -438,7 +438,7 @@ def _pose_field(
             raise ValueError(f"{name} must have shape (..., n), got shape ()")
     for name, value in {**leaves, **more}.items():
         checks.values(xp, name, value, "any")
-    dtype = xp.result_type(*leaves.values())
+    dtype = xp.result_type(times, *leaves.values())
     batch = broadcast_shapes(*(tuple(leaf.shape[:-1]) for leaf in state0))
     parts = [xp.broadcast_to(xp.astype(leaf, dtype, copy=False), (*batch, leaf.shape[-1])) for leaf in state0]
     start = type(state0)._make(parts) if hasattr(state0, "_make") else tuple(parts)
