@@ -758,7 +758,7 @@ def _solve_lyapunov(xp: Any, jac: Array, intensity: Array, shift: Array) -> tupl
     powers = []
     for _ in range(_TRACED_DOUBLINGS):
         powers.append(power)
-        if concrete and float(xp.max(xp.abs(backend.stop_gradient(power)))) < 1e-3 * eps:
+        if concrete and bool(xp.all(xp.abs(backend.stop_gradient(power)) < 1e-3 * eps)):
             break
         power = matmul(xp, power, power)
 

@@ -289,4 +289,4 @@ def _from_roots(xp: Any, values: Array) -> Array:
         made = xp.concat([square * made, nothing], axis=-1) + xp.concat([nothing, made], axis=-1)
     made = xp.real(made)
     spread = xp.stack([made, xp.zeros_like(made)], axis=-1)
-    return xp.reshape(spread, (*made.shape[:-1], -1))[..., :-1]
+    return xp.reshape(spread, (*made.shape[:-1], 2 * int(made.shape[-1])))[..., :-1]

@@ -719,9 +719,9 @@ def energy(circuit: Circuit, state: State, z: Array) -> Array:
     >>> bool((np.diff(oc.energy(circuit, run.state, z)) < 0).all())
     True
     """
-    validate_circuit(circuit, **validate_state(state), z=z)
+    xp = validate_circuit(circuit, **validate_state(state), z=z)
+    circuit, z, y, a = prepare(xp, circuit, z, *state)
     xp, circuit, z = _identity_circuit(circuit, z)
-    y, a = (xp.astype(part, z.dtype, copy=False) for part in state)
     fixed, _ = _fixed_point_within_range(xp, circuit, z)
     parts = _energy_parts(xp, circuit, z, fixed, solve=True)
     dy, da = y - fixed.y, a - fixed.a

@@ -95,6 +95,15 @@ def test_spectrum_is_its_definition(xp: Library) -> None:
     xp.assert_close(spectrum, want, rtol=1e-9, atol=1e-10 * np.max(np.abs(want)))
 
 
+def test_an_empty_batch_has_empty_noise(xp64: Library) -> None:
+    circuit, _ = stable_case(2)
+    mine, nothing = xp64.tree(circuit), xp64.array(np.zeros((0, 2)))
+    state, frequencies = oc.State(nothing, nothing), xp64.array([0.0, 10.0])
+    assert tuple(oc.noise_covariance(mine, state, 0.1).shape) == (0, 4, 4)
+    assert tuple(oc.power_spectrum(mine, state, 0.1, frequencies).shape) == (0, 2, 4, 4)
+    assert tuple(oc.rational_spectrum(mine, state, 0.1)(frequencies).shape) == (0, 2, 4, 4)
+
+
 @pytest.mark.one_dtype
 def test_coherence(xp: Library) -> None:
     """Between 0 and 1, 1 on the diagonal; one source makes everything coherent, an unmixed pair nothing."""
