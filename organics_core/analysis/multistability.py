@@ -146,7 +146,8 @@ def find_fixed_points(
     starts : int
         Number of random starts, besides the fixed point for W_r = I: modulators
         log-uniform between (b0 sigma)**2 and ten times what W_r = I gives, or 4
-        where that is less, each by itself or all at one level; y of the size that W_r = I gives, or within 1 / sqrt(w_ii). Each takes plain
+        where that is less, each by itself or all at one level; y of the size that
+        W_r = I gives, or within 1 / sqrt(w_ii). Each takes plain
         Newton steps in y and a, and where these do not converge, of the first 32
         such, the safe ones of :func:`steady_state`. For two neurons also every cell of a grid over y
         at whose corners both equations change their sign.
