@@ -398,11 +398,15 @@ def leading_eigenvalues(
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
     except ImportError as error:
         raise ImportError("leading_eigenvalues needs scipy; install it with: pip install scipy") from error
-    linear = linearized(circuit, state, variant, z)
+    linear = linearized(circuit, state, variant, z, values=True)
     xp, layout = linear.xp, Layout.of(linear.state)
     like, total = linear.state[0], sum(layout.sizes)
     if like.ndim != 1:
         raise ValueError(f"state must have no batch axes here, got arrays of shape {tuple(like.shape)}")
+    if total < 3:
+        raise ValueError(
+            f"state must have 3 components at least for Arnoldi's method, got {total}; spectrum has them all"
+        )
     count = min(6, total - 2) if count is None else checks.positive_integer("count", count)
     if count > total - 2 or count < 1:
         raise ValueError(f"count must be below N - 1 = {total - 1}, got {count}")

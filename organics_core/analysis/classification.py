@@ -394,7 +394,8 @@ def random_recurrence(n: int, delta: Array, *, ensemble: str = "goe", seed: int 
     checks.one_of("ensemble", ensemble, ENSEMBLES)
     n = checks.positive_integer("n", n)
     seed = checks.seed(seed)
-    xp = checks.namespace({"like": like})
+    xp = checks.namespace({"like": like, "delta": delta}, numbers=("delta",))
+    checks.values(xp, "delta", delta, "any")
     m = get_backend(xp).normal(seed, (n, n), like)
     if ensemble == "goe":
         m = (m + m.T) / math.sqrt(2.0)

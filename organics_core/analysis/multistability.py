@@ -186,6 +186,7 @@ def find_fixed_points(
     """
     starts = checks.positive_integer("starts", starts)
     seed = checks.seed(seed)
+    distinct = None if distinct is None else checks.positive_number("distinct", distinct)
     xp = validate_circuit(circuit, values=True, z=z)
     n = int(z.shape[-1])
     axes = {name: 2 if name in ("w", "w_r") else 1 for name in circuit._fields}
