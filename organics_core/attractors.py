@@ -442,8 +442,9 @@ def nudged(xp: Any, circuit: Circuit, state: State, z: Array, size: float) -> St
 def random_starts(xp: Any, circuit: Circuit, z: Array, variant: str, count: int, seed: int) -> State:
     """States (count, n) from which to look for fixed points of a circuit without batch axes.
 
-    Modulators log-uniform between (b0 sigma)**2 and ten times what W_r = I gives, each by itself or all at one level;
-    y of the size that W_r = I gives, or of 1 / sqrt(w_ii), below which every fixed point has its |y_i|.
+    Modulators log-uniform between (b0 sigma)**2 and ten times what W_r = I gives, or 4 where that is less, each by
+    itself or all at one level; y of the size that W_r = I gives, or of 1 / sqrt(w_ii), below which every fixed point
+    has its |y_i|.
     """
     n = int(z.shape[-1])
     rng = np.random.default_rng(seed)

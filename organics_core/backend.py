@@ -266,8 +266,8 @@ class GenericBackend:
         on_host = to_numpy(matrix)
         values = host_eigvals(on_host)
         dtype = xp.complex64 if xp.finfo(matrix.dtype).bits == 32 else xp.complex128
-        # an object the library itself can read: nested sequences are in the standard
-        return xp.asarray(values.tolist(), dtype=dtype, device=device(matrix))
+        # an object the library itself can read: sequences are in the standard, and empty ones have no other axes
+        return xp.reshape(xp.asarray(values.reshape(-1).tolist(), dtype=dtype, device=device(matrix)), values.shape)
 
     def sparse(self, matrix: Any, like: Array) -> Any:
         from .weights import padded_rows

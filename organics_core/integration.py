@@ -25,7 +25,7 @@ from .methods import METHODS, Method, Tableau, get_method
 from .model import Layout
 from .noise import Noise, filter_rates, is_function, noise_arrays, noise_at, noise_term, read_colour
 from .progress import Progress, progress_of
-from .trajectory import SUCCESS, DenseOutput, Trajectory, find_event
+from .trajectory import SUCCESS, DenseOutput, Trajectory, find_event, no_event
 from .weights import is_operator
 
 _CHUNK = 2**22
@@ -292,7 +292,7 @@ def integrate(
     >>> run.state[0][-1].round(6)  # 1 / e
     array([0.367879])
     """
-    posed = _pose_field(field, state0, times, tau, read_jumps(() if jumps is None else jumps))
+    posed = _pose_field(field, state0, times, tau, read_jumps(() if jumps is None else jumps), {})
     return _integrate(posed, method, rtol, atol, max_step, substeps, max_steps, dense, events=events, progress=progress)
 
 
@@ -342,7 +342,7 @@ def integrate_sde(
     >>> bool(abs(run.state[0][-1].var() - 1 / 20) < 0.02)  # of an Ornstein-Uhlenbeck process
     True
     """
-    posed = _pose_field(field, state0, times, None, (), **noise_arrays(noise), increments=increments)
+    posed = _pose_field(field, state0, times, None, (), {**noise_arrays(noise), "increments": increments})
     return _integrate_sde(posed, noise, increments, seed, method, substeps, None)
 
 
@@ -423,7 +423,7 @@ def _rest(xp: Any, made: Any, wide: Array) -> list[Array]:
 
 
 def _pose_field(
-    field: Callable[..., Tree], state0: Tree, times: Array, tau: Tree, jumps: tuple[float, ...], **more: Array
+    field: Callable[..., Tree], state0: Tree, times: Array, tau: Tree, jumps: tuple[float, ...], more: dict[str, Array]
 ) -> Posed:
     if not callable(field):
         raise TypeError(f"field must be a function of time and state, got {checks.describe(field)}")
@@ -438,7 +438,7 @@ def _pose_field(
             raise ValueError(f"{name} must have shape (..., n), got shape ()")
     for name, value in {**leaves, **more}.items():
         checks.values(xp, name, value, "any")
-    dtype = xp.result_type(*leaves.values())
+    dtype = xp.result_type(times, *leaves.values())
     batch = broadcast_shapes(*(tuple(leaf.shape[:-1]) for leaf in state0))
     parts = [xp.broadcast_to(xp.astype(leaf, dtype, copy=False), (*batch, leaf.shape[-1])) for leaf in state0]
     start = type(state0)._make(parts) if hasattr(state0, "_make") else tuple(parts)
@@ -552,8 +552,11 @@ def _integrate(
         found.step,
         found.settled + times[0] if settings.steady else None,
     )
-    if events and interpolant is not None:
-        made = made._replace(events=tuple(find_event(xp, interpolant, event) for event in events))
+    if events:
+        nothing = no_event(xp, layout, start[0])  # of a run without a step
+        made = made._replace(
+            events=tuple(nothing if interpolant is None else find_event(xp, interpolant, event) for event in events)
+        )
     return made if dense else made._replace(interpolant=None)
 
 
@@ -707,7 +710,7 @@ def _integrate_sde(
         count, term_batch = sum(settings.layout.sizes), tuple(term.amplitude.shape[:-1])
     else:
         count, term_batch = int(term.matrix.shape[-1]), tuple(term.matrix.shape[:-2])
-    batch = broadcast_shapes(term_batch, tuple(arguments.start.shape[:-1]))
+    batch = broadcast_shapes(term_batch, tuple(arguments.start.shape[:-1]), tuple(getattr(tau, "shape", ())[:-1]))
     intervals = times.shape[0] - 1
     if increments is not None:
         if increments.ndim < 2 or increments.shape[0] != intervals * substeps or increments.shape[-1] != count:
@@ -718,6 +721,8 @@ def _integrate_sde(
         batch = broadcast_shapes(batch, tuple(increments.shape[1:-1]))
         increments = xp.astype(increments, times.dtype, copy=False)
         increments = xp.reshape(increments, (intervals, substeps, *increments.shape[1:]))
+    if 0 in batch:
+        raise ValueError(f"the batch must not be empty, got batch axes of shape {batch}")
     wide = xp.broadcast_to(arguments.start, (*batch, arguments.start.shape[-1]))
     arguments = arguments._replace(start=wide, noise=None if is_function(noise) else term)
     filtered = None if tau is None else _filter(xp, tau, count, batch, seed, wide)

@@ -7,6 +7,7 @@ functions ``linear_*`` take any stable Jacobian, the others a circuit.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -31,8 +32,8 @@ class MultiplicativeNoise(NamedTuple):
     Attributes
     ----------
     scale : number, array (..., N) or tuple
-        Per square root of a second: for all components, or one number or array
-        per population, y before a.
+        Per square root of a second: one for all components, one for each, or one
+        number or array per population, y before a.
 
     Examples
     --------
@@ -94,9 +95,11 @@ class ColouredNoise(NamedTuple):
 
 
 def _times(xp: Any, scale: Any, sizes: list[Array]) -> tuple[Array, ...]:
-    """``scale``, one or one per population, times the arrays ``sizes``."""
+    """``scale``, one, one per component or one per population, times the arrays ``sizes``."""
+    edges = [0, *itertools.accumulate(int(size.shape[-1]) for size in sizes)]
     if not isinstance(scale, tuple):
-        scale = (scale,) * len(sizes)
+        of_all = getattr(scale, "ndim", 0) > 0 and scale.shape[-1] == edges[-1]
+        scale = tuple(scale[..., low:high] if of_all else scale for low, high in itertools.pairwise(edges))
     if len(scale) != len(sizes):
         raise ValueError(f"scale must have {len(sizes)} parts, one per population, got {len(scale)}")
     return tuple(one * size for one, size in zip(scale, sizes, strict=True))
@@ -338,7 +341,8 @@ def transfer_function(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong; ValueError for a state (not in a batch) that is not stable.
+        Naming the argument that is wrong; ValueError for a state (not in a batch) that is not stable, and for one
+        at a kink of a rectified variant (while tracing, what stands there is the response of the silent side).
 
     Notes
     -----
@@ -354,6 +358,7 @@ def transfer_function(
     array([1.      , 0.707107])
     """
     linear = linearized(model, state, variant, z, values=True)
+    _refuse_kinks(linear, "no response that is linear in the drive", "jacobian")
     xp, layout = linear.xp, Layout.of(linear.state)
     checks.namespace({"state": linear.state[0], "frequencies": frequencies})
     _check_frequencies(xp, frequencies=frequencies)
@@ -530,13 +535,13 @@ class _System(NamedTuple):
 def _linearized(circuit: Any, state: Any, noise: Noise, variant: str, z: Array | None, **frequencies: Array) -> _System:
     linear = linearized(circuit, state, variant, z, values=True)
     xp, like = linear.xp, linear.state[0]
-    _refuse_kinks(linear)
+    _refuse_kinks(linear, "no stationary noise of one", "linear_covariance of the Jacobian")
     sizes = tuple(int(part.shape[-1]) for part in linear.state)
     return _system(xp, linear.jacobian, noise, sizes, like, linear.model, linear.state, **frequencies)
 
 
-def _refuse_kinks(linear: Linear) -> None:
-    """ValueError at a kink, where no one linear system describes the noise; while tracing this is not seen."""
+def _refuse_kinks(linear: Linear, lacking: str, instead: str) -> None:
+    """ValueError at a kink, where no one linear system describes what is asked; while tracing this is not seen."""
     if not isinstance(linear.model, Circuit) or not any(VARIANTS[linear.model.variant][:2]):
         return
     xp, made, state, _ = linear
@@ -544,8 +549,8 @@ def _refuse_kinks(linear: Linear) -> None:
     if get_backend(xp).is_concrete(count) and bool(xp.any(count > 0)):
         raise ValueError(
             f"state lies at a kink of the variant {made.variant!r}: {int(xp.max(count))} of its rectified quantities "
-            "are zero, so that the circuit has another linearization on every side and no stationary noise of one; "
-            "move the input drive, or take linear_covariance of the Jacobian of one side"
+            f"are zero, so that the circuit has another linearization on every side and {lacking}; "
+            f"move the input drive, or take {instead} of one side"
         )
 
 
@@ -753,7 +758,7 @@ def _solve_lyapunov(xp: Any, jac: Array, intensity: Array, shift: Array) -> tupl
     powers = []
     for _ in range(_TRACED_DOUBLINGS):
         powers.append(power)
-        if concrete and float(xp.max(xp.abs(backend.stop_gradient(power)))) < 1e-3 * eps:
+        if concrete and bool(xp.all(xp.abs(backend.stop_gradient(power)) < 1e-3 * eps)):
             break
         power = matmul(xp, power, power)
 
@@ -797,8 +802,9 @@ def _power_spectrum(system: _System, frequencies: Array, name: str) -> Array:
 
 def _coherence(xp: Any, spectrum: Array) -> Array:
     power = xp.real(xp.linalg.diagonal(spectrum))
-    product = power[..., :, None] * power[..., None, :]
-    live = product > 0
-    squared = xp.real(spectrum) ** 2 + xp.imag(spectrum) ** 2
-    ratio = squared / xp.where(live, product, xp.ones_like(product))
-    return xp.where(live, ratio, xp.full_like(ratio, xp.nan))
+    live = power > 0
+    root = xp.sqrt(xp.where(live, power, xp.ones_like(power)))  # of numbers whose products leave the range of the dtype
+    parts = (part / root[..., :, None] / root[..., None, :] for part in (xp.real(spectrum), xp.imag(spectrum)))
+    real, imaginary = parts
+    ratio = real**2 + imaginary**2
+    return xp.where(live[..., :, None] & live[..., None, :], ratio, xp.full_like(ratio, xp.nan))

@@ -39,24 +39,30 @@ def _linear_roots(w_r: float, w: float, drive: float, floor: float, *, pooled: b
     if w_r == 0.0:
         rest = 1.0 - w * drive**2
         return [(drive, floor**2 / rest)] if rest > 0.0 else []
-    # |1 - w_r + w_r s| = h: with s = floor + t, q + r t = h has one root and q + r t = -h none or two
+    # |1 - w_r + w_r s| = h: with s = floor + t, q + r t = h has one root and q + r t = -h none or two. They are sought
+    # in u = sqrt(s**2 - floor**2), which goes with the drive where that is tiny, and t with its square
     r = abs(w_r)
     q = math.copysign(1.0, w_r) * (1.0 - w_r + w_r * floor)
     root_c = math.sqrt(w) * abs(drive)
 
-    def h(t: float) -> float:
-        return root_c * (floor + t) / math.sqrt(t * (2.0 * floor + t))
+    def h(u: float) -> float:
+        return root_c * math.hypot(floor, u) / u
+
+    def line(u: float) -> float:
+        return q + r * (u * (u / (math.hypot(floor, u) + floor)))
+
+    def u_of(t: float) -> float:
+        return math.sqrt(t) * math.sqrt(2.0 * floor + t)
 
     # there q + r t > 1.2 root_c, and h < 1.2 root_c
     far = max(floor, (abs(q) + 2.0 * root_c) / r)
-    roots = [(1.0, _bisect(lambda t: q + r * t - h(t), 0.0, far))]
-    # q + r t + h is convex; its lowest point
-    gap = (root_c * floor**2 / r) ** (2.0 / 3.0)
-    lowest = gap / (math.sqrt(floor**2 + gap) + floor)
-    if lowest > 0.0 and q + r * lowest + h(lowest) < 0.0:
-        roots.append((-1.0, _bisect(lambda t: -(q + r * t + h(t)), 0.0, lowest)))
-        roots.append((-1.0, _bisect(lambda t: q + r * t + h(t), lowest, -q / r)))
-    return [(drive / ((side if w_r > 0 else -side) * h(t)), (floor + t) ** 2) for side, t in roots]
+    roots = [(1.0, _bisect(lambda u: line(u) - h(u), 0.0, u_of(far)))]
+    # q + r t + h is convex in t; its lowest point
+    lowest = (root_c * floor**2 / r) ** (1.0 / 3.0)
+    if lowest > 0.0 and line(lowest) + h(lowest) < 0.0:
+        roots.append((-1.0, _bisect(lambda u: -(line(u) + h(u)), 0.0, lowest)))
+        roots.append((-1.0, _bisect(lambda u: line(u) + h(u), lowest, u_of(-q / r))))
+    return [(drive / ((side if w_r > 0 else -side) * h(u)), math.hypot(floor, u) ** 2) for side, u in roots]
 
 
 def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:

@@ -59,11 +59,18 @@ class RationalSpectrum(NamedTuple):
 
     def at(self, xp: Any, x: Array) -> Array:
         """The spectrum at x (..., F) = omega / scale."""
+        far = xp.abs(x) > 1  # polynomials of 1 / x there: the powers of x leave the range of the dtype
+        x = xp.where(far, 1.0 / xp.where(far, x, 1.0), x)
+        near = self._ratio(x, 1)
+        return xp.where(far[..., None, None], (x * x)[..., None, None] * self._ratio(x, -1), near)
+
+    def _ratio(self, x: Array, order: int) -> Array:
+        """Of the polynomials (order 1), or of those with their coefficients reversed (-1)."""
         above: Any = 0.0
         below: Any = 0.0
-        for k in reversed(range(int(self.numerator.shape[-3]))):
+        for k in range(int(self.numerator.shape[-3]))[::-order]:
             above = above * x[..., None, None] + self.numerator[..., k, :, :][..., None, :, :]
-        for k in reversed(range(int(self.denominator.shape[-1]))):
+        for k in range(int(self.denominator.shape[-1]))[::-order]:
             below = below * x + self.denominator[..., k, None]
         return above / below[..., None, None]
 
@@ -282,4 +289,4 @@ def _from_roots(xp: Any, values: Array) -> Array:
         made = xp.concat([square * made, nothing], axis=-1) + xp.concat([nothing, made], axis=-1)
     made = xp.real(made)
     spread = xp.stack([made, xp.zeros_like(made)], axis=-1)
-    return xp.reshape(spread, (*made.shape[:-1], -1))[..., :-1]
+    return xp.reshape(spread, (*made.shape[:-1], 2 * int(made.shape[-1])))[..., :-1]

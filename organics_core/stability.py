@@ -398,11 +398,15 @@ def leading_eigenvalues(
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
     except ImportError as error:
         raise ImportError("leading_eigenvalues needs scipy; install it with: pip install scipy") from error
-    linear = linearized(circuit, state, variant, z)
+    linear = linearized(circuit, state, variant, z, values=True)
     xp, layout = linear.xp, Layout.of(linear.state)
     like, total = linear.state[0], sum(layout.sizes)
     if like.ndim != 1:
         raise ValueError(f"state must have no batch axes here, got arrays of shape {tuple(like.shape)}")
+    if total < 3:
+        raise ValueError(
+            f"state must have 3 components at least for Arnoldi's method, got {total}; spectrum has them all"
+        )
     count = min(6, total - 2) if count is None else checks.positive_integer("count", count)
     if count > total - 2 or count < 1:
         raise ValueError(f"count must be below N - 1 = {total - 1}, got {count}")
@@ -465,7 +469,8 @@ def oscillator_form(circuit: Circuit, z: Array) -> OscillatorForm:
     ------
     TypeError, ValueError
         Naming the argument that is wrong; ValueError for a W_r that is not the
-        identity, or a drive with zeros.
+        identity, a drive with zeros, and where the fixed point or y**2 leaves
+        the range of the dtype.
 
     Examples
     --------
@@ -479,8 +484,14 @@ def oscillator_form(circuit: Circuit, z: Array) -> OscillatorForm:
     xp, circuit, z = _identity_circuit(circuit, z)
     if get_backend(xp).is_concrete(z) and bool(xp.any(z == 0)):
         raise ValueError("z must have no zeros here: units without input drive decouple; certify treats them apart")
-    state = identity_fixed_point(xp, circuit, z, "main")
+    state, _ = _fixed_point_within_range(xp, circuit, z)
     y2 = state.y * state.y
+    least = 1e3 * float(xp.finfo(y2.dtype).smallest_normal)
+    if get_backend(xp).is_concrete(y2) and bool(xp.any(y2 < least)):
+        raise ValueError(
+            f"z must leave y**2 within the range of {str(y2.dtype).rpartition('.')[2]}, above {least:.0e}, but the "
+            f"smallest is {float(xp.min(y2)):.1e}; units of so little drive decouple, and certify treats them apart"
+        )
     root = xp.sqrt(state.a)
     tau_y = circuit.tau_y + xp.zeros_like(y2)
     damping = (
@@ -712,9 +723,9 @@ def energy(circuit: Circuit, state: State, z: Array) -> Array:
     >>> bool((np.diff(oc.energy(circuit, run.state, z)) < 0).all())
     True
     """
-    validate_circuit(circuit, **validate_state(state), z=z)
+    xp = validate_circuit(circuit, **validate_state(state), z=z)
+    circuit, z, y, a = prepare(xp, circuit, z, *state)
     xp, circuit, z = _identity_circuit(circuit, z)
-    y, a = (xp.astype(part, z.dtype, copy=False) for part in state)
     fixed, _ = _fixed_point_within_range(xp, circuit, z)
     parts = _energy_parts(xp, circuit, z, fixed, solve=True)
     dy, da = y - fixed.y, a - fixed.a

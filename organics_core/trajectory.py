@@ -272,6 +272,14 @@ def find_event(xp: Any, run: DenseOutput, event: Callable[..., Array]) -> Event:
     return Event(clock, xp.reshape(members, (len(moments), found.ndim - 1)), run.layout.make(parts))
 
 
+def no_event(xp: Any, layout: Layout, like: Array) -> Event:
+    """Of a run without any step, whose states are like ``like`` (..., n)."""
+    where = {"device": device(like)}
+    parts = [xp.zeros((0, size), dtype=like.dtype, **where) for size in layout.sizes]
+    members = xp.zeros((0, like.ndim - 1), dtype=xp.int64, **where)
+    return Event(xp.zeros((0,), dtype=like.dtype, **where), members, layout.make(parts))
+
+
 def joined(xp: Any, one: Event, two: Event) -> Event:
     return Event(
         xp.concat([one.times, two.times]),

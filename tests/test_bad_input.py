@@ -196,6 +196,7 @@ CHOICES: list[Case] = [
     ("certificate of any W_r", ValueError, "w_r", lambda g: oc.certify(g.circuit, g.z)),
     ("energy of any W_r", ValueError, "w_r", lambda g: oc.energy(g.circuit, g.state, g.z)),
     ("oscillators without drive", ValueError, "z", lambda g: oc.oscillator_form(g.unit, g.z * 0.0)),
+    ("oscillators without a drive to speak of", ValueError, "z", lambda g: oc.oscillator_form(g.unit, g.z * 1e-160)),
     ("dense output of fixed steps", ValueError, "dense", lambda g: g.run(method="rk4", dense=True)),
     (
         "exponential without tau",

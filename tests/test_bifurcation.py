@@ -159,6 +159,48 @@ def test_normal_form_of_hopf(s: float) -> None:
     assert point.lyapunov == pytest.approx(2 * s / 5.0, rel=1e-6)
 
 
+@pytest.mark.parametrize("w", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize(("w_r", "tau_y", "z"), [(2.0, 0.008, 1.3), (3.0, 0.032, 2.5), (2.0, 0.008, 0.05)])
+def test_lyapunov_coefficient_where_y_and_a_are_of_other_sizes(w_r: float, tau_y: float, z: float, w: float) -> None:
+    """y is of the size 1 / sqrt(w) and the modulators are small: Kuznetsov's formula with derivatives by hand."""
+    unit, f, tau_a = 1.0 / math.sqrt(w), 0.05, 0.002
+    circuit = oc.Circuit(np.array([[w_r]]), np.array([[w]]), 0.5, 0.5, 2 * f, tau_y, tau_a)
+    starts = [point for point in oc.fixed_points(circuit, np.array([z * unit])) if point.state.y[0] < 0]
+    start = min(starts, key=lambda point: point.state.a[0] if z > 1 else -point.state.a[0])
+    branch = oc.continue_fixed_points(circuit, np.array([z * unit]), "z", (z * unit, 2 * z * unit), state0=start.state)
+    (point,) = (one for one in branch.special if one.kind == "hopf")
+    y, a = float(point.state.y[0]), float(point.state.a[0])
+    jac = np.array(
+        [
+            [(-1 + (1 - math.sqrt(a)) * w_r) / tau_y, -w_r * y / (2 * math.sqrt(a)) / tau_y],
+            [2 * w * a * y / tau_a, (-1 + w * y * y) / tau_a],
+        ]
+    )
+    bend, third = np.zeros((2, 2, 2)), np.zeros((2, 2, 2, 2))
+    bend[0, 0, 1] = bend[0, 1, 0] = -w_r / (2 * math.sqrt(a)) / tau_y
+    bend[0, 1, 1] = w_r * y / 4 * a**-1.5 / tau_y
+    bend[1, 0, 0], bend[1, 0, 1], bend[1, 1, 0] = 2 * w * a / tau_a, 2 * w * y / tau_a, 2 * w * y / tau_a
+    for at in ((0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0)):
+        third[at] = w_r / 4 * a**-1.5 / tau_y
+    third[0, 1, 1, 1] = -3 * w_r * y / 8 * a**-2.5 / tau_y
+    for at in ((1, 0, 0, 1), (1, 0, 1, 0), (1, 1, 0, 0)):
+        third[at] = 2 * w / tau_a
+    rates, vectors = np.linalg.eig(jac)
+    omega, q = rates.imag.max(), vectors[:, rates.imag.argmax()]
+    rates, vectors = np.linalg.eig(jac.T)
+    p = vectors[:, rates.imag.argmin()]
+    p = p / np.vdot(q, p)
+
+    def both(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return np.einsum("kij,i,j", bend, u, v)
+
+    total = np.einsum("kijl,i,j,l", third, q, q, q.conj()) - 2 * both(q, np.linalg.solve(jac, both(q, q.conj())))
+    total = total + both(q.conj(), np.linalg.solve(2j * omega * np.eye(2) - jac, both(q, q)))
+    want = np.vdot(p, total).real / (2 * omega)
+    assert want < 0
+    assert point.lyapunov == pytest.approx(want, rel=1e-5)
+
+
 def test_hopf_point_of_a_circuit() -> None:
     """The abscissa passes zero there; and for one neuron, slow beside its modulator, the trace does."""
     branch = oc.continue_fixed_points(OSCILLATOR, DRIVE, "w_r", (0.0, 1.3))
@@ -395,6 +437,23 @@ def test_cycle_of_fitzhugh_and_nagumo() -> None:
     assert cycle.stable
     assert abs(cycle.multipliers[0] - 1.0) < 1e-6
     assert abs(cycle.multipliers[1]) < 1e-6
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e8])
+def test_a_cycle_in_other_units(unit: float) -> None:
+    """y in other units, W in their inverse square: the same cycle, though one tolerance for y and a would hide one."""
+    plain = oc.limit_cycle(OSCILLATOR, DRIVE, rtol=1e-6, points=51)
+    other = oc.limit_cycle(OSCILLATOR._replace(w=OSCILLATOR.w / unit**2), unit * DRIVE, rtol=1e-6, points=51)
+    assert other.stable is True
+    assert other.period == pytest.approx(plain.period, rel=1e-5)
+    np.testing.assert_allclose(other.multipliers, plain.multipliers, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(np.ptp(other.state.y, axis=0), unit * np.ptp(plain.state.y, axis=0), rtol=1e-2)
+    np.testing.assert_allclose(np.ptp(other.state.a, axis=0), np.ptp(plain.state.a, axis=0), rtol=1e-2)
+    x, again = (oc.State(other.state.y[0], other.state.a[0]), other.period)
+    near = oc.limit_cycle(
+        OSCILLATOR._replace(w=OSCILLATOR.w / unit**2), unit * DRIVE, state0=x, period=again, rtol=1e-6, points=51
+    )
+    assert near.period == pytest.approx(plain.period, rel=1e-5)
 
 
 def test_cycle_of_a_circuit() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from support import Library, largest, numpy_tree
@@ -154,6 +156,8 @@ def test_bad_arguments_are_named() -> None:
         ((np.array([-1.0]), one, 1), {}, "deltas must be non-negative"),
         ((one, np.ones((1, 1)), 1), {}, r"norms must have shape \(K,\)"),
         ((one, one, 0), {}, "draws must be at least 1"),
+        ((one, one, range(0)), {}, r"draws must be at least one, none of them negative, got range\(0, 0\)"),
+        ((one, one, range(-1, 1)), {}, r"draws must be at least one, none of them negative, got range\(-1, 1\)"),
         ((one, one, 1), {"ensemble": "ginibre"}, "unknown ensemble 'ginibre'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -170,6 +174,15 @@ def test_bad_seeds_and_starts_are_named() -> None:
             call()
     with pytest.raises(ValueError, match="starts must be at least 1, got -1"):
         oc.classify(flat(), np.ones(5), starts=-1)
+    with pytest.raises(ValueError, match="delta must be finite"):
+        oc.random_recurrence(3, math.nan, like=np.ones(1))
+    with pytest.raises(TypeError, match="delta must be a number or an array"):
+        oc.random_recurrence(3, [0.1], like=np.ones(1))
+    for distinct in (math.nan, -1.0):
+        with pytest.raises(ValueError, match="distinct must be positive and finite"):
+            oc.find_fixed_points(flat(), np.ones(5), distinct=distinct)
+    with pytest.raises(ValueError, match=r"start\.a must be finite"):
+        oc.classify(flat(), np.ones(5), start=oc.State(np.ones(5), np.full(5, np.nan)))
 
 
 def test_weights_that_are_operators_are_classified_and_searched() -> None:

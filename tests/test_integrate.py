@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 from scipy.integrate import solve_ivp
 from support import VARIANTS, Library, central_difference, gradient, numpy_tree, small_circuit, to_numpy
 
@@ -397,3 +398,16 @@ def test_derivatives_pass_through_adaptive_steps(xp64: Library) -> None:
         return run.state[0][-1, 0]
 
     np.testing.assert_allclose(gradient(xp64, decay, np.array(1.5)), -np.exp(-1.5), rtol=1e-6)
+
+
+@pytest.mark.library("numpy", "strict", "torch")
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "rodas5p"])
+def test_a_clock_of_double_precision_is_kept(xp64: Library, method: str) -> None:
+    """float64 if any array is: times that would be one in float32 do not become one beside a state of float32."""
+    one = xp64.array([1.0])
+    names = array_namespace(one)
+    single = (names.astype(one, names.float32),)
+    times = 1e6 + np.array([0.0, 0.01, 0.02])
+    run = oc.integrate(lambda t, x: (-x[0],), single, xp64.array(times), method=method)
+    np.testing.assert_array_equal(numpy_tree((run.times,))[0], times)
+    np.testing.assert_allclose(numpy_tree(run.state)[0][:, 0], np.exp(-(times - 1e6)), rtol=1e-6)

@@ -64,6 +64,20 @@ def test_tiny_input_and_slow_principal_neurons_change_nothing() -> None:
             assert a * (1 - float(circuit.w[0, 0]) * y * y) == pytest.approx(sigma**2, abs=1e-14 * a)
 
 
+@pytest.mark.parametrize("z", [1e-150, 1e-160, 1e-163, 1e-200, 1e-300])
+@pytest.mark.parametrize("w_r", [2.0, 0.5, -1.0])
+def test_drive_whose_square_is_no_number(w_r: float, z: float) -> None:
+    """The point near rest is that of the linear equation, y (1 - w_r + w_r s) = b z; the others those without drive."""
+    circuit = oc.Circuit(np.array([[w_r]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    near, *others = oc.fixed_points(circuit, np.array([z]))
+    assert near.state.y[0] == pytest.approx(0.5 * z / (1 - w_r + 0.05 * w_r), rel=1e-14, abs=0.0)
+    assert near.state.a[0] == pytest.approx(0.05**2)
+    at_rest = oc.fixed_points(circuit, np.zeros(1))[1:]
+    for one, other in zip(others, at_rest, strict=True):
+        assert one.state.y[0] == pytest.approx(other.state.y[0])
+        assert one.stable == other.stable
+
+
 def test_negative_recurrence_often_has_no_stable_fixed_point() -> None:
     """One neuron, w_r < 0: some random circuits have no stable fixed point, and the others have one."""
     stable = [sum(point.stable for point in points) for points, _ in census(-5.0, 0.0, drive=30.0)]

@@ -95,6 +95,15 @@ def test_spectrum_is_its_definition(xp: Library) -> None:
     xp.assert_close(spectrum, want, rtol=1e-9, atol=1e-10 * np.max(np.abs(want)))
 
 
+def test_an_empty_batch_has_empty_noise(xp64: Library) -> None:
+    circuit, _ = stable_case(2)
+    mine, nothing = xp64.tree(circuit), xp64.array(np.zeros((0, 2)))
+    state, frequencies = oc.State(nothing, nothing), xp64.array([0.0, 10.0])
+    assert tuple(oc.noise_covariance(mine, state, 0.1).shape) == (0, 4, 4)
+    assert tuple(oc.power_spectrum(mine, state, 0.1, frequencies).shape) == (0, 2, 4, 4)
+    assert tuple(oc.rational_spectrum(mine, state, 0.1)(frequencies).shape) == (0, 2, 4, 4)
+
+
 @pytest.mark.one_dtype
 def test_coherence(xp: Library) -> None:
     """Between 0 and 1, 1 on the diagonal; one source makes everything coherent, an unmixed pair nothing."""
@@ -111,6 +120,24 @@ def test_coherence(xp: Library) -> None:
     xp.assert_close(apart, np.broadcast_to(np.eye(2), (3, 2, 2)), rtol=1e-12, atol=1e-14)
     silent = numpy_tree(oc.linear_coherence(xp.array([[-1.0, 0.0], [0.0, -3.0]]), xp.array([1.0, 0.0]), frequencies))
     assert np.all(np.isnan(silent[:, 0, 1]))
+
+
+@pytest.mark.one_dtype
+@pytest.mark.parametrize("power", [-25, -12, -9, 9, 20])
+def test_coherence_knows_no_units(xp: Library, power: int) -> None:
+    """The noise over a thousand decades of power, where products of spectra leave the range of the dtype."""
+    if power in (-25, 20) and xp.eps > 1e-10:
+        power = {-25: -13, 20: 12}[power]
+    jac = xp.array([[-100.0, 30.0], [-20.0, -200.0]])
+    mixing = np.array([[1.0, 0.0], [0.5, 1.0]])
+    frequencies = np.array([0.0, 10.0, 1000.0])
+    want = []
+    for f in frequencies:
+        response = np.linalg.solve(2j * np.pi * f * np.eye(2) - numpy_tree((jac,))[0], mixing)
+        s = response @ response.conj().T
+        want.append(abs(s) ** 2 / np.outer(np.diagonal(s).real, np.diagonal(s).real))
+    found = oc.linear_coherence(jac, xp.array(mixing * 10.0**power), xp.array(frequencies))
+    xp.assert_close(found, np.array(want), rtol=1e-9, atol=1e-12)
 
 
 def test_unstable_states_are_refused(xp: Library) -> None:
@@ -351,6 +378,10 @@ def test_noise_that_depends_on_the_state(xp: Library) -> None:
     cases = (
         (oc.MultiplicativeNoise(0.3), (0.3 * np.abs(y), 0.3 * np.abs(a))),
         (oc.MultiplicativeNoise((0.3, xp.array([0.0, 0.1, 0.2]))), (0.3 * np.abs(y), np.array([0.0, 0.1, 0.2]) * a)),
+        (
+            oc.MultiplicativeNoise(xp.array([0.1, 0.2, 0.3, 0.0, 0.5, 0.6])),
+            ([0.1, 0.2, 0.3] * abs(y), [0, 0.5, 0.6] * a),
+        ),
         (oc.FiringRateNoise((0.2, 0.1)), (0.2 * np.abs(y), 0.1 * a**0.25)),
         (lambda s: (0.1 * abs(s.y), s.a), (0.1 * np.abs(y), a)),
     )
@@ -428,6 +459,21 @@ def test_transfer_function_of_other_models() -> None:
         oc.transfer_function(circuit, oc.State(3 * state.y, 40 * state.a), np.array([1.0]))
 
 
+@pytest.mark.parametrize("variant", ["rectified", "rectified_recurrence"])
+def test_no_transfer_function_at_a_kink(variant: str) -> None:
+    """Without drive the slope of y by z is b / sqrt(a) on one side and b on the other: neither is the answer."""
+    circuit = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 1.0, 0.002, 0.002)
+    sides = [oc.steady_state(circuit, np.array([z]), variant=variant).state.y[0] / z for z in (1e-9, -1e-9)]
+    assert sides == pytest.approx([1.0, 0.5])
+    for z, side in zip((1e-9, -1e-9), sides, strict=True):
+        near = oc.steady_state(circuit, np.array([z]), variant=variant).state
+        found = oc.transfer_function(circuit, near, np.array([0.0]), variant=variant)
+        assert found[0, 0, 0].real == pytest.approx(side)
+    state = oc.steady_state(circuit, np.zeros(1), variant=variant).state
+    with pytest.raises(ValueError, match="state lies at a kink"):
+        oc.transfer_function(circuit, state, np.array([0.0]), variant=variant)
+
+
 @pytest.mark.one_dtype
 def test_rational_spectrum(xp: Library) -> None:
     """Numerators over the denominator are the spectrum; its parity; the pole polynomial; white and coloured."""
@@ -452,6 +498,19 @@ def test_rational_spectrum(xp: Library) -> None:
     poles = np.prod(x[:, None] ** 2 + values[:, None, :] ** 2, axis=-1).real
     polynomial = np.einsum("bk,xk->bx", numpy_tree((found.denominator,))[0], x[:, None] ** np.arange(9))
     np.testing.assert_allclose(polynomial, poles, rtol=1e4 * xp.eps)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_rational_spectrum_far_above_the_rates(xp: Library, n: int) -> None:
+    """Where the powers of the frequency leave the range of the dtype, and their ratio does not."""
+    circuit = oc.Circuit(None, np.full((n, n), 1 / n), 1.0, 1.0, 0.3, 0.01, 0.01)
+    state = xp.tree(oc.steady_state(circuit, np.linspace(0.3, 1.0, n)).state)
+    frequencies = np.array([-1e7, -10.0, 0.0, 15.0, 1e3, 1e5, 1e7])
+    found = oc.rational_spectrum(xp.tree(circuit), state, 1.0)(xp.array(frequencies))
+    power = to_numpy(found)
+    exact = to_numpy(oc.power_spectrum(xp.tree(circuit), state, 1.0, xp.array(frequencies)))
+    for k in range(2 * n):
+        np.testing.assert_allclose(power[:, k, k].real, exact[:, k, k].real, rtol=1e-8 if xp.eps < 1e-10 else 1e-3)
 
 
 def test_rational_spectra_that_lost_their_digits_are_refused() -> None:

@@ -211,6 +211,10 @@ def test_bad_arguments_are_named() -> None:
         oc.ring_convolution(np.ones((2, 2)))
     with pytest.raises(ValueError, match="count must be below"):
         oc.leading_eigenvalues(good, oc.State(z, z), count=5)
+    with pytest.raises(ValueError, match=r"state\.y must be finite"):
+        oc.leading_eigenvalues(good, oc.State(np.nan * z, z))
+    with pytest.raises(ValueError, match="state must have 3 components at least for Arnoldi's method, got 2"):
+        oc.leading_eigenvalues(oc.Circuit(None, np.ones((1, 1)), *[1.0] * 5), oc.State(z[:1], z[:1]))
 
 
 def test_an_operator_too_large_to_be_made_dense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

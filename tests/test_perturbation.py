@@ -103,6 +103,27 @@ def test_boundary_separates_stable_from_unstable(
         assert around == {True, False}, (p, q)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_table_at_a_kink_and_of_slow_modulators(variant: str) -> None:
+    """Without drive a rectified unit has two linearizations, and for w_r = 2 rest repels on one side; beside a fast
+    unit the slow eigenvalue keeps its digits."""
+    zero, taus = np.array([-1.0, 0.0, 1.0]), np.array([0.001, 0.002])
+    for w_r in (0.9, 2.0):
+        circuit = one_neuron(w_r=w_r, w=0.0)
+        found = oc.stability_boundary(circuit, np.ones(1), ("z", "tau_a"), (zero, taus), variant=variant)
+        assert found.abscissa[1, 1] == pytest.approx((-1 + 0.95 * w_r) / 0.002)
+        for i, z in enumerate(zero):
+            points = oc.fixed_points(circuit, np.array([z]), variant=variant)
+            want = min((point.spectral_abscissa for point in points), default=math.inf)
+            assert found.abscissa[i, 1] == pytest.approx(want)
+    grid = np.array([0.5, 1.0]), np.array([1e-9, 2e-9])
+    slow = one_neuron(w_r=0.5, tau_a=1e9)
+    found = oc.stability_boundary(slow, np.ones(1), ("z", "tau_y"), grid, variant=variant)
+    for i, z in enumerate(grid[0]):
+        (point,) = oc.fixed_points(slow._replace(tau_y=np.array([1e-9])), np.array([z]), variant=variant)
+        assert found.abscissa[i, 0] == pytest.approx(point.spectral_abscissa, rel=1e-9)
+
+
 def test_boundary_of_strong_negative_recurrence_exists() -> None:
     """The circuit of the paper's phase portraits with w_r < 0 is not stable everywhere: there is a boundary."""
     grid = (np.linspace(-8.0, 0.0, 17), np.linspace(0.1, 5.0, 15))

@@ -487,6 +487,22 @@ def test_what_settled_does_not_hide_what_failed() -> None:
     assert "1 of 2 stopped" in run.message
 
 
+def test_a_run_without_a_step_has_no_events_of_every_kind(xp64: Library) -> None:
+    start = (xp64.array(np.ones((3, 2))), xp64.array(np.ones((3, 1))))
+    run = oc.integrate(
+        lambda t, x: (math.nan * x[0], x[1]),
+        start,
+        xp64.array([0.0, 1.0]),
+        events=[lambda t, x: x[1][..., 0], lambda t, x: x[0][..., 0]],
+    )
+    assert not run.success
+    assert len(run.events) == 2
+    for event in run.events:
+        assert tuple(event.times.shape) == (0,)
+        assert tuple(event.members.shape) == (0, 1)
+        assert [tuple(part.shape) for part in event.state] == [(0, 2), (0, 1)]
+
+
 def test_events_are_numbers_one_per_member() -> None:
     """A flag, or one number per neuron, is no event; and runs without a crossing join."""
     options: dict[str, Any] = {"drive": "constant", "rtol": 1e-8}

@@ -577,6 +577,16 @@ def test_energy_falls_along_trajectories(xp64: Library, case: Case) -> None:
     assert energies[-1] < 0.2 * energies[0]
 
 
+def test_energy_of_states_in_double_precision() -> None:
+    """float64 if any array is: near the fixed point float32 would have nothing but its rounding."""
+    single = oc.Circuit(None, np.ones((2, 2), dtype=np.float32), 0.5, 0.5, 0.5, 0.5, 0.5)
+    z = np.array([1.0, 0.5], dtype=np.float32)
+    double = single._replace(w=np.ones((2, 2)))
+    fixed = oc.steady_state(double, z.astype(float)).state
+    near = oc.State(fixed.y + 1e-9, fixed.a)
+    assert oc.energy(single, near, z) == pytest.approx(oc.energy(double, near, z.astype(float)), rel=1e-12, abs=0.0)
+
+
 def test_abscissa_of_neurons_that_share_a_pool(xp64: Library) -> None:
     """n + 1 eigenvalues decide, as well as all 2n, whatever the state; one circuit, a batch, and n = 2 at rest."""
     rng = np.random.default_rng(3)

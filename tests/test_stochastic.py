@@ -239,6 +239,8 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             oc.simulate_sde(circuit, z, times, noise=0.1, **options)
+    with pytest.raises(ValueError, match=r"the batch must not be empty, got batch axes of shape \(0,\)"):
+        oc.simulate_sde(circuit, np.zeros((0, 2)), times, noise=0.1)
     with pytest.raises(TypeError, match="seed must be an integer"):
         oc.simulate_sde(circuit, z, times, noise=0.1, seed=0.5)
     for tau in (np.array([0.01, 0.02, -0.01, 0.01]), np.asarray(0.0), -1.0):
@@ -289,6 +291,21 @@ def test_simulated_noise_of_a_circuit_follows_its_state(xp: Library) -> None:
         run = oc.simulate_sde(xp.tree(circuit), xp.array(z), times, noise=noise, **mine)
         moved = [one[-1] - two[-1] for one, two in zip(numpy_tree(run.state), numpy_tree(plain.state), strict=True)]
         np.testing.assert_allclose(np.concatenate(moved), amplitude * kick[0], atol=100 * xp.eps)
+
+
+@pytest.mark.one_dtype
+def test_time_constants_of_noise_may_have_batch_axes(xp: Library) -> None:
+    """Of their own, as amplitudes may: eta has the variance 1 / (2 tau), and a field that stands still its integral."""
+    taus, members = np.array([0.1, 1.0]), 2000
+    times = xp.array(np.linspace(0.0, LENGTH, 41))
+    noise = oc.ColouredNoise(1.0, xp.array(np.broadcast_to(taus[:, None, None], (2, members, 1)).copy()))
+    run = oc.integrate_sde(
+        lambda t, x: tuple(0 * part for part in x), (xp.array(np.zeros(1)),), times, noise=noise, seed=2
+    )
+    assert tuple(run.state[0].shape) == (41, 2, members, 1)
+    want = LENGTH - taus * (1 - np.exp(-LENGTH / taus))
+    found = numpy_tree(run.state[0])[-1, :, :, 0].var(axis=1)
+    assert np.all(np.abs(found - want) < 5 * want * math.sqrt(2 / members))
 
 
 @pytest.mark.library("numpy", "torch", "jax")

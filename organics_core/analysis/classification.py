@@ -160,6 +160,8 @@ def classify(
     if start is not None:
         fields = validate_state(start, "start")
         validate_circuit(circuit, z=z, **fields)
+        for name, value in fields.items():
+            checks.values(xp, name, value, "any")
         start = State(*(xp.astype(part, z.dtype, copy=False) + wide for part in start))
     with quiet(get_backend(xp)):
         settings = Settings(variant, tolerance, 60, newton=True)
@@ -392,7 +394,8 @@ def random_recurrence(n: int, delta: Array, *, ensemble: str = "goe", seed: int 
     checks.one_of("ensemble", ensemble, ENSEMBLES)
     n = checks.positive_integer("n", n)
     seed = checks.seed(seed)
-    xp = checks.namespace({"like": like})
+    xp = checks.namespace({"like": like, "delta": delta}, numbers=("delta",))
+    checks.values(xp, "delta", delta, "any")
     m = get_backend(xp).normal(seed, (n, n), like)
     if ensemble == "goe":
         m = (m + m.T) / math.sqrt(2.0)
@@ -472,6 +475,8 @@ def phase_diagram(
         raise ValueError(f"w must have shape (n, n) here, without batch axes, got {tuple(circuit.w.shape)}")
     seed = checks.seed(seed)
     chosen = draws if isinstance(draws, range) else range(checks.positive_integer("draws", draws))
+    if len(chosen) == 0 or min(chosen) < 0:
+        raise ValueError(f"draws must be at least one, none of them negative, got {draws!r}")
     n = int(circuit.w.shape[-1])
     parts = []
     for draw in chosen:

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import checks
+from ..attractors import unit_of_y
 from ..backend import Array
+from ..circuit import Circuit
 from ..integration import integrate
-from .host import Hosted, Vector, on_host
+from .host import XP, Hosted, Vector, on_host
 
 _ROUGH = 1e-6  # relative tolerance of the simulation before Newton's method
 _CLOSE = 0.05  # a return within this share of the motion is tried
@@ -87,8 +89,8 @@ def limit_cycle(
         Of a Circuit.
     rtol : float
         Relative tolerance of the method "dopri5" on the cycle, between 1e-12 and 1e-3; the absolute one
-        is a hundredth of it, relative to the size of the states. The simulation
-        before has 1e-6.
+        is a hundredth of it, relative to the size of the states (for a Circuit with y in units of
+        1 / sqrt(max W)). The simulation before has 1e-6.
     points : int
         T, 2 at least.
     max_iterations : int
@@ -142,6 +144,27 @@ def limit_cycle(
     if period is not None and state0 is None:
         raise ValueError("state0 must be given with period: a state near the cycle")
     hosted, x = on_host(model, z, variant, state0)
+    if not isinstance(hosted.model, Circuit):
+        return _cycle_of(hosted, x, rtol, max_iterations, period, duration, points)
+    # in units in which y is of the size of the modulators, so that one tolerance does for both; powers of two are exact
+    unit = 2.0 ** round(math.log2(float(unit_of_y(XP, hosted.model, hosted.z))))
+    scaled = hosted._replace(model=hosted.model._replace(w=hosted.model.w * unit * unit), z=hosted.z / unit)
+    if x is not None:
+        x = x / np.repeat([unit, 1.0], len(hosted.z))
+    found = _cycle_of(scaled, x, rtol, max_iterations, period, duration, points)
+    return found._replace(state=found.state._replace(y=unit * found.state.y))
+
+
+def _cycle_of(
+    hosted: Hosted,
+    x: Vector | None,
+    rtol: float,
+    max_iterations: int,
+    period: float | None,
+    duration: float | None,
+    points: int,
+) -> Cycle:
+    """What :func:`limit_cycle` returns, in the units of the model."""
     search = _Search(hosted, rtol, max_iterations)
     if period is not None and x is not None:
         found = search.newton(x, float(period))

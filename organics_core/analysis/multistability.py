@@ -145,8 +145,9 @@ def find_fixed_points(
         Input drive.
     starts : int
         Number of random starts, besides the fixed point for W_r = I: modulators
-        log-uniform between (b0 sigma)**2 and ten times what W_r = I gives; y of
-        the size that W_r = I gives, or within 1 / sqrt(w_ii). Each takes plain
+        log-uniform between (b0 sigma)**2 and ten times what W_r = I gives, or 4
+        where that is less, each by itself or all at one level; y of the size that
+        W_r = I gives, or within 1 / sqrt(w_ii). Each takes plain
         Newton steps in y and a, and where these do not converge, of the first 32
         such, the safe ones of :func:`steady_state`. For two neurons also every cell of a grid over y
         at whose corners both equations change their sign.
@@ -185,6 +186,7 @@ def find_fixed_points(
     """
     starts = checks.positive_integer("starts", starts)
     seed = checks.seed(seed)
+    distinct = None if distinct is None else checks.positive_number("distinct", distinct)
     xp = validate_circuit(circuit, values=True, z=z)
     n = int(z.shape[-1])
     axes = {name: 2 if name in ("w", "w_r") else 1 for name in circuit._fields}
@@ -398,14 +400,21 @@ def _one_neuron(at: dict[str, float], variant: str) -> list[tuple[float, float, 
         source = y if not flags.source else max(y, 0.0)
         slope = 0.0 if flags.source and y <= 0 else w_r
         slope = 0.0 if flags.drive and w_r * source <= 0 else slope
+        pieces = (0.0, w_r) if y == 0 and (flags.source or flags.drive) else (slope,)  # both sides of the kink
         s = math.sqrt(a)
-        a11 = (-1.0 + (1.0 - s) * slope) / tau_y
-        a12 = -slope * y / (2.0 * s) / tau_y
-        a21 = 2.0 * w * a * response / tau_a
-        a22 = (-1.0 + w * response * response) / tau_a
-        half, det = 0.5 * (a11 + a22), a11 * a22 - a12 * a21
-        disc = half * half - det
-        found.append((y, a, half + math.sqrt(disc) if disc > 0 else half))
+
+        def largest(slope: float, y: float = y, a: float = a, s: float = s, response: float = response) -> float:
+            a11 = (-1.0 + (1.0 - s) * slope) / tau_y
+            a12 = -slope * y / (2.0 * s) / tau_y
+            a21 = 2.0 * w * a * response / tau_a
+            a22 = (-1.0 + w * response * response) / tau_a
+            half, det = 0.5 * (a11 + a22), a11 * a22 - a12 * a21
+            disc = half * half - det
+            if disc <= 0:
+                return half
+            return half + math.sqrt(disc) if half > 0 else det / (half - math.sqrt(disc))
+
+        found.append((y, a, max(map(largest, pieces))))
     return found
 
 
