@@ -406,11 +406,14 @@ def test_a_state_dict_of_other_settings(settings, words, strict):
         (lambda: ot.DivisiveNorm(3, 4, sigma=0.5), lambda: ot.DivisiveNorm(3, 4), "sigma 0.5, and this one"),
         (lambda: ot.DivisiveNorm2d(1, 2, 3, stride=2), lambda: ot.DivisiveNorm2d(1, 2, 3), "stride 2"),
         (lambda: ot.DivisiveNorm2d(1, 2, 3, padding=1), lambda: ot.DivisiveNorm2d(1, 2, 3), "padding 1"),
+        (lambda: ot.DivisiveNormalization(2, sigma=0.5), lambda: ot.DivisiveNormalization(2), "sigma 0.5"),
     ],
 )
 def test_a_state_dict_of_another_static_layer(one, other, words):
     same = one()
     assert same.load_state_dict(one().state_dict()).missing_keys == []
+    without = {name: value for name, value in one().state_dict().items() if name != "_extra_state"}
+    assert same.load_state_dict(without).missing_keys == []
     layer = other()
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     with pytest.raises(ValueError, match=words):

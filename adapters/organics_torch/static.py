@@ -383,6 +383,9 @@ class DivisiveNormalization(nn.Module):
         """ValueError where the state_dict is of a layer with other settings."""
         check_settings(self, state)
 
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        load_with_or_without_settings(self, super()._load_from_state_dict, *arguments, **keywords)
+
     def forward(self, x: Tensor) -> Tensor:
         """The normalized x, as large as x: (N, C, H, W) or, with other ``dimensions``, ``(..., C, *places)``.
 
