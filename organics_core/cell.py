@@ -18,6 +18,8 @@ from .weights import matvec
 
 CELL_VARIANTS = ("rectified_recurrence", "main")
 INITIALIZATIONS = ("paper", "oscillators")
+VECTORS = ("theta_y", "theta_a", "theta_b0", "theta_b1", "sigma")
+"""Of the parameters; the others are matrices."""
 
 
 class CellParameters(NamedTuple):
@@ -157,8 +159,8 @@ def three_rates(max_rates: MaxRates | tuple[float, float, float]) -> MaxRates:
         size = f" of {len(max_rates)}" if isinstance(max_rates, (tuple, list)) else ""
         raise TypeError(f"max_rates must be MaxRates(y, a, b), got {checks.describe(max_rates)}{size}")
     for name, value in zip("yab", max_rates, strict=True):
-        if isinstance(value, (int, float)):
-            checks.positive_number(f"max_rates.{name}", value)
+        if isinstance(value, (int, float, np.number)):
+            checks.positive_number(f"max_rates.{name}", value.item() if isinstance(value, np.number) else value)
     return MaxRates(*max_rates)
 
 
@@ -321,7 +323,7 @@ def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any
         shape = tuple(fields[name].shape)
         if shape[-2:] != (n, k):
             raise ValueError(f"{name} must have shape (..., {n}, {k}), got shape {shape}")
-    for name in ("theta_y", "theta_a", "theta_b0", "theta_b1", "sigma"):
+    for name in VECTORS:
         checks.vector_shape(name, fields[name], n, scalar=name == "sigma")
     for name, value in states.items():
         checks.vector_shape(name, value, n)
@@ -337,8 +339,7 @@ def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -
     if xs.ndim < 2 or xs.shape[0] == 0:
         raise ValueError(f"xs must have shape (T, ..., k) with T >= 1, got shape {tuple(xs.shape)}")
     batch, owners = tuple(xs.shape[1:-1]), "xs"
-    vectors = ("theta_y", "theta_a", "theta_b0", "theta_b1", "sigma")
-    cores = {name: (value, 1 if name in vectors else 2) for name, value in parameters._asdict().items()}
+    cores = {name: (value, 1 if name in VECTORS else 2) for name, value in parameters._asdict().items()}
     if any(getattr(value, "ndim", 0) > core for value, core in cores.values()):
         batch, owners = checks.batch_shape({"xs": (xs[0, ...], 1)} | cores), "xs and the parameters"
     for name, part in zip(CellState._fields, state, strict=True):

@@ -331,6 +331,8 @@ def test_largest_rates_and_starts_that_do_not_fit(function: Callable[..., Any]) 
             function(p, state, xs, max_rates=rates)
     with pytest.raises(ValueError, match=r"max_rates.a must be .*-1"):
         function(p, state, xs, max_rates=(1, -1, 1))
+    with pytest.raises(ValueError, match=r"max_rates.b must be .*-1"):
+        function(p, state, xs, max_rates=(1, 1, np.float32(-1)))
     function(p, state, xs, max_rates=tuple(np.asarray([0.1, 0.1, 0.1])))
     if sequence:
         many = oc.CellState(*(np.broadcast_to(part, (3, 4)) for part in state))
