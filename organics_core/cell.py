@@ -333,7 +333,7 @@ def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any
 
 def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -> tuple[Any, CellState, Array]:
     """As :func:`validate_cell`, for a sequence (T, ..., k): the namespace, and the start state and the inputs in all
-    batch axes, those of the inputs and of the parameters together.
+    batch axes, those of the inputs and of the parameters together; the state in the dtype of what is computed.
     """
     xp = validate_cell(parameters, state, xs)
     if xs.ndim < 2 or xs.shape[0] == 0:
@@ -350,7 +350,10 @@ def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -
                 f"state.{name} has shape {tuple(part.shape)}, whose batch axes {axes} do not fit those of {owners}, "
                 f"{batch}"
             )
-    start = CellState(*(xp.broadcast_to(part, (*batch, part.shape[-1])) for part in state))
+    dtype = xp.result_type(*(value for value in (*parameters, *state, xs) if hasattr(value, "dtype")))
+    start = CellState(
+        *(xp.astype(xp.broadcast_to(part, (*batch, part.shape[-1])), dtype, copy=False) for part in state)
+    )
     if batch != tuple(xs.shape[1:-1]):
         missing = len(batch) + 2 - xs.ndim
         xs = xp.reshape(xs, (xs.shape[0], *(1,) * missing, *xs.shape[1:]))

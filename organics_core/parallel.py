@@ -369,9 +369,6 @@ def parallel_cell_sequence(
     stop = get_backend(xp).stop_gradient
     given = tree_map(lambda value: stop(value) if hasattr(value, "dtype") else value, (parameters, w, rates, start, xs))
     parameters, w, rates, start, xs = given
-    arrays = [value for value in (*parameters, *start, xs) if hasattr(value, "dtype")]
-    dtype = xp.result_type(*arrays)
-    start = tree_map(lambda part: xp.astype(part, dtype, copy=False), start)
     found = solve_states(
         xp,
         parameters,

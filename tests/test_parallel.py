@@ -219,14 +219,18 @@ def test_no_sequences(xp: Library) -> None:
     assert bool(report.converged)
 
 
-def test_a_start_state_of_float32_does_not_decide_on_the_precision() -> None:
+@pytest.mark.library("numpy", "torch", "jax")
+def test_a_start_state_of_float32_does_not_decide_on_the_precision(xp64: Library) -> None:
+    """Nor where the steps are taken one by one."""
     parameters, start, xs = sequence(60)
     start = oc.CellState(*(np.full_like(part, 0.25) for part in start))  # a number of few bits
-    few = oc.CellState(*(part.astype(np.float32) for part in start))
-    _, ys, report = oc.parallel_cell_sequence(parameters, few, xs)
-    assert ys.dtype == np.float64
-    assert report.change <= 1e-13
-    np.testing.assert_allclose(ys, oc.cell_sequence(parameters, start, xs)[1], rtol=0, atol=1e-12)
+    given, wanted = (xp64.tree(parameters), xp64.array(xs)), oc.cell_sequence(parameters, start, xs)[1]
+    space = xp64.namespace
+    few = oc.CellState(*(space.astype(part, space.float32) for part in xp64.tree(start)))
+    _, ys, report = oc.parallel_cell_sequence(given[0], few, given[1])
+    assert float(report.change) <= 1e-13
+    xp64.assert_close(ys, wanted, rtol=0, atol=1e-12)
+    xp64.assert_close(oc.cell_sequence(given[0], few, given[1])[1], wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.one_dtype
