@@ -18,6 +18,8 @@ from .weights import matvec
 
 CELL_VARIANTS = ("rectified_recurrence", "main")
 INITIALIZATIONS = ("paper", "oscillators")
+VECTORS = ("theta_y", "theta_a", "theta_b0", "theta_b1", "sigma")
+"""Of the parameters; the others are matrices."""
 
 
 class CellParameters(NamedTuple):
@@ -157,8 +159,8 @@ def three_rates(max_rates: MaxRates | tuple[float, float, float]) -> MaxRates:
         size = f" of {len(max_rates)}" if isinstance(max_rates, (tuple, list)) else ""
         raise TypeError(f"max_rates must be MaxRates(y, a, b), got {checks.describe(max_rates)}{size}")
     for name, value in zip("yab", max_rates, strict=True):
-        if isinstance(value, (int, float)):
-            checks.positive_number(f"max_rates.{name}", value)
+        if isinstance(value, (int, float, np.number)):
+            checks.positive_number(f"max_rates.{name}", value.item() if isinstance(value, np.number) else value)
     return MaxRates(*max_rates)
 
 
@@ -321,7 +323,7 @@ def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any
         shape = tuple(fields[name].shape)
         if shape[-2:] != (n, k):
             raise ValueError(f"{name} must have shape (..., {n}, {k}), got shape {shape}")
-    for name in ("theta_y", "theta_a", "theta_b0", "theta_b1", "sigma"):
+    for name in VECTORS:
         checks.vector_shape(name, fields[name], n, scalar=name == "sigma")
     for name, value in states.items():
         checks.vector_shape(name, value, n)
@@ -329,26 +331,34 @@ def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any
     return xp
 
 
-def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -> Any:
-    """As :func:`validate_cell`, for the inputs xs (T, ..., k) of a sequence."""
+def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -> tuple[Any, CellState, Array]:
+    """As :func:`validate_cell`, for a sequence (T, ..., k): the namespace, and the start state and the inputs in all
+    batch axes, those of the inputs and of the parameters together; the state in the dtype of what is computed.
+    """
     xp = validate_cell(parameters, state, xs)
     if xs.ndim < 2 or xs.shape[0] == 0:
         raise ValueError(f"xs must have shape (T, ..., k) with T >= 1, got shape {tuple(xs.shape)}")
-    batch = tuple(xs.shape[1:-1])
+    batch, owners = tuple(xs.shape[1:-1]), "xs"
+    cores = {name: (value, 1 if name in VECTORS else 2) for name, value in parameters._asdict().items()}
+    if any(getattr(value, "ndim", 0) > core for value, core in cores.values()):
+        batch, owners = checks.batch_shape({"xs": (xs[0, ...], 1)} | cores), "xs and the parameters"
     for name, part in zip(CellState._fields, state, strict=True):
         axes = tuple(part.shape[:-1])
         fits = all(one in (1, size) for one, size in zip(axes[::-1], batch[::-1], strict=False))
         if len(axes) > len(batch) or not fits:
             raise ValueError(
-                f"state.{name} has shape {tuple(part.shape)}, whose batch axes {axes} do not fit those of xs, {batch}"
+                f"state.{name} has shape {tuple(part.shape)}, whose batch axes {axes} do not fit those of {owners}, "
+                f"{batch}"
             )
-    return xp
-
-
-def broadcast_start(xp: Any, state: CellState, xs: Array) -> CellState:
-    """The start state in the batch axes of ``xs`` (T, ..., k)."""
-    shape = (*xs.shape[1:-1], state[0].shape[-1])
-    return CellState(*(xp.broadcast_to(part, shape) for part in state))
+    dtype = xp.result_type(*(value for value in (*parameters, *state, xs) if hasattr(value, "dtype")))
+    start = CellState(
+        *(xp.astype(xp.broadcast_to(part, (*batch, part.shape[-1])), dtype, copy=False) for part in state)
+    )
+    if batch != tuple(xs.shape[1:-1]):
+        missing = len(batch) + 2 - xs.ndim
+        xs = xp.reshape(xs, (xs.shape[0], *(1,) * missing, *xs.shape[1:]))
+        xs = xp.broadcast_to(xs, (xs.shape[0], *batch, xs.shape[-1]))
+    return xp, start, xs
 
 
 def step(
@@ -468,7 +478,7 @@ def cell_sequence(
     ----------
     parameters : CellParameters
     state : CellState of arrays (n,) or (..., n)
-        Start state; broadcast over the batch axes of ``xs``.
+        Start state; broadcast over the batch axes of ``xs`` and of the parameters, where these have any.
     xs : array (T, ..., k)
         Inputs, time first.
     max_rates, variant
@@ -496,10 +506,9 @@ def cell_sequence(
     ((7, 5, 4), True)
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
-    xp = validate_sequence(parameters, state, xs)
+    xp, start, xs = validate_sequence(parameters, state, xs)
     rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    start = broadcast_start(xp, state, xs)
 
     def body(carry: CellState, x: Array) -> tuple[CellState, Array]:
         new = step(xp, parameters, w, rates, CellState(*carry), x, variant)
@@ -512,8 +521,8 @@ def cell_sequence(
 def _frozen(
     parameters: CellParameters, state: CellState, x: Array, max_rates: MaxRates, variant: str
 ) -> tuple[Any, Rates, Any, Any]:
-    """Checked: ``xp``, the rates, and the (y, a) circuit that the cell is at this moment, in units of the step, and its
-    state.
+    """Checked: ``xp``, the rates, and a circuit (in units of the step) and a state with the Jacobian of (y, a) that
+    the cell has at this moment.
     """
     from .circuit import Circuit, State
 
@@ -521,7 +530,8 @@ def _frozen(
     xp = validate_cell(parameters, state, x)
     rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    circuit = Circuit(parameters.w_r, w, state[3], state[2], parameters.sigma, 1.0 / rates.y, 1.0 / rates.a)
+    # the Jacobian hangs neither on the gains, which a cell may have of any sign, nor on sigma
+    circuit = Circuit(parameters.w_r, w, 1.0, 1.0, 1.0, 1.0 / rates.y, 1.0 / rates.a)
     return xp, rates, circuit, State(state[0], state[1])
 
 

@@ -11,6 +11,7 @@ from . import checks
 from .backend import Array
 from .cell import (
     CELL_VARIANTS,
+    VECTORS,
     CellParameters,
     CellState,
     MaxRates,
@@ -283,13 +284,24 @@ def prove_cell(
     if not isinstance(parameters, CellParameters):
         raise TypeError(f"parameters must be CellParameters, got {checks.describe(parameters)}")
     given = _host(parameters)
+    for name, array in given._asdict().items():
+        if array is not None and array.ndim > (1 if name in VECTORS else 2):
+            raise ValueError(f"{name} must be of one cell, without batch axes, got shape {array.shape}")
     n = given.log_w.shape[-1]
+    if start is not None and (not isinstance(start, tuple) or len(start) != 4):
+        raise TypeError(f"start must be a CellState(y, a, b0, b1), got {checks.describe(start)}")
     half = np.full(n, 0.5)
     begin = CellState(np.zeros(n), np.ones(n), half, half) if start is None else CellState(*_host(start))
     value, width = _host((x, x_radius))
     validate_cell(given, begin, value)
+    k = given.w_zx.shape[-1]
     if value.ndim != 1:
-        raise ValueError(f"x must have shape ({given.w_zx.shape[-1]},), got shape {value.shape}")
+        raise ValueError(f"x must have shape ({k},), got shape {value.shape}")
+    for name, part in begin._asdict().items():
+        if part.shape != (n,):
+            raise ValueError(f"start.{name} must have shape ({n},), got shape {part.shape}")
+    if width.shape not in ((), (1,), (k,)):
+        raise ValueError(f"x_radius must be a number or have shape ({k},), got shape {width.shape}")
     if not np.all(width >= 0.0):
         raise ValueError(f"x_radius must be non-negative, got {np.min(width):g} as its smallest value")
     with np.errstate(all="ignore"):

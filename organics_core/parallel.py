@@ -31,7 +31,6 @@ from .cell import (
     CellState,
     MaxRates,
     Rates,
-    broadcast_start,
     cell_rates,
     normalization_weights,
     step,
@@ -51,7 +50,8 @@ class ParallelReport(NamedTuple):
     Attributes
     ----------
     converged : array () of bool, or bool
-        Whether the last update was small enough; otherwise the states are not to be used.
+        Whether the last update was small enough, and no larger than the one before it, or nothing; otherwise the
+        states are not to be used.
     iterations : array () of int, or int
     change : array (), or float
         The last update, before it is damped, relative: the largest entry over the largest state, of y, a, b0 and b1
@@ -100,6 +100,7 @@ class _Progress(NamedTuple):
     iterations: Array
     change: Array
     residual: Array
+    growing: Array
 
 
 class Solution(NamedTuple):
@@ -199,7 +200,9 @@ def solve_recurrence(
         derivatives. These are cut to [-1, 1], so that no scan overflows.
     guess : CellState of arrays (T, ..., n)
     tolerance : float, optional
-        The last update, relative as in :class:`ParallelReport`; :func:`default_tolerance`.
+        The last update, relative as in :class:`ParallelReport`; :func:`default_tolerance`. A first update is not
+        trusted, nor one that is larger than that before it: beside a state at rest that does not attract, updates
+        are small and grow.
     max_iterations : int
     largest_update : float, optional
         The damping: to this an entry's update is cut. It acts where the iterations
@@ -224,13 +227,18 @@ def solve_recurrence(
         if largest_update is not None:
             bounded = tree_map(lambda d: xp.clip(d, -largest_update, largest_update), delta)
         states = tree_map(lambda x, d: x + d, progress.states, bounded)
-        sizes = (relative_size(xp, part, states) for part in (delta, residual))
-        return _Progress(states, progress.iterations + 1, *sizes)
+        change, off = (relative_size(xp, part, states) for part in (delta, residual))
+        before = xp.where(progress.iterations > 0, progress.change, xp.zeros_like(change))
+        return _Progress(states, progress.iterations + 1, change, off, change > before)
 
     infinite = xp.asarray(xp.inf, dtype=like.dtype, device=device(like))
-    begin = _Progress(guess, xp.asarray(0, dtype=xp.int32, device=device(like)), infinite, infinite)
-    end = get_backend(xp).while_loop(lambda p: p.change > bound, body, begin, max_steps=max_iterations)
-    return Solution(end.states, ParallelReport(end.change <= bound, end.iterations, end.change, end.residual))
+    counted = xp.asarray(0, dtype=xp.int32, device=device(like))
+    begin = _Progress(guess, counted, infinite, infinite, infinite > 0)
+    going = get_backend(xp).while_loop(
+        lambda p: (p.change > bound) | p.growing, body, begin, max_steps=max_iterations
+    )  # which NaN ends
+    converged = (going.change <= bound) & ~going.growing
+    return Solution(going.states, ParallelReport(converged, going.iterations, going.change, going.residual))
 
 
 def solve_states(
@@ -311,7 +319,8 @@ def parallel_cell_sequence(
     parameters, state, xs, max_rates, variant
         As for :func:`cell_sequence`.
     tolerance : float, optional
-        Relative update at which the iterations stop; 1e-13 in float64, 1e-6 in float32.
+        Relative update at which the iterations stop, where it is no larger than the one before; 1e-13 in float64,
+        1e-6 in float32.
     max_iterations : int
     damped : bool
         Whether an entry of the state moves by at most 1 per iteration.
@@ -335,7 +344,8 @@ def parallel_cell_sequence(
     -----
     Every iteration costs what a pass over the sequence does, in few large
     operations. Convergence is a matter of the largest Lyapunov exponent of the trajectory: where
-    it is positive, do not expect any. Derivatives do not pass through (for torch and jax
+    it is positive, do not expect any, and do not rely on what is reported of disturbances below the tolerance,
+    which grow. Derivatives do not pass through (for torch and jax
     the results are constants): iterations that stop where values have converged say nothing of their
     derivatives. The layers of ``organics_torch`` and ``organics_jax`` have the exact gradient.
 
@@ -353,15 +363,12 @@ def parallel_cell_sequence(
     max_iterations = checks.positive_integer("max_iterations", max_iterations)
     if tolerance is not None:
         tolerance = checks.positive_number("tolerance", tolerance)
-    xp = validate_sequence(parameters, state, xs)
+    xp, start, xs = validate_sequence(parameters, state, xs)
     rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
     stop = get_backend(xp).stop_gradient
-    given = tree_map(lambda value: stop(value) if hasattr(value, "dtype") else value, (parameters, w, rates, state, xs))
-    parameters, w, rates, state, xs = given
-    arrays = [value for value in (*parameters, *state, xs) if hasattr(value, "dtype")]
-    dtype = xp.result_type(*arrays)
-    start = tree_map(lambda part: xp.astype(part, dtype, copy=False), broadcast_start(xp, state, xs))
+    given = tree_map(lambda value: stop(value) if hasattr(value, "dtype") else value, (parameters, w, rates, start, xs))
+    parameters, w, rates, start, xs = given
     found = solve_states(
         xp,
         parameters,
@@ -415,10 +422,10 @@ def cell_lyapunov_exponent(
     True
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
-    xp = validate_sequence(parameters, state, xs)
+    xp, start, xs = validate_sequence(parameters, state, xs)
     rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    return growth_rate(xp, parameters, w, rates, broadcast_start(xp, state, xs), xs, variant)
+    return growth_rate(xp, parameters, w, rates, start, xs, variant)
 
 
 def growth_rate(

@@ -390,6 +390,7 @@ def static_circuit(xp: Any, parameters: StaticParameters, x: Array, sigma: Array
     drive = matvec(xp, p.w_zx, x)
     z = xp.astype(unit(xp, drive, -1), drive.dtype)
     gain, normalization = sigmoid(xp, matvec(xp, p.w_bx, x)), sigmoid(xp, p.beta)
+    gain = xp.where(gain <= 0, float(xp.finfo(gain.dtype).smallest_normal), gain)  # rounded to 0, which no gain is
     return Circuit._make((p.w_r, xp.exp(p.log_w), gain, normalization, sigma, 1.0, 1.0)), z
 
 
@@ -516,6 +517,8 @@ def static_steady_state(
     True
     """
     xp = _validate(parameters, x)
+    if parameters.w_r is not None:
+        checks.values(xp, "x", x, "any")
     circuit, z = static_circuit(xp, parameters, x, checks.positive_number("sigma", sigma))
     method = "closed_form" if parameters.w_r is None else "newton"
     return steady_state(circuit, z, method=method, max_iterations=max_iterations, attracting=False)

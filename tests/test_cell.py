@@ -161,6 +161,23 @@ def test_jacobian_of_the_step_is_its_derivative(xp64: Library, variant: str, rec
     np.testing.assert_allclose(numpy_tree(found), want, rtol=0, atol=1e-12 if exact else 1e-7)
 
 
+@pytest.mark.library("numpy", "torch", "jax")
+def test_jacobians_with_gains_of_any_sign(xp64: Library) -> None:
+    """A step takes gains that are zero or negative, and so do its derivatives."""
+    parameters, state, x = random_cell()
+    state = state._replace(b0=state.b0 * [1, 0, -1, 1], b1=state.b1 * [0, 1, -1, 1])
+    given, there, drive = xp64.tree(parameters), xp64.tree(state), xp64.array(x)
+    found = oc.cell_jacobian(given, there, drive, max_rates=RATES)
+    flat = np.concatenate(state)
+    moves = 1e-6 * np.eye(16)
+    many = oc.CellState(*np.split(np.concatenate([flat + moves, flat - moves]), 4, axis=-1))
+    plus, minus = np.split(np.concatenate(oc.cell_step(parameters, many, x, max_rates=RATES), axis=-1), 2)
+    xp64.assert_close(found, (plus - minus).T / 2e-6, rtol=0, atol=1e-8)
+    other = oc.CellState(state.y, state.a, np.ones(4), np.ones(4))
+    want = cell_jacobian_abscissa(parameters, other, x, max_rates=RATES)
+    xp64.assert_close(cell_jacobian_abscissa(given, there, drive, max_rates=RATES), want, rtol=1e-10)
+
+
 def test_jacobian_of_the_step_in_a_batch(xp: Library) -> None:
     """Of states and of inputs: member by member."""
     parameters, state, x = random_cell()
@@ -314,6 +331,8 @@ def test_largest_rates_and_starts_that_do_not_fit(function: Callable[..., Any]) 
             function(p, state, xs, max_rates=rates)
     with pytest.raises(ValueError, match=r"max_rates.a must be .*-1"):
         function(p, state, xs, max_rates=(1, -1, 1))
+    with pytest.raises(ValueError, match=r"max_rates.b must be .*-1"):
+        function(p, state, xs, max_rates=(1, 1, np.float32(-1)))
     function(p, state, xs, max_rates=tuple(np.asarray([0.1, 0.1, 0.1])))
     if sequence:
         many = oc.CellState(*(np.broadcast_to(part, (3, 4)) for part in state))

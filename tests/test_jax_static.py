@@ -58,7 +58,7 @@ def test_nan_comes_through():
         found = jax.jit(DivisiveNorm(3, 5, key=KEY, recurrent=recurrent).__call__)(x)
         assert jnp.isnan(found[1]).all()
     assert jnp.isnan(DivisiveNorm(3, 5, key=KEY)(x)).all(-1).tolist() == [False, True, False]
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match=r"^x must be finite"):
         DivisiveNorm(3, 5, key=KEY, recurrent="spectral")(x)
     images = jnp.ones((2, 1, 6, 6)).at[0, 0, 0, 0].set(jnp.nan)
     found = DivisiveNorm2d(1, 3, 3, key=KEY)(images)

@@ -161,6 +161,54 @@ def test_a_damped_step_from_far_off_is_not_convergence(precision: str, size: flo
     np.testing.assert_allclose(last.b1, final.b1, rtol=1e-4)
 
 
+@pytest.mark.one_dtype
+def test_small_updates_that_grow_are_not_convergence(xp: Library) -> None:
+    """Two units that excite each other leave their rest by less than the tolerance, beside one that stays at its."""
+    n, weak = 3, 1e-9 if xp.precision == "float32" else 1e-14
+    nothing = np.zeros((n, n))
+    w_r = nothing.copy()
+    w_r[0, 1] = w_r[1, 0] = 4.0
+    drive, theta = np.array([[0.0], [0.0], [1.0]]), np.zeros(n)
+    gates = (0 * drive, nothing, nothing)
+    parameters = oc.CellParameters(drive, w_r, np.full((n, n), -40.0), *gates, *gates, *(theta,) * 4, np.ones(()))
+    start = oc.CellState(np.array([weak, weak, 0.5]), np.full(n, 0.25), np.full(n, 0.5), np.full(n, 0.5))
+    xs = np.ones((800, 1))
+    _, ys = oc.cell_sequence(parameters, start, xs, variant="main")
+    assert ys[-1, 0] > 1e4 * weak
+    run = xp.compiled(oc.parallel_cell_sequence, variant="main")
+    _, found, report = run(xp.tree(parameters), xp.tree(start), xp.array(xs))
+    assert bool(report.converged)
+    assert int(report.iterations) > 10
+    xp.assert_close(found, ys, rtol=0, atol=2e-6 if xp.precision == "float32" else 1e-11)
+    *_, report = run(xp.tree(parameters), xp.tree(start._replace(y=np.array([0, 0, 0.5]))), xp.array(xs))
+    assert bool(report.converged)  # at rest, and nothing leaves it
+    assert int(report.iterations) <= 2
+
+
+@pytest.mark.one_dtype
+def test_a_batch_of_cells_through_one_sequence(xp64: Library) -> None:
+    """As many as there are steps, too: every cell by itself."""
+    cells = [oc.init_cell(seed, 2, 4)[0] for seed in range(3)]
+    start = oc.init_cell(0, 2, 4)[1]
+    many = oc.CellParameters(*(np.stack(parts) for parts in zip(*cells, strict=True)))._replace(sigma=np.ones(()))
+    xs = np.random.default_rng(0).standard_normal((3, 2))
+    want = np.stack([oc.cell_sequence(cell, start, xs)[1] for cell in cells], 1)
+    given = xp64.tree(many), xp64.tree(start), xp64.array(xs)
+    last, ys = oc.cell_sequence(*given)
+    xp64.assert_close(ys, want, rtol=1e-12)
+    xp64.assert_close(last.y, want[-1], rtol=1e-12)
+    last, ys, report = oc.parallel_cell_sequence(*given)
+    assert bool(report.converged)
+    xp64.assert_close(ys, want, rtol=0, atol=1e-12)
+    xp64.assert_close(last.y, want[-1], rtol=0, atol=1e-12)
+    _, ys = oc.cell_sequence(given[0], xp64.tree(oc.CellState(*(np.stack([part] * 3) for part in start))), given[2])
+    xp64.assert_close(ys, want, rtol=1e-12)
+    assert oc.cell_lyapunov_exponent(*given).shape == (3,)
+    for call in (oc.cell_sequence, oc.parallel_cell_sequence, oc.cell_lyapunov_exponent):
+        with pytest.raises(ValueError, match=r"batch axes \(3,\) of w_zx .* do not broadcast with .* \(2,\) of xs"):
+            call(many, start, np.ones((5, 2, 2)))
+
+
 def test_no_sequences(xp: Library) -> None:
     """As the loop: arrays of no sequences, found at once."""
     parameters, start, xs = sequence(4)
@@ -171,14 +219,18 @@ def test_no_sequences(xp: Library) -> None:
     assert bool(report.converged)
 
 
-def test_a_start_state_of_float32_does_not_decide_on_the_precision() -> None:
+@pytest.mark.library("numpy", "torch", "jax")
+def test_a_start_state_of_float32_does_not_decide_on_the_precision(xp64: Library) -> None:
+    """Nor where the steps are taken one by one."""
     parameters, start, xs = sequence(60)
     start = oc.CellState(*(np.full_like(part, 0.25) for part in start))  # a number of few bits
-    few = oc.CellState(*(part.astype(np.float32) for part in start))
-    _, ys, report = oc.parallel_cell_sequence(parameters, few, xs)
-    assert ys.dtype == np.float64
-    assert report.change <= 1e-13
-    np.testing.assert_allclose(ys, oc.cell_sequence(parameters, start, xs)[1], rtol=0, atol=1e-12)
+    given, wanted = (xp64.tree(parameters), xp64.array(xs)), oc.cell_sequence(parameters, start, xs)[1]
+    space = xp64.namespace
+    few = oc.CellState(*(space.astype(part, space.float32) for part in xp64.tree(start)))
+    _, ys, report = oc.parallel_cell_sequence(given[0], few, given[1])
+    assert float(report.change) <= 1e-13
+    xp64.assert_close(ys, wanted, rtol=0, atol=1e-12)
+    xp64.assert_close(oc.cell_sequence(given[0], few, given[1])[1], wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.one_dtype

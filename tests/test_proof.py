@@ -529,6 +529,17 @@ def test_cells_over_a_range_of_inputs() -> None:
         oc.prove_cell(parameters, np.stack([x, x]))
     with pytest.raises(ValueError, match="x_radius must be non-negative"):
         oc.prove_cell(parameters, x, x_radius=-1.0)
+    for shape in ((2,), (3, 1), (1, 3)):
+        with pytest.raises(ValueError, match=r"x_radius must be a number or have shape \(3,\), got shape"):
+            oc.prove_cell(parameters, x, x_radius=np.full(shape, 1e-3))
+    with pytest.raises(ValueError, match=r"start.a must have shape \(\d+,\), got shape \(2, "):
+        oc.prove_cell(parameters, x, start=start._replace(a=np.stack([start.a] * 2)))
+    with pytest.raises(TypeError, match=r"start must be a CellState"):
+        oc.prove_cell(parameters, x, start=tuple(start)[:3])
+    for name in ("w_by0", "theta_y"):
+        many = parameters._replace(**{name: np.stack([getattr(parameters, name)] * 2)})
+        with pytest.raises(ValueError, match=f"{name} must be of one cell, without batch axes, got shape"):
+            oc.prove_cell(many, x)
 
 
 def test_intervals_hold_what_they_should() -> None:

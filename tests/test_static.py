@@ -269,6 +269,18 @@ def test_nan_comes_through(xp: Library) -> None:
     assert np.isnan(found).tolist() == [[False] * N, [True] * N, [False] * N]
 
 
+def test_a_gain_that_rounds_to_zero(xp: Library) -> None:
+    """Inputs so large that a sigmoid rounds to 0 have a fixed point; what is not finite is refused by its name."""
+    p, x = parameters_and_input("spectral")
+    wanted = oc.static_rates(p, 1e4 * x, sigma=SIGMA)
+    assert (1e4 * x @ p.w_bx.T < -800).any()
+    found = oc.static_rates(in_library(xp, p), xp.array(1e4 * x), sigma=SIGMA)
+    xp.assert_close(found, wanted, rtol=0, atol=1e-5 if xp.precision == "float32" else 1e-12)
+    x[1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"^x must be finite"):
+        oc.static_rates(in_library(xp, p), xp.array(x))
+
+
 def test_nothing_found_is_nan() -> None:
     p, x = parameters_and_input("spectral")
     p = p._replace(w_r=p.w_r / 0.6)

@@ -47,6 +47,7 @@ LIBRARIES: dict[str, ctypes.CDLL] = {}
 def launch(text: str, name: str, blocks: int, threads: int, memory: int, arguments: tuple[Any, ...]) -> None:
     """In place of the launch on a device: the text as C++, thread by thread."""
     assert memory <= SHARED
+    assert blocks, "the driver refuses a launch of no blocks"
     if text not in LIBRARIES:
         compiler = shutil.which("c++") or shutil.which("g++")
         assert compiler, "these tests compile the kernels with a C++ compiler, and none was found"
@@ -116,6 +117,18 @@ def errors(n: int, batch: int, *, outputs: bool = True, last: bool = True, **opt
 def test_kernels_are_the_core(n: int, options: dict[str, Any]) -> None:
     """Values and every gradient to float32's resolution; the last block is not full, nor every width."""
     assert max(errors(n, 3, **options)) < 2e-6
+
+
+@pytest.mark.cpu
+@pytest.mark.usefixtures("on_cpu")
+def test_no_sequences() -> None:
+    layer = ORGaNICs(3, 16, seed=1, implementation="cuda")
+    xs = torch.zeros(4, 0, 3, requires_grad=True)
+    output, hn = layer(xs)
+    assert (output.shape, hn.y.shape) == ((4, 0, 16), (1, 0, 16))
+    (output.sum() + hn.a.sum()).backward()
+    assert xs.grad is not None
+    assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
 
 
 @pytest.mark.cpu

@@ -359,6 +359,28 @@ def test_start_states_are_ones_own():
         assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
+class WithoutGradient(torch.autograd.Function):
+    """The identity, whose backward pass says nothing."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, _):
+        return None
+
+
+@pytest.mark.parametrize("implementation", ["auto", "function", "parallel", "reference"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_follows_has_no_gradient(implementation, create_graph):
+    layer = make(implementation=implementation)
+    output, _ = layer(numbers(1, T, N, K))
+    loss = WithoutGradient.apply(output).sum()
+    found = torch.autograd.grad(loss, list(layer.parameters()), allow_unused=True, create_graph=create_graph)
+    assert not any(slope is not None and slope.any() for slope in found)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -370,9 +392,12 @@ def test_start_states_are_ones_own():
 )
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_state_dict_of_other_settings(settings, words, strict):
+    """Is refused, and changes nothing."""
     layer = ot.ORGaNICs(K, H, num_layers=2)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
     with pytest.raises(ValueError, match=words):
         layer.load_state_dict(ot.ORGaNICs(K, H, num_layers=2, **settings).state_dict(), strict)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -381,13 +406,19 @@ def test_a_state_dict_of_other_settings(settings, words, strict):
         (lambda: ot.DivisiveNorm(3, 4, sigma=0.5), lambda: ot.DivisiveNorm(3, 4), "sigma 0.5, and this one"),
         (lambda: ot.DivisiveNorm2d(1, 2, 3, stride=2), lambda: ot.DivisiveNorm2d(1, 2, 3), "stride 2"),
         (lambda: ot.DivisiveNorm2d(1, 2, 3, padding=1), lambda: ot.DivisiveNorm2d(1, 2, 3), "padding 1"),
+        (lambda: ot.DivisiveNormalization(2, sigma=0.5), lambda: ot.DivisiveNormalization(2), "sigma 0.5"),
     ],
 )
 def test_a_state_dict_of_another_static_layer(one, other, words):
     same = one()
     assert same.load_state_dict(one().state_dict()).missing_keys == []
+    without = {name: value for name, value in one().state_dict().items() if name != "_extra_state"}
+    assert same.load_state_dict(without).missing_keys == []
+    layer = other()
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
     with pytest.raises(ValueError, match=words):
-        other().load_state_dict(one().state_dict())
+        layer.load_state_dict(one().state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 def test_settings_in_a_state_dict(tmp_path):

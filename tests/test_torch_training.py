@@ -138,6 +138,27 @@ def test_monitor_logs_every_so_many_calls_and_leaves_the_model_as_it_was(caplog)
         ot.Monitor(model, x, every=0)
 
 
+def test_inspect_says_nan_where_a_state_is_not_finite():
+    """And not that of the other states; there is no state where there are no sequences."""
+    layer, x = classifier(num_layers=2).layer, numbers(1, 4, 8, 2)
+    x[1, -1] = np.nan
+    with pytest.warns(RuntimeWarning, match="state is not finite"):
+        reports = ot.inspect(layer, x)
+    assert all(np.isnan(report.spectral_abscissa) for report in reports)
+    with pytest.warns(RuntimeWarning, match="state is not finite"):
+        assert np.isnan(ot.measure_abscissa(layer, x))
+    assert all(np.isnan(report.spectral_abscissa) for report in ot.inspect(layer, x[:0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inspect_in_half_precision(dtype):
+    model, x = classifier(), numbers(1, 4, 8, 2)
+    (wanted,) = ot.inspect(model, x)
+    (found,) = ot.inspect(model.to(dtype), x.to(dtype))
+    assert found.spectral_abscissa == pytest.approx(wanted.spectral_abscissa, rel=0.02)
+    assert found.spectral_radius == pytest.approx(1.0, rel=0.02)
+
+
 def test_inspect_packed_sequences():
     layer = classifier().layer
     padded = torch.nn.utils.rnn.pad_sequence([numbers(1, 5, 2), numbers(2, 3, 2)])

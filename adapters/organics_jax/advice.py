@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from organics_core import checks
 from organics_core.cell import CellState
@@ -95,7 +96,7 @@ def parallel_advice(
         begin = time.perf_counter()
         jax.block_until_ready(_run(layer.cells, xs, starts, implementation))
         seconds[implementation] = time.perf_counter() - begin
-    exponent = max((exponent for _, exponent in found), default=math.nan)
+    exponent = float(np.max([exponent for _, exponent in found])) if found else math.nan
     return advise(exponent, [report for report, _ in found], seconds["parallel"], seconds["auto"])
 
 

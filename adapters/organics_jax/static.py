@@ -144,8 +144,10 @@ class DivisiveNorm(Part):
 
     def steady_state(self, x: Array) -> SteadyState:
         """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
-        circuit, z = self.circuit(x)
         method = "closed_form" if self.recurrent == "identity" else "newton"
+        if method == "newton":
+            checks.values(jnp, "x", floating("x", x), "any")
+        circuit, z = self.circuit(x)
         return steady_state(circuit, z, method=method, max_iterations=self.max_iterations, attracting=False)
 
     def __call__(self, x: Array) -> Array:

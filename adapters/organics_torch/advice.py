@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -107,7 +108,8 @@ def parallel_advice(model: nn.Module, x: Tensor | PackedSequence, *, steps: int 
             if implementation == "auto":
                 model(x)
             seconds[implementation] = _seconds(lambda: model(x))
-    return advise(max(exponents, default=math.nan), reports, seconds["parallel"], seconds["auto"])
+    exponent = float(np.max(exponents)) if exponents else math.nan
+    return advise(exponent, reports, seconds["parallel"], seconds["auto"])
 
 
 def _seconds(function: Callable[[], Any]) -> float:

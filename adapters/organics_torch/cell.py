@@ -258,7 +258,7 @@ class ORGaNICsCell(Picklable):
         check_settings(self, state)
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        load_with_or_without_settings(super()._load_from_state_dict, *arguments, **keywords)
+        load_with_or_without_settings(self, super()._load_from_state_dict, *arguments, **keywords)
 
     def fields(self) -> CellParameters:
         """The parameters as the core's named tuple, still attached to autograd; biases as the last columns."""
@@ -349,11 +349,17 @@ def check_settings(module: nn.Module, state: Tensor) -> dict[str, Any] | None:
     return found
 
 
-def load_with_or_without_settings(load: Callable[..., None], state: Any, prefix: str, *rest: Any) -> None:
-    """A module's own part of a state_dict; those of older versions have no settings."""
-    missing = rest[2]
+def load_with_or_without_settings(
+    module: nn.Module, load: Callable[..., None], state: Any, prefix: str, *rest: Any
+) -> None:
+    """A module's own part of a state_dict; those of older versions have no settings.
+
+    Other settings are refused before a number is copied.
+    """
+    missing, key = rest[2], f"{prefix}_extra_state"
+    if key in state:
+        check_settings(module, state[key])
     load(state, prefix, *rest)
-    key = f"{prefix}_extra_state"
     if key in missing:
         missing.remove(key)
 

@@ -203,6 +203,8 @@ class _Launch(on_chip.Launch):
 
     def __call__(self, direction: str, *arguments: Any, **options: Any) -> None:
         """Run the kernel of a direction."""
+        if not self.blocks:  # no sequences: the driver refuses a launch of nothing
+            return
         width = self.matrices.shape[-1]
         flags = {"main": self.stacked.main, "recurrent": self.stacked.w_r is not None, "save": True}
         flags |= {name.lower(): value for name, value in options.items()}

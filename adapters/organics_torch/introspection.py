@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class CellReport(NamedTuple):
     spectral_abscissa : float
         Largest real part of the eigenvalues of the Jacobian of the (y, a)
         circuit along the trajectories, the gains frozen, in units of 1/step;
-        negative where all of it is locally stable.
+        negative where all of it is locally stable. NaN where a state is not finite, and where there are no sequences.
     spectral_radius : float
         Largest absolute eigenvalue of W_r.
     gradient_norm : float
@@ -82,7 +83,7 @@ def inspect(model: nn.Module, x: Tensor, *, points: int = 4) -> tuple[CellReport
     def record(cell: ORGaNICsCell, arguments: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
         name = next(name for name, part in cells.items() if part is cell)
         for state in _states(cell, points, *arguments, **named):
-            found[name] = max(found.get(name, -math.inf), _abscissa(cell, state))
+            found[name] = float(np.maximum(found.get(name, -math.inf), _abscissa(cell, state)))  # NaN where one is
 
     handles = [cell.register_forward_hook(record, with_kwargs=True) for cell in cells.values()]
     training = [part for part in model.modules() if part.training]
@@ -111,7 +112,7 @@ def measure_abscissa(model: nn.Module, x: Tensor, *, points: int = 4) -> float:
     -------
     float
         In units of 1/step, negative where all of it is locally stable; NaN for
-        a model without ORGaNICs layers.
+        a model without ORGaNICs layers, and where that of a layer is NaN.
 
     Examples
     --------
@@ -119,7 +120,8 @@ def measure_abscissa(model: nn.Module, x: Tensor, *, points: int = 4) -> float:
     >>> measure_abscissa(ORGaNICs(3, 8, seed=0), torch.ones(20, 2, 3)) < 0
     True
     """
-    return max((report.spectral_abscissa for report in inspect(model, x, points=points)), default=math.nan)
+    found = [report.spectral_abscissa for report in inspect(model, x, points=points)]
+    return float(np.max(found)) if found else math.nan
 
 
 class Monitor:
@@ -192,11 +194,12 @@ def _abscissa(cell: ORGaNICsCell, state: CellState) -> float:
     fields = CellParameters(*(None if p is None else p.detach().double() for p in cell.fields()))
     state = CellState(*(part.double() for part in state))
     drive = state.y.new_zeros(*state.y.shape[:-1], fields.w_zx.shape[-1])  # the Jacobian does not depend on it
-    return float(cell_jacobian_abscissa(fields, state, drive, max_rates=cell.max_rates, variant=cell.variant).max())
+    found = cell_jacobian_abscissa(fields, state, drive, max_rates=cell.max_rates, variant=cell.variant)
+    return float(found.max()) if found.numel() else math.nan
 
 
 def _radius(cell: ORGaNICsCell) -> float:
-    return 1.0 if cell.w_r is None else float(torch.linalg.eigvals(cell.w_r.detach()).abs().max())
+    return 1.0 if cell.w_r is None else float(torch.linalg.eigvals(cell.w_r.detach().double()).abs().max())
 
 
 def _norm(cell: ORGaNICsCell) -> float:

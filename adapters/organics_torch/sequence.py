@@ -98,6 +98,8 @@ def _reference_gradients(
     setup: Setup, tensors: list[Tensor | None], wanted: list[bool], g_ys: Tensor | None, g_last: Tensor | None
 ) -> list[Tensor | None]:
     """Gradients of xs, start, sigma and the weights by the core's step, for cotangents of any kind; differentiable."""
+    if g_ys is None and g_last is None:  # what follows the sequence has no gradient
+        return [None] * len(wanted)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # of its own each, so that one tensor in two places counts in each of them alone

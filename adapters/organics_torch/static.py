@@ -133,7 +133,7 @@ class DivisiveNorm(Picklable):
         check_settings(self, state)
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        load_with_or_without_settings(super()._load_from_state_dict, *arguments, **keywords)
+        load_with_or_without_settings(self, super()._load_from_state_dict, *arguments, **keywords)
 
     def circuit(self, x: Tensor) -> tuple[Circuit, Tensor]:
         """The circuit under an input (..., k), of time constants 1, and its input drive z (..., n)."""
@@ -149,8 +149,10 @@ class DivisiveNorm(Picklable):
         """The fixed point under x (..., k), whether it was found, the residual and the iterations."""
         circuit, z = self.circuit(x)
         method = "closed_form" if self.recurrent == "identity" else "newton"
-        if method == "newton" and z.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"Newton's method needs parameters of float32 or float64, these are {z.dtype}")
+        if method == "newton":
+            if z.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"Newton's method needs parameters of float32 or float64, these are {z.dtype}")
+            checks.values(xp, "x", x, "any")
         with without_autocast(x):
             return steady_state(circuit, z, method=method, max_iterations=self.max_iterations, attracting=False)
 
@@ -273,7 +275,7 @@ class DivisiveNorm2d(nn.Module):
             self.scale = "norm"
 
     def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
-        load_with_or_without_settings(super()._load_from_state_dict, state, prefix, *rest)
+        load_with_or_without_settings(self, super()._load_from_state_dict, state, prefix, *rest)
         if f"{prefix}log_w" in state and f"{prefix}_extra_state" not in state:
             self.scale = "norm"
 
@@ -380,6 +382,9 @@ class DivisiveNormalization(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """ValueError where the state_dict is of a layer with other settings."""
         check_settings(self, state)
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        load_with_or_without_settings(self, super()._load_from_state_dict, *arguments, **keywords)
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized x, as large as x: (N, C, H, W) or, with other ``dimensions``, ``(..., C, *places)``.
