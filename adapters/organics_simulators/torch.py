@@ -14,7 +14,7 @@ from typing import Any
 from organics_core import VARIANTS, Circuit, State, checks, resting_state
 from organics_core.circuit import field, prepare, size, validate_circuit
 
-from ._common import drive_at, explicit, require, step
+from ._common import dense, drive_at, explicit, require, step
 
 require("torchdiffeq", "torch")
 
@@ -45,6 +45,7 @@ class CircuitModule(nn.Module):
         super().__init__()
         if validate_circuit(circuit, values=True) is not xp:
             raise TypeError(f"circuit must have torch tensors, but w is {checks.describe(circuit.w)}")
+        dense(circuit, "a torch module")
         (circuit,) = prepare(xp, circuit)
         learn = tuple(learn)
         for name in learn:

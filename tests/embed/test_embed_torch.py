@@ -239,3 +239,5 @@ def test_errors_name_the_culprit():
         FlatRNN(CircuitCell(CIRCUIT, dt=1e-4))(Z.expand(2, 3, 8), torch.zeros(2, 3).double())
     with pytest.raises(ValueError, match="exponential"):
         CircuitCell(CIRCUIT, dt=1e-4, method=oc.INTEGRATORS["exponential_euler"])
+    with pytest.raises(TypeError, match="a torch module takes weights as dense arrays, but w is torch"):
+        Dynamics(CIRCUIT._replace(w=CIRCUIT.w.to_sparse()), Z)
