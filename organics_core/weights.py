@@ -21,7 +21,8 @@ class Operator:
     Parameters
     ----------
     product : callable
-        ``product(*arrays, v)`` for v (n,), linear.
+        ``product(*arrays, v)`` for v (n,), linear and real. What it returns is
+        converted to the dtype of v.
     arrays : sequence of arrays
         What the product needs, given to it first. Arrays that are named here
         may be traced and differentiated; those inside ``product`` are constants.
