@@ -45,6 +45,14 @@ def test_roundtrip(tmp_path: Path, ending: str, identity: bool) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_name_as_long_as_they_may_be(tmp_path: Path) -> None:
+    """What is written beside it first has a name that is not longer."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    path = tmp_path / f"{'ü' * 125}.toml"
+    save_circuit(path, circuit, z)
+    assert same(load_circuit(path).circuit, circuit)
+
+
 def test_batch_axes_need_npz(tmp_path: Path) -> None:
     """A TOML file holds one circuit; an archive holds any."""
     circuit, z, _ = small_circuit(3, identity=True)

@@ -77,7 +77,7 @@ def save_trajectory(path: Any, run: Trajectory) -> None:
     if path.exists():
         raise ValueError(f"path must be new, but {str(path)!r} exists")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as part:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part") as part:
         store = Path(part, "store")
         root = zarr.create_group(str(store), attributes=about)
         for name, value in arrays.items():
