@@ -357,6 +357,7 @@ def _load(library: str) -> None:
         )
         if not callable(getattr(backend, name, None))
     ]
+    missing += [] if hasattr(backend, "traces_loops") else ["traces_loops"]
     if missing:
         raise TypeError(f"the backend {entry.value!r} registered for {library!r} lacks {', '.join(missing)}")
     _LOADED[library] = backend

@@ -657,8 +657,15 @@ def _iteration_by_products(
     if not all(backend.is_concrete(leaf) for leaf in (z, residual)):
         raise ValueError("steady_state with a w_r that is an operator looks at values; call it outside of jit and vmap")
     if batch.ndim > 1:
-        if any(getattr(part, "ndim", 0) > 1 for part in circuit if not isinstance(part, Operator)):
-            raise ValueError("a circuit with operators takes a batch of drives, but must have no batch axes itself")
+        for name, part in zip(circuit._fields, circuit, strict=True):
+            if not isinstance(part, Operator) and getattr(part, "ndim", 0) > circuit.spec[name].axes:
+                raise ValueError(
+                    "a circuit with operators takes a batch of drives, but must have no batch axes itself, got "
+                    f"{name} of shape {tuple(part.shape)}"
+                )
+        if 0 in batch.shape:
+            iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
+            return SteadyState(state, residual <= tolerance, iterations, residual)
         flat = xp.reshape(batch, (-1, batch.shape[-1]))
         starts = State(*(xp.reshape(part, flat.shape) for part in state))
         found = [

@@ -279,7 +279,7 @@ def prepare(xp: Any, model: Any, *others: Array) -> tuple[Any, ...]:
 def check_products(xp: Any, model: Any, like: Array) -> None:
     """ValueError where the product of an operator with ones has another shape, or is negative where it must not be."""
     for field, value in zip(model._fields, model, strict=True):
-        if isinstance(value, weights.Operator):
+        if isinstance(value, weights.Operator) and 0 not in like.shape:
             one = like if like.ndim == 1 else like[(*(0,) * (like.ndim - 1), ...)]
             weights.check_product(xp, field, value, one, values=model.spec[field].allowed != "any")
 

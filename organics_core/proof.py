@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +38,7 @@ from .circuit import (
     validate_state,
 )
 from .equilibria import steady_state
-from .io.archives import open_npz
+from .io.archives import UNREADABLE, open_npz
 from .io.atomic import write_atomically
 from .linalg import broadcast_shapes
 from .model import check_model, check_products
@@ -1150,7 +1149,7 @@ def load_proof(path: Any) -> Proof:
         )
     except KeyError as error:
         raise ValueError(f"{str(path)!r} holds no proof: its text about itself lacks {error}") from None
-    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+    except (TypeError, *UNREADABLE) as error:
         raise ValueError(f"{str(path)!r} holds no proof: {error}") from None
 
 

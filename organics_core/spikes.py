@@ -10,6 +10,9 @@ from . import checks
 from .backend import Array, from_numpy, to_numpy
 from .integration import check_times
 
+_MOST = 1e9
+"""Spikes that fit into a memory."""
+
 
 class SpikeTrains(NamedTuple):
     """Poisson spike trains.
@@ -79,7 +82,10 @@ def spike_trains(rates: Array, times: Array, *, seed: int = 0) -> SpikeTrains:
     rng = np.random.default_rng(checks.seed(seed))
     low, high = level[:-1], level[1:]
     tops = np.maximum(low, high)
-    tried = rng.poisson(tops * np.diff(clock)[:, None])
+    means = tops * np.diff(clock)[:, None]
+    if means.sum() > _MOST:
+        raise ValueError(f"rates must give at most {_MOST:.0e} spikes, got about {means.sum():.1e}")
+    tried = rng.poisson(means)
     bins, neurons = (np.repeat(index.ravel(), tried.ravel()) for index in np.indices(tried.shape))
     share = rng.random(len(bins))
     at = low[bins, neurons] + share * (high - low)[bins, neurons]

@@ -21,7 +21,8 @@ class Operator:
     Parameters
     ----------
     product : callable
-        ``product(*arrays, v)`` for v (n,), linear.
+        ``product(*arrays, v)`` for v (n,), linear and real. What it returns is
+        converted to the dtype of v.
     arrays : sequence of arrays
         What the product needs, given to it first. Arrays that are named here
         may be traced and differentiated; those inside ``product`` are constants.
@@ -50,15 +51,20 @@ class Operator:
         self.batched = batched
 
     def product(self, vector: Array) -> Array:
-        """The product with a vector (n,), or with vectors (..., n)."""
+        """The product with a vector (n,), or with vectors (..., n), in their dtype."""
         if self.batched or vector.ndim <= 1:
             made = self.function(*self.arrays, vector)
             if getattr(made, "shape", None) != vector.shape:  # which would broadcast
                 raise ValueError(
                     f"weights must map vectors {tuple(vector.shape)} to the same shape, got {checks.describe(made)}"
                 )
-            return made
+            if made.dtype == vector.dtype:
+                return made
+            _check_real("weights", made)
+            return array_namespace(vector).astype(made, vector.dtype)
         xp = array_namespace(vector)
+        if 0 in vector.shape:
+            return xp.zeros_like(vector)
         flat = xp.reshape(vector, (-1, vector.shape[-1]))
         return xp.reshape(xp.stack([self.product(flat[i, ...]) for i in range(flat.shape[0])]), vector.shape)
 
@@ -100,6 +106,12 @@ def _ring_product(transform: Array, vector: Array) -> Array:
     return xp.fft.irfft(xp.fft.rfft(vector) * transform, n=vector.shape[-1])
 
 
+def _check_real(name: str, product: Array) -> None:
+    """TypeError where a product is complex, which a cast would hide."""
+    if "complex" in str(product.dtype):
+        raise TypeError(f"{name} must map real vectors to real ones, got {product.dtype}")
+
+
 def is_operator(value: Any) -> bool:
     """Whether ``value`` stands for a matrix without being a dense array: sparse, a function, an Operator."""
     if isinstance(value, Operator):
@@ -124,7 +136,10 @@ def _stored(matrix: Any) -> Array | None:
         matrix = matrix.tocsr()
     values = matrix.coalesce().values() if str(getattr(matrix, "layout", "")) == "torch.sparse_coo" else None
     if values is None and hasattr(matrix, "values") and is_array_api_obj(matrix):
-        values = matrix.values()
+        try:
+            values = matrix.values()
+        except RuntimeError:  # within the transforms of torch.func, which know no rows or columns of sparse matrices
+            return None
     if values is None:
         values = getattr(matrix, "data", None)
     return values if is_array_api_obj(values) else None
@@ -236,6 +251,7 @@ def check_product(xp: Any, name: str, matrix: Operator, one: Array, *, values: b
             f"{name} must map a vector {tuple(one.shape)} to the same shape, got "
             + (f"shape {tuple(sums.shape)}" if hasattr(sums, "shape") else checks.describe(sums))
         )
+    _check_real(name, sums)
     backend = get_backend(xp)
     if not values or not backend.is_concrete(sums):
         return

@@ -135,6 +135,12 @@ def test_graph_engine_is_the_core(og: Any, method: str) -> None:
             close(run, oc.simulate(circuit, drive, TIMES, **options), 1e-12)
     with pytest.raises(ValueError, match="engine 'graph' takes methods of fixed steps, not 'dopri5'"):
         og.simulate(circuit, z, TIMES, engine="graph")
+    for options in ({"dense": True}, {"events": [lambda t, s: s.y[..., 0]]}, {"until": "steady"}):
+        with pytest.raises(ValueError, match=f"engine 'graph' has no {next(iter(options))}; use 'core'"):
+            og.simulate(circuit, z, TIMES, method=method, engine="graph", **options)
+    for engine in ("auto", "kernel", "graph"):
+        with pytest.raises(TypeError, match="simulate has no argument 'event'"):
+            og.simulate(circuit, z, TIMES, method=method, engine=engine, event=[])
 
 
 def test_large_circuits_are_the_core(og: Any) -> None:

@@ -6,10 +6,12 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from support import PATIENCE, small_circuit
 
 import organics_core as oc
@@ -41,6 +43,14 @@ def test_roundtrip(tmp_path: Path, ending: str, identity: bool) -> None:
     np.testing.assert_array_equal(found.z, z)
     assert found.simulation == SETTINGS
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_name_as_long_as_they_may_be(tmp_path: Path) -> None:
+    """What is written beside it first has a name that is not longer."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    path = tmp_path / f"{'ü' * 125}.toml"
+    save_circuit(path, circuit, z)
+    assert same(load_circuit(path).circuit, circuit)
 
 
 def test_batch_axes_need_npz(tmp_path: Path) -> None:
@@ -202,3 +212,51 @@ def test_where_there_are_no_locks_there_is_none(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         alone_in(tmp_path / "file").__enter__()
+
+
+@pytest.mark.parametrize("ending", [".toml", ".npz"])
+def test_what_is_saved_can_be_loaded(tmp_path: Path, ending: str) -> None:
+    """Settings may be numbers of numpy; what no file can hold, or would be refused when read, is not written."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    path = tmp_path / f"Kreis ⊛{ending}"
+    save_circuit(path, circuit, z, SimulationSettings(duration=np.float64(0.2), points=np.int64(50)))  # type: ignore[arg-type]
+    assert load_circuit(path).simulation == SimulationSettings(duration=0.2, points=50)
+    before = path.read_bytes()
+    wrong = [
+        (circuit, z, SimulationSettings(points=1), ValueError, "points must be an integer from 2"),
+        (circuit, z, SimulationSettings(method="best"), ValueError, "unknown method 'best'"),
+        (circuit, np.array([np.nan, 1.0]), None, ValueError, "z must be finite"),
+        (circuit._replace(w=csr_array(circuit.w)), z, None, TypeError, "w must be a dense array to be saved"),
+        (circuit._replace(w_r=lambda v: v), z, None, TypeError, "w_r must be a dense array to be saved, got function"),
+    ]
+    for made, drive, settings, kind, message in wrong:
+        with pytest.raises(kind, match=f"^{message}"):
+            save_circuit(path, made, drive, settings)
+    assert path.read_bytes() == before
+
+
+def test_damaged_archives_are_called_so(tmp_path: Path) -> None:
+    """Whatever zip, zlib or numpy make of them: one ValueError that names the file, or what was there before."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    run = oc.simulate(circuit, z, np.linspace(0.0, 0.01, 9))
+    run.save(tmp_path / "run.npz")
+    np.savez_compressed(tmp_path / "circuit.npz", z=z, **{k: v for k, v in circuit._asdict().items() if v is not None})
+    oc.prove(circuit, z).save(tmp_path / "proof.npz")
+    rng = np.random.default_rng(0)
+    for name, load in (("run", oc.load_trajectory), ("circuit", load_circuit), ("proof", oc.load_proof)):
+        whole = (tmp_path / f"{name}.npz").read_bytes()
+        path = tmp_path / "damaged.npz"
+        refused = 0
+        for k in range(100):
+            parts = bytearray(whole[: rng.integers(len(whole))] if k % 2 else whole)
+            for place in rng.integers(len(parts), size=3) if parts else ():
+                parts[place] ^= rng.integers(1, 256)
+            path.write_bytes(parts)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    load(path)
+            except ValueError as error:
+                assert "damaged.npz" in str(error)  # noqa: PT017 - not all damage is seen
+                refused += 1
+        assert refused > 80

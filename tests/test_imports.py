@@ -142,6 +142,7 @@ except TypeError as error:
     assert other == "generic"
     assert "'stranger:half'" in complaint
     assert "scan" in complaint
+    assert "traces_loops" in complaint
 
 
 def test_backends_of_this_distribution_are_registered() -> None:

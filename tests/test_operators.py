@@ -399,3 +399,105 @@ def test_a_batch_of_drives_is_solved_as_each_alone() -> None:
         np.testing.assert_allclose(found.state.a[at], alone.state.a, rtol=1e-12)
     with pytest.raises(ValueError, match="but must have no batch axes itself"):
         oc.steady_state(circuit._replace(b=np.full((2, 3, n), 0.5)), z, method="iteration")
+
+
+@pytest.mark.library("numpy", "torch", "jax")
+def test_a_product_has_the_dtype_of_the_vectors(xp64: Library) -> None:
+    """A kernel, or a function, in double precision leaves a run in single precision."""
+    ns = xp64.namespace
+    kernel = xp64.array([0.5, 0.2, 0.1, 0.2])
+    z = ns.astype(xp64.array([1.0, -0.5, 0.2, 0.3]), ns.float32)
+    times = ns.astype(xp64.array([0.0, 0.005, 0.01]), ns.float32)
+    matrix = xp64.array([[0.5, 0.2, 0.1, 0.2], [0.2, 0.5, 0.2, 0.1], [0.1, 0.2, 0.5, 0.2], [0.2, 0.1, 0.2, 0.5]])
+    circuits = [oc.Circuit(None, w, 0.6, 0.5, 0.3, 0.002, 0.002) for w in (matrix, oc.ring_convolution(kernel))]
+    circuits.append(circuits[0]._replace(w=lambda v: matrix @ ns.astype(v, ns.float64)))
+    runs = [[oc.simulate(c, z, times, method=m, substeps=10).state.y for m in ("dopri5", "rk4")] for c in circuits]
+    for run in runs[1:]:
+        assert [y.dtype for y in run] == [ns.float32] * 2
+        np.testing.assert_allclose(numpy_tree(run), numpy_tree(runs[0]), rtol=1e-4, atol=1e-6)
+    assert [oc.steady_state(c, z).state.y.dtype for c in circuits[1:]] == [ns.float32] * 2
+
+
+def test_complex_products_are_refused() -> None:
+    """As of a Fourier transform whose imaginary part was forgotten."""
+    transform = np.fft.fft([0.5, 0.2, 0.1, 0.2])
+    circuit = oc.Circuit(None, lambda v: np.fft.ifft(transform * np.fft.fft(v)), 0.6, 0.5, 0.3, 0.002, 0.002)
+    z = np.array([1.0, -0.5, 0.2, 0.3])
+    for call in (
+        lambda: oc.steady_state(circuit, z),
+        lambda: oc.simulate(circuit, z, np.array([0.0, 0.01])),
+        lambda: oc.vector_field(circuit, oc.State(z, z**2), z),
+        lambda: oc.jacobian(circuit, oc.State(z, z**2)),
+    ):
+        with pytest.raises(TypeError, match=r"^(w|weights) must map real vectors to real ones, got complex128"):
+            call()
+
+
+def test_no_drives_at_all() -> None:
+    """As with dense weights, an empty batch has an empty answer, or a simulation refuses it."""
+    recurrent, pool = kernels()
+    functions = [lambda v, m=circulant(kernel): m @ v for kernel in (recurrent, pool)]
+    z = np.zeros((0, N))
+    for w_r in (None, functions[0]):
+        circuit = oc.Circuit(w_r, functions[1], 0.6, 0.5, 0.3, 0.002, 0.002)
+        assert oc.steady_state(circuit, z).state.y.shape == (0, N)
+        assert oc.vector_field(circuit, oc.State(z, z), z).a.shape == (0, N)
+        with pytest.raises(ValueError, match="the batch must not be empty"):
+            oc.simulate(circuit, z, np.array([0.0, 0.01]), drive="constant")
+
+
+@pytest.mark.library("numpy", "torch")
+def test_dense_weights_beside_an_operator_are_no_batch(xp64: Library) -> None:
+    """A matrix (n, n) has no batch axes."""
+    circuit, drive = dense(identity=False)
+    z = xp64.array(np.stack([drive, -0.5 * drive]))
+    whole = xp64.tree(circuit)
+    found = oc.steady_state(whole._replace(w_r=lambda v: whole.w_r @ v), z, method="iteration")
+    wanted = oc.steady_state(whole, z, method="iteration")
+    np.testing.assert_allclose(numpy_tree(found.state.y), numpy_tree(wanted.state.y), rtol=1e-8)
+    np.testing.assert_allclose(numpy_tree(found.state.a), numpy_tree(wanted.state.a), rtol=1e-8)
+
+
+@pytest.mark.library("torch")
+@pytest.mark.parametrize("form", ["scipy", "csr", "csc", "coo"])
+def test_sparse_weights_have_the_derivatives_of_dense_ones(xp64: Library, form: str) -> None:
+    """Of fixed points and of runs, backward, forward, twice, and mapped."""
+    import torch
+
+    sparse = pytest.importorskip("scipy.sparse")
+    rng = np.random.default_rng(0)
+    w = rng.random((4, 4)) * (rng.random((4, 4)) < 0.6)
+    w_r = rng.standard_normal((4, 4)) * (rng.random((4, 4)) < 0.7) / 4
+    forms = {
+        "scipy": sparse.csr_array,
+        "csr": lambda m: xp64.array(m).to_sparse_csr(),
+        "csc": lambda m: xp64.array(m).to_sparse_csc(),
+        "coo": lambda m: xp64.array(m).to_sparse(),
+    }
+    numbers = (0.6, 0.5, 0.3, 0.002, 0.003)
+    z, times = xp64.array(rng.standard_normal((2, 4))), xp64.array([0.0, 0.002])
+    found = []
+    for make in (xp64.array, forms[form]):
+        circuit = oc.Circuit(make(w_r), make(w), *numbers)
+
+        def settled(z: Any, circuit: oc.Circuit = circuit) -> Any:
+            return oc.steady_state(circuit, z, attracting=False).state.y
+
+        def last(z: Any, circuit: oc.Circuit = circuit) -> Any:
+            return oc.simulate(circuit, z, times, method="rk4", substeps=5, drive="constant").state.y[-1]
+
+        own = z.clone().requires_grad_()
+        settled(own).square().sum().backward()
+        found.append(
+            [
+                own.grad,
+                torch.func.grad(lambda z: settled(z).square().sum())(z),
+                torch.func.jvp(settled, (z,), (z,))[1],
+                torch.func.hessian(lambda z: settled(z).square().sum())(z[0]),
+                torch.func.grad(lambda z: last(z).square().sum())(z),
+                torch.func.jvp(last, (z,), (z,))[1],
+                torch.func.vmap(last)(z),
+            ]
+        )
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(numpy_tree(other), numpy_tree(one), rtol=1e-8, atol=1e-10)

@@ -182,6 +182,10 @@ def test_agreement_figure() -> None:
     assert ax.get_xticklabels()[0].get_text() == "0"
     marks = next(line for line in ax.lines if line.get_label() == "torch float64")
     np.testing.assert_array_equal(marks.get_xdata(), [1e-17, 1e-17])
+    wrong = {key: cell._replace(difference=1e-3) for key, cell in table.cells.items()}
+    ax = op.agreement_figure(table._replace(cells=wrong)).axes[0]
+    assert ax.get_xlim()[1] > 1e-3
+    assert "disagree" in ax.get_title(loc="left")
 
 
 def test_phase_portrait_of_the_users_neuron(ax) -> None:
@@ -243,6 +247,33 @@ def recurrent_circuits(count: int) -> tuple[oc.Circuit, np.ndarray]:
     return circuit._replace(w_r=w_r / np.linalg.norm(w_r, 2, axis=(1, 2))[:, None, None]), z
 
 
+def test_convergence_where_some_do_not(ax) -> None:
+    """A residual that is no number is larger than all: it hides the worst, not the median."""
+    op.convergence(np.array([[1.0, 0.5, 0.25, np.nan], [0.4, 0.2, 0.1, np.inf]]), ax=ax)
+    middle, worst = ax.lines
+    np.testing.assert_allclose(middle.get_ydata(), [0.75, 0.3])
+    assert not np.isfinite(worst.get_ydata()).any()
+
+
+def test_neurons_that_are_not_driven(ax) -> None:
+    """A phase portrait and an energy around y = 0."""
+    one = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    op.phase_portrait(one, np.zeros(1), grid=8, ax=ax)
+    assert ax.get_xlim() == (-1.0, 1.0)
+    ax.clear()
+    op.energy_landscape(one, np.zeros(1), ax=ax)
+    assert ax.get_xlim() == (-1.2, 1.2)
+
+
+def test_an_experiment_with_a_blank(ax) -> None:
+    """No contrast, which a logarithmic axis lacks, and more neurons than there are markers."""
+    experiment = op.contrast_experiment(op.tuned_population(8), (0.0, 0.1, 1.0), rtol=1e-4)
+    op.contrast_response(experiment, offsets=range(0, 140, 20), ax=ax)
+    assert ax.lines[0].get_xdata()[0] == pytest.approx(0.1 / 1.5)
+    for figure in (op.overview_figure(experiment), op.spectrum_figure(experiment)):
+        assert len(figure.axes) > 1
+
+
 @pytest.mark.parametrize("method", ["newton", "iteration"])
 def test_convergence_of_the_users_circuits(ax, method: str) -> None:
     """The median, the quartiles and the worst, as a report of the solver has them."""
@@ -293,6 +324,11 @@ def test_energies_along_the_users_trajectories(ax) -> None:
     want = oc.energy(circuit, run.state, z)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), want / want[0])
     assert ax.lines[0].get_color() == "g"
+    assert ax.get_ylabel() == "Energy, relative to the start"
+    ax.clear()
+    op.energies(circuit, z, run, relative=False, ax=ax)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), want)
+    assert ax.get_ylabel() == "Energy"
     with pytest.raises(ValueError, match="energy_landscape is for one neuron"):
         op.energy_landscape(circuit, z, ax=ax)
     ax.clear()
@@ -312,6 +348,13 @@ def test_spectra_of_the_users_circuit(ax) -> None:
     want = oc.power_spectrum(circuit, oc.steady_state(circuit, drives).state, 0.1, f)[..., 1, 1].real
     np.testing.assert_allclose([line.get_ydata() for line in lines], want)
     assert [line.get_label() for line in lines] == ["low", "high"]
+    for unit in (2, -3, 1.0):  # 2 would be the first modulator
+        with pytest.raises(ValueError, match=f"unit must be one of the 2 neurons, got {unit}"):
+            op.power_spectra(circuit, drives, unit=unit, ax=ax)
+    ax.clear()
+    op.power_spectra(circuit, drives, 0.1, frequencies=f, part="a", unit=-1, ax=ax)
+    want = oc.power_spectrum(circuit, oc.steady_state(circuit, drives).state, 0.1, f)[..., 3, 3].real
+    np.testing.assert_allclose([line.get_ydata() for line in ax.lines if len(line.get_xdata()) == len(f)], want)
     ax.clear()
     v1 = oc.V1Circuit(None, np.ones((1, 1)), 0.5, 0.1, 1.0, 0.001, 0.002, 0.001)
     op.power_spectra(v1, np.ones((1, 1)), frequencies=f, ax=ax)

@@ -373,6 +373,45 @@ def test_saved_runs(xp: Library, tmp_path: Any, ending: str) -> None:
         oc.load_trajectory(broken)
 
 
+def test_a_saved_run_of_another_machine(xp: Library, tmp_path: Any) -> None:
+    """Numbers whose bytes stand the other way round are turned."""
+    case = small_circuit(3)
+    run = oc.simulate(case.circuit, case.z, np.array([0.0, 0.01]))
+    run.save(tmp_path / "run.npz")
+    with np.load(tmp_path / "run.npz") as file:
+        turned = {k: v if v.dtype.kind == "U" else v.astype(v.dtype.newbyteorder()) for k, v in file.items()}
+    np.savez(tmp_path / "turned.npz", **turned)
+    again = oc.load_trajectory(tmp_path / "turned.npz", like=xp.array([0.0]))
+    np.testing.assert_allclose(numpy_tree(again.state.y), run.state.y, rtol=1e-6)
+    assert oc.load_trajectory(tmp_path / "turned.npz").state.y.dtype.isnative
+    np.savez(tmp_path / "list.npz", about=np.asarray("[1]"))
+    with pytest.raises(ValueError, match="holds no trajectory: its text about itself is no JSON object"):
+        oc.load_trajectory(tmp_path / "list.npz")
+
+
+@pytest.mark.library("numpy")
+def test_a_store_is_whole_or_not_there(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not written of a store would be read as zeros."""
+    zarr = pytest.importorskip("zarr", reason="stores need zarr")
+    case = small_circuit(3)
+    run = oc.simulate(case.circuit, case.z, np.array([0.0, 0.01]))
+    create = zarr.Group.create_array
+
+    def full(self: Any, name: str, **options: Any) -> Any:
+        if name == "state.a":
+            raise OSError("no space left on device")
+        return create(self, name, **options)
+
+    monkeypatch.setattr(zarr.Group, "create_array", full)
+    with pytest.raises(OSError, match="no space left"):
+        run.save(tmp_path / "new" / "run.zarr")
+    assert list((tmp_path / "new").iterdir()) == []
+    monkeypatch.undo()
+    run.save(tmp_path / "new" / "run.zarr")
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["run.zarr"]
+    np.testing.assert_array_equal(oc.load_trajectory(tmp_path / "new" / "run.zarr").state.a, run.state.a)
+
+
 def test_max_step(xp64: Library) -> None:
     """Steps of the adaptive methods are bounded."""
     run = oc.simulate(

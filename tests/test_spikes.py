@@ -58,3 +58,5 @@ def test_bad_rates_are_named() -> None:
         oc.spike_trains(np.ones((2, 1)), times[::-1].copy())
     with pytest.raises(ValueError, match="seed must not be negative"):
         oc.spike_trains(np.ones((2, 1)), times, seed=-1)
+    with pytest.raises(ValueError, match=r"rates must give at most 1e\+09 spikes, got about 1.0e\+19"):
+        oc.spike_trains(np.full((2, 1), 1e19), times)

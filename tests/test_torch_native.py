@@ -176,7 +176,7 @@ def test_without_a_home_the_temporary_folder_keeps_it(tmp_path, monkeypatch):
 @needs_native
 @pytest.mark.skipif(os.name != "posix", reason=f"{ELSEWHERE}shared objects")
 def test_what_a_wheel_brings_serves_where_no_compiler_is(tmp_path, monkeypatch):
-    """The best for this processor; the plain one on an unknown; a damaged file is left where it is."""
+    """Or none that works. The best for this processor, the plain one on an unknown; a damaged file is left there."""
     source = Path(compiled.__file__).parent / "sequence.cpp"
     fast = ("-std=c++17", "-O0", "-march=native", *compiled.FLAGS[-3:])
     monkeypatch.setattr(compiled, "FLAGS", fast)
@@ -188,11 +188,17 @@ def test_what_a_wheel_brings_serves_where_no_compiler_is(tmp_path, monkeypatch):
     library, status = anew().found
     assert (library is not None, status) == (True, "in use")
     assert anew().build() in made
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho no headers >&2\nexit 1\n")
+    broken.chmod(0o755)
+    assert anew().build() in made
     monkeypatch.setattr(compiled, "_processor", lambda: "unheard of")
     assert anew().build() == made[-1]
     made[-1].write_bytes(b"not a library")
     assert anew().found[0] is None
     assert made[-1].exists()
+    made[-1].unlink()
+    assert anew().found[1].endswith("c++ failed: no headers")
 
 
 @needs_native

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,8 +77,9 @@ def simulate(
         ``launch(text, blocks, threads, arguments)``, which runs the kernel; for
         tests of its text without a GPU.
     **options
-        The other options of :func:`organics_core.simulate`: ``rtol``, ``atol``,
-        ``max_steps``, ``dense``.
+        The other options of :func:`organics_core.simulate`. The kernel and the graph,
+        whose steps are fixed, have no use for ``rtol``, ``atol``, ``max_step`` and ``max_steps``,
+        and do nothing else that may be asked for.
 
     Returns
     -------
@@ -87,11 +89,17 @@ def simulate(
     Raises
     ------
     TypeError, ValueError
-        As the core's; ValueError for ``engine="kernel"`` with what it cannot do.
+        As the core's; ValueError for ``engine="kernel"`` or ``"graph"`` with what it cannot do.
     """
     checks.one_of("engine", engine, ENGINES)
     tableau = method if isinstance(method, Tableau) else INTEGRATORS.get(method)
-    if engine != "core" and tableau is not None:
+    for name in options:
+        if name not in signature(oc.simulate).parameters:
+            raise TypeError(f"simulate has no argument {name!r}")
+    more = [name for name in options if name not in ("rtol", "atol", "max_step", "max_steps")]
+    if more and engine in ("kernel", "graph"):
+        raise ValueError(f"engine {engine!r} has no {more[0]}; use 'core'")
+    if engine != "core" and tableau is not None and not more:
         substeps = checks.positive_integer("substeps", substeps)
         problem = pose(circuit, z, times, state0, variant, drive, None)
         xp = problem.xp

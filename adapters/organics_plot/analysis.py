@@ -21,7 +21,7 @@ from organics_core.backend import to_numpy
 from organics_core.circuit import prepare
 from organics_core.equilibria import settles_by_theorem
 
-from .circuits import PARTS, part_index
+from .circuits import PARTS, part_index, unit_index
 from .styles import CLASSES, COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, distinct, percent, ramp, shades
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def portrait(
     found = oc.fixed_points(circuit, z, variant=variant)
     points = np.array([[float(p.state.y[0]), float(p.state.a[0])] for p in found]).reshape(-1, 2)
     reach = 2.0 * max(np.abs(points[:, 0]).max(initial=0.0), 0.5 * abs(float((circuit.b * z).reshape(-1)[0])))
+    reach = reach or 1.0  # of a neuron at rest
     height = 1.6 * max(np.sqrt(points[:, 1]).max(initial=0.0), float(np.ravel(circuit.b0 * circuit.sigma)[0]))
     y = np.linspace(-reach, reach, grid) if y is None else np.asarray(y, dtype=float)
     rate = np.linspace(0.0, height, grid) if rate is None else np.asarray(rate, dtype=float)
@@ -308,6 +309,7 @@ def convergence(
     matplotlib Axes
         With the median residual as a line, the middle half of the circuits (from
         the first quartile to the third) as a band, and the worst as a dashed line.
+        Residuals that are not finite count as larger than all, and are not drawn.
 
     Examples
     --------
@@ -322,10 +324,11 @@ def convergence(
         circuit = residuals(circuit, z, method=method, iterations=iterations, variant=variant)
     values = np.asarray(circuit, dtype=float).reshape(len(circuit), -1)
     steps = np.arange(1, len(values) + 1)
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
+    ranks = np.quantile(np.where(np.isfinite(values), values, 1e300), (0.25, 0.5, 0.75, 1.0), axis=1)
+    low, middle, high, worst = np.where(ranks < 1e290, ranks, np.inf)
     ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
     ax.plot(steps, middle, **{"color": color, "label": label, **style})
-    ax.plot(steps, values.max(axis=1), color=color, lw=1.5, ls=(0, (4, 2)))
+    ax.plot(steps, worst, color=color, lw=1.5, ls=(0, (4, 2)))
     ax.set(yscale="log", xlabel="Iteration", ylabel="Relative residual")
     return ax
 
@@ -501,14 +504,15 @@ def energies(
     'Time (ms)'
     """
     values = to_numpy(oc.energy(circuit, run.state, z))
-    return energy_lines(to_numpy(run.times), values / values[0] if relative else values, ax=ax, **style)
+    values = values / values[0] if relative else values
+    return energy_lines(to_numpy(run.times), values, relative=relative, ax=ax, **style)
 
 
-def energy_lines(times: Any, values: Any, *, ax: Axes | None = None, **style: Any) -> Axes:
+def energy_lines(times: Any, values: Any, *, relative: bool = True, ax: Axes | None = None, **style: Any) -> Axes:
     """Energies (T,) or (T, B), relative to the start or not, over times (T,) in seconds."""
     ax = axes_or_current(ax)
     ax.plot(1e3 * np.asarray(times), values, **{"color": CYCLE[0], "lw": 1.2, "alpha": 0.7, **style})
-    ax.set(yscale="log", xlabel="Time (ms)", ylabel="Energy, relative to the start")
+    ax.set(yscale="log", xlabel="Time (ms)", ylabel="Energy, relative to the start" if relative else "Energy")
     ax.margins(x=0)
     return ax
 
@@ -557,7 +561,7 @@ def energy_landscape(
     ax = axes_or_current(ax)
     fixed = oc.steady_state(circuit, z).state
     center = float(fixed.y[0]), float(fixed.a[0])
-    y = center[0] + np.linspace(-1.2, 1.2, 121) * abs(center[0])
+    y = center[0] + np.linspace(-1.2, 1.2, 121) * (abs(center[0]) or 1.0)
     a = np.linspace(0.02, 2.2, 121) * center[1]
     paths: list[tuple[Any, Any]] = []
     if run is not None:
@@ -631,7 +635,7 @@ def power_spectra(
     Raises
     ------
     TypeError, ValueError
-        As :func:`organics_core.power_spectrum`.
+        As :func:`organics_core.power_spectrum`; ValueError for a neuron that is not there.
 
     Examples
     --------
@@ -647,7 +651,7 @@ def power_spectra(
     xp = checks.namespace({"z": z})
     state = oc.steady_state(circuit, z).state
     index = part_index(state, part)
-    at = sum(int(other.shape[-1]) for other in state[:index]) + unit
+    at = sum(int(other.shape[-1]) for other in state[:index]) + unit_index(unit, int(state[index].shape[-1]))
     f = np.geomspace(1.0, 400.0, 300) if frequencies is None else to_numpy(frequencies)
     noise = (1.0, *(0.0 for _ in state[1:])) if noise is None else noise
     points = xp.asarray(f, dtype=z.dtype, device=device(z))
@@ -884,8 +888,7 @@ def bifurcation_diagram(
     """
     index = part_index(branch.points, part)
     values, heights = to_numpy(branch.values), to_numpy(branch.points[index])
-    if not -heights.shape[1] <= unit < heights.shape[1]:
-        raise ValueError(f"unit must be one of the {heights.shape[1]} neurons, got {unit}")
+    unit = unit_index(unit, heights.shape[1])
     ax = axes_or_current(ax)
     stable = to_numpy(branch.stable)
     corners = [(point, (point.value, float(to_numpy(point.state[index])[unit]))) for point in branch.special]
@@ -969,6 +972,8 @@ def principal_axes(states: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
     if states.ndim != 3 or states.shape[-1] < 2:
         raise ValueError(f"states must have shape (N, T, n) with n >= 2, got {states.shape}")
     flat = states.reshape(-1, states.shape[-1])
+    if len(flat) < 2:
+        raise ValueError(f"states must hold two states at least, got shape {states.shape}")
     center = flat.mean(axis=0)
     _, sizes, axes = np.linalg.svd(flat - center, full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2, np.argmax(np.abs(axes[:2]), axis=1)].diagonal())[:, None]

@@ -37,6 +37,13 @@ def part_index(state: Any, part: str | None) -> int:
     return 0 if part is None else int(names.index(part))
 
 
+def unit_index(unit: Any, n: int, name: str = "unit") -> int:
+    """Place of a neuron among ``n``, negative ones counted from the end; ValueError for one that is not there."""
+    if not hasattr(unit, "__index__") or not -n <= int(unit) < n:
+        raise ValueError(f"{name} must be one of the {n} neurons, got {unit}")
+    return int(unit) % n
+
+
 def trajectory(
     run: oc.Trajectory,
     *,
@@ -67,7 +74,7 @@ def trajectory(
     Raises
     ------
     ValueError
-        For an unknown part.
+        For an unknown part, or a neuron that is not there.
 
     Examples
     --------
@@ -88,9 +95,8 @@ def trajectory(
     if values.ndim != 2:
         raise ValueError(f"trajectory draws one circuit, of state (T, n); got shape {values.shape}")
     n = values.shape[1]
-    chosen = (
-        list(np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))) if neurons is None else list(neurons)
-    )
+    spread = np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))
+    chosen = [unit_index(i, n, "neurons") for i in (spread if neurons is None else neurons)]
     colors = list(CYCLE[: len(chosen)]) if len(chosen) <= len(CYCLE) else shades(len(chosen))
     for color, i in zip(colors, chosen, strict=True):
         ax.plot(times, values[:, i], color=color, label=f"{i + 1}")
@@ -172,7 +178,7 @@ def contrast_response(
     """
     ax = axes_or_current(ax)
     e = experiment
-    fine = np.geomspace(e.contrasts.min() / 1.5, min(1.0, e.contrasts.max()), 120)
+    fine = np.geomspace(e.faintest / 1.5, min(1.0, e.contrasts.max()), 120)
     curve = np.maximum(oc.steady_state(e.population.circuit, e.population.drive(fine, e.orientation)).state.y, 0) ** 2
     for k, offset in enumerate(offsets):
         i = e.population.nearest(e.orientation + np.deg2rad(offset))
@@ -181,7 +187,7 @@ def contrast_response(
             e.contrasts,
             e.sustained[:, i],
             ls="",
-            marker=MARKERS[k],
+            marker=MARKERS[k % len(MARKERS)],
             ms=7.5,
             mfc="white",
             mec=INK,

@@ -129,6 +129,11 @@ class ContrastExperiment(NamedTuple):
     steady: oc.SteadyState
 
     @property
+    def faintest(self) -> float:
+        """The smallest contrast above zero."""
+        return float(self.contrasts[self.contrasts > 0].min())
+
+    @property
     def rates(self) -> FloatArray:
         """Firing rates max(y, 0)**2, (T, C, n)."""
         return np.asarray(np.maximum(self.trajectory.state.y, 0.0) ** 2)

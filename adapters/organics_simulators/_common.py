@@ -10,7 +10,8 @@ import numpy as np
 
 from organics_core import INTEGRATORS, Circuit, State, Tableau, checks, resting_state
 from organics_core.backend import to_numpy, tree_map
-from organics_core.circuit import prepare, size, validate_circuit, validate_state
+from organics_core.circuit import size, validate_circuit, validate_state
+from organics_core.weights import is_operator
 
 Array = Any
 Drive = Any
@@ -27,7 +28,8 @@ def require(extra: str, *modules: str) -> None:
 
 
 def no_batch(circuit: Circuit, framework: str, **others: Array) -> None:
-    """ValueError where a field of the circuit, or another array (n,), has batch axes."""
+    """ValueError where a field of the circuit, or another array (n,), has batch axes; TypeError for operators."""
+    dense(circuit, framework)
     for name, value in {**circuit._asdict(), **others}.items():
         core = 2 if name in ("w", "w_r") else 1
         if value is not None and not checks.is_number(value) and value.ndim > core:
@@ -36,16 +38,25 @@ def no_batch(circuit: Circuit, framework: str, **others: Array) -> None:
             )
 
 
-def on_host(circuit: Circuit) -> Circuit:
+def dense(circuit: Circuit, framework: str) -> None:
+    """TypeError where the weights are sparse or functions."""
+    for name in ("w_r", "w"):
+        value = getattr(circuit, name)
+        if is_operator(value):
+            raise TypeError(f"{framework} takes weights as dense arrays, but {name} is {checks.describe(value)}")
+
+
+def on_host(circuit: Circuit, framework: str) -> Circuit:
     """The circuit of any library as float64 numpy arrays, numbers kept."""
     validate_circuit(circuit, values=True)
+    dense(circuit, framework)
     fields = [v if v is None or checks.is_number(v) else np.asarray(to_numpy(v), dtype=np.float64) for v in circuit]
     return Circuit(*fields)
 
 
 def host_circuit(circuit: Circuit, framework: str) -> Circuit:
     """One circuit as float64 numpy arrays: w (n, n), w_r (n, n) or None, the rest (n,)."""
-    host = on_host(circuit)
+    host = on_host(circuit, framework)
     no_batch(host, framework)
     n = size(host)
     vectors = [np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)).copy() for v in host[2:]]
@@ -67,12 +78,18 @@ def host_drive(z: Drive, n: int, *, name: str = "z") -> np.ndarray:
 
 
 def start_state(circuit: Circuit, z: Array, state0: State | None) -> State:
-    """``state0``, checked, or the state at rest: y = 0, a = (b0 sigma)**2."""
+    """``state0`` of any library, checked, or the state at rest, y = 0, a = (b0 sigma)**2: of a circuit on the host."""
     if state0 is None:
         return resting_state(circuit, z)
-    xp = validate_circuit(circuit, z=z, **validate_state(state0, "state0"))
-    _, z, y, a = prepare(xp, circuit, z, *state0)
-    return State(y + 0.0 * z, a + 0.0 * z)
+    parts = validate_state(state0, "state0")
+    checks.namespace(parts)
+    state0 = State(*(np.asarray(to_numpy(part), dtype=np.float64) for part in parts.values()))
+    validate_circuit(circuit, z=z, **validate_state(state0, "state0"))
+    for name, part in zip(parts, state0, strict=True):
+        if part.shape != z.shape:
+            raise ValueError(f"{name} must have shape {z.shape}, got shape {part.shape}")
+        checks.values(np, name, part, "any")
+    return state0
 
 
 def step(slope: Callable[[Any, State], State], t: Any, state: State, h: Any, method: str | Tableau) -> State:

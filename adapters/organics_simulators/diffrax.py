@@ -16,7 +16,7 @@ from organics_core import VARIANTS, Circuit, State, checks
 from organics_core.circuit import field, identity_fixed_point, imbalance, resting_state
 from organics_core.circuit import size as circuit_size
 
-from ._common import no_batch, require
+from ._common import dense, no_batch, require
 
 require("diffrax", "jax", "diffrax", "optimistix")
 
@@ -129,6 +129,7 @@ def start(circuit: Circuit, z: Any, t: float = 0.0) -> State:
 
 
 def _as_jax(circuit: Circuit) -> Circuit:
+    dense(circuit, "diffrax")
     return Circuit(*(v if v is None or checks.is_number(v) else jnp.asarray(v) for v in circuit))
 
 

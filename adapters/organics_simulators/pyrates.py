@@ -162,7 +162,7 @@ def run(
     duration : float
         In seconds.
     step_size : float, optional
-        Sampling step; a hundredth of the duration by default.
+        Sampling step, of which the duration is a multiple; a hundredth of it by default.
     rtol, atol : float
         Tolerances of the solver.
     **options
@@ -193,9 +193,11 @@ def run(
     """
     duration = checks.positive_number("duration", duration)
     step_size = duration / 100 if step_size is None else checks.positive_number("step_size", step_size)
+    steps = round(duration / step_size)
+    if abs(steps * step_size - duration) > 1e-6 * duration:
+        raise ValueError(f"duration must be a multiple of step_size, {step_size:g}, got {duration:g}")
     template = to_template(circuit, z, state0=state0)
     n = len(template.nodes)
-    steps = round(duration / step_size)
     defaults = {"solver": "scipy", "method": "DOP853", "float_precision": "float64", "verbose": False}
     if options.get("backend", "default") in ("default", "numpy", "torch"):
         defaults["decorator"] = fresh

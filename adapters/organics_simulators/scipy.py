@@ -119,6 +119,6 @@ def to_ivp(circuit: Circuit, z: Any, *, state0: State | None = None, variant: st
         first = host_drive(z(np.asarray(0.0)), n, name="z(t)")
     else:
         z = first = host_drive(z, n)
-    start = start_state(host, first, None if state0 is None else State(*(np.asarray(part) for part in state0)))
+    start = start_state(host, first, state0)
     x0 = np.concatenate(start).astype(np.float64)
     return IVP(Field(host, z, variant), x0, lambda x: _unpack(x, n))

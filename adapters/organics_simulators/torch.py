@@ -14,7 +14,7 @@ from typing import Any
 from organics_core import VARIANTS, Circuit, State, checks, resting_state
 from organics_core.circuit import field, prepare, size, validate_circuit
 
-from ._common import drive_at, explicit, require, step
+from ._common import dense, drive_at, explicit, require, step
 
 require("torchdiffeq", "torch")
 
@@ -25,6 +25,8 @@ from torch import Tensor, nn  # noqa: E402
 
 class CircuitModule(nn.Module):
     """A circuit as a module: its fields are buffers, or parameters where ``learn`` names them.
+
+    Both are copies, but for fields with a gradient that are not named: those stay what they are.
 
     Parameters
     ----------
@@ -45,6 +47,7 @@ class CircuitModule(nn.Module):
         super().__init__()
         if validate_circuit(circuit, values=True) is not xp:
             raise TypeError(f"circuit must have torch tensors, but w is {checks.describe(circuit.w)}")
+        dense(circuit, "a torch module")
         (circuit,) = prepare(xp, circuit)
         learn = tuple(learn)
         for name in learn:
@@ -55,12 +58,17 @@ class CircuitModule(nn.Module):
             elif name in learn:
                 raise ValueError(f"learn names {name!r}, which is None, the fixed identity, in this circuit")
             else:
-                self.register_buffer(name, value)
+                self.register_buffer(name, _own(value))
 
     @property
     def circuit(self) -> Circuit:
         """The circuit of the present buffers and parameters."""
         return Circuit._make(getattr(self, name) for name in Circuit._fields)
+
+
+def _own(value: Tensor | None) -> Tensor | None:
+    """A copy, because load_state_dict writes into buffers; what has a gradient follows its source."""
+    return value if value is None or value.requires_grad else value.clone()
 
 
 class Dynamics(CircuitModule):
@@ -98,7 +106,7 @@ class Dynamics(CircuitModule):
             self.z = z
         else:
             validate_circuit(circuit, z=z)
-            self.register_buffer("z", z.to(self.w.dtype))
+            self.register_buffer("z", _own(z.to(self.w.dtype)))
 
     def start(self) -> State:
         """The state at rest, y = 0 and a = (b0 sigma)**2."""
@@ -326,8 +334,9 @@ class FlatRNN(nn.Module):
         axis = 1 if self.batch_first and input.ndim == 3 else 0
         state: Any = None
         if hx is not None:
-            if hx.shape[-1] != self.state_size:
-                raise ValueError(f"hx must have shape (B, {self.state_size}), got shape {tuple(hx.shape)}")
+            wanted = (self.state_size,) if input.ndim == 2 else (input.shape[1 - axis], self.state_size)
+            if tuple(hx.shape) not in (wanted, (*(1 for _ in wanted[1:]), self.state_size)):
+                raise ValueError(f"hx must have shape {wanted}, got shape {tuple(hx.shape)}")
             state = self._split(hx)
         outputs = []
         for x in input.unbind(axis):

@@ -158,6 +158,7 @@ class Library:
         folders = [Path(tempfile.gettempdir()) / f"organics-core-{_user()}"]
         with contextlib.suppress(RuntimeError):  # nobody's home: a user without an entry, in a container say
             folders.insert(0, cache_folder())
+        failure = "no C++ compiler (c++, g++ or clang++) was found" if compiler is None else "no writable cache folder"
         for folder in folders:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -175,7 +176,8 @@ class Library:
                     product = Path(work) / name
                     done = run(compiler, *flags, str(Path(work) / next(iter(sources))), "-o", str(product))
                     if done.returncode:
-                        raise RuntimeError(f"{compiler} failed: {done.stderr.strip()[:300]}")
+                        failure = f"{compiler} failed: {done.stderr.strip()[:300]}"
+                        break
                     os.replace(product, target)  # at once, also beside other processes
                 return target
             except OSError:
@@ -183,9 +185,7 @@ class Library:
         brought = self._prebuilt()
         if brought is not None:
             return brought
-        raise RuntimeError(
-            "no C++ compiler (c++, g++ or clang++) was found" if compiler is None else "no writable cache folder"
-        )
+        raise RuntimeError(failure)
 
     def _prebuilt(self) -> Path | None:
         """What the wheel brought for this processor, if anything."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 from organics_core.attractors import Motion, NewtonInBoth
 from organics_core.backend import Array, GenericBackend, Tree, register_kernel
@@ -73,18 +74,42 @@ class TorchBackend(GenericBackend):
         return torch.where(finite, values, torch.full_like(values, complex(float("nan"), 0.0)))
 
     def sparse(self, matrix: Any, like: Array) -> Operator:
-        if not isinstance(matrix, torch.Tensor):
-            rows = matrix.tocsr()
-            parts = (torch.as_tensor(part, device=like.device) for part in (rows.indptr, rows.indices, rows.data))
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
-                matrix = torch.sparse_csr_tensor(*parts, size=rows.shape, check_invariants=True)
-        matrix = matrix.to(like.dtype)
+        with torch._C._DisableFuncTorch():  # noqa: SLF001 - its transforms would wrap the matrix, and fail
+            if not isinstance(matrix, torch.Tensor):
+                rows = matrix.tocsr()
+                parts = (torch.as_tensor(part, device=like.device) for part in (rows.indptr, rows.indices, rows.data))
+                with warnings.catch_warnings():
+                    warnings.filterwarnings(
+                        "ignore", message="Sparse CSR tensor support is in beta", category=UserWarning
+                    )
+                    matrix = torch.sparse_csr_tensor(*parts, size=rows.shape, check_invariants=True)
+            matrix = matrix.to(like.dtype)
+        entries: list[torch.Tensor] = []  # row, column and value of each, made where they are needed
 
         def product(v: torch.Tensor) -> torch.Tensor:
+            if _transformed(v):
+                if not entries or matrix.requires_grad:
+                    entries[:] = _entries(matrix)
+                rows, columns, values = entries
+                return torch.zeros_like(v).index_add(-1, rows, values * v[..., columns])
             return (matrix @ v.reshape(-1, v.shape[-1]).T).T.reshape(v.shape)
 
         return Operator(product, shape=tuple(matrix.shape), batched=True)
+
+
+def _transformed(vector: torch.Tensor) -> bool:
+    """Whether torch.func or forward derivatives are at work, which do not know sparse tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(vector)  # noqa: SLF001 - no public name
+    return wrapped or forward_ad._current_level >= 0  # noqa: SLF001 - no public name
+
+
+def _entries(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows, columns and values of a sparse matrix of any layout."""
+    with torch._C._DisableFuncTorch():  # noqa: SLF001 - its transforms would wrap the matrix, and fail
+        found = matrix.to_sparse_coo().coalesce()
+        return *found.indices(), found.values()
 
 
 backend = TorchBackend()

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
+
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError),  # another kind of packing, or a password, as damage may look
+)
+"""What reading an array out of a damaged archive raises."""
 
 
 def open_npz(path: Path) -> NpzFile:
@@ -23,7 +30,7 @@ def open_npz(path: Path) -> NpzFile:
         start = file.read(2)
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         if start == b"\x1f\x8b":
             raise ValueError("no .npz archive but packed by gzip; unpack it first") from None
         if start[:1] == b"\x80":  # as pickles begin, from protocol 2 on

@@ -30,7 +30,6 @@ import difflib
 import math
 import os
 import tomllib
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +40,8 @@ from .. import checks
 from ..backend import Array, to_numpy
 from ..circuit import VARIANTS, Circuit, validate_circuit
 from ..methods import METHODS
-from .archives import open_npz
+from ..weights import is_operator
+from .archives import UNREADABLE, open_npz
 from .atomic import write_atomically
 
 _VECTORS = ("b", "b0", "sigma", "tau_y", "tau_a")
@@ -157,8 +157,8 @@ def save_circuit(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong; ValueError for batch axes in a TOML
-        file.
+        Naming the argument that is wrong; TypeError for weights that are no dense
+        arrays, ValueError for batch axes in a TOML file.
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -167,11 +167,17 @@ def save_circuit(
         raise TypeError(f"simulation must be SimulationSettings, got {checks.describe(simulation)}")
     fields: dict[str, Any] = {}
     for name, value in circuit._asdict().items():
+        if is_operator(value):
+            raise TypeError(f"{name} must be a dense array to be saved, got {checks.describe(value)}")
         if value is not None:
             number = value if checks.is_number(value) else to_numpy(value)
             fields[name] = np.asarray(number, dtype=np.float64)
     drive = np.asarray(to_numpy(z), dtype=np.float64)
-    settings = {} if simulation is None else {k: v for k, v in simulation._asdict().items() if v is not None}
+    checks.values(np, "z", drive, "any")
+    settings: dict[str, Any] = {}
+    if simulation is not None:
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in simulation._asdict().items()}
+        settings = {k: v for k, v in _settings(plain)._asdict().items() if v is not None}
     if suffix == ".npz":
         write_atomically(path, lambda file: np.savez(file, z=drive, **fields, **settings))
         return
@@ -247,7 +253,7 @@ def _read_npz(path: Path) -> dict[str, dict[str, Any]]:
         for name in archive.files:
             try:
                 value = archive[name]
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+            except UNREADABLE as error:
                 if "pickle" in str(error) or "Object arrays" in str(error):
                     raise ValueError(f"{path}: {name!r} is a pickled object array, which is never loaded") from None
                 raise ValueError(f"{path}: {name!r} cannot be read: {_lower(str(error))}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
+import tempfile
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..backend import Array, to_numpy
 from ..circuit import State
 from ..models.v1 import V1State
 from ..trajectory import Trajectory
-from .archives import open_npz
+from .archives import UNREADABLE, open_npz
 from .atomic import write_atomically
 
 _FORMAT = "organics trajectory 1"
@@ -76,10 +76,14 @@ def save_trajectory(path: Any, run: Trajectory) -> None:
     zarr = _zarr()
     if path.exists():
         raise ValueError(f"path must be new, but {str(path)!r} exists")
-    root = zarr.create_group(str(path), attributes=about)
-    for name, value in arrays.items():
-        made = root.create_array(name, shape=value.shape, dtype=value.dtype, dimension_names=tuple(axes[name]) or None)
-        made[...] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part") as part:
+        store = Path(part, "store")
+        root = zarr.create_group(str(store), attributes=about)
+        for name, value in arrays.items():
+            names = tuple(axes[name]) or None
+            root.create_array(name, shape=value.shape, dtype=value.dtype, dimension_names=names)[...] = value
+        store.rename(path)  # whole or not there: what is missing in a store reads as zeros
 
 
 def _zarr() -> Any:
@@ -136,12 +140,14 @@ def load_trajectory(path: Any, *, like: Array | None = None) -> Trajectory:
         states = [arrays[f"state.{name}"] for name in parts]
         fields = [arrays[name] for name in ("times", "status", "steps", "rejected")]
         kind = str(about["state"])
-    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, *UNREADABLE) as error:
         raise ValueError(f"{str(path)!r} holds no trajectory: {error}") from None
 
     def convert(value: Any) -> Array:
+        value = np.asarray(value)
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
         if like is None:
-            return np.asarray(value)
+            return value
         xp = array_namespace(like)
         return xp.asarray(np.array(value), device=device(like))
 
@@ -162,6 +168,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         root = _zarr().open_group(str(path), mode="r")
         arrays, about = {name: value[...] for name, value in root.arrays()}, dict(root.attrs)
+    if not isinstance(about, dict):
+        raise ValueError("its text about itself is no JSON object")
     if about.get("format") != _FORMAT:
         raise ValueError(f"its format is {about.get('format')!r}, not {_FORMAT!r}")
     checks.one_of("state", "times", arrays)

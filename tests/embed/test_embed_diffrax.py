@@ -167,3 +167,7 @@ def test_errors_name_the_culprit():
         steady_state(CIRCUIT, jnp.ones(3))
     with pytest.raises(ValueError, match="z has batch axes"):
         steady_state(CIRCUIT, jnp.ones((2, 8)))
+    with pytest.raises(TypeError, match="diffrax takes weights as dense arrays, but w is function"):
+        start(CIRCUIT._replace(w=lambda v: v), Z)
+    with pytest.raises(TypeError, match=r"root_find takes weights as dense arrays, but w_r is function"):
+        steady_state(CIRCUIT._replace(w_r=lambda v: v), Z)

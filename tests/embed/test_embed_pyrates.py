@@ -89,3 +89,5 @@ def test_errors_name_the_culprit():
         to_template(PROBLEM.circuit, PROBLEM.z, state0=oc.State(np.zeros(8), np.zeros(8)))
     with pytest.raises(ValueError, match="duration"):
         run(PROBLEM.circuit, PROBLEM.z, -1.0)
+    with pytest.raises(ValueError, match=r"duration must be a multiple of step_size, 0\.003, got 0\.01"):
+        run(PROBLEM.circuit, PROBLEM.z, 0.01, step_size=0.003)

@@ -8,6 +8,7 @@ framework("scipy", "scipy")
 
 from scipy.integrate import odeint, solve_ivp  # noqa: E402
 from scipy.optimize import approx_fprime  # noqa: E402
+from scipy.sparse import csr_array  # noqa: E402
 
 import organics_core as oc  # noqa: E402
 from organics_simulators.scipy import to_ivp  # noqa: E402
@@ -109,3 +110,9 @@ def test_errors_name_the_culprit():
         to_ivp(PROBLEM.circuit._replace(w=PROBLEM.circuit.w[None]), PROBLEM.z)
     with pytest.raises(ValueError, match="variant"):
         to_ivp(PROBLEM.circuit, PROBLEM.z, variant="other")
+    with pytest.raises(TypeError, match="scipy takes weights as dense arrays, but w is scipy"):
+        to_ivp(PROBLEM.circuit._replace(w=csr_array(PROBLEM.circuit.w)), PROBLEM.z)
+    with pytest.raises(ValueError, match=r"state0\.y must have shape \(8,\), got shape \(3, 8\)"):
+        to_ivp(PROBLEM.circuit, PROBLEM.z, state0=oc.State(np.ones((3, 8)), np.ones((3, 8))))
+    with pytest.raises(ValueError, match=r"state0\.a must be finite"):
+        to_ivp(PROBLEM.circuit, PROBLEM.z, state0=oc.State(np.ones(8), np.full(8, np.nan)))

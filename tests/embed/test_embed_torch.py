@@ -228,6 +228,21 @@ def test_lightning(tmp_path):
     record("lightning", float("nan"), float("nan"), note="training, checkpoint; no simulator of its own")
 
 
+def test_modules_do_not_share_the_circuit():
+    """A state that one loads is not written into the circuit, nor into another module of it."""
+    own = [part.clone() for part in CIRCUIT]
+    one, other = Dynamics(CIRCUIT, Z), Dynamics(CIRCUIT, Z)
+    doubled = Dynamics(CIRCUIT._replace(w=2 * CIRCUIT.w, sigma=2 * CIRCUIT.sigma), 2 * Z)
+    one.load_state_dict(doubled.state_dict())
+    for kept in (CIRCUIT, other.circuit):
+        for part, before in zip(kept, own, strict=True):
+            torch.testing.assert_close(part, before, rtol=0, atol=0)
+    torch.testing.assert_close(one.w, 2 * CIRCUIT.w)
+    torch.testing.assert_close(one.z, 2 * other.z)
+    leaf = torch.ones(8, dtype=torch.float64, requires_grad=True)
+    assert Dynamics(CIRCUIT._replace(sigma=leaf), Z).sigma is leaf
+
+
 def test_errors_name_the_culprit():
     with pytest.raises(TypeError, match="torch"):
         Dynamics(PROBLEM.circuit, PROBLEM.z)
@@ -237,5 +252,9 @@ def test_errors_name_the_culprit():
         Dynamics(CIRCUIT._replace(w_r=None), Z, learn=["w_r"])
     with pytest.raises(ValueError, match="hx must have shape"):
         FlatRNN(CircuitCell(CIRCUIT, dt=1e-4))(Z.expand(2, 3, 8), torch.zeros(2, 3).double())
+    with pytest.raises(ValueError, match=r"hx must have shape \(2, 16\), got shape \(1, 2, 16\)"):  # as of nn.LSTM
+        FlatRNN(CircuitCell(CIRCUIT, dt=1e-4))(Z.expand(2, 3, 8), torch.zeros(1, 2, 16).double())
     with pytest.raises(ValueError, match="exponential"):
         CircuitCell(CIRCUIT, dt=1e-4, method=oc.INTEGRATORS["exponential_euler"])
+    with pytest.raises(TypeError, match="a torch module takes weights as dense arrays, but w is torch"):
+        Dynamics(CIRCUIT._replace(w=CIRCUIT.w.to_sparse()), Z)
