@@ -71,11 +71,16 @@ def test_gates_start_with_delays_up_to_the_longest(kind):
         first, second = (getattr(layer, f"bias_{of}_l{k}").detach().reshape(-1, n).double() for of in ("ih", "hh"))
         keeps = first[1]  # f of the LSTM, u of the GRU
         delays = 1 + keeps.exp()  # 1 / (1 - sigmoid(b)) steps
-        assert not second[1].any() and 2 <= float(delays.min()) < 3 and longest - 1 < float(delays.max()) <= longest
+        assert not second[1].any()
+        assert 2 <= float(delays.min()) < 3
+        assert longest - 1 < float(delays.max()) <= longest
         assert abs(float(delays.mean()) - (longest + 2) / 2) < 5 * (longest - 2) / (12 * n) ** 0.5
         if kind == "lstm":
-            assert torch.equal(first[0], -keeps) and not second[0].any()
-        assert float(first[2].abs().max()) <= n**-0.5 and first[2].any() and second[2].any()  # torch's own
+            assert torch.equal(first[0], -keeps)
+            assert not second[0].any()
+        assert float(first[2].abs().max()) <= n**-0.5
+        assert first[2].any()
+        assert second[2].any()
 
 
 @pytest.mark.parametrize(("wrong", "error"), [(2, ValueError), (0, ValueError), (10.5, TypeError), (True, TypeError)])
