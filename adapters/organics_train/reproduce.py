@@ -100,8 +100,14 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
                 "max_rates": [0.2, 0.1, 0.3],
             },
         },
-        # not searched for
-        "lstm": {"epochs": 60, "batch_size": 64, "learning_rate": 0.001, "schedule": "onecycle"},
+        "lstm": {
+            "epochs": 60,
+            "batch_size": 64,
+            "learning_rate": 0.003,
+            "schedule": "onecycle",
+            "skip_steps": 50,
+            "options": {"longest_delay": 16},
+        },
         "organics-static": {
             "epochs": 60,
             "learning_rate": 0.003,
