@@ -5,7 +5,7 @@
 # ///
 """Sessions: one per array library, and one per thing worth proving. `nox -l` lists them.
 
-Plain `nox` runs the default set, everything that needs no GPU; `nox -j auto` as many
+Plain `nox` runs the default set, the checks of every change; `nox -j auto` as many
 sessions at a time as there are cores, what takes longest first. Other virtual
 environment makers work as well: `nox -db uv`, `nox -db venv`.
 """

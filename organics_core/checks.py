@@ -15,7 +15,7 @@ from array_api_compat import array_namespace, device, is_array_api_obj, is_jax_a
 from numpy import bool_
 from numpy.ma import MaskedArray
 
-from .backend import Array, get_backend
+from .backend import Array, get_backend, tree_leaves
 from .linalg import broadcast_shapes
 
 
@@ -185,6 +185,13 @@ def values(xp: Any, name: str, value: Array, allowed: str) -> None:
     if (allowed == "> 0" and not low > 0) or (allowed == ">= 0" and not low >= 0):
         word = "positive" if allowed == "> 0" else "non-negative"
         raise ValueError(f"{name} must be {word}, got {low:g}" + ("" if low == high else " as its smallest value"))
+
+
+def seen(xp: Any, what: str, *arguments: Any) -> None:
+    """ValueError where values among ``arguments`` cannot be seen, as under jax.jit, vmap and torch.compile."""
+    backend = get_backend(xp)
+    if not all(backend.is_concrete(leaf) for leaf in tree_leaves(arguments) if is_array_api_obj(leaf)):
+        raise ValueError(f"{what} looks at values and cannot be traced; call it outside of jit and vmap")
 
 
 def _float(value: Any) -> float:

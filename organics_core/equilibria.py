@@ -235,10 +235,11 @@ def steady_state(
     with modulators below one: of 1,729 such random circuits none had an attracting point to which Newton's method
     led from 256 starts; with fewer neurons only Newton's method looks. Where none was found there may be one all the
     same: of 1,811 such random circuits there were two for which 64 starts of scipy's root found one.
-    ``status`` says which of these it was. In numpy and in torch on the CPU the motion of up to 64 neurons is native
-    code where a C++ compiler is found (it is compiled on first use, once, in about two seconds) or
+    ``status`` says which of these it was. In numpy and in torch on the CPU the motion of up to 256 neurons, and
+    Newton's method for up to 64, are native
+    code where a C++ compiler is found (it is compiled on first use, once, in about four seconds) or
     a wheel brought it; elsewhere, or with the environment variable ``ORGANICS_NATIVE_MOTION=0``, the same takes
-    about four times as long.
+    about five times as long.
     :func:`classify` tells what happens from rest otherwise,
     :func:`find_fixed_points` looks for all fixed points.
 

@@ -909,6 +909,7 @@ def prove(
         for (name, value), allowed in zip(fields.items(), ("any", "> 0"), strict=True):
             checks.values(xp, name, value, allowed)
     checks.values(xp, "z", z, "any")
+    checks.seen(xp, "prove", circuit, z, state, z_radius)
     if not checks.is_number(z_radius):
         checks.namespace({"z": z, "z_radius": z_radius})
         checks.vector_shape("z_radius", z_radius, int(z.shape[-1]))

@@ -182,6 +182,28 @@ def test_what_cannot_be_traced_says_so(xp64: Library) -> None:
         jax.jit(lambda z: oc.simulate(circuit, z, xp64.array(TIMES), dense=True).state)(z)
 
 
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("name", ["classify", "prove", "continue_fixed_points", "limit_cycle"])
+@pytest.mark.parametrize("traced", ["drive", "weights"])
+def test_what_looks_at_values_says_so_when_traced(xp64: Library, name: str, traced: str) -> None:
+    """Whether the drive or a parameter is what cannot be seen."""
+    import jax
+
+    case = small_circuit(2)
+    circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
+    more = ("z", (0.5, 1.0)) if name == "continue_fixed_points" else ()
+
+    def call(value: Any) -> Any:
+        given = (circuit, value) if traced == "drive" else (circuit._replace(w=value), z)
+        getattr(oc, name)(*given, *more)
+        return value
+
+    value = z if traced == "drive" else circuit.w
+    for transformed, argument in ((jax.jit(call), value), (jax.vmap(call), value[None])):
+        with pytest.raises(ValueError, match=f"{name} looks at values and cannot be traced"):
+            transformed(argument)
+
+
 def covariances(circuit: oc.Circuit, z: Any) -> tuple:
     """What is summed from products of matrices alone."""
     state = oc.State(z + 0.1, z * z + 0.2)

@@ -152,8 +152,7 @@ def classify(
     checks.values(xp, "z", z, "any")
     circuit, z = prepare(xp, circuit, z)
     circuit = without_operators(xp, circuit, z)
-    if not get_backend(xp).is_concrete(z + circuit.b):
-        raise ValueError("classify looks at values and cannot be traced; call it outside of jit and vmap")
+    checks.seen(xp, "classify", circuit, z, start)
     rest = State(*model_rest(xp, circuit, z))
     wide = xp.zeros_like(rest.y)
     tolerance = float(xp.finfo(z.dtype).eps) ** 0.75

@@ -143,7 +143,7 @@ def limit_cycle(
             checks.positive_number(name, value)
     if period is not None and state0 is None:
         raise ValueError("state0 must be given with period: a state near the cycle")
-    hosted, x = on_host(model, z, variant, state0)
+    hosted, x = on_host(model, z, variant, state0, what="limit_cycle")
     if not isinstance(hosted.model, Circuit):
         return _cycle_of(hosted, x, rtol, max_iterations, period, duration, points)
     # in units in which y is of the size of the modulators, so that one tolerance does for both; powers of two are exact

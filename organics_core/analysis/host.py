@@ -76,8 +76,10 @@ class Hosted(NamedTuple):
         return self.layout.make(self.give(part) for part in self.layout.unpack(x))
 
 
-def on_host(model: Any, z: Array, variant: str = "main", state0: Any = None) -> tuple[Hosted, Vector | None]:
-    """Check one model (no batch), its drive and a state; return them in numpy, the state packed.
+def on_host(
+    model: Any, z: Array, variant: str = "main", state0: Any = None, *, what: str = "continue_fixed_points"
+) -> tuple[Hosted, Vector | None]:
+    """Check one model (no batch), its drive and a state for ``what``; return them in numpy, the state packed.
 
     Raises
     ------
@@ -90,6 +92,7 @@ def on_host(model: Any, z: Array, variant: str = "main", state0: Any = None) -> 
     xp = validate(made, values=True, z=z, **others)
     for name, value in {"z": z, **others}.items():
         checks.values(xp, name, value, "any")
+    checks.seen(xp, what, made, z, state0)
     made, z, *parts = prepare(xp, made, z, *others.values())
     fields = dict(zip(made._fields, made, strict=True))
     axes = {name: made.spec[name].axes for name in fields}
