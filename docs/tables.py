@@ -279,9 +279,10 @@ def analysis(record: Path) -> str:
     head = measured_on(content, "numpy") + f"\nStability of one circuit with W_r = I, n = {proof['n']}:\n\n"
     tail = (
         f"\nWhere a circuit with another W_r ends, n = {kinds['n']}: `oc.classify` (Newton's method, "
-        f"and the motion from rest) took {kinds['shared_pool']['ratio']:.3g} times less than Euler steps until nothing changes where all neurons "
-        f"share a pool, {kinds['random_pools']['ratio']:.3g} times less with random pools. Newton's method alone finds "
-        f"the fixed point {content['newton']['ratio']:.3g} times as fast as such a simulation.\n"
+        f"and the motion from rest) took {kinds['shared_pool']['ratio']:.3g} times less than Euler steps until nothing "
+        f"changes where all neurons share a pool, {kinds['random_pools']['ratio']:.3g} times less with random pools. "
+        f"Newton's method alone finds the fixed point {content['newton']['ratio']:.3g} times as fast as such a "
+        "simulation.\n"
     )
     if "attracting" in content:
         search = content["attracting"]

@@ -879,7 +879,7 @@ def prove(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong.
+        Naming the argument that is wrong. Values must be visible: this does not trace.
 
     Notes
     -----

@@ -415,7 +415,7 @@ def draw(found: dict[str, Any]) -> bytes:
                 ax.plot(every.real, every.imag, ".", ms=4, color=color, label=label)
         ax.set(xlabel="Re λ", ylabel="Im λ", title="Eigenvalues of a step at the fixed points", aspect="equal")
         if points:
-            ax.legend(title="Fixed points")
+            ax.legend(title="Fixed points in continuous time")
         else:
             ax.text(0, 0, "no fixed point found", ha="center", va="center", color=INK)
         ax = axes[1, 0]

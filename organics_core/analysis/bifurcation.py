@@ -158,7 +158,7 @@ def continue_fixed_points(
     ------
     TypeError, ValueError
         Naming the argument that is wrong; ValueError where no fixed point is
-        found at the first value.
+        found at the first value. Values must be visible: this does not trace.
 
     Notes
     -----

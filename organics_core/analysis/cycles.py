@@ -106,7 +106,7 @@ def limit_cycle(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong.
+        Naming the argument that is wrong. Values must be visible: this does not trace.
 
     Notes
     -----
