@@ -332,6 +332,13 @@ def write(name: str, source: Path | None, make: Any, missing: str) -> None:
     (OUT / name).write_text(make(source) + origin)
 
 
+COMMANDS = (
+    *("demo", "init", "simulate", "certify", "agree", "train", "table", "reproduce", "analyse"),
+    *("figures", "explore", "sweep"),
+)
+"""Of the command line, in the order of its page."""
+
+
 def main() -> int:
     """Write all parts."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -353,22 +360,7 @@ def main() -> int:
     (OUT / "notebooks").mkdir(exist_ok=True)
     for page in (ROOT / "docs" / "tutorials").glob("*.md"):
         (OUT / "notebooks" / f"{page.stem}.ipynb").write_text(json.dumps(notebook(page.read_text()), indent=1) + "\n")
-    names = (
-        "",
-        "demo",
-        "init",
-        "simulate",
-        "certify",
-        "agree",
-        "train",
-        "table",
-        "reproduce",
-        "analyse",
-        "figures",
-        "explore",
-        "sweep",
-    )
-    (OUT / "commands.md").write_text(commands(names))
+    (OUT / "commands.md").write_text(commands(("", *COMMANDS)))
     return 0
 
 

@@ -43,6 +43,13 @@ def test_every_record_that_a_page_needs_is_there_and_read(kind):
     assert getattr(tables, make)(tables.newest(kind)).count("\n| ") > 2
 
 
+def test_the_page_of_the_command_line_has_every_command():
+    typer = pytest.importorskip("typer", reason="typer is not installed")
+    from organics_cli.app import app
+
+    assert sorted(tables.COMMANDS) == sorted(typer.main.get_command(app).list_commands(None))
+
+
 def test_losses_are_the_rows_that_are_behind_and_no_others(tmp_path):
     layers = {"LSTM": 2.0, "fused": 1.0, "checkpointed": 3.0, "function": 2.0, "auto": 1.9, "chunked": 2.2}
     shape = {"hidden": 8, "steps": 9, "seconds": layers, "megabytes": {**dict.fromkeys(layers, 1.0), "LSTM": 2.0}}
