@@ -17,7 +17,7 @@ from support import ELSEWHERE, PATIENCE
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 from organics_core import rates_for
-from organics_train import Config, loop, train
+from organics_train import Config, datasets, loop, tables, train
 from organics_train.checkpoint import load_checkpoint, save_checkpoint
 from organics_train.config import closest_size
 from organics_train.records import batch_indices
@@ -438,6 +438,29 @@ def test_another_run_in_the_folder(fake, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a readable"):
         train(Config(**SMALL), tmp_path, resume=True)
+
+
+def test_a_run_with_data_of_its_own(fake, tmp_path):
+    """The record says so, no table sets it beside the paper's number, and it goes on with the same data only."""
+    fake()
+    rng = np.random.default_rng(0)
+    parts = [part for _ in range(3) for part in (rng.random((24, 5, 2), dtype=np.float32), np.arange(24) % 10)]
+    mine = datasets.Dataset("mine", *parts, kind="classes", outputs=10)
+    config = Config(task="smnist", hidden=64, batch_size=4, epochs=2)
+    results = train(config, tmp_path / "mine", data=mine)
+    assert results["given_data"]["name"] == "mine"
+    (row,) = [row for row in tables.rows_of([results | {"hidden": 64}], ["smnist"]) if row["accuracy"] is not None]
+    assert (row["task"], row["paper"]) == ("smnist, own data", None)
+    again = train(config, tmp_path / "mine", resume=True, data=mine._replace(name="renamed"))
+    assert again["test_accuracy"] == results["test_accuracy"]
+    other = mine._replace(x_test=mine.x_test + np.float32(1))
+    with pytest.raises(ValueError, match=r"with data of its own, 'mine' of sha256 .*, not data of its own"):
+        train(config, tmp_path / "mine", resume=True, data=other)
+    with pytest.raises(ValueError, match="not the data of its task"):
+        train(config, tmp_path / "mine", resume=True)
+    assert train(Config(**SMALL), tmp_path / "usual")["given_data"] is None
+    with pytest.raises(ValueError, match="is of a run with the data of its task, not data of its own"):
+        train(Config(**SMALL), tmp_path / "usual", resume=True, data=mine)
 
 
 def test_one_run_at_a_time_in_a_folder(fake, tmp_path):

@@ -446,7 +446,8 @@ def _is_finished(path: Path, config: Config) -> bool:
     if not path.is_file():
         return False
     try:
-        before = json.loads(path.read_text()).get("config")
+        content = json.loads(path.read_text())
+        before = None if content.get("given_data") else content.get("config")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read, remove it to train that run again: {error}") from None
     wanted = json.loads(json.dumps(config.asdict()))
