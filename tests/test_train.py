@@ -326,6 +326,45 @@ def test_the_best_on_validation_is_tested(fake, tmp_path, monkeypatch, stop):
         train(Config(**SMALL | {"epochs": 4}), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_the_best_is_one_that_the_run_went_through(fake, tmp_path, monkeypatch, killed):
+    """Killed before or after the checkpoint of a best epoch, and resumed where that epoch is the best no more."""
+    fake()
+    accuracies = {24: 0.2, 48: 0.5, 72: 0.6, 96: 0.4}
+    monkeypatch.setattr(
+        Fake, "evaluate", lambda self, part, size: loop.Score(1.0, accuracies[len(self.seen)] + (part == "test"), 0)
+    )
+    config = Config(**SMALL | {"epochs": 4}, tested="best")
+
+    class Killed(BaseException):
+        pass
+
+    def die(path, arrays, record):
+        if path.name == loop.CHECKPOINT and len(record["epochs"]) == 3:
+            raise Killed
+        save_checkpoint(path, arrays, record)
+
+    def die_later(source, target):
+        if os.path.basename(target) == loop.BEST and load_checkpoint(source)[1]["epoch"] == 3:
+            raise Killed
+        rename(source, target)
+
+    rename = os.replace
+    with monkeypatch.context() as patch:
+        if killed == "before":
+            patch.setattr(loop, "save_checkpoint", die)
+        else:
+            patch.setattr("os.replace", die_later)
+        with pytest.raises(Killed):
+            train(config, tmp_path)
+    accuracies[72] = 0.3  # as on another machine; what was recorded stays
+    results = train(config, tmp_path, resume=True)
+    best = 2 if killed == "before" else 3
+    assert f"epoch {best}, the best" in results["measured_at"]
+    assert len(load_checkpoint(tmp_path / "model.safetensors")[0]["seen"]) == 24 * best
+    assert not (tmp_path / loop.NEXT).exists()
+
+
 def test_noise_is_that_of_seed_epoch_and_step(fake, tmp_path):
     learners = fake()
     config = Config(**SMALL, input_noise=0.5)
@@ -529,6 +568,15 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_wrong_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Config(**options)
+
+
+def test_settings_may_be_integers_of_numpy():
+    config = Config(seed=np.int64(3), skip_steps=np.uint8(2), epochs=np.int32(4))
+    assert config == Config(seed=3, skip_steps=2, epochs=4)
+    assert [type(value) for value in (config.seed, config.skip_steps, config.epochs)] == [int, int, int]
+    for seed in (np.bool_(True), True, 1.0, np.array([1]), 2**32):
+        with pytest.raises(ValueError, match="seed must be an integer from 0"):
+            Config(seed=seed)
 
 
 def test_settings_are_what_a_checkpoint_can_hold(fake, tmp_path):

@@ -136,7 +136,7 @@ def load_dataset(
     length : int
         T of the adding problem, delay of the copying problem.
     samples : int
-        Training examples of the adding and copying problems, and trials.
+        Training examples of the adding and copying problems, and trials; the other parts do not depend on it.
     data_seed : int
         Of the adding and copying problems, and of trials.
     task_options : dict, optional
@@ -263,8 +263,10 @@ def _synthetic(
     samples: int,
     seed: int,
 ) -> Dataset:
-    rng = np.random.default_rng(seed)
-    train, validation, test = (make(rng, count, length) for count in (samples, 1_000, 1_000))
+    own = np.random.SeedSequence(seed).spawn(2)  # so that validation and test set are the same for any `samples`
+    generators = map(np.random.default_rng, (seed, *own))
+    parts = zip(generators, (samples, 1_000, 1_000), strict=True)
+    train, validation, test = (make(rng, count, length) for rng, count in parts)
     if task == "adding":
         return Dataset(task, *train, *validation, *test, kind="number", outputs=1)
     return Dataset(task, *train, *validation, *test, kind="steps", outputs=10, scored_steps=10)

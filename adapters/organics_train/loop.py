@@ -21,9 +21,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -44,6 +45,8 @@ from .records import batch_indices
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 BEST = "best.safetensors"
+NEXT = "best.next.safetensors"
+"""The best of an epoch that no checkpoint has yet."""
 RESULTS = "results.json"
 CURVE = "curve.png"
 TOLERANCE = 0.04
@@ -354,12 +357,15 @@ def _train(
                     "seconds": sums["seconds"],
                 }
             )
-            if config.tested == "best" and _is_best(records):
+            better = config.tested == "best" and _is_best(records)
+            if better:
                 arrays = learner.state()  # all take part
                 if processes.first:
-                    save_checkpoint(folder / BEST, arrays, {"config": config.asdict(), "epoch": epoch})
+                    save_checkpoint(folder / NEXT, arrays, {"config": config.asdict(), "epoch": epoch})
             epoch, done, current = epoch + 1, 0, _Epoch()
             save()
+            if better and processes.first:
+                os.replace(folder / NEXT, folder / BEST)
             if on_epoch is not None and processes.first:
                 on_epoch(records[-1])
             if stop():
@@ -422,6 +428,12 @@ def _restored(
         raise ValueError(
             f"{path} is of a run that has begun its epoch {begun}: epochs must be at least that, got {config.epochs}"
         )
+    after = path.with_name(NEXT)
+    if after.exists():  # killed before or after the checkpoint of its epoch
+        if load_checkpoint(after)[1]["epoch"] <= len(record["epochs"]):
+            os.replace(after, path.with_name(BEST))
+        else:
+            after.unlink()
     return restored
 
 
@@ -517,6 +529,13 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():  # None: of the program that Python is embedded in
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def complete(folder: Path) -> None:
+    """Draw the curve of a finished run that was killed just before, or had no matplotlib; where there is one now."""
+    if not (folder / CURVE).exists() and find_spec("matplotlib") is not None:
+        with suppress(OSError):  # where nothing can be written
+            _curve(folder / CURVE, json.loads((folder / RESULTS).read_text()))
 
 
 def _curve(path: Path, results: dict[str, Any]) -> None:
