@@ -136,7 +136,8 @@ def load_dataset(
     length : int
         T of the adding problem, delay of the copying problem.
     samples : int
-        Training examples of the adding and copying problems, and trials; the other parts do not depend on it.
+        Training examples of the adding and copying problems, and trials; those of the other parts
+        do not depend on it, though trials are padded to the longest of all.
     data_seed : int
         Of the adding and copying problems, and of trials.
     task_options : dict, optional
@@ -263,10 +264,9 @@ def _synthetic(
     samples: int,
     seed: int,
 ) -> Dataset:
-    own = np.random.SeedSequence(seed).spawn(2)  # so that validation and test set are the same for any `samples`
-    generators = map(np.random.default_rng, (seed, *own))
-    parts = zip(generators, (samples, 1_000, 1_000), strict=True)
-    train, validation, test = (make(rng, count, length) for rng, count in parts)
+    first, second = np.random.SeedSequence(seed).spawn(2)  # so that the other parts are the same for any `samples`
+    train = make(np.random.default_rng(seed), samples, length)
+    validation, test = (make(np.random.default_rng(own), 1_000, length) for own in (first, second))
     if task == "adding":
         return Dataset(task, *train, *validation, *test, kind="number", outputs=1)
     return Dataset(task, *train, *validation, *test, kind="steps", outputs=10, scored_steps=10)
