@@ -390,8 +390,8 @@ def test_boundary_map(ax) -> None:
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
     np.testing.assert_array_equal(ax.collections[0].get_array(), (found.abscissa >= 0).T)
     op.boundary_map(found._replace(abscissa=np.where(np.eye(8) == 1, np.nan, -1.0)), ax=ax)
-    ax.figure.canvas.draw()
-    fill = ax.collections[2].get_facecolor().reshape(8, 8, 4)[:2, :2, :3]
+    mesh = ax.collections[2]
+    fill = mesh.to_rgba(mesh.get_array())[:2, :2, :3]
     np.testing.assert_array_equal(fill[0, 0], [0.8] * 3)  # neither stable nor unstable
     assert fill[0, 1].min() < 1.0
     assert len(np.unique(fill.reshape(4, 3), axis=0)) == 2
@@ -450,7 +450,7 @@ def test_hidden_trajectories(ax) -> None:
             op.hidden_trajectories(np.ones(shape), names, ax=ax)
     with pytest.raises(ValueError, match="classes must be 10 at most"):
         op.hidden_trajectories(states, labels, classes=range(11), ax=ax)
-    for explained, label in ((None, "Membrane potential  $y_1$"), ([0.9, 0.1], "First principal axis of y  (90 % of")):
+    for explained, label in ((None, "Membrane potential  $y_1$"), ([0.9, 0.1], "First principal axis of y  (90")):
         op.hidden_trajectories(flat, labels, explained=explained, ax=ax)
         assert ax.get_xlabel().startswith(label)
     ax.clear()
