@@ -302,6 +302,8 @@ def prove_cell(
             raise ValueError(f"start.{name} must have shape ({n},), got shape {part.shape}")
     if width.shape not in ((), (1,), (k,)):
         raise ValueError(f"x_radius must be a number or have shape ({k},), got shape {width.shape}")
+    if np.any(np.isnan(given.log_w)):  # not of the weights made of them
+        raise ValueError("log_w must not be NaN, got NaN among its values")
     if not np.all(width >= 0.0):
         raise ValueError(f"x_radius must be non-negative, got {np.min(width):g} as its smallest value")
     with np.errstate(all="ignore"):

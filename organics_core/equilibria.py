@@ -133,7 +133,8 @@ class FixedPoint(NamedTuple):
     ----------
     state : State of arrays (1,)
     stable : bool
-        Whether all eigenvalues of the Jacobian have negative real part.
+        Whether all eigenvalues of the Jacobian have negative real part, as it was computed: where
+        ``spectral_abscissa`` is 0 but for rounding, its sign decides nothing.
     spectral_abscissa : float
         Largest real part of the eigenvalues, per second.
     """

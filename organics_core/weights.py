@@ -154,9 +154,7 @@ def check_operator(name: str, matrix: Any, n: int | None, *, values: bool) -> No
     stored = _stored(matrix)
     if stored is None:
         return
-    xp = array_namespace(stored)
-    if not xp.isdtype(stored.dtype, "real floating"):
-        raise TypeError(f"{name} must have a real floating dtype, got {stored.dtype}; convert it first")
+    xp = checks.namespace({name: stored}, half=True)
     checks.values(xp, name, stored, ">= 0" if values else "any")
 
 

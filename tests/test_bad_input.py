@@ -335,6 +335,11 @@ def test_what_is_said() -> None:
             make(w=np.ones((3, 3), dtype=np.float16)),
             "w must be of float32 or float64, got float16; convert it first",
         ),
+        *(
+            (TypeError, make(w=w), f"w must be of float32 or float64, got {np.dtype(np.longdouble)}; convert it first")
+            for w in (np.ones((3, 3), np.longdouble), csr_array(np.ones((3, 3), np.longdouble)))
+            if np.dtype(np.longdouble).itemsize > 8  # elsewhere it is float64
+        ),
         (
             TypeError,
             lambda: oc.linear_covariance(np.eye(2, dtype=np.float16), 1.0),

@@ -279,6 +279,15 @@ def test_a_spread_of_rates() -> None:
 # Extremes.
 
 
+def test_slow_rates_keep_their_digits(xp: Library) -> None:
+    """In float32, too, where 1 + tanh has lost them."""
+    theta = np.float32([-80.0, -40.0, -17.0, -9.2, -1.0, 0.0, 3.0, 30.0])
+    p = oc.init_cell(0, 1, 8)[0]._replace(theta_y=theta)
+    found = oc.cell.cell_rates(xp.namespace, xp.tree(p), oc.MaxRates(y=0.5)).y
+    want = 0.5 / (1.0 + np.exp(-theta.astype(np.float64)))
+    xp.assert_close(found, want, rtol=max(1e-5 * (xp.eps > 1e-10), 1e-14))
+
+
 def test_saturated_gains_and_rates(xp: Library) -> None:
     """Huge inputs and thetas: sigmoids at 0 and 1 exactly, and nothing is NaN."""
     parameters, state, _ = random_cell()

@@ -133,6 +133,9 @@ def test_simulate(organics, tmp_path: Path) -> None:
     assert facts["relative_distance"] < 1e-5
     with np.load(tmp_path / "out" / "circuit-trajectory.npz") as saved:
         assert saved["y"].shape == (400, 4)
+    run = oc.load_trajectory(tmp_path / "out" / "circuit-trajectory.npz")
+    np.testing.assert_array_equal(run.state.y[-1], facts["end"]["y"])
+    assert run.message == facts["status"]
     assert (tmp_path / "out" / "circuit.png").read_bytes().startswith(b"\x89PNG")
     again = organics("certify", tmp_path / "out" / "circuit.npz")
     assert again.exit_code == 0, again.output

@@ -449,11 +449,26 @@ def test_trees_move_and_are_shared_without_a_copy(og: Any) -> None:
     assert moved[1] is None
     assert moved[0].w.dtype == np.float32
     assert moved[0].sigma == 0.1
+    for foreign in (oc.Operator(lambda v: v), lambda v: v, np.array([None])):
+        with pytest.raises(TypeError, match="tree must hold arrays of numbers, got "):
+            og.to_device(circuit._replace(w=foreign), module=np)
     back = og.to_host(moved[0])
     np.testing.assert_array_equal(back.w, case.circuit.w.astype("float32"))
     shared = og.from_jax(case.state, module=np)  # numpy speaks DLPack as well
     assert isinstance(shared, oc.State)
     assert np.shares_memory(shared.y, case.state.y)
+
+
+@pytest.mark.cpu
+def test_sparse_weights_move(og: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """scipy stands in for cupyx."""
+    sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
+    monkeypatch.setitem(sys.modules, "numpyx.scipy.sparse", sparse)
+    case = small_circuit(2)
+    circuit = case.circuit._replace(w=sparse.coo_array(case.circuit.w))
+    moved = og.to_device(circuit, dtype="float32", module=np).w
+    assert isinstance(moved, sparse.csr_matrix)
+    np.testing.assert_array_equal(moved.toarray(), case.circuit.w.astype("float32"))
 
 
 @pytest.mark.cpu

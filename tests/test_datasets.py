@@ -284,6 +284,14 @@ def test_copy_problem():
     assert np.all(y[:, :-10] == 0)
 
 
+@pytest.mark.parametrize("task", ["adding", "copy"])
+def test_synthetic_parts_to_compare_on_do_not_depend_on_the_number_of_examples(task):
+    few, many = (load_dataset(task, length=6, samples=count) for count in (5, 9))
+    for one, other in zip(few[3:7], many[3:7], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(few.x_validation, few.x_test)
+
+
 def test_synthetic_parts_differ_and_are_seeded():
     data = load_dataset("adding", length=20, samples=30)
     again = load_dataset("adding", length=20, samples=30)

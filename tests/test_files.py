@@ -214,6 +214,28 @@ def test_where_there_are_no_locks_there_is_none(tmp_path: Path, monkeypatch: pyt
         alone_in(tmp_path / "file").__enter__()
 
 
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    def full(handle: int, text: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(handle: int) -> None:
+        closed.append(handle)
+        really_close(handle)
+
+    really_close = os.close
+    with monkeypatch.context() as patch:
+        patch.setattr(locks.os, "write", full)
+        patch.setattr(locks.os, "close", close)
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+            alone_in(tmp_path).__enter__()
+    assert len(closed) == 1
+    assert not list(tmp_path.iterdir())
+    with alone_in(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("ending", [".toml", ".npz"])
 def test_what_is_saved_can_be_loaded(tmp_path: Path, ending: str) -> None:
     """Settings may be numbers of numpy; what no file can hold, or would be refused when read, is not written."""

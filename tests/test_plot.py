@@ -389,6 +389,12 @@ def test_boundary_map(ax) -> None:
     np.testing.assert_array_equal(ax.collections[1].get_segments(), found.segments)
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
     np.testing.assert_array_equal(ax.collections[0].get_array(), (found.abscissa >= 0).T)
+    op.boundary_map(found._replace(abscissa=np.where(np.eye(8) == 1, np.nan, -1.0)), ax=ax)
+    mesh = ax.collections[2]
+    fill = mesh.to_rgba(mesh.get_array())[:2, :2, :3]
+    np.testing.assert_array_equal(fill[0, 0], [0.8] * 3)  # neither stable nor unstable
+    assert fill[0, 1].min() < 1.0
+    assert len(np.unique(fill.reshape(4, 3), axis=0)) == 2
 
 
 def test_bifurcation_diagram(ax) -> None:
@@ -444,6 +450,9 @@ def test_hidden_trajectories(ax) -> None:
             op.hidden_trajectories(np.ones(shape), names, ax=ax)
     with pytest.raises(ValueError, match="classes must be 10 at most"):
         op.hidden_trajectories(states, labels, classes=range(11), ax=ax)
+    for explained, label in ((None, "Membrane potential  $y_1$"), ([0.9, 0.1], "First principal axis of y  (90")):
+        op.hidden_trajectories(flat, labels, explained=explained, ax=ax)
+        assert ax.get_xlabel().startswith(label)
     ax.clear()
     states = rng.standard_normal((20, 7, 4)) * [3.0, 2.0, 1.0, 0.5]
     op.hidden_trajectories(states, np.arange(20) % 10, ax=ax)

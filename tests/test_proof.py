@@ -540,6 +540,8 @@ def test_cells_over_a_range_of_inputs() -> None:
         many = parameters._replace(**{name: np.stack([getattr(parameters, name)] * 2)})
         with pytest.raises(ValueError, match=f"{name} must be of one cell, without batch axes, got shape"):
             oc.prove_cell(many, x)
+    with pytest.raises(ValueError, match="log_w must not be NaN"):
+        oc.prove_cell(parameters._replace(log_w=parameters.log_w * np.nan), x)
 
 
 def test_intervals_hold_what_they_should() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -160,8 +161,11 @@ def test_a_row_that_is_stopped_goes_on(invoke, tiny, tmp_path, monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr("organics_train.loop.train", fail)
+    curve = folders[0].parent / "curve.png"
+    curve.unlink(missing_ok=True)  # as of a run that was killed before it was drawn
     for more in ((), ("--device", "cuda")):
         again = invoke(*arguments, *more)
+        assert curve.exists() == (importlib.util.find_spec("matplotlib") is not None)
         assert again.exit_code == 0, again.output
         assert again.output.count(said) == 1
     assert f"{name}, seed 0: finished" in invoke(*arguments, "--list").output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -54,6 +55,17 @@ def test_values_and_gradients_are_the_cores(variant, recurrent, precision, no_fa
         assert_same(found[:1], wanted[:1], value)
         assert_same(found[1:], wanted[1:], derivative)
     assert all(report.converged and report.iterations < 40 for report in ot.parallel_report(layer, x))
+
+
+def test_a_backward_pass_within_hooks_on_saved_tensors():
+    """torch.func refuses them; the gradients are those of the sequential implementation."""
+    layer, x, gradients = make(), numbers(1, T, N, K).requires_grad_(), []
+    for implementation, hooks in (("function", nullcontext), ("parallel", torch.autograd.graph.save_on_cpu)):
+        layer.implementation = implementation
+        with hooks():
+            found = torch.autograd.grad(layer(x)[0].square().sum(), [x, *layer.parameters()])
+        gradients.append(found)
+    assert_same(*gradients, 1e-10)
 
 
 def test_the_float32_gradients_are_as_exact_as_the_sequential_ones(no_fallback):

@@ -17,7 +17,7 @@ from support import ELSEWHERE, PATIENCE
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 from organics_core import rates_for
-from organics_train import Config, loop, train
+from organics_train import Config, datasets, loop, tables, train
 from organics_train.checkpoint import load_checkpoint, save_checkpoint
 from organics_train.config import closest_size
 from organics_train.records import batch_indices
@@ -326,6 +326,45 @@ def test_the_best_on_validation_is_tested(fake, tmp_path, monkeypatch, stop):
         train(Config(**SMALL | {"epochs": 4}), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_the_best_is_one_that_the_run_went_through(fake, tmp_path, monkeypatch, killed):
+    """Killed before or after the checkpoint of a best epoch, and resumed where that epoch is the best no more."""
+    fake()
+    accuracies = {24: 0.2, 48: 0.5, 72: 0.6, 96: 0.4}
+    monkeypatch.setattr(
+        Fake, "evaluate", lambda self, part, size: loop.Score(1.0, accuracies[len(self.seen)] + (part == "test"), 0)
+    )
+    config = Config(**SMALL | {"epochs": 4}, tested="best")
+
+    class Killed(BaseException):
+        pass
+
+    def die(path, arrays, record):
+        if path.name == loop.CHECKPOINT and len(record["epochs"]) == 3:
+            raise Killed
+        save_checkpoint(path, arrays, record)
+
+    def die_later(source, target):
+        if os.path.basename(target) == loop.BEST and load_checkpoint(source)[1]["epoch"] == 3:
+            raise Killed
+        rename(source, target)
+
+    rename = os.replace
+    with monkeypatch.context() as patch:
+        if killed == "before":
+            patch.setattr(loop, "save_checkpoint", die)
+        else:
+            patch.setattr("os.replace", die_later)
+        with pytest.raises(Killed):
+            train(config, tmp_path)
+    accuracies[72] = 0.3  # as on another machine; what was recorded stays
+    results = train(config, tmp_path, resume=True)
+    best = 2 if killed == "before" else 3
+    assert f"epoch {best}, the best" in results["measured_at"]
+    assert len(load_checkpoint(tmp_path / "model.safetensors")[0]["seen"]) == 24 * best
+    assert not (tmp_path / loop.NEXT).exists()
+
+
 def test_noise_is_that_of_seed_epoch_and_step(fake, tmp_path):
     learners = fake()
     config = Config(**SMALL, input_noise=0.5)
@@ -440,6 +479,29 @@ def test_another_run_in_the_folder(fake, tmp_path):
         train(Config(**SMALL), tmp_path, resume=True)
 
 
+def test_a_run_with_data_of_its_own(fake, tmp_path):
+    """The record says so, no table sets it beside the paper's number, and it goes on with the same data only."""
+    fake()
+    rng = np.random.default_rng(0)
+    parts = [part for _ in range(3) for part in (rng.random((24, 5, 2), dtype=np.float32), np.arange(24) % 10)]
+    mine = datasets.Dataset("mine", *parts, kind="classes", outputs=10)
+    config = Config(task="smnist", hidden=64, batch_size=4, epochs=2)
+    results = train(config, tmp_path / "mine", data=mine)
+    assert results["given_data"]["name"] == "mine"
+    (row,) = [row for row in tables.rows_of([results | {"hidden": 64}], ["smnist"]) if row["accuracy"] is not None]
+    assert (row["task"], row["paper"]) == ("smnist, own data", None)
+    again = train(config, tmp_path / "mine", resume=True, data=mine._replace(name="renamed"))
+    assert again["test_accuracy"] == results["test_accuracy"]
+    other = mine._replace(x_test=mine.x_test + np.float32(1))
+    with pytest.raises(ValueError, match=r"with data of its own, 'mine' of sha256 .*, not data of its own"):
+        train(config, tmp_path / "mine", resume=True, data=other)
+    with pytest.raises(ValueError, match="not the data of its task"):
+        train(config, tmp_path / "mine", resume=True)
+    assert train(Config(**SMALL), tmp_path / "usual")["given_data"] is None
+    with pytest.raises(ValueError, match="is of a run with the data of its task, not data of its own"):
+        train(Config(**SMALL), tmp_path / "usual", resume=True, data=mine)
+
+
 def test_one_run_at_a_time_in_a_folder(fake, tmp_path):
     """The second is refused, with other settings or the same; the first goes on, and leaves nothing of the lock."""
     learners = fake()
@@ -506,6 +568,15 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_wrong_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Config(**options)
+
+
+def test_settings_may_be_integers_of_numpy():
+    config = Config(seed=np.int64(3), skip_steps=np.uint8(2), epochs=np.int32(4))
+    assert config == Config(seed=3, skip_steps=2, epochs=4)
+    assert [type(value) for value in (config.seed, config.skip_steps, config.epochs)] == [int, int, int]
+    for seed in (np.bool_(True), True, 1.0, np.array([1]), 2**32):
+        with pytest.raises(ValueError, match="seed must be an integer from 0"):
+            Config(seed=seed)
 
 
 def test_settings_are_what_a_checkpoint_can_hold(fake, tmp_path):

@@ -194,6 +194,34 @@ def test_numbers_are_rounded_to_what_they_are(capsys):
     assert "90.00 99.9 *" in " ".join(capsys.readouterr().out.split())
 
 
+def test_runs_that_look_alike_are_told_apart(invoke, tmp_path, monkeypatch):
+    """Below the table, by the settings that differ; in the rows of --json by all of them."""
+    runs = [
+        result("psmnist", "organics", 0.91, seed=1),
+        result("psmnist", "organics", 0.92, max_rates=[1.0, 0.2, 0.5]),
+        result("psmnist", "organics", 0.93, learn_rates=False),
+        result("neurogym:MultiSensoryIntegration-v0", "organics", 0.94, recurrent="identity"),
+    ]
+    runs[0]["config"]["input_noise"] = 0.5
+    for place, run in enumerate(runs):
+        (tmp_path / f"{place}.json").write_text(json.dumps(run))
+    monkeypatch.setenv("COLUMNS", "80")
+    done = invoke("table", tmp_path, "--json", tmp_path / "rows")
+    text = " ".join(done.output.split())
+    assert "92.00 89.9 1 psmnist" in text
+    assert "91.00 89.9 2 " in text
+    assert "93.00 80.3 psmnist" in text
+    said = (
+        "Runs that look alike: 1: input noise 0.0, seed 0, max rates [1.0, 0.2, 0.5]; 2: input noise 0.5, seed 1, "
+        "max rates by default."
+    )
+    assert said in text
+    assert "…" not in done.output
+    rows = json.loads((tmp_path / "rows").read_text())["sequential"]
+    assert [row["config"]["input_noise"] for row in rows[:3]] == [0.0, 0.0, 0.5]
+    assert rows[3]["config"] is None
+
+
 def test_results_that_cannot_be_read_are_named(invoke, tmp_path):
     for name, text in (("broken", '{"kind": "organics tr'), ("partial", '{"kind": "organics train"}'), ("other", "[]")):
         (tmp_path / name).mkdir()

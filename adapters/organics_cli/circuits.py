@@ -15,8 +15,8 @@ import organics_core as oc
 from organics_core import VARIANTS
 from organics_core.checks import one_of
 from organics_core.circuit import is_identity, size
-from organics_core.io.atomic import write_atomically
 from organics_core.io.circuits import CircuitFile, SimulationSettings, load_circuit, save_circuit
+from organics_core.io.trajectories import save_trajectory
 
 from .console import (
     EXIT_NOT_STABLE,
@@ -126,7 +126,7 @@ def simulate(
     last = oc.State(*(part[reached - 1] for part in run.state))
     distance = relative_distance(last, facts.steady.state) if facts.converged else float("nan")
     arrays = out / f"{stem}-trajectory.npz"
-    write_atomically(arrays, lambda file: np.savez(file, times=run.times, y=run.state.y, a=run.state.a))
+    save_trajectory(arrays, run, prefix="")
     copy = out / f"{stem}.npz"
     written = [numbers, arrays]
     if not same_file(copy, path):  # the file that was read stays as it is

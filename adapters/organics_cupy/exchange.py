@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from organics_core import checks
 from organics_core.backend import Tree, to_numpy, tree_leaves, tree_map
 
 
@@ -21,7 +23,8 @@ def to_device(tree: Tree, *, dtype: Any = None, module: Any = None) -> Tree:
     Parameters
     ----------
     tree : array or (named) tuple of arrays
-        Circuits, states and the like; Python numbers and None stay as they are.
+        Circuits, states and the like; Python numbers and None stay as they are. Sparse matrices of scipy
+        become csr_matrix of cupyx.
     dtype : numpy dtype, optional
         For the floating arrays among them; their own by default.
     module : module, optional
@@ -30,13 +33,23 @@ def to_device(tree: Tree, *, dtype: Any = None, module: Any = None) -> Tree:
     Returns
     -------
     The same tree of cupy arrays.
+
+    Raises
+    ------
+    TypeError
+        For what is no array: functions and :class:`organics_core.Operator`, whose arrays are to be moved before.
     """
     module = _cupy() if module is None else module
 
     def move(leaf: Any) -> Any:
         if isinstance(leaf, (bool, int, float)):
             return leaf
-        leaf = np.asarray(leaf)
+        if type(leaf).__module__.startswith("scipy.sparse"):
+            rows = import_module(f"{module.__name__}x.scipy.sparse").csr_matrix(leaf)
+            return rows if dtype is None else rows.astype(dtype)
+        given, leaf = leaf, np.asarray(leaf)
+        if leaf.dtype.kind not in "fiub":
+            raise TypeError(f"tree must hold arrays of numbers, got {checks.describe(given)}; move what is in it first")
         return module.asarray(leaf if dtype is None or leaf.dtype.kind != "f" else leaf.astype(dtype))
 
     return tree_map(move, tree)
@@ -53,7 +66,13 @@ def to_host(tree: Tree) -> Tree:
     -------
     The same tree of numpy arrays.
     """
-    return tree_map(lambda leaf: to_numpy(leaf) if hasattr(leaf, "shape") else leaf, tree)
+
+    def move(leaf: Any) -> Any:
+        if type(leaf).__module__.startswith("cupyx."):  # sparse: a matrix of scipy
+            return leaf.get()
+        return to_numpy(leaf) if hasattr(leaf, "shape") else leaf
+
+    return tree_map(move, tree)
 
 
 def _exchange(tree: Tree, module: Any) -> Tree:

@@ -776,7 +776,7 @@ def phase_map(
 
 
 def boundary_map(found: oc.StabilityBoundary, *, ax: Axes | None = None, **style: Any) -> Axes:
-    """Where one neuron is stable (shaded) over two of its parameters, and the boundary.
+    """Where one neuron is stable (shaded) over two of its parameters, and the boundary; grey is unknown (NaN).
 
     Parameters
     ----------
@@ -806,14 +806,14 @@ def boundary_map(found: oc.StabilityBoundary, *, ax: Axes | None = None, **style
 
     ax = axes_or_current(ax)
     first, second = (to_numpy(value) for value in found.values)
-    stable = to_numpy(found.abscissa) < 0
+    abscissa = to_numpy(found.abscissa)
     ax.pcolormesh(
         first,
         second,
-        np.where(stable, 0.0, 1.0).T,
-        cmap=ListedColormap([BASINS[0], "white"]),
+        np.where(abscissa < 0, 0.0, np.where(np.isnan(abscissa), 2.0, 1.0)).T,
+        cmap=ListedColormap([BASINS[0], "white", "0.8"]),
         vmin=0,
-        vmax=1,
+        vmax=2,
         shading="nearest",
         rasterized=True,
         zorder=0,
@@ -1002,7 +1002,8 @@ def hidden_trajectories(
     Parameters
     ----------
     states : array (N, T, n)
-        Membrane potentials for N sequences; with n = 2 they are drawn as they are.
+        Membrane potentials for N sequences; with n = 2 they are drawn as they are, those of the two units
+        unless ``explained`` says that they are in a plane.
     labels : array (N,)
         Their classes.
     explained : array (2,), optional
@@ -1033,9 +1034,11 @@ def hidden_trajectories(
     """
     ax = axes_or_current(ax)
     states, labels = np.asarray(to_numpy(states)), np.asarray(to_numpy(labels))
-    paths = states
+    paths, names = states, ["First principal axis of y", "Second principal axis of y"]
     if states.ndim != 3 or states.shape[-1] != 2:
         paths, explained = principal_plane(states)
+    elif explained is None:
+        names = ["Membrane potential  $y_1$", "Membrane potential  $y_2$"]
     if labels.shape != paths.shape[:1]:
         raise ValueError(f"labels must have shape ({len(paths)},), one per trajectory, got {labels.shape}")
     shown = list(np.unique(labels)[: len(CLASSES)] if classes is None else classes)
@@ -1059,7 +1062,7 @@ def hidden_trajectories(
     shares = (
         ["", ""] if explained is None else [f"  ({percent(round(float(s), 3))} of the variance)" for s in explained]
     )
-    ax.set(xlabel=f"First principal axis of y{shares[0]}", ylabel=f"Second principal axis of y{shares[1]}")
+    ax.set(xlabel=names[0] + shares[0], ylabel=names[1] + shares[1])
     return ax
 
 

@@ -47,10 +47,10 @@ def dense(circuit: Circuit, framework: str) -> None:
 
 
 def on_host(circuit: Circuit, framework: str) -> Circuit:
-    """The circuit of any library as float64 numpy arrays, numbers kept."""
+    """The circuit of any library as float64 numpy arrays of its own, numbers kept."""
     validate_circuit(circuit, values=True)
     dense(circuit, framework)
-    fields = [v if v is None or checks.is_number(v) else np.asarray(to_numpy(v), dtype=np.float64) for v in circuit]
+    fields = [v if v is None or checks.is_number(v) else np.array(to_numpy(v), dtype=np.float64) for v in circuit]
     return Circuit(*fields)
 
 
@@ -69,8 +69,8 @@ def drive_at(z: Drive, t: Any) -> Array:
 
 
 def host_drive(z: Drive, n: int, *, name: str = "z") -> np.ndarray:
-    """A constant drive as a float64 numpy array (n,), or an error naming it."""
-    value = np.asarray(to_numpy(z), dtype=np.float64)
+    """A constant drive as a float64 numpy array (n,) of its own, or an error naming it."""
+    value = np.array(to_numpy(z), dtype=np.float64)
     if value.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), got shape {value.shape}")
     checks.values(np, name, value, "any")
@@ -83,7 +83,7 @@ def start_state(circuit: Circuit, z: Array, state0: State | None) -> State:
         return resting_state(circuit, z)
     parts = validate_state(state0, "state0")
     checks.namespace(parts)
-    state0 = State(*(np.asarray(to_numpy(part), dtype=np.float64) for part in parts.values()))
+    state0 = State(*(np.array(to_numpy(part), dtype=np.float64) for part in parts.values()))
     validate_circuit(circuit, z=z, **validate_state(state0, "state0"))
     for name, part in zip(parts, state0, strict=True):
         if part.shape != z.shape:

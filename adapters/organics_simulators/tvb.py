@@ -66,7 +66,7 @@ class ORGaNICs(Model):
         super().__init__(**options)
         checks.one_of("variant", variant, VARIANTS)
         self.circuit = host_circuit(circuit, "tvb")
-        self.z = np.asarray(to_numpy(z), dtype=np.float64)
+        self.z = np.array(to_numpy(z), dtype=np.float64)
         self.variant = variant
         self.number_of_modes = size(self.circuit)
         if self.z.ndim not in (1, 2):

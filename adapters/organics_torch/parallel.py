@@ -1,7 +1,8 @@
 """A whole sequence with all its steps at once (:mod:`organics_core.parallel`), on any device.
 
 Where the iterations for the states, or those for their adjoints, do not converge in a bounded number, the
-fastest sequential implementation takes over.
+fastest sequential implementation takes over; and so it does in a backward pass within hooks on saved tensors
+(``torch.autograd.graph.save_on_cpu``), which torch.func refuses.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _adjoint(
     g_last: Tensor | None,
     wants_x: bool,
 ) -> tuple[Tensor | None, Tensor, list[Tensor | None]] | None:
-    """The same where the adjoints converge, else None."""
+    """The same where the adjoints converge, else None, and where torch.func does not work."""
     gradient = torch.zeros_like(before)
     if g_ys is not None:
         gradient[0] += g_ys
@@ -95,7 +96,12 @@ def _adjoint(
         return tuple(step(xp, *_core(sigma, some), CellState(*parts), x, _variant(setup)))
 
     # torch.func works inside of an operation of one's own, too, where autograd does not record
-    _, pull = torch.func.vjp(lambda *parts: moved(parts, xs, weights), *before)
+    try:
+        _, pull = torch.func.vjp(lambda *parts: moved(parts, xs, weights), *before)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        return None
     found = solve_adjoint(xp, lambda adjoint: CellState(*pull(tuple(adjoint))), diagonal, CellState(*gradient))
     for observe in observers:
         observe(found)

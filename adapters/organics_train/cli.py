@@ -218,7 +218,7 @@ def table(
     A run that was stopped goes on, one that is finished is not repeated, one
     that fails is named and left out.
     """
-    from .loop import RESULTS
+    from .loop import RESULTS, complete
     from .tables import collect, grid, print_tables, rows_as_json
 
     places = list(paths or ())
@@ -236,6 +236,7 @@ def table(
         for config in grid(task or ["digits"], model, seed or [0], str(framework), **shared):
             folder = output / config.name
             if _is_finished(folder / RESULTS, config):
+                complete(folder)
                 continue
             console().print(f"[bold]{config.name}[/]")
             try:
@@ -293,7 +294,7 @@ def reproduce(
     repeated, one that fails is named and left out, and the exit code is 1 then.
     """
     from .analysis import ANALYSIS
-    from .loop import RESULTS
+    from .loop import RESULTS, complete
     from .reproduce import TABLES, config_of, epochs_done, train_command
     from .tables import collect, print_tables, rows_as_json
 
@@ -314,9 +315,11 @@ def reproduce(
     try:
         for folder, (name, config) in runs.items():
             finished = _is_finished(folder / RESULTS, config)
-            complete = finished and (which == "paper" or (folder / ANALYSIS).is_file())
-            if complete and not (list_rows or estimate):
-                continue
+            analysed = which == "paper" or (folder / ANALYSIS).is_file()
+            if finished and not (list_rows or estimate):
+                complete(folder)
+                if analysed:
+                    continue
             console().print(f"[bold]{name}[/], seed {config.seed}{': finished' if finished else ''}")
             console().print(f"  {train_command(config, folder)}", soft_wrap=True, markup=False)
             if of_table[name].note:
@@ -446,7 +449,8 @@ def _is_finished(path: Path, config: Config) -> bool:
     if not path.is_file():
         return False
     try:
-        before = json.loads(path.read_text()).get("config")
+        content = json.loads(path.read_text())
+        before = None if content.get("given_data") else content.get("config")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read, remove it to train that run again: {error}") from None
     wanted = json.loads(json.dumps(config.asdict()))

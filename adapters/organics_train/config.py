@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any
 
 from organics_core import checks
@@ -125,8 +126,11 @@ class Config:
         checks.one_of("tested", self.tested, TESTED)
         for name in ("epochs", "batch_size", "lr_step", "downsample", "length", "samples"):
             object.__setattr__(self, name, checks.positive_integer(name, getattr(self, name)))
-        if isinstance(self.skip_steps, bool) or not isinstance(self.skip_steps, int) or self.skip_steps < 0:
-            raise ValueError(f"skip_steps must be an integer of at least 0, got {self.skip_steps!r}")
+        for name, allowed, end in (("skip_steps", "of at least 0", math.inf), ("seed", "from 0 to 2**32 - 1", 2**32)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < end:
+                raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
+            object.__setattr__(self, name, int(value))
         for name in ("hidden", "parameters", "limit"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, checks.positive_integer(name, getattr(self, name)))
@@ -148,8 +152,6 @@ class Config:
         for name in ("weight_decay", "input_noise"):
             if not (checks.is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {self.seed!r}")
         if self.framework == "jax" and self.model not in ("organics", "organics-static"):
             raise ValueError(f"the model {self.model!r} exists in torch only: choose the framework torch")
 

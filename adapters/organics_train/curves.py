@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 from organics_plot.styles import COLORS, MUTED, new_figure, style
@@ -15,7 +16,7 @@ def draw(results: dict[str, Any]) -> bytes:
     Parameters
     ----------
     results : dict
-        Of :func:`organics_train.train`.
+        Of :func:`organics_train.train`, or read from its ``results.json``.
 
     Returns
     -------
@@ -26,7 +27,8 @@ def draw(results: dict[str, Any]) -> bytes:
     epochs = [record["epoch"] for record in records]
 
     def column(name: str) -> list[float]:
-        return [(100 if name.endswith("accuracy") else 1) * record[name] for record in records]
+        values = [math.nan if record[name] is None else record[name] for record in records]  # JSON has no NaN
+        return [(100 if name.endswith("accuracy") else 1) * value for value in values]
 
     with style():
         figure, axes = new_figure(1, 3, (13, 4.2))

@@ -99,6 +99,16 @@ class Dataset(NamedTuple):
         return int(self.x_train.shape[2])
 
 
+def fingerprint(data: Dataset) -> str:
+    """The sha256 of all that is in it but its name."""
+    digest = hashlib.sha256(repr((data.kind, data.outputs, data.scored_steps)).encode())
+    for part in data[1:7]:
+        array = np.ascontiguousarray(part)
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
 def load_dataset(
     task: str,
     *,
@@ -126,7 +136,8 @@ def load_dataset(
     length : int
         T of the adding problem, delay of the copying problem.
     samples : int
-        Training examples of the adding and copying problems, and trials.
+        Training examples of the adding and copying problems, and trials; those of the other parts
+        do not depend on it, though trials are padded to the longest of all.
     data_seed : int
         Of the adding and copying problems, and of trials.
     task_options : dict, optional
@@ -253,8 +264,9 @@ def _synthetic(
     samples: int,
     seed: int,
 ) -> Dataset:
-    rng = np.random.default_rng(seed)
-    train, validation, test = (make(rng, count, length) for count in (samples, 1_000, 1_000))
+    first, second = np.random.SeedSequence(seed).spawn(2)  # so that the other parts are the same for any `samples`
+    train = make(np.random.default_rng(seed), samples, length)
+    validation, test = (make(np.random.default_rng(own), 1_000, length) for own in (first, second))
     if task == "adding":
         return Dataset(task, *train, *validation, *test, kind="number", outputs=1)
     return Dataset(task, *train, *validation, *test, kind="steps", outputs=10, scored_steps=10)

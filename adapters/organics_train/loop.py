@@ -21,9 +21,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -37,13 +38,15 @@ from organics_core.io.locks import alone_in
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
 from .cognitive import PREFIX
 from .config import FRAMEWORKS, Config, completed
-from .datasets import Dataset
+from .datasets import Dataset, fingerprint
 from .processes import Processes, alike, joined
 from .records import batch_indices
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 BEST = "best.safetensors"
+NEXT = "best.next.safetensors"
+"""The best of an epoch that no checkpoint has yet."""
 RESULTS = "results.json"
 CURVE = "curve.png"
 TOLERANCE = 0.04
@@ -188,7 +191,8 @@ def train(
     command : str, optional
         The exact command, for the record.
     data : Dataset, optional
-        Instead of the data of ``config``.
+        Instead of the data of ``config``: the record has their name and a sha256, and a run is
+        resumed with the same ones only.
     parallel : {"ddp", "fsdp"}, optional
         How the processes that torchrun started, by which this one must have
         been started then, share a model of torch: a copy in each
@@ -210,7 +214,7 @@ def train(
     FileExistsError
         For a folder with a run in it, without ``resume``.
     ValueError
-        For a checkpoint of another run, or of one that is beyond ``epochs``, for a
+        For a checkpoint of another run or other data, or of one that is beyond ``epochs``, for a
         folder that another process trains in now, and where the processes cannot
         share this one.
     FloatingPointError
@@ -251,7 +255,8 @@ def _train(
 ) -> dict[str, Any]:
     """One of the processes of a run; what is said of one process is true of all, and all go through the same steps."""
     path = folder / CHECKPOINT
-    restored = processes.from_first(lambda: _restored(path, config, resume))
+    given = None if data is None else {"name": data.name, "sha256": fingerprint(data)}
+    restored = processes.from_first(lambda: _restored(path, config, resume, given))
     data = config.data() if data is None else data
     count = len(data.x_train)
     batch_size = min(config.batch_size, count)
@@ -302,7 +307,7 @@ def _train(
     def save() -> None:
         record = {"config": config.asdict(), "epoch": epoch, "step": done, "epochs": records}
         record |= {"implementation": learner.implementation, "device": learner.device, "devices": devices}
-        record["sessions"] = sessions
+        record |= {"sessions": sessions, "given_data": given}
         arrays = learner.state()  # all take part
         if processes.first:
             save_checkpoint(path, arrays, {**record, "current": current.values})
@@ -352,12 +357,15 @@ def _train(
                     "seconds": sums["seconds"],
                 }
             )
-            if config.tested == "best" and _is_best(records):
+            better = config.tested == "best" and _is_best(records)
+            if better:
                 arrays = learner.state()  # all take part
                 if processes.first:
-                    save_checkpoint(folder / BEST, arrays, {"config": config.asdict(), "epoch": epoch})
+                    save_checkpoint(folder / NEXT, arrays, {"config": config.asdict(), "epoch": epoch})
             epoch, done, current = epoch + 1, 0, _Epoch()
             save()
+            if better and processes.first:
+                os.replace(folder / NEXT, folder / BEST)
             if on_epoch is not None and processes.first:
                 on_epoch(records[-1])
             if stop():
@@ -373,6 +381,7 @@ def _train(
         "kind": "organics train",
         "command": command,
         "config": config.asdict(),
+        "given_data": given,
         "model": config.resolved_model,
         "hidden": learner.hidden,
         "parameters": learner.parameter_count,
@@ -400,7 +409,9 @@ def _train(
     return results
 
 
-def _restored(path: Path, config: Config, resume: bool) -> tuple[Arrays, dict[str, Any]] | None:
+def _restored(
+    path: Path, config: Config, resume: bool, given: dict[str, str] | None
+) -> tuple[Arrays, dict[str, Any]] | None:
     """The checkpoint to go on from, or None where there is none."""
     if not path.exists():
         return None
@@ -409,12 +420,25 @@ def _restored(path: Path, config: Config, resume: bool) -> tuple[Arrays, dict[st
     restored = load_checkpoint(path)
     record = restored[1]
     _same_run(path, record["config"], config)
+    before = record.get("given_data", given)
+    if (before and before["sha256"]) != (given and given["sha256"]):
+        raise ValueError(f"{path} is of a run with {_said(before)}, not {_said(given)}")
     begun = record["epoch"] - (record["step"] == 0)
     if begun > config.epochs:
         raise ValueError(
             f"{path} is of a run that has begun its epoch {begun}: epochs must be at least that, got {config.epochs}"
         )
+    after = path.with_name(NEXT)
+    if after.exists():  # killed before or after the checkpoint of its epoch
+        if load_checkpoint(after)[1]["epoch"] <= len(record["epochs"]):
+            os.replace(after, path.with_name(BEST))
+        else:
+            after.unlink()
     return restored
+
+
+def _said(given: dict[str, str] | None) -> str:
+    return f"data of its own, {given['name']!r} of sha256 {given['sha256'][:12]}" if given else "the data of its task"
 
 
 def reached(config: Config, records: list[dict[str, Any]]) -> bool:
@@ -505,6 +529,13 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():  # None: of the program that Python is embedded in
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def complete(folder: Path) -> None:
+    """Draw the curve of a finished run that was killed just before, or had no matplotlib; where there is one now."""
+    if not (folder / CURVE).exists() and find_spec("matplotlib") is not None:
+        with suppress(OSError):  # where nothing can be written
+            _curve(folder / CURVE, json.loads((folder / RESULTS).read_text()))
 
 
 def _curve(path: Path, results: dict[str, Any]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .cognitive import PREFIX
-from .config import Config
+from .config import Config, completed
 
 SEQUENTIAL = ("smnist", "psmnist", "rowmnist")
 OTHERS = ("digits", "adding", "copy")
@@ -218,11 +219,13 @@ def rows_of(results: Iterable[dict[str, Any]], tasks: Iterable[str]) -> list[dic
         if config["task"] not in tasks:
             continue
         coarse, options = config["downsample"] > 1, config.get("options", {})
-        number = None if coarse else reported(config["task"], result["model"], options, result["hidden"])
+        given = result.get("given_data") is not None
+        number = None if coarse or given else reported(config["task"], result["model"], options, result["hidden"])
         met.add(number)
+        more = ", own data" if given else f" /{config['downsample']}" if coarse else ""
         rows.append(
             {
-                "task": config["task"] + (f" /{config['downsample']}" if coarse else ""),
+                "task": config["task"] + more,
                 "model": result["model"],
                 "kind": kind_of(result["model"], options),
                 "framework": config["framework"],
@@ -237,10 +240,11 @@ def rows_of(results: Iterable[dict[str, Any]], tasks: Iterable[str]) -> list[dic
                 "reached": result.get("criterion_reached"),
                 "paper": None if number is None else number.accuracy,
                 "paper_parameters": None if number is None else number.weights,
+                "config": completed(config),
             }
         )
     blank = dict.fromkeys(
-        ("framework", "steps", "train_examples", "epochs", "seed", "accuracy", "criterion", "reached")
+        ("framework", "steps", "train_examples", "epochs", "seed", "accuracy", "criterion", "reached", "config")
     )
     for number in PAPER:
         if number.task in tasks and number not in met:
@@ -290,23 +294,18 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         )
         names, last = (("task", "model"), "goal") if tasks is cognitive else (("task", "model", "library"), "paper")
         for name in names:
-            table.add_column(name, no_wrap=True)
+            table.add_column(name, no_wrap=name != "model")
         for name in ("units", "weights", "data", "ours", last):
             table.add_column(name, justify="right", no_wrap=True)
-        for row in rows:
-            done = "-" if row["epochs"] is None else f"{row['epochs']} x {_thousands(row['train_examples'])}"
-            named = [
-                row["task"].removeprefix(PREFIX).removesuffix("-v0"),
-                _label(row["model"], row["kind"]),
-                row["framework"] or "-",
-            ]
-            size = [str(row["hidden"]), "-" if row["parameters"] is None else _thousands(row["parameters"])]
-            number = _text(row["paper"], 1)
-            if tasks is cognitive:
-                goal = "-" if row["criterion"] is None else f"{row['criterion']:g}"
-                number = goal + (" *" if row["reached"] else "")
-            table.add_row(*named[: len(names)], *size, done, _text(row["accuracy"], 2), number)
+        lines = [_cells(row, tasks is cognitive) for row in rows]
+        marks, legend = _marks(rows, [(*line[:-2], line[-1].removesuffix(" *")) for line in lines])
+        if legend:
+            table.add_column("", no_wrap=True)
+        for line, mark in zip(lines, marks, strict=True):
+            table.add_row(*line, *([mark] if legend else []))
         console.print(table)
+        if legend:
+            console.print(f"Runs that look alike: {legend}.\n", highlight=False, markup=False)
     console.print("data: epochs x training examples.", highlight=False)
     if cognitive:
         console.print(CRITERION, highlight=False)
@@ -314,8 +313,44 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         console.print(NOTE, highlight=False)
 
 
+def _cells(row: dict[str, Any], cognitive: bool) -> list[str]:
+    """What is printed of a row."""
+    done = "-" if row["epochs"] is None else f"{row['epochs']} x {_thousands(row['train_examples'])}"
+    named = [row["task"].removeprefix(PREFIX).replace("-v0", ""), _label(row["model"], row["kind"])]
+    size = [str(row["hidden"]), "-" if row["parameters"] is None else _thousands(row["parameters"])]
+    number = _text(row["paper"], 1)
+    if cognitive:
+        goal = "-" if row["criterion"] is None else f"{row['criterion']:g}"
+        number = goal + (" *" if row["reached"] else "")
+    else:
+        named.append(row["framework"] or "-")
+    return [*named, *size, done, _text(row["accuracy"], 2), number]
+
+
+def _marks(rows: list[dict[str, Any]], seen: list[tuple[str, ...]]) -> tuple[list[str], str]:
+    """A mark for each of the rows that are ``seen`` alike, and what the marks say: the settings that differ."""
+    known: dict[str, str] = {}
+    marks = [""] * len(rows)
+    for cells in dict.fromkeys(seen):
+        places = [place for place, other in enumerate(seen) if other == cells and rows[place]["config"] is not None]
+        runs = [_flat(rows[place]["config"]) for place in places]
+        names = [name for name in dict.fromkeys(chain(*runs)) if len({run.get(name) for run in runs}) > 1]
+        for place, run in zip(places if names else [], runs, strict=False):
+            text = ", ".join(f"{name.replace('_', ' ')} {run.get(name, 'by default')}" for name in names)
+            marks[place] = known.setdefault(text, str(len(known) + 1))
+    return marks, "; ".join(f"{mark}: {text}" for text, mark in known.items())
+
+
+def _flat(config: dict[str, Any]) -> dict[str, str]:
+    """Settings and options of the model as texts."""
+    parts = {name: {name: value} for name, value in config.items()}
+    parts |= {name: config[name] for name in ("options", "task_options")}
+    return {name: f"{value}" for part in parts.values() for name, value in part.items()}
+
+
 def _label(model: str, kind: str) -> str:
     """Model and kind in few letters."""
+    kind = kind.removeprefix("learned, ")
     return model if kind in ("", "learned") else f"{model.removeprefix('organics-')}, {kind}"
 
 

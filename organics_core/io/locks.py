@@ -72,8 +72,12 @@ def _locked(path: str, folder: Path) -> int:
                 os.close(handle)
                 raise _refusal(folder, holder or "another process") from None
         if _is_at(handle, path):
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{_about()}\n".encode())
+            try:
+                os.ftruncate(handle, 0)
+                os.write(handle, f"{_about()}\n".encode())
+            except OSError as error:  # a full disk
+                _release(path, handle)
+                raise OSError(error.errno, error.strerror, str(folder)) from None
             return handle
         os.close(handle)  # who had it has removed it since it was opened
 

@@ -24,15 +24,17 @@ _FORMAT = "organics trajectory 1"
 _KINDS: dict[str, type[Any]] = {"State": State, "V1State": V1State}
 
 
-def _parts(run: Trajectory) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, list[str]], dict[str, Any]]:
+def _parts(
+    run: Trajectory, prefix: str
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, list[str]], dict[str, Any]]:
     """Arrays by name, the names of their axes, and what else belongs to the run."""
     state = run.state
     names = list(getattr(state, "_fields", [f"x{i}" for i in range(len(state))]))
     arrays = {"times": to_numpy(run.times)}
     axes = {"times": ["time"]}
     for name, value in zip(names, state, strict=True):
-        arrays[f"state.{name}"] = to_numpy(value)
-        axes[f"state.{name}"] = ["time", *(f"batch{i}" for i in range(value.ndim - 2)), "neuron"]
+        arrays[prefix + name] = to_numpy(value)
+        axes[prefix + name] = ["time", *(f"batch{i}" for i in range(value.ndim - 2)), "neuron"]
     arrays |= {name: to_numpy(getattr(run, name)) for name in ("status", "steps", "rejected")}
     axes |= {"status": [f"batch{i}" for i in range(run.status.ndim)], "steps": [], "rejected": []}
     for name in ("step", "settled"):
@@ -42,13 +44,14 @@ def _parts(run: Trajectory) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, 
         "format": _FORMAT,
         "state": type(state).__name__,
         "parts": names,
+        "prefix": prefix,
         "units": {"times": "s", "step": "s"},
         "message": run.message,
     }
     return arrays, axes, about
 
 
-def save_trajectory(path: Any, run: Trajectory) -> None:
+def save_trajectory(path: Any, run: Trajectory, *, prefix: str = "state.") -> None:
     """Write a run: times, states, status, step counts, with the names of all axes; not the interpolant, no events.
 
     Parameters
@@ -56,6 +59,8 @@ def save_trajectory(path: Any, run: Trajectory) -> None:
     path : path-like
         Ending in .npz, or in .zarr (a store; needs zarr).
     run : Trajectory
+    prefix : str
+        Of the names of the state's arrays; what ``organics simulate`` writes has none.
 
     Raises
     ------
@@ -65,7 +70,7 @@ def save_trajectory(path: Any, run: Trajectory) -> None:
         For .zarr without zarr.
     """
     path = Path(os.fspath(path))
-    arrays, axes, about = _parts(run)
+    arrays, axes, about = _parts(run, prefix)
     if path.suffix == ".npz":
         text = json.dumps({**about, "axes": axes})
         content: Any = {"about": np.asarray(text), **arrays}
@@ -97,7 +102,7 @@ def _zarr() -> Any:
 
 
 def load_trajectory(path: Any, *, like: Array | None = None) -> Trajectory:
-    """Read a run that :meth:`Trajectory.save` wrote.
+    """Read a run that :meth:`Trajectory.save` or ``organics simulate`` wrote.
 
     Parameters
     ----------
@@ -137,7 +142,7 @@ def load_trajectory(path: Any, *, like: Array | None = None) -> Trajectory:
     try:
         arrays, about = _read(path)
         parts = [str(name) for name in about["parts"]]
-        states = [arrays[f"state.{name}"] for name in parts]
+        states = [arrays[about.get("prefix", "state.") + name] for name in parts]
         fields = [arrays[name] for name in ("times", "status", "steps", "rejected")]
         kind = str(about["state"])
     except (KeyError, TypeError, *UNREADABLE) as error:

@@ -116,3 +116,14 @@ def test_errors_name_the_culprit():
         to_ivp(PROBLEM.circuit, PROBLEM.z, state0=oc.State(np.ones((3, 8)), np.ones((3, 8))))
     with pytest.raises(ValueError, match=r"state0\.a must be finite"):
         to_ivp(PROBLEM.circuit, PROBLEM.z, state0=oc.State(np.ones(8), np.full(8, np.nan)))
+
+
+def test_arrays_may_change_after_the_call() -> None:
+    """The field has copies; before there were such of the vectors alone."""
+    w_r, w, z = np.array([[0.5, 0.1], [0.2, 0.3]]), np.ones((2, 2)), np.array([1.0, 0.5])
+    circuit = oc.Circuit(w_r, w, np.ones(2), np.ones(2), np.ones(2), np.full(2, 0.002), np.full(2, 0.004))
+    fun, x0, _ = to_ivp(circuit, z)
+    before = fun(0.0, x0 + 0.5)
+    for array in (*circuit, z):
+        array *= 2.0
+    np.testing.assert_array_equal(fun(0.0, x0 + 0.5), before)
