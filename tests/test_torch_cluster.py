@@ -152,14 +152,14 @@ def test_two_processes_give_the_numbers_of_one(alone, tmp_path):
 
 
 DISTURBED = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from organics_cli import app, main
 from organics_train import loop
 from organics_train.torch_learner import TorchLearner
 
-rank, step, what, restarts, command = json.loads(sys.argv[1])
+rank, step, what, restarts, slow, command = json.loads(sys.argv[1])
 go, done = TorchLearner.step, []
 loop._curve = lambda path, results: path.write_bytes(b"")
 
@@ -173,6 +173,9 @@ def disturbed(*given):
 def work():
     TorchLearner.step = disturbed
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background takes away
+    if os.environ["RANK"] == "0" and slow:  # it leaves last, when torchrun has seen the other one end
+        leave = torch.distributed.destroy_process_group
+        torch.distributed.destroy_process_group = lambda: (time.sleep(slow), leave())
     sys.argv[1:] = command
     main()
 
@@ -182,7 +185,9 @@ elastic_launch(LaunchConfig(**settings, max_restarts=restarts, start_method="for
 """
 
 
-def disturbed(out: Path, rank: int, step: int, what: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def disturbed(
+    out: Path, rank: int, step: int, what: str, restarts: int = 0, slow: int = 0
+) -> subprocess.CompletedProcess[str]:
     """``organics train`` on two processes, one of which does something before a step, at its first attempt.
 
     torchrun's launcher, whose processes come from one that has all imported.
@@ -190,7 +195,7 @@ def disturbed(out: Path, rank: int, step: int, what: str, restarts: int = 0) -> 
     command = ["train", "--resume", "--checkpoint-every", "1", "--task", "adding", "--hidden", "8", "--length", "6"]
     command += ["--samples", "96", "--batch-size", "32", "--epochs", "2", "--output", str(out / "run")]
     return subprocess.run(
-        [sys.executable, "-c", DISTURBED, json.dumps([rank, step, what, restarts, command])],
+        [sys.executable, "-c", DISTURBED, json.dumps([rank, step, what, restarts, slow, command])],
         env=environment(),
         capture_output=True,
         text=True,
@@ -202,7 +207,7 @@ def disturbed(out: Path, rank: int, step: int, what: str, restarts: int = 0) -> 
 @pytest.mark.slow
 def test_interrupted_and_resumed_by_one(alone, tmp_path):
     """A signal to one process: all stop after the step, and the other one writes the checkpoint."""
-    done = disturbed(tmp_path, 1, 5, "os.kill(os.getpid(), signal.SIGINT)")
+    done = disturbed(tmp_path, 1, 5, "os.kill(os.getpid(), signal.SIGINT)", slow=3)
     said = done.stderr
     assert done.returncode != 0
     assert not (tmp_path / "run" / "results.json").exists()

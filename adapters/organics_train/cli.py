@@ -23,6 +23,7 @@ from organics_cli.console import (
     complain,
     console,
     counted,
+    terminable,
     write_text,
 )
 from organics_core import checks
@@ -60,6 +61,7 @@ def refuse_idle(what: str, options: dict[str, Any], used: bool) -> None:
 
 
 @command
+@terminable()
 def train(
     task: Annotated[
         str, typer.Option(metavar="NAME", help=f"What to learn: {', '.join(TASKS)}, or neurogym:NAME.")
@@ -188,6 +190,7 @@ def train(
 
 
 @command
+@terminable()
 def table(
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Results, or folders of them; ./organics-output by default.")
@@ -256,6 +259,7 @@ def table(
 
 
 @command
+@terminable()
 def reproduce(
     rows: Annotated[
         list[str] | None, typer.Argument(help="Names of rows, see --list; all by default.", show_default=False)
