@@ -53,7 +53,10 @@ class StaticNetwork(NamedTuple):
         return layers
 
     def abscissae(self, x: Array) -> list[Array]:
-        """Largest real eigenvalue part (N,) under every image, layer by layer, on all cores; NaN where none is found."""
+        """Largest real eigenvalue part (N,) under every image, layer by layer, on all cores.
+
+        NaN where no fixed point was found.
+        """
 
         def one(piece: tuple[oc.Circuit, oc.State]) -> Array:
             return np.asarray(oc.spectral_abscissa(*piece))

@@ -398,7 +398,7 @@ def draw(found: dict[str, Any]) -> bytes:
             here = [p["state"][: units.shape[-1]] for p in points if (p["rate"] < 0) == stable]
             if here:
                 at = (np.stack(here) - center) @ directions.T
-                what = "fixed point, stable" if stable else "fixed point, unstable"
+                what = f"fixed point, {'' if stable else 'un'}stable circuit"
                 handles += ax.plot(*at.T, "D", ms=6, mfc=fill, mec=INK, mew=1.2, zorder=6, label=what)
         of = "of y" if config.model == "organics" else "of h"
         ax.set(xlabel=ax.get_xlabel().replace("of y", of), ylabel=ax.get_ylabel().replace("of y", of))
@@ -406,12 +406,12 @@ def draw(found: dict[str, Any]) -> bytes:
         ax.legend(handles=handles, title="Right action")
         ax = axes[0, 1]
         turn = np.linspace(0, 2 * np.pi, 200)
-        ax.fill(np.cos(turn), np.sin(turn), color=SHADE, lw=0, zorder=0)
+        ax.fill(np.cos(turn), np.sin(turn), color=SHADE, lw=0, zorder=0, label="|λ| < 1: stable in steps")
         for stable, color in ((True, COLORS["blue"]), (False, COLORS["red"])):
             values = [p["spectrum"] for p in points if (p["rate"] < 0) == stable]
             if values:
                 every = np.concatenate(values)
-                label = f"{len(values)} {'' if stable else 'un'}stable"
+                label = f"{len(values)} {'' if stable else 'un'}stable circuits"
                 ax.plot(every.real, every.imag, ".", ms=4, color=color, label=label)
         ax.set(xlabel="Re λ", ylabel="Im λ", title="Eigenvalues of a step at the fixed points", aspect="equal")
         if points:
