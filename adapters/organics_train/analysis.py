@@ -390,15 +390,17 @@ def draw(found: dict[str, Any]) -> bytes:
         figure, axes = new_figure(2, 2, (12.5, 9.5))
         center, directions, shares = principal_axes(units)
         paths = (units - center) @ directions.T
-        means = np.stack([paths[shown == label].mean(axis=0) for label in np.unique(shown)])
-        ax = hidden_trajectories(paths[:60], shown[:60], explained=shares, lw=0.6, alpha=0.3, ax=axes[0, 0])
-        hidden_trajectories(means, np.unique(shown), explained=shares, lw=2.5, alpha=1.0, ax=ax)
+        kinds = np.unique(shown)  # of all trials, so that colours are the same where some are not drawn
+        means = np.stack([paths[shown == label].mean(axis=0) for label in kinds])
+        common: dict[str, Any] = {"explained": shares, "classes": list(kinds), "ax": axes[0, 0]}
+        ax = hidden_trajectories(paths[:60], shown[:60], lw=0.6, alpha=0.3, **common)
+        hidden_trajectories(means, kinds, lw=2.5, alpha=1.0, **common)
         handles = ax.get_legend_handles_labels()[0][: len(means)]
         for stable, fill in ((True, INK), (False, "white")):
             here = [p["state"][: units.shape[-1]] for p in points if (p["rate"] < 0) == stable]
             if here:
                 at = (np.stack(here) - center) @ directions.T
-                what = f"fixed point, {'' if stable else 'un'}stable circuit"
+                what = "fixed point, stable" if stable else "fixed point, unstable"
                 handles += ax.plot(*at.T, "D", ms=6, mfc=fill, mec=INK, mew=1.2, zorder=6, label=what)
         of = "of y" if config.model == "organics" else "of h"
         ax.set(xlabel=ax.get_xlabel().replace("of y", of), ylabel=ax.get_ylabel().replace("of y", of))
@@ -406,16 +408,16 @@ def draw(found: dict[str, Any]) -> bytes:
         ax.legend(handles=handles, title="Right action")
         ax = axes[0, 1]
         turn = np.linspace(0, 2 * np.pi, 200)
-        ax.fill(np.cos(turn), np.sin(turn), color=SHADE, lw=0, zorder=0, label="|λ| < 1: stable in steps")
+        ax.fill(np.cos(turn), np.sin(turn), color=SHADE, lw=0, zorder=0)
         for stable, color in ((True, COLORS["blue"]), (False, COLORS["red"])):
             values = [p["spectrum"] for p in points if (p["rate"] < 0) == stable]
             if values:
                 every = np.concatenate(values)
-                label = f"{len(values)} {'' if stable else 'un'}stable circuits"
+                label = f"{len(values)} {'' if stable else 'un'}stable"
                 ax.plot(every.real, every.imag, ".", ms=4, color=color, label=label)
         ax.set(xlabel="Re λ", ylabel="Im λ", title="Eigenvalues of a step at the fixed points", aspect="equal")
         if points:
-            ax.legend(title="Fixed points")
+            ax.legend(title="Fixed points in continuous time")
         else:
             ax.text(0, 0, "no fixed point found", ha="center", va="center", color=INK)
         ax = axes[1, 0]
