@@ -35,10 +35,7 @@ class Population(NamedTuple):
     tuning: float
 
     def drive(self, contrast: Any, orientation: float = np.pi / 2) -> FloatArray:
-        """Input drive (..., n) of gratings of ``contrast`` (...) in [0, 1] and an orientation in radians.
-
-        ValueError for a contrast that is none, such as one in percent.
-        """
+        """Input drive (..., n) of gratings of ``contrast`` (...) in [0, 1], else ValueError; orientation in radians."""
         contrast = np.asarray(contrast, dtype=np.float64)
         wrong = contrast[~((contrast >= 0) & (contrast <= 1))]
         if wrong.size:
@@ -82,6 +79,11 @@ def tuned_population(
     Population
         Scaled so that the steady rate of the preferring neuron is
         c**2 / (sigma**2 + c**2) at contrast c.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless ``n`` is an integer of at least 1.
 
     Examples
     --------
