@@ -212,6 +212,9 @@ def pulse_train(
     lengths = numbers("durations", durations, len(starts))
     if min(lengths) <= 0:
         raise ValueError(f"durations must be positive, got {min(lengths):g}")
+    for start, length in zip(starts, lengths, strict=True):
+        if not start + length > start:
+            raise ValueError(f"durations must be more than the rounding of the onsets, got {length:g} s at {start:g} s")
     if baseline is None:
         baseline = xp.zeros_like(z)
     return PulseTrain(z, starts, lengths, numbers("amplitudes", amplitudes, len(starts)), baseline)

@@ -807,4 +807,5 @@ def _coherence(xp: Any, spectrum: Array) -> Array:
     parts = (part / root[..., :, None] / root[..., None, :] for part in (xp.real(spectrum), xp.imag(spectrum)))
     real, imaginary = parts
     ratio = real**2 + imaginary**2
+    ratio = xp.where(ratio > 1.0, xp.ones_like(ratio), ratio)  # by rounding
     return xp.where(live[..., :, None] & live[..., None, :], ratio, xp.full_like(ratio, xp.nan))

@@ -4,6 +4,8 @@ Sources: Carandini & Heeger (2012) for contrast saturation, cross-orientation
 and surround suppression; Reynolds & Heeger (2009) for attention; Heeger &
 Mackey (2019) for normalization in time. All circuits have W_r = I, so every
 steady response is the normalization equation. Firing rates are max(y, 0)**2.
+Contrasts are shares, 1 that of the strongest grating; larger ones are not
+refused, and show where responses saturate.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ def _grid(xp: Any, low: float, high: float, count: int, like: Array, *, endpoint
 
 
 def _gaussian(xp: Any, x: Array, width: float) -> Array:
-    return xp.exp(-0.5 * (x / checks.positive_number("width", width)) ** 2)
+    return xp.exp(-0.5 * (x / width) ** 2)
 
 
 def _respond(circuit: Circuit, preferences: Array, drive: Array) -> Responses:
@@ -217,7 +219,7 @@ def cross_orientation_suppression(contrasts: Array, masks: Array, *, n: int = 32
     Returns
     -------
     Responses
-        ``rates`` (M, C, n); neuron 0 prefers the grating, neuron n//2 the mask.
+        ``rates`` (M, C, n); neuron 0 prefers the grating, neuron n//2 of an even n the mask.
 
     Raises
     ------
@@ -280,7 +282,7 @@ def space_circuit(
     True
     """
     xp = _values("positions", positions, "any")
-    w = _gaussian(xp, positions[:, None] - positions[None, :], pool)
+    w = _gaussian(xp, positions[:, None] - positions[None, :], checks.positive_number("pool", pool))
     w = checks.positive_number("strength", strength) * w / xp.max(xp.sum(w, axis=-1))
     return Circuit(None, w, 0.5 if gain is None else gain, 0.5, checks.positive_number("sigma", sigma), 0.002, 0.002)
 
@@ -384,8 +386,9 @@ def attention(
     """
     xp = _values("contrasts", contrasts)
     positions = _grid(xp, -20.0, 20.0, _odd(n), contrasts)
-    focus = 0.5 * (1.0 + (checks.positive_number("gain", gain) - 1.0) * _gaussian(xp, positions, attended))
-    drive = contrasts[:, None] * _gaussian(xp, positions, stimulus)
+    shape = _gaussian(xp, positions, checks.positive_number("attended", attended))
+    focus = 0.5 * (1.0 + (checks.positive_number("gain", gain) - 1.0) * shape)
+    drive = contrasts[:, None] * _gaussian(xp, positions, checks.positive_number("stimulus", stimulus))
     with_focus = _respond(space_circuit(positions, pool=pool, gain=focus, sigma=0.05), positions, drive)
     without = _respond(space_circuit(positions, pool=pool, sigma=0.05), positions, drive)
     middle = n // 2

@@ -100,5 +100,5 @@ def spike_trains(rates: Array, times: Array, *, seed: int = 0) -> SpikeTrains:
     return SpikeTrains(
         times,
         from_numpy(xp, shaped, rates),
-        tuple(np.split(spikes[order], edges)),
+        tuple(np.split(spikes[order], edges))[: level.shape[1]],  # of no neuron none
     )

@@ -22,7 +22,6 @@ from array_api_compat import device
 
 from . import checks
 from .backend import Array, get_backend
-from .cell import sigmoid
 from .circuit import Circuit, identity_fixed_point, relu
 from .equilibria import SteadyState, steady_state
 from .linalg import diagonal_matrix
@@ -384,13 +383,23 @@ def spectral_ball(xp: Any, v: Array) -> Array:
     return v / xp.where(outside, xp.astype(norm, v.dtype), 1.0)[..., None, None]
 
 
+def sigmoid(xp: Any, x: Array) -> Array:
+    """1 / (1 + exp(-x)), small ones as accurate as others, and smooth under autodiff."""
+    below = x < 0
+    power = xp.exp(xp.where(below, x, -x))
+    return xp.where(below, power, 1.0) / (1.0 + power)
+
+
 def static_circuit(xp: Any, parameters: StaticParameters, x: Array, sigma: Array | float) -> tuple[Circuit, Array]:
     """The circuit under x (..., k), of time constants 1, and its drive z (..., n); unchecked, so that it traces."""
     p = parameters
     drive = matvec(xp, p.w_zx, x)
     z = xp.astype(unit(xp, drive, -1), drive.dtype)
     gain, normalization = sigmoid(xp, matvec(xp, p.w_bx, x)), sigmoid(xp, p.beta)
-    gain = xp.where(gain <= 0, float(xp.finfo(gain.dtype).smallest_normal), gain)  # rounded to 0, which no gain is
+    least = float(xp.finfo(gain.dtype).smallest_normal)
+    gain = xp.where(gain <= 0, least, gain)  # rounded to 0, which no gain is
+    vanishes = (normalization * sigma) ** 2 == 0  # nor is that of silent neurons
+    normalization = xp.where(vanishes, math.sqrt(least) / sigma, normalization)
     return Circuit._make((p.w_r, xp.exp(p.log_w), gain, normalization, sigma, 1.0, 1.0)), z
 
 
@@ -438,7 +447,8 @@ def convolutional_rates(
     size = math.sqrt(math.prod(drive.shape[-2:])) if scale == "rms" else 1.0
     driven = sigmoid(xp, gain) * (size * unit(xp, drive, (-2, -1)))
     floor = (sigmoid(xp, beta) * sigma)[:, None, None]
-    rates = squared_rates(xp, driven) / modulators(driven, floor, lambda squares: pool(squares, xp.exp(log_w)))
+    a = modulators(driven, floor, lambda squares: pool(squares, xp.exp(log_w)))
+    rates = squared_rates(xp, driven) / xp.where(a == 0, 1.0, a)  # silent, with a floor whose square vanishes
     return xp.astype(rates, dtype)
 
 

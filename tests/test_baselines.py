@@ -235,3 +235,35 @@ def test_wrong_arguments():
             make_model(name, 1, 4, 2, **{option: 0})
     with pytest.raises(ValueError, match="contraction must be between 0 and 1"):
         make_model("deq", K, H, C, contraction=1.5)
+    for name, option, value in (
+        ("ssn", "rate", -0.1),
+        ("ssn", "rate", 0.8),  # inhibitory rates would turn negative
+        ("ssn", "power", float("nan")),
+        ("ssn", "gain", -1.0),
+        ("ssn", "strength", -1.0),
+        ("wilsoncowan", "rate", 5.0),
+        ("cornn", "dt", -1.0),
+        ("unicornn", "dt", float("inf")),
+        ("antisymmetric", "epsilon", float("nan")),
+        ("lipschitz", "beta", 3.0),
+        ("irnn", "input_std", -1.0),
+        ("deq", "tol", -1.0),
+        ("deq", "contraction", -1.0),
+        ("deq", "max_iterations", 0),
+        ("organics-static", "code", 0),
+        ("organics-static", "reconstruction", -1.0),
+    ):
+        with pytest.raises(ValueError, match=f"^{option} must be"):
+            make_model(name, K, H, C, **{option: value})
+
+
+@pytest.mark.parametrize("name", ["ssn", "ssn5050"])
+def test_rates_of_the_supralinear_network_are_not_negative(name):
+    """At the largest rate of its Euler steps, which is that of inhibitory neurons that follow their input at once."""
+    torch.manual_seed(0)
+    model = make_model(name, K, 10, C, rate=0.5)
+    constants, drive = model.constants(), model.drive(2 * torch.randn(8, 10, K))
+    state = model.start(drive[:, 0])
+    for step in drive.unbind(1):
+        state = model.advance(step, state, constants)
+        assert float(state.detach().min()) >= 0

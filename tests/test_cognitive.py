@@ -286,6 +286,30 @@ def test_explained_variance_and_groups():
     assert groups([f"{k}" for k in range(9)]) is None
 
 
+def test_a_class_has_one_colour_in_the_picture(monkeypatch):
+    """Also where none of its trials are among those that are drawn, here the class 0."""
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    from organics_plot import analysis as plot
+
+    lines, drawn = {}, plot.hidden_trajectories
+
+    def recorded(paths, labels, **options):
+        before = len(options["ax"].lines)
+        ax = drawn(paths, labels, **options)
+        for line in ax.lines[before:]:
+            lines.setdefault(line.get_label() if line.get_marker() == "o" else "path", []).append(line.get_color())
+        return ax
+
+    monkeypatch.setattr(plot, "hidden_trajectories", recorded)
+    labels = {"right action": np.r_[np.repeat([1, 2], 40), np.zeros(10, dtype=int)]}
+    units = np.random.default_rng(0).standard_normal((90, 5, 4))
+    selectivity = {"right action": {"time": explained(units, labels["right action"])}}
+    config = SimpleNamespace(model="organics", task="neurogym:X-v0")
+    analysis.draw({"units": units, "labels": labels, "inputs": [], "config": config, "selectivity": selectivity})
+    for name in "012":
+        assert len(set(lines[name])) == 1, name
+
+
 def test_inputs_are_told_apart_by_what_moves_them():
     """Not by the choice, nor by what is alike; by the first variable alone where there would be more than twelve."""
     a, b, c = (labels.ravel() for labels in np.meshgrid([0, 1], [4, 7], np.arange(5), indexing="ij"))

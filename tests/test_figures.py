@@ -336,11 +336,43 @@ def test_a_static_checkpoint_is_the_network_that_was_trained(framework, recurren
     assert right.mean() == pytest.approx(want, abs=1.5 / len(x))
     abscissae = given.network.abscissae(x[:150])
     assert [len(values) for values in abscissae] == [150] * layers
-    for values, (circuit, state) in zip(abscissae, circuits, strict=True):
+    for values, (circuit, state, known) in zip(abscissae, circuits, strict=True):
+        assert known.all()
         first = oc.jacobian(circuit._replace(b=circuit.b[120]), oc.State(state.y[120], state.a[120]))
         assert values[120] == pytest.approx(np.linalg.eigvals(first).real.max(), rel=1e-9)
         if recurrent == "identity":
             assert (values < 0).all()
+
+
+def test_the_static_figure_shows_the_fixed_points_that_layers_put_out():
+    """Here one that repels, although another attracts; and an image without any, in the layer after it, too."""
+
+    def logit(p):
+        return np.log(p / (1 - np.array(p)))
+
+    layer = oc.StaticParameters(
+        w_zx=np.array([[-0.89], [0.44]]),
+        w_bx=logit([[0.98], [0.94]]),
+        log_w=np.log([[0.77, 0.99], [0.33, 0.25]]),
+        beta=logit([0.68 * 0.75, 0.57 * 0.77]),
+        w_r=np.array([[-0.95, -0.04], [0.28, -0.33]]),
+    )
+    network = _networks.StaticNetwork((np.ones((1, 1)), np.zeros(1)), (layer,), 1.0)
+    x = np.ones((1, 1))
+    circuit, state, known = network.circuits(x)[0]
+    assert known.all()
+    np.testing.assert_allclose(np.maximum(state.y, 0) ** 2, oc.static_rates(layer, x), rtol=1e-9)
+    assert float(network.abscissae(x)[0][0]) == pytest.approx(0.3946, abs=1e-4)
+    assert not bool(oc.steady_state(circuit, x @ layer.w_zx.T / np.hypot(0.89, 0.44)).unstable.any())
+    # strong drive and a W_r with a kernel leave no fixed point
+    lost = layer._replace(w_r=np.array([[0.0, 1.0], [0.0, 0.0]]), beta=np.full(2, -9.0), log_w=np.full((2, 2), 3.0))
+    after = oc.init_static(0, 2, 2)
+    values = _networks.StaticNetwork((np.ones((1, 1)), np.zeros(1)), (lost, after), 1.0).abscissae(x)
+    found = oc.static_rates(lost, x)
+    assert np.isnan(found).all()
+    assert np.isnan(values).all()
+    drawn = FIGURES["static-stability"].draw({"task": np.array("mnist"), "layer_1": np.array([-1.0, np.nan])})
+    assert "Layer 1: 1 of 2 stable" in drawn.axes[0].get_title("left") + drawn.axes[0].get_title()
 
 
 @pytest.mark.parametrize(

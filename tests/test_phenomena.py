@@ -173,7 +173,9 @@ def test_bad_arguments_are_named() -> None:
     for call, message in (
         (lambda: phenomena.contrast_saturation(np.array([-0.1])), "contrasts must be non-negative"),
         (lambda: phenomena.surround_suppression(np.ones((2, 2)), np.ones(1)), r"diameters must have shape \(K,\)"),
-        (lambda: phenomena.attention(np.ones(1), stimulus=-1.0), "width must be positive"),
+        (lambda: phenomena.attention(np.ones(1), stimulus=-1.0), "stimulus must be positive"),
+        (lambda: phenomena.attention(np.ones(1), attended=0.0), "attended must be positive"),
+        (lambda: phenomena.attention(np.ones(1), pool=-2.0), "pool must be positive"),
         (lambda: phenomena.temporal_pair(np.ones(1), duration=0.0), "duration must be positive"),
         (lambda: phenomena.temporal_pair(np.ones(1), contrast=-1.0), "contrast must be positive"),
         (lambda: phenomena.attention(np.ones(1), n=80), "n must be odd, so that one neuron is in the centre, got 80"),

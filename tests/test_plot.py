@@ -47,6 +47,16 @@ def test_population_obeys_the_normalization_equation(experiment: op.ContrastExpe
     assert bool(np.all(np.diff(experiment.times) > 0))
 
 
+def test_contrasts_beyond_one_are_refused() -> None:
+    population = op.tuned_population(4)
+    for contrast in (50.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="contrast must be between 0 and 1, got"):
+            op.contrast_experiment(population, (0.1, contrast))
+    assert population.drive(1.0).max() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        op.tuned_population(0)
+
+
 def test_trajectory(ax) -> None:
     """One line per neuron, in milliseconds; the fixed point as dashed lines in their colours."""
     circuit, z, _ = small_circuit(3)

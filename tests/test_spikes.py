@@ -48,6 +48,12 @@ def test_seeds_reproduce_in_every_library(xp: Library) -> None:
         np.testing.assert_array_equal(numpy_tree((mine.counts,))[0], oc.spike_trains(rates, times, seed=7).counts)
 
 
+def test_no_neuron_has_no_spikes() -> None:
+    trains = oc.spike_trains(np.ones((4, 2, 0)), np.linspace(0.0, 1.0, 4))
+    assert trains.counts.shape == (3, 2, 0)
+    assert trains.spikes == ()
+
+
 def test_bad_rates_are_named() -> None:
     times = np.array([0.0, 1.0])
     with pytest.raises(ValueError, match=r"rates must have shape \(2, ..., n\)"):

@@ -19,6 +19,7 @@ from organics_core.static import (
     init_normalization,
     init_static_2d,
     normalized,
+    sigmoid,
     spectral_ball,
     unit,
 )
@@ -234,6 +235,42 @@ def test_ball_in_half_precision() -> None:
 def test_silent_input(xp: Library, recurrent: str) -> None:
     p, _ = parameters_and_input(recurrent)
     xp.assert_close(oc.static_rates(in_library(xp, p), xp.array(np.zeros((2, K)))), np.zeros((2, N)))
+
+
+@pytest.mark.parametrize("beta", [-20.0, -60.0, -800.0])
+def test_silent_input_under_a_small_floor(xp: Library, beta: float) -> None:
+    """Zeros where the square of b0 sigma is small, or vanishes; and elsewhere what the equations say."""
+    p, x = parameters_and_input("identity")
+    p = p._replace(beta=np.full(N, beta))
+    x[0] = 0.0
+    found = to_numpy(oc.static_rates(in_library(xp, p), xp.array(x)))
+    bz = x[1:] @ p.w_zx.T
+    bz = bz / np.linalg.norm(bz, axis=-1, keepdims=True) / (1 + np.exp(-x[1:] @ p.w_bx.T))
+    want = np.maximum(bz, 0) ** 2 / (bz**2 @ np.exp(p.log_w).T)
+    assert not found[0].any()
+    xp.assert_close(xp.array(found[1:]), want, rtol=1e-9)
+    zero = np.zeros((1, 2, 3, 3))
+    parameters = in_library(xp, init_static_2d(1, 2, 2, 1, pool_size=1)._replace(beta=np.full(2, beta)))
+    images = convolutional_rates(
+        xp.namespace, parameters, xp.array(zero), xp.array(zero), SIGMA, lambda squares, kernels: squares
+    )
+    assert not to_numpy(images).any()
+
+
+def test_small_shares(xp: Library) -> None:
+    """Of b0 the sigmoid is as accurate where it is small."""
+    x = np.array([-80.0, -30.0, -16.0, -1.0, 0.0, 2.0, 90.0, -np.inf, np.inf])
+    found = sigmoid(xp.namespace, xp.array(x))
+    with np.errstate(over="ignore"):
+        xp.assert_close(found, 1 / (1 + np.exp(-x)), rtol=20 * xp.eps)
+    assert np.isnan(to_numpy(sigmoid(xp.namespace, xp.array(np.array([np.nan])))))
+
+
+@pytest.mark.library("torch", "jax")
+def test_slope_of_small_shares(xp64: Library) -> None:
+    x = np.array([-30.0, -1.0, 0.0, 2.0, 40.0])
+    found = gradient(xp64, lambda v: sigmoid(xp64.namespace, v).sum(), x)
+    np.testing.assert_allclose(found, np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))) ** 2, rtol=1e-13)
 
 
 @pytest.mark.parametrize("size", [1e20, 1e-25, 1e30, 1e-40])

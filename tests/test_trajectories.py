@@ -251,6 +251,7 @@ def test_what_a_run_refuses() -> None:
         (lambda: oc.pulse_train(case.z, ["a"], 0.1), ValueError, "onsets must be finite numbers, got 'a'"),
         (lambda: oc.pulse_train(case.z, [0.0], math.inf), ValueError, "durations must be finite numbers, got inf"),
         (lambda: oc.pulse_train(case.z, [0.0], 0.0), ValueError, "durations must be positive, got 0"),
+        (lambda: oc.pulse_train(case.z, [1e6], 1e-12), ValueError, "durations must be more than the rounding of the"),
         (lambda: oc.pulse_train(case.z, [0.0], [0.1, -1.0]), ValueError, "durations must be a number or 1 numbers"),
         (lambda: oc.pulse_train(case.z, [0.0, 1.0], [0.1, -1.0]), ValueError, "durations must be positive, got -1"),
         (

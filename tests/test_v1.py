@@ -86,6 +86,24 @@ def test_no_steady_state_where_the_pool_is_too_strong(xp: Library) -> None:
     assert "1: the fixed point has values that the model does not allow (of V1: some u >= 1)" in found.message
 
 
+def test_another_fixed_point_where_the_first_is_not_allowed(xp: Library) -> None:
+    """With W_r = -3 the method leads to u > 1 for one of these drives, and the circuit settles at a small u."""
+    circuit = oc.V1Circuit(xp.array([[-3.0]]), xp.array([[1.0]]), 1.0, 0.1, 0.1, 0.002, 0.002, 0.002)
+    squares = np.array([1.3, 1.5])  # of B z
+    found = oc.steady_state(circuit, xp.array(2.0 * np.sqrt(squares)[:, None]))
+    assert bool(xp.namespace.all(found.converged))
+    assert found.message == "2: found by the method"
+    u = numpy_tree(found.state)[1][:, 0].astype(float)
+    for own, square in zip(u, squares, strict=True):  # the smallest root of (u - 0.05**2) (4 - 3 r)**2 = u (B z)**2
+        r = np.linspace(0.05, 0.2, 100_001)
+        above = (r**2 - 0.05**2) * (4 - 3 * r) ** 2 > r**2 * square
+        assert own == pytest.approx(r[np.argmax(above)] ** 2, rel=1e-4)
+    frequency, _ = oc.gamma_peak(circuit, xp.array([2.0 * math.sqrt(1.3)]))
+    assert frequency.shape == ()
+    if xp.eps < 1e-10:
+        assert float(oc.spectral_abscissa(circuit, oc.V1State(*(part[0, ...] for part in found.state)))) < 0
+
+
 def test_jacobian_is_the_derivative(xp64: Library) -> None:
     """Against sixth-order central differences of the field at random states; batched."""
     rng = np.random.default_rng(3)
@@ -191,6 +209,11 @@ def test_bad_circuits_are_named() -> None:
         oc.jacobian(GAMMA, (z, z))
     with pytest.raises(ValueError, match="band must be two rising frequencies"):
         oc.gamma_peak(GAMMA, z, band=(50.0, 10.0))
+    with pytest.raises(ValueError, match="band must be two rising frequencies"):
+        oc.gamma_peak(GAMMA, z, band=(1.0, 10.0, 50.0))
+    with pytest.raises(ValueError, match="none was found for member 1"):  # B z = 1.5
+        oc.gamma_peak(GAMMA, np.array([[1.0], [4.5]]))
+    assert math.isnan(float(oc.gamma_peak(GAMMA, z, band=(1.0, 20.0))[0]))  # the peak lies higher
     for unit in (len(z), -1, 1.5, "a", True, np.array([0])):
         with pytest.raises(ValueError, match="unit must be one of the principal neurons 0 to"):
             oc.gamma_peak(GAMMA, z, unit=unit)

@@ -149,6 +149,16 @@ def excitatory_count(hidden_size: int, excitatory: float) -> int:
     return min(max(round(excitatory * hidden_size), 1), max(hidden_size - 1, 1))
 
 
+def euler_rate(rate: float) -> float:
+    """``rate``, or an error that names it unless it is positive and at most 1/2.
+
+    So far no Euler step of an SSN, whose inhibitory neurons take twice the rate, makes a rate negative.
+    """
+    if checks.positive_number("rate", rate) > 0.5:
+        raise ValueError(f"rate must be at most 0.5, got {rate!r}: steps so long leave no decay to follow")
+    return rate
+
+
 def by_kind(signs: Tensor, excitatory: float, inhibitory: float) -> Tensor:
     """One value for the neurons of sign +1, another for those of sign -1."""
     return 0.5 * (excitatory + inhibitory) + 0.5 * (excitatory - inhibitory) * signs

@@ -32,7 +32,8 @@ class AntisymmetricRNN(Recurrent):
     -----
     Chang, Chen, Haber & Chi (ICLR 2019), arXiv 1902.09689, section 3.2 (the
     update with diffusion) and section 3.3 (gated). Step size and diffusion are
-    tuned for every task there.
+    tuned for every task there. W has n^2 numbers here, of which only the
+    n (n - 1) / 2 of W - W^T matter; counts in the paper are of these.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class AntisymmetricRNN(Recurrent):
         every_step: bool = False,
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step)
-        self.epsilon, self.gamma, self.gated = epsilon, gamma, checks.flag("gated", gated)
+        self.epsilon, self.gamma = checks.positive_number("epsilon", epsilon), checks.not_negative("gamma", gamma)
+        self.gated, std = checks.flag("gated", gated), checks.not_negative("std", std)
         self.w = normal(std / math.sqrt(hidden_size), hidden_size, hidden_size)
         self.v = normal(1 / math.sqrt(input_size), hidden_size * (2 if gated else 1), input_size)
         self.b = nn.Parameter(torch.zeros(len(self.v)))

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._base import Recurrent
 from ._registry import Array, Arrays, Entry
 
@@ -43,7 +45,8 @@ class CoRNN(Recurrent):
         every_step: bool = False,
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step)
-        self.dt, self.gamma, self.epsilon = dt, gamma, epsilon
+        self.dt = checks.positive_number("dt", dt)
+        self.gamma, self.epsilon = checks.not_negative("gamma", gamma), checks.not_negative("epsilon", epsilon)
         self.input = nn.Linear(input_size, hidden_size)
         self.recurrent = nn.Linear(2 * hidden_size, hidden_size, bias=False)  # acts on (z, y)
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._registry import Array, Arrays, Entry
 
 
@@ -53,9 +55,10 @@ class FixedPoint(nn.Module):
         max_iterations: int = 300,
     ) -> None:
         super().__init__()
-        if not 0 < contraction < 1:
+        if not checks.positive_number("contraction", contraction) < 1:
             raise ValueError(f"contraction must be between 0 and 1, got {contraction!r}")
-        self.contraction, self.tol, self.max_iterations = contraction, tol, max_iterations
+        self.contraction, self.tol = contraction, None if tol is None else checks.positive_number("tol", tol)
+        self.max_iterations = checks.positive_integer("max_iterations", max_iterations)
         self.v = nn.Parameter(torch.randn(hidden_size, hidden_size) / (2 * hidden_size**0.5))
         self.input = nn.Linear(input_size * steps, hidden_size)
         self.readout = nn.Linear(hidden_size, classes)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._base import Recurrent, normal, relu
 from ._registry import Array, Arrays, Entry
 
@@ -37,8 +39,8 @@ class IRNN(Recurrent):
         every_step: bool = False,
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step)
-        self.w = nn.Parameter(torch.eye(hidden_size) * scale)
-        self.v = normal(input_std, hidden_size, input_size)
+        self.w = nn.Parameter(torch.eye(hidden_size) * checks.not_negative("scale", scale))
+        self.v = normal(checks.not_negative("input_std", input_std), hidden_size, input_size)
         self.b = nn.Parameter(torch.zeros(hidden_size))
 
     def drive(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from organics_core import checks
+
 from ._base import Recurrent, normal
 from ._registry import Array, Arrays, Entry
 
@@ -47,7 +49,10 @@ class LipschitzRNN(Recurrent):
         every_step: bool = False,
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step)
-        self.epsilon, self.beta, self.gamma = epsilon, beta, gamma
+        self.epsilon, self.gamma = checks.positive_number("epsilon", epsilon), checks.not_negative("gamma", gamma)
+        self.beta, std = checks.not_negative("beta", beta), checks.not_negative("std", std)
+        if beta > 1:
+            raise ValueError(f"beta must be between 0 and 1, got {beta!r}")
         self.m_a = normal(std / math.sqrt(hidden_size), hidden_size, hidden_size)
         self.m_w = normal(std / math.sqrt(hidden_size), hidden_size, hidden_size)
         self.input = nn.Linear(input_size, hidden_size)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import organics_torch
+from organics_core import checks
 
 from ._registry import Entry
 
@@ -50,6 +51,7 @@ class StaticClassifier(nn.Module):
         super().__init__()
         if layers not in (1, 2):
             raise ValueError(f"layers must be 1 or 2, got {layers!r}")
+        code = checks.positive_integer("code", code)
         self.encoder = nn.Linear(input_size * steps, code)
         self.decoder = nn.Linear(code, input_size * steps)
         self.first = organics_torch.DivisiveNorm(code, hidden_size, **options)
@@ -57,7 +59,7 @@ class StaticClassifier(nn.Module):
         if layers == 2:
             self.second = organics_torch.DivisiveNorm(hidden_size, max(hidden_size // 2, 1), **options)
         self.readout = nn.Linear(max(hidden_size // 2, 1) if layers == 2 else hidden_size, classes)
-        self.reconstruction = reconstruction
+        self.reconstruction = checks.not_negative("reconstruction", reconstruction)
 
     def training_outputs(self, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) of x, and the loss of the reconstruction of ``clean`` that is added to theirs."""

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._base import Recurrent, by_kind, excitatory_count, relu
+from organics_core import checks
+
+from ._base import Recurrent, by_kind, euler_rate, excitatory_count, relu
 from ._registry import Array, Arrays, Entry
 
 
@@ -20,7 +22,7 @@ class SSN(Recurrent):
     power, gain : float
         n and k; any other k is the same network with r in another unit.
     rate : float
-        dt/tau of excitatory neurons; that of inhibitory ones is twice as large.
+        dt/tau of excitatory neurons, at most 0.5; that of inhibitory ones is twice as large.
     strength : float
         Sum of the incoming weights of either kind at the start.
     substeps : int
@@ -51,7 +53,8 @@ class SSN(Recurrent):
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step, substeps=substeps)
         count = excitatory_count(hidden_size, excitatory)
-        self.power, self.gain, self.rate = power, gain, rate
+        self.power, self.gain = checks.positive_number("power", power), checks.positive_number("gain", gain)
+        self.rate, strength = euler_rate(rate), checks.not_negative("strength", strength)
         sign = torch.ones(hidden_size)
         sign[count:] = -1.0
         kind = torch.where(sign > 0, float(count), float(max(hidden_size - count, 1)))

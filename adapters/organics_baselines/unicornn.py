@@ -47,7 +47,7 @@ class UnICORNN(Recurrent):
         every_step: bool = False,
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step)
-        self.dt, self.alpha = dt, alpha
+        self.dt, self.alpha = checks.positive_number("dt", dt), checks.not_negative("alpha", alpha)
         self.num_layers = checks.positive_integer("num_layers", num_layers)
         self.w = uniform(0.0, 1.0, num_layers, hidden_size)
         self.c = uniform(-0.1, 0.1, num_layers, hidden_size)

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._base import Recurrent, by_kind, excitatory_count, normal, uniform
+from organics_core import checks
+
+from ._base import Recurrent, by_kind, euler_rate, excitatory_count, normal, uniform
 from ._registry import Array, Arrays, Entry
 
 
@@ -20,7 +22,7 @@ class WilsonCowan(Recurrent):
     excitatory : float
         Share of excitatory populations.
     rate : float
-        dt/tau of all populations.
+        dt/tau of all populations, at most 0.5.
     strength : float
         Sum of the incoming weights of either kind at the start.
     substeps : int
@@ -52,7 +54,7 @@ class WilsonCowan(Recurrent):
     ) -> None:
         super().__init__(hidden_size, classes, every_step=every_step, substeps=substeps)
         count = excitatory_count(hidden_size, excitatory)
-        self.rate = rate
+        self.rate, strength = euler_rate(rate), checks.not_negative("strength", strength)
         sign = torch.ones(hidden_size)
         sign[count:] = -1.0
         kind = torch.where(sign > 0, float(count), float(max(hidden_size - count, 1)))

@@ -35,29 +35,38 @@ class StaticNetwork(NamedTuple):
     layers: tuple[oc.StaticParameters, ...]
     sigma: float
 
-    def circuits(self, x: Array) -> list[tuple[oc.Circuit, oc.State]]:
-        """Circuit (time constants 1) and fixed point of every layer under images x (N, pixels), as (circuit, state)."""
-        found = []
+    def circuits(self, x: Array) -> list[tuple[oc.Circuit, oc.State, Array]]:
+        """Of every layer under images x (N, pixels): circuit (time constants 1), fixed point, and whether it was found.
+
+        The fixed point is the one that the layer puts out, whether it attracts
+        or not; with one that is not found the layers after it have none, either.
+        """
+        layers = []
         x = x @ self.encoder[0].T + self.encoder[1]
+        known = np.ones(len(x), dtype=bool)
         for layer in self.layers:
             circuit, z = static.static_circuit(np, layer, x, self.sigma)
-            state = oc.steady_state(circuit, z).state
-            found.append((circuit, state))
-            x = np.maximum(state.y, 0.0) ** 2
-        return found
+            found = oc.steady_state(circuit, z, attracting=False)
+            known = known & found.converged
+            layers.append((circuit, found.state, known))
+            x = np.where(known[:, None], static.squared_rates(np, found.state.y), 0.0)
+        return layers
 
     def abscissae(self, x: Array) -> list[Array]:
-        """Largest real eigenvalue part (N,) under every image, layer by layer, on all cores."""
+        """Largest real eigenvalue part (N,) under every image, layer by layer, on all cores.
+
+        NaN where no fixed point was found.
+        """
 
         def one(piece: tuple[oc.Circuit, oc.State]) -> Array:
             return np.asarray(oc.spectral_abscissa(*piece))
 
         found = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for circuit, state in self.circuits(x):
+            for circuit, state, known in self.circuits(x):
                 pieces = [slice(k, k + 100) for k in range(0, len(x), 100)]
                 parts = [(circuit._replace(b=circuit.b[p]), oc.State(state.y[p], state.a[p])) for p in pieces]
-                found.append(np.concatenate(list(pool.map(one, parts))))
+                found.append(np.where(known, np.concatenate(list(pool.map(one, parts))), np.nan))
         return found
 
 
@@ -314,7 +323,7 @@ def train_static(seed: int, quick: bool) -> Trained:
         return {
             f"{name}_{index}": float(reduce(values))
             for index, values in enumerate(found, start=1)
-            for name, reduce in (("median", np.median), ("lowest", np.min), ("highest", np.max))
+            for name, reduce in (("median", np.nanmedian), ("lowest", np.nanmin), ("highest", np.nanmax))
         }
 
     return _train(task, options, measure)

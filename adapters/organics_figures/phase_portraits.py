@@ -2,7 +2,7 @@
 weights and time constants.
 
 b = b0 = 0.5, sigma = 0.1, tau_y = tau_a = 2 ms, w = z = 1, but for what the titles say. Blue: what ends at the stable
-point with y >= 0, in all panels; orange: at that with y < 0; white: at none within 100 time constants.
+point with y >= 0, in all panels; orange: at that with y < 0; white: what was not seen to settle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A trained static network: largest real eigenvalue part at every test image, by layer, and while learning.
 
 Circuits with time constants of 1, hence the unit 1/tau. Unless it comes from a checkpoint: an encoder and two layers
-of 40 units with W_r = I and sigma = 1, trained with Adam on MNIST where it is found, else on small digits. Last
-panel: the median image and the range of all.
+of 40 units with W_r = I and sigma = 1, trained with Adam on MNIST where it is found, else on small digits. Images for
+which a layer finds no fixed point are not drawn, and not counted as stable. Last panel: the median image and the range
+of all.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def draw(n: Numbers) -> Figure:
         plot.abscissa_histogram(values, unit="1/τ", what="Test images", color=CYCLE[index - 1], ax=ax)
         ax.locator_params(axis="x", nbins=6)
         images = f"{len(values):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-        ax.set_title(f"Layer {index}: {(values < 0).sum() if (values >= 0).any() else 'all'} of {images} stable")
+        ax.set_title(f"Layer {index}: {'all' if (values < 0).all() else (values < 0).sum()} of {images} stable")
     if learned:
         ax = axes[0, count]
         for index in range(1, count + 1):

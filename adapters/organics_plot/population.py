@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import organics_core as oc
+from organics_core import checks
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -34,9 +35,13 @@ class Population(NamedTuple):
     tuning: float
 
     def drive(self, contrast: Any, orientation: float = np.pi / 2) -> FloatArray:
-        """Input drive (..., n) of gratings of ``contrast`` (...) in [0, 1] and an orientation in radians."""
+        """Input drive (..., n) of gratings of ``contrast`` (...) in [0, 1], else ValueError; orientation in radians."""
+        contrast = np.asarray(contrast, dtype=np.float64)
+        wrong = contrast[~((contrast >= 0) & (contrast <= 1))]
+        if wrong.size:
+            raise ValueError(f"contrast must be between 0 and 1, got {wrong.flat[0]:g}")
         bump = np.exp(self.tuning * (np.cos(2 * (self.orientations - orientation)) - 1))
-        return np.asarray(contrast, dtype=np.float64)[..., None] * bump
+        return np.asarray(contrast[..., None] * bump)
 
     def nearest(self, orientation: float) -> int:
         """Index of the neuron whose preferred orientation is nearest to ``orientation``."""
@@ -75,6 +80,11 @@ def tuned_population(
         Scaled so that the steady rate of the preferring neuron is
         c**2 / (sigma**2 + c**2) at contrast c.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Unless ``n`` is an integer of at least 1.
+
     Examples
     --------
     >>> import organics_core as oc
@@ -84,7 +94,7 @@ def tuned_population(
     >>> float((y**2).max().round(6))  # half the largest rate, at a contrast of sigma
     0.5
     """
-    orientations = np.arange(n) * np.pi / n
+    orientations = np.arange(checks.positive_integer("n", n)) * np.pi / n
     weights = np.exp(pool * (np.cos(2 * (orientations[:, None] - orientations)) - 1))
     bump = np.exp(tuning * (np.cos(2 * orientations) - 1))
     weights /= (weights @ bump**2).max()
@@ -179,6 +189,8 @@ def contrast_experiment(
 
     Raises
     ------
+    ValueError
+        For contrasts that are not between 0 and 1.
     ArithmeticError
         Where the simulation fails.
 

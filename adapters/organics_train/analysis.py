@@ -390,9 +390,11 @@ def draw(found: dict[str, Any]) -> bytes:
         figure, axes = new_figure(2, 2, (12.5, 9.5))
         center, directions, shares = principal_axes(units)
         paths = (units - center) @ directions.T
-        means = np.stack([paths[shown == label].mean(axis=0) for label in np.unique(shown)])
-        ax = hidden_trajectories(paths[:60], shown[:60], explained=shares, lw=0.6, alpha=0.3, ax=axes[0, 0])
-        hidden_trajectories(means, np.unique(shown), explained=shares, lw=2.5, alpha=1.0, ax=ax)
+        kinds = np.unique(shown)  # of all trials, so that colours are the same where some are not drawn
+        means = np.stack([paths[shown == label].mean(axis=0) for label in kinds])
+        common: dict[str, Any] = {"explained": shares, "classes": list(kinds), "ax": axes[0, 0]}
+        ax = hidden_trajectories(paths[:60], shown[:60], lw=0.6, alpha=0.3, **common)
+        hidden_trajectories(means, kinds, lw=2.5, alpha=1.0, **common)
         handles = ax.get_legend_handles_labels()[0][: len(means)]
         for stable, fill in ((True, INK), (False, "white")):
             here = [p["state"][: units.shape[-1]] for p in points if (p["rate"] < 0) == stable]

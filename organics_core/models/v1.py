@@ -7,14 +7,13 @@ the gamma band (30-80 Hz), at a frequency that rises with contrast.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, NamedTuple
 
 from array_api_compat import device
 
 from .. import checks
 from ..backend import Array, get_backend, to_numpy
-from ..circuit import Circuit, relu, sqrt_relu
+from ..circuit import Circuit, State, relu, sqrt_relu
 from ..equilibria import NONE_ALLOWED, SteadyState, steady_state
 from ..linalg import diagonal_matrix
 from ..model import Parameter, block_matrix, prepare, rows, validate
@@ -201,13 +200,23 @@ class V1Circuit(_V1Fields):
             y**2 = (B z)**2 / ((B sigma)**2 + W (B z)**2),  the normalization equation
 
         provided that u < 1; where some u >= 1 there is no fixed point with
-        a >= 0, ``converged`` is false and ``message`` says so.
+        a >= 0, ``converged`` is false and ``message`` says so. With another W_r
+        the main circuit may have several fixed points: where that to which the
+        method leads has some u >= 1, or none is found, it starts once more, from rest.
         """
         xp = validate(self, values=True, name="circuit", z=z)
         circuit, z = prepare(xp, self, z)
         gain = _gain(circuit)
         main = Circuit(circuit.w_r, circuit.w, gain, gain, circuit.sigma, circuit.tau_y, circuit.tau_u)
         found = steady_state(main, z, attracting=False, **options)
+        lacking = ~(found.converged & xp.all(found.state.a < 1.0, axis=-1))
+        if circuit.w_r is not None and not (get_backend(xp).is_concrete(lacking) and not bool(xp.any(lacking))):
+            zero = xp.zeros_like(found.state.y)
+            other = steady_state(
+                main, z, attracting=False, state0=State(zero, zero + (gain * circuit.sigma) ** 2), **options
+            )
+            take = lacking & other.converged & xp.all(other.state.a < 1.0, axis=-1)
+            found = _where(xp, take, other, found)
         y, u = found.state
         root = xp.sqrt(u)
         exists = root < 1.0
@@ -215,6 +224,16 @@ class V1Circuit(_V1Fields):
         sound = xp.all(exists, axis=-1)
         status = xp.where(found.converged & ~sound, xp.full_like(found.status, NONE_ALLOWED), found.status)
         return found._replace(state=V1State(y, u, a), converged=found.converged & sound, status=status)
+
+
+def _where(xp: Any, take: Array, new: SteadyState, old: SteadyState) -> SteadyState:
+    """``new`` where ``take`` is true, else ``old``; the iterations are those of both together."""
+    y, a = (xp.where(take[..., None], one, other) for one, other in zip(new.state, old.state, strict=True))
+    residual, status = (xp.where(take, getattr(new, name), getattr(old, name)) for name in ("residual", "status"))
+    iterations = xp.where(take, new.iterations + old.iterations, old.iterations)
+    return old._replace(
+        state=State(y, a), converged=take | old.converged, iterations=iterations, residual=residual, status=status
+    )
 
 
 def _gain(circuit: V1Circuit) -> Array:
@@ -256,7 +275,7 @@ def gamma_peak(
     Returns
     -------
     frequency : array (...)
-        In Hz; NaN where the power falls monotonically: no resonance.
+        In Hz, of the highest peak inside the band; NaN where there is none, as where the power falls monotonically.
     power : array (..., resolution)
         Power spectral density of y at the frequencies ``linspace(*band, resolution)``.
 
@@ -276,8 +295,10 @@ def gamma_peak(
     (array([20., 38.]), (2, 600))
     """
     resolution = checks.positive_integer("resolution", resolution)
+    if not isinstance(band, (tuple, list)) or len(band) != 2:
+        raise ValueError(f"band must be two rising frequencies with resolution >= 3, got {band!r} and {resolution}")
     low, high = (checks.positive_number("band", value) for value in band)
-    if not (high > low and math.isfinite(high) and resolution >= 3):
+    if not (high > low and resolution >= 3):
         raise ValueError(f"band must be two rising frequencies with resolution >= 3, got {band} and {resolution}")
     xp = validate(circuit, values=True, name="circuit", kind=V1Circuit, z=z)
     n = int(z.shape[-1])
@@ -290,7 +311,9 @@ def gamma_peak(
     if get_backend(xp).is_concrete(z) and not bool(xp.all(found.converged)):
         bad = [int(i) for i in (~to_numpy(found.converged)).reshape(-1).nonzero()[0]]
         where = "" if z.ndim == 1 else f" for member {bad[0]} of the batch"
-        raise ValueError(f"z must leave a fixed point with a >= 0 (some u >= 1){where}: lower the drive or b0")
+        raise ValueError(
+            f"z must leave a fixed point with a >= 0 (every u < 1), and none was found{where}: lower the drive or b0"
+        )
     spectrum = power_spectrum(circuit, found.state, noise, frequencies)
     power = xp.real(spectrum[..., unit, unit])
     inner = power[..., 1:-1]

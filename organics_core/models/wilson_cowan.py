@@ -68,7 +68,8 @@ class WilsonCowan(_WilsonCowanFields):
         tau x' = -x + (k - r x) S(W x + z)
         S(v) = 1 / (1 + exp(-a (v - theta))) - 1 / (1 + exp(a theta))
 
-    whose largest value is 1 - 1 / (1 + exp(a theta)). At rest x = 0. With k = 1
+    whose largest value is 1 - 1 / (1 + exp(a theta)). At rest x = 0. Where W x + z is
+    negative S is so too, down to -1 / (1 + exp(a theta)), and x may follow it below 0. With k = 1
     the factor of S is 1 - r x. The source's figures have a = 1.2 and theta = 2.8
     for excitatory, a = 1 and theta = 4 for inhibitory populations, with r = 1.
 
