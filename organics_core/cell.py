@@ -106,13 +106,13 @@ def sigmoid(xp: Any, x: Array) -> Array:
     return 0.5 * (xp.tanh(0.5 * x) + 1.0)
 
 
-def _small_sigmoid(xp: Any, x: Array) -> Array:
+def accurate_sigmoid(xp: Any, x: Array) -> Array:
     """The same to the relative precision of the dtype where it is small, as the rates of slow units are."""
     if hasattr(xp, "sigmoid"):  # of torch and keras: exact, and one operation
         return xp.sigmoid(x)
-    low = x < -1.0
-    small = xp.exp(xp.where(low, x, xp.zeros_like(x)))
-    return xp.where(low, small / (1.0 + small), sigmoid(xp, x))
+    below = x < 0
+    power = xp.exp(xp.where(below, x, -x))
+    return xp.where(below, power, xp.ones_like(power)) / (1.0 + power)
 
 
 def rates_for(steps: int) -> MaxRates:
@@ -182,10 +182,10 @@ def cell_rates(xp: Any, parameters: CellParameters, max_rates: MaxRates) -> Rate
     """dt/tau = (dt/tau)_max * sigmoid(theta)."""
     p = parameters
     return Rates(
-        max_rates.y * _small_sigmoid(xp, p.theta_y),
-        max_rates.a * _small_sigmoid(xp, p.theta_a),
-        max_rates.b * _small_sigmoid(xp, p.theta_b0),
-        max_rates.b * _small_sigmoid(xp, p.theta_b1),
+        max_rates.y * accurate_sigmoid(xp, p.theta_y),
+        max_rates.a * accurate_sigmoid(xp, p.theta_a),
+        max_rates.b * accurate_sigmoid(xp, p.theta_b0),
+        max_rates.b * accurate_sigmoid(xp, p.theta_b1),
     )
 
 
