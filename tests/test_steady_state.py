@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from support import VARIANTS, Case, Library, for_cases, numpy_tree, small_circuit
+from support import VARIANTS, Case, Library, for_cases, numpy_tree, small_circuit, to_numpy
 
 import organics_core as oc
 
@@ -382,6 +382,22 @@ def test_no_input_of_a_rectified_circuit_is_found_by_the_method(xp64: Library) -
     found = oc.steady_state(circuit, xp64.array(np.zeros(3)), variant="rectified", elsewhere=False)
     assert bool(found.stable)
     assert int(found.status) == 0
+
+
+@pytest.mark.library("numpy", "torch")
+def test_weights_in_any_order_of_memory(xp64: Library) -> None:
+    """As the transpose of an array, or a part of one with steps: numpy's buffers took the order, and the answer."""
+    case = small_circuit(3)
+    plain, z = xp64.tree(case.circuit), xp64.array(case.z)
+    want = oc.steady_state(plain, z, attracting=False)
+    w_r, w = (np.asarray(to_numpy(part)) for part in plain[:2])
+    turned = [xp64.array(np.ascontiguousarray(part.T)).T for part in (w_r, w)]
+    spread = [xp64.array(np.ascontiguousarray(np.repeat(part, 2, axis=1)))[:, ::2] for part in (w_r, w)]
+    for w_r, w in (turned, spread):
+        found = oc.steady_state(plain._replace(w_r=w_r, w=w), z, attracting=False)
+        assert bool(found.converged)
+        assert int(found.iterations) == int(want.iterations)
+        xp64.assert_close(found.state.y, numpy_tree(want.state)[0], rtol=1e-12)
 
 
 @pytest.mark.size
