@@ -60,7 +60,7 @@ def namespace(
     """The one array namespace behind ``fields`` (name -> value), or a TypeError naming the culprit.
 
     ``numbers`` are the fields for which a Python number will do, ``optional``
-    those that may be ``None``. ``half`` allows 16 bits, which linear algebra does not.
+    those that may be ``None``. ``half`` allows 16 bits, which linear algebra does not; nor does it numpy's longdouble.
     """
     numbers, optional = frozenset(numbers), frozenset(optional)
     first: str | None = None
@@ -96,7 +96,8 @@ def namespace(
             )
         if not xp.isdtype(value.dtype, "real floating"):
             raise TypeError(f"{name} must have a real floating dtype, got {value.dtype}; convert it first")
-        if not half and "16" in str(value.dtype):
+        kind_of_float = str(value.dtype)
+        if "96" in kind_of_float or "128" in kind_of_float or (not half and "16" in kind_of_float):
             raise TypeError(f"{name} must be of float32 or float64, got {value.dtype}; convert it first")
         kind, dtype = type(value), value.dtype
     if xp is None:

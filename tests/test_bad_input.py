@@ -225,6 +225,14 @@ def one_neuron(g: Good) -> oc.Circuit:
     return oc.Circuit(None, ones(g, 1, 1), 0.5, 0.5, 0.1, 0.002, 0.002)
 
 
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="longdouble is float64 here")
+def test_numbers_longer_than_double_are_refused() -> None:
+    """numpy has no linear algebra for them."""
+    circuit = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    with pytest.raises(TypeError, match="z must be of float32 or float64, got float"):
+        oc.steady_state(circuit, np.ones(2, dtype=np.longdouble))
+
+
 def one_of_many(g: Good, name: str, axes: int) -> Any:
     """One neuron, but a field of it for two."""
     return oc.fixed_points(one_neuron(g)._replace(**{name: ones(g, 2, *(1,) * axes)}), g.array([1.0]))
