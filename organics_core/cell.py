@@ -14,6 +14,7 @@ from array_api_compat import device
 from . import checks
 from .backend import Array, get_backend
 from .circuit import VARIANTS, pooled_response, recurrent_drive, relu, sqrt_relu
+from .linalg import broadcast_shapes
 from .weights import matvec
 
 CELL_VARIANTS = ("rectified_recurrence", "main")
@@ -468,9 +469,15 @@ def cell_step(
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
+    cores = {name: (value, 1 if name in VECTORS else 2) for name, value in parameters._asdict().items()}
+    states = {f"state.{name}": (value, 1) for name, value in zip(CellState._fields, state, strict=True)}
+    checks.batch_shape({**cores, **states, "x": (x, 1)})
     rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    return step(xp, parameters, w, rates, CellState(*state), x, variant)
+    dtype = xp.result_type(*(value for value in (*parameters, *state, x) if hasattr(value, "dtype")))
+    new = step(xp, parameters, w, rates, CellState(*(xp.astype(part, dtype, copy=False) for part in state)), x, variant)
+    shape = broadcast_shapes(*(tuple(part.shape) for part in new))
+    return CellState(*(part if tuple(part.shape) == shape else xp.broadcast_to(part, shape) for part in new))
 
 
 def cell_sequence(

@@ -58,11 +58,11 @@ from .circuit import (
     without_time,
 )
 from .implicit import differentiable
-from .linalg import bicgstab, inverse, matmul, solve, solve_vector, widen
+from .linalg import bicgstab, broadcast_shapes, inverse, matmul, solve, solve_vector, widen
 from .model import Layout, check_model, check_products, field_jacobian, full, rest, state_fields, validate
 from .one_neuron import roots_of_variant
 from .stability import Linear, _spectral_abscissa, abscissa_of, linearized
-from .weights import Operator, matvec
+from .weights import Operator, matvec, without_operators
 
 METHODS = ("auto", "closed_form", "iteration", "newton")
 REASONS = (
@@ -280,7 +280,7 @@ def steady_state(
     backend = get_backend(xp)
     if any(isinstance(part, Operator) for part in circuit[:2]):
         found = _by_products(xp, circuit, z, method, variant, tolerance, max_iterations, state0)
-        return _reported(xp, circuit, found, variant, abscissa, proven=circuit.w_r is None)
+        return _whole(xp, circuit, z, _reported(xp, circuit, found, variant, abscissa, proven=circuit.w_r is None))
     unit = is_identity(xp, circuit.w_r) if has_closed_form(variant) else False
     if method == "closed_form" and not has_closed_form(variant):
         raise ValueError(f"variant {variant!r} has no closed form; use 'newton', 'iteration' or 'auto'")
@@ -312,11 +312,24 @@ def steady_state(
         return _in_range(xp, circuit, z, _reported(xp, circuit, found, variant, abscissa))
 
 
+def _whole(xp: Any, made: Any, z: Array, found: SteadyState) -> SteadyState:
+    """With all batch axes in every field: a parameter that a point does not depend on may bring some, too."""
+    leaves = tree_leaves(found[1:])
+    points = [tuple(part.shape[:-1]) for part in found.state]
+    batch = broadcast_shapes(tuple(full(xp, made, z).shape[:-1]), *points, *(tuple(leaf.shape) for leaf in leaves))
+    if all(shape == batch for shape in points) and all(tuple(leaf.shape) == batch for leaf in leaves):
+        return found
+    everywhere = xp.ones(batch, dtype=xp.bool, device=device(z))
+    state = tree_map(lambda part: xp.where(everywhere[..., None], part, part), found.state)
+    return SteadyState(state, *(xp.where(everywhere, leaf, leaf) for leaf in found[1:]))
+
+
 def _in_range(xp: Any, circuit: Circuit, z: Array, found: SteadyState) -> SteadyState:
-    """With the reason where the square of the drive is none of the dtype's numbers."""
+    """Whole, with the reason where the square of the drive is none of the dtype's numbers."""
     largest = xp.max(xp.abs(get_backend(xp).stop_gradient(circuit.b * z)), axis=-1)
     beyond = (found.status >= _MOVES) & (largest > 0.1 * float(xp.finfo(z.dtype).max) ** 0.5)
-    return found._replace(status=xp.where(beyond, xp.full_like(found.status, _BEYOND), found.status))
+    status = xp.where(beyond, xp.full_like(found.status, _BEYOND), found.status)
+    return _whole(xp, circuit, z, found._replace(status=status))
 
 
 _PATIENCE = 60
@@ -565,6 +578,15 @@ def settle(
             away = xp.max(xp.abs(polished.state.y - motion.state.y), axis=-1)
             size = xp.max(xp.abs(motion.state.y) + xp.abs(free.b * free_z), axis=-1)
             near = settled & polished.converged & (away <= 0.1 * size + 1e-9 * unit)
+            if known is not None:
+                kept = zip(known, polished.state, strict=True)
+                polished = polished._replace(
+                    state=State(*(xp.where(arrived[..., None], *parts) for parts in kept)),
+                    converged=polished.converged | arrived,
+                    stable=polished.stable | arrived,
+                    unstable=polished.unstable & ~arrived,
+                )
+                near = near | arrived
         good = near & polished.stable
         polished = polished._replace(stable=good, unstable=polished.unstable & near)
         if found is None:
@@ -721,7 +743,8 @@ def _of_model_judged(xp: Any, made: Any, z: Array, found: SteadyState, attractin
     if found.status is None:
         found = found._replace(status=_ran_out(xp, found.converged))
     rate = abscissa_of(linear) if abscissa else xp.full_like(found.residual, xp.nan)
-    return found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))
+    found = found._replace(abscissa=xp.where(found.converged, rate, xp.full_like(rate, xp.nan)))
+    return _whole(xp, made, z, found)
 
 
 def _of_any_model(
@@ -1063,12 +1086,19 @@ def fixed_points(circuit: Circuit, z: Array, *, variant: str = "main") -> tuple[
     checks.one_of("variant", variant, VARIANTS)
     xp = validate_circuit(circuit, values=True, z=z)
     checks.values(xp, "z", z, "any")
+    circuit, z = prepare(xp, circuit, z)
+    circuit = without_operators(xp, circuit, z)
     if circuit.w.shape != (1, 1) or z.shape != (1,):
         raise ValueError(
             "fixed_points is for one neuron without batch axes: w must have shape (1, 1) and z shape (1,), "
             f"got {tuple(circuit.w.shape)} and {tuple(z.shape)}; for more neurons use steady_state"
         )
-    circuit, z = prepare(xp, circuit, z)
+    for name, value in circuit._asdict().items():
+        if value is not None and value.ndim > circuit.spec[name].axes:
+            raise ValueError(
+                f"fixed_points is for one neuron without batch axes: {name} must have none, "
+                f"got shape {tuple(value.shape)}; for batches use steady_state"
+            )
     check_range(xp, circuit, z)
     w_r = 1.0 if circuit.w_r is None else float(circuit.w_r[0, 0])
     w, drive = float(circuit.w[0, 0]), _scalar(circuit.b) * float(z[0])

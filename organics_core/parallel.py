@@ -452,6 +452,8 @@ def growth_rate(
         return (one(flat), moved / size[..., None]), xp.log(size)
 
     flat = joined(start)
+    if 0 in flat.shape:
+        return flat[..., 0]
     first = backend.normal(0, tuple(flat.shape), flat)
     _, growth = backend.scan(body, (flat, first), xs)
     return xp.mean(growth[xs.shape[0] // 2 :, ...], axis=0)

@@ -41,7 +41,7 @@ from .equilibria import steady_state
 from .io.archives import UNREADABLE, open_npz
 from .io.atomic import write_atomically
 from .linalg import broadcast_shapes
-from .model import check_model, check_products
+from .model import check_model, check_products, full
 
 Floats = np.ndarray[Any, Any]
 
@@ -995,12 +995,13 @@ def euler_step_bound(circuit: Circuit, z: Array) -> Array:
     xp = validate_circuit(circuit, values=True, z=z)
     if is_identity(xp, circuit.w_r) is False:
         raise ValueError("euler_step_bound is for W_r = I: w_r must be None or the identity; see prove for others")
+    checks.values(xp, "z", z, "any")
     circuit, z = prepare(xp, circuit, z)
     check_products(xp, circuit, z)
-    a = identity_fixed_point(xp, circuit, z, "main").a
+    a = identity_fixed_point(xp, circuit, full(xp, circuit, z), "main").a
     steps = 4.0 / 3.0 * circuit.tau_y / xp.sqrt(a)
     half = 0.5 * circuit.tau_a + xp.zeros_like(steps)
-    return xp.min(xp.where(steps < half, steps, half), axis=-1)
+    return xp.min(xp.where(steps > half, half, steps), axis=-1)  # NaN stays NaN
 
 
 def check_proof(proof: Any) -> ProofCheck:

@@ -29,7 +29,7 @@ from .circuit import (
     validate_state,
 )
 from .linalg import broadcast_shapes, diagonal_matrix, eigenvalues, inverse, m_matrix_inverse, transpose
-from .model import Layout, block_matrix, check_model, check_products, field_jacobian, state_fields, validate
+from .model import Layout, block_matrix, check_model, check_products, field_jacobian, full, state_fields, validate
 from .weights import Operator, dense, matvec
 
 
@@ -818,4 +818,4 @@ def _identity_circuit(circuit: Circuit, z: Array) -> tuple[Any, Circuit, Array]:
         )
     circuit, z = prepare(xp, circuit, z)
     check_products(xp, circuit, z)
-    return xp, circuit, z
+    return xp, circuit, full(xp, circuit, z)

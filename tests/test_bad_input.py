@@ -81,6 +81,7 @@ NOT_FINITE: list[Case] = [
     ("NaN in z, steady state", ValueError, "z", lambda g: g.solve(z=g.z * np.nan)),
     ("NaN in z, simulation", ValueError, "z", lambda g: g.run(z=g.z * np.nan)),
     ("NaN in z, certificate", ValueError, "z", lambda g: oc.certify(g.unit, g.z * np.nan)),
+    ("NaN in z, Euler steps", ValueError, "z", lambda g: oc.euler_step_bound(g.unit, g.z * np.nan)),
     ("NaN in z, fixed points", ValueError, "z", lambda g: oc.fixed_points(one_neuron(g), g.array([np.nan]))),
     ("NaN in state0", ValueError, "state0.a", lambda g: g.run(state0=oc.State(g.state.y, g.state.a * np.nan))),
     ("a number too large", ValueError, "b", lambda g: g.make(b=10**400)),
@@ -107,6 +108,12 @@ SHAPES: list[Case] = [
     ("too few samples", ValueError, "z", lambda g: g.run(z=ones(g, 2, 3), drive="sampled")),
     ("z(t) of another size", ValueError, "z(t)", lambda g: g.run(z=lambda t: ones(g, 2))),
     ("one neuron asked of three", ValueError, "w", lambda g: oc.fixed_points(g.circuit, g.z)),
+    *(
+        (f"one neuron, a batch of {name}", ValueError, name, lambda g, name=name, n=n: one_of_many(g, name, n))
+        for name, n in (("w_r", 2), ("b", 1), ("sigma", 1), ("tau_a", 1))
+    ),
+    ("a search, a batch of w_r", ValueError, "w_r", lambda g: oc.find_fixed_points(g.make(w_r=ones(g, 2, 3, 3)), g.z)),
+    ("a search, a batch of tau_a", ValueError, "tau_a", lambda g: oc.find_fixed_points(tau_of_two(g), g.z)),
     ("times a number's array", ValueError, "times", lambda g: g.run(times=g.array(1.0))),
     ("a single time", ValueError, "times", lambda g: g.run(times=g.array([0.0]))),
     ("x of another size", ValueError, "x", lambda g: g.cell(x=ones(g, 5))),
@@ -216,6 +223,23 @@ def replaced(g: Good, **changes: Any) -> oc.Circuit:
 
 def one_neuron(g: Good) -> oc.Circuit:
     return oc.Circuit(None, ones(g, 1, 1), 0.5, 0.5, 0.1, 0.002, 0.002)
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="longdouble is float64 here")
+def test_numbers_longer_than_double_are_refused() -> None:
+    """numpy has no linear algebra for them."""
+    circuit = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    with pytest.raises(TypeError, match="z must be of float32 or float64, got float"):
+        oc.steady_state(circuit, np.ones(2, dtype=np.longdouble))
+
+
+def one_of_many(g: Good, name: str, axes: int) -> Any:
+    """One neuron, but a field of it for two."""
+    return oc.fixed_points(one_neuron(g)._replace(**{name: ones(g, 2, *(1,) * axes)}), g.array([1.0]))
+
+
+def tau_of_two(g: Good) -> oc.Circuit:
+    return g.make(tau_a=ones(g, 2, 1))
 
 
 def ones(g: Good, *shape: int) -> Any:

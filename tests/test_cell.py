@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Library, central_difference, gradient, numpy_tree
+from support import Library, central_difference, gradient, numpy_tree, to_numpy
 
 import organics_core as oc
 from organics_core.cell import CELL_VARIANTS, cell_jacobian_abscissa, check_max_rates
@@ -120,6 +120,24 @@ def test_nan_comes_through(xp: Library, variant: str) -> None:
         if name in ("y", "a"):
             assert bad["b0"].all()
             assert bad["a"].all()
+
+
+def test_every_part_of_a_step_has_the_batch_and_the_dtype(xp: Library) -> None:
+    """Of the modulators, too, which do not see the input within one step."""
+    parameters, state, x = random_cell()
+    p, s = xp.tree(parameters), xp.tree(state)
+    for size in (2, 0):
+        for part in oc.cell_step(p, s, xp.array(np.stack([x] * 2)[:size]), max_rates=RATES):
+            xp.assert_kind(part, (size, *state.y.shape))
+    other = xp.namespace.float32 if not xp.single else xp.namespace.float64
+    mixed = oc.CellState(*(xp.namespace.astype(part, other) for part in s))
+    run = oc.cell_sequence(p, mixed, xp.array(x)[None, ...], max_rates=RATES)[0]
+    for part, one in zip(oc.cell_step(p, mixed, xp.array(x), max_rates=RATES), run, strict=True):
+        assert part.dtype == one.dtype == xp.namespace.float64
+        np.testing.assert_allclose(to_numpy(part), to_numpy(one), rtol=1e-13)
+    many = oc.CellState(*(np.stack([part] * 3) for part in state))
+    with pytest.raises(ValueError, match=r"batch axes \(2,\) of x .* do not broadcast with .* \(3,\) of state"):
+        oc.cell_step(parameters, many, np.stack([x] * 2), max_rates=RATES)
 
 
 def test_the_cell_is_euler_on_the_circuit() -> None:

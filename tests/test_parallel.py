@@ -204,6 +204,7 @@ def test_a_batch_of_cells_through_one_sequence(xp64: Library) -> None:
     _, ys = oc.cell_sequence(given[0], xp64.tree(oc.CellState(*(np.stack([part] * 3) for part in start))), given[2])
     xp64.assert_close(ys, want, rtol=1e-12)
     assert oc.cell_lyapunov_exponent(*given).shape == (3,)
+    assert oc.cell_lyapunov_exponent(xp64.tree(cells[0]), given[1], xp64.array(np.ones((3, 0, 2)))).shape == (0,)
     for call in (oc.cell_sequence, oc.parallel_cell_sequence, oc.cell_lyapunov_exponent):
         with pytest.raises(ValueError, match=r"batch axes \(3,\) of w_zx .* do not broadcast with .* \(2,\) of xs"):
             call(many, start, np.ones((5, 2, 2)))

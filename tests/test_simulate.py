@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from array_api_compat import array_namespace
 from scipy.integrate import solve_ivp
-from support import Library, numpy_tree, small_circuit
+from support import Library, numpy_tree, small_circuit, to_numpy
 
 import organics_core as oc
 from organics_core.model import Parameter
@@ -747,3 +747,25 @@ def test_the_jumps_that_a_drive_knows_are_checked() -> None:
     for jumps in (0.05, lambda: [0.05]):
         with pytest.raises(TypeError, match="jumps must be times in seconds"):
             oc.simulate(one_neuron(), Drive(jumps), times)
+
+
+@pytest.mark.library("torch")
+@pytest.mark.parametrize("name", [*oc.Circuit._fields, "z", "state0"])
+def test_vmap_of_torch_over_any_argument(xp64: Library, name: str) -> None:
+    """Mapped over one, with the others shared: the members one by one."""
+    import torch
+
+    case = small_circuit(2)
+    given = {**case.circuit._asdict(), "z": case.z, "state0": case.state.y}
+    given = {field: xp64.array(value) for field, value in given.items()}
+    times = xp64.array([0.0, 0.001])
+
+    def last(value: Any) -> Any:
+        *fields, z, y = {**given, name: value}.values()
+        start = oc.State(y, y * y)
+        return oc.simulate(oc.Circuit(*fields), z, times, method="rk4", substeps=2, state0=start).state.y[-1]
+
+    many = torch.stack([given[name], 1.1 * given[name]])
+    mapped = torch.func.vmap(last)(many)
+    for one, value in zip(mapped, many, strict=True):
+        xp64.assert_close(one, to_numpy(last(value)), rtol=1e-12)

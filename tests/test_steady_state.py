@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from support import VARIANTS, Case, Library, for_cases, numpy_tree, small_circuit
+from support import VARIANTS, Case, Library, for_cases, numpy_tree, small_circuit, to_numpy
 
 import organics_core as oc
 
@@ -78,8 +78,8 @@ def test_closed_form_newton_and_iteration_agree(xp64: Library, case: Case, varia
     if variant == "main":
         drive = case.circuit.b * case.z
         pool = (case.circuit.b0 * case.circuit.sigma) ** 2 + np.einsum("...ij,...j->...i", case.circuit.w, drive**2)
-        xp64.assert_close(closed.state.y**2, drive**2 / pool, rtol=1e-10)
-        xp64.assert_close(closed.state.a, pool, rtol=1e-10)
+        xp64.assert_close(closed.state.y**2, np.broadcast_to(drive**2 / pool, want[0].shape), rtol=1e-10)
+        xp64.assert_close(closed.state.a, np.broadcast_to(pool, want[1].shape), rtol=1e-10)
 
 
 def test_a_simulation_ends_at_the_fixed_point(xp64: Library) -> None:
@@ -338,6 +338,66 @@ def test_without_normalization_there_is_one_linear_fixed_point() -> None:
     floor = 0.05
     np.testing.assert_allclose(point.state.a, floor**2, rtol=1e-14)
     np.testing.assert_allclose(point.state.y, 0.5 / (1 - 0.5 + 0.5 * floor), rtol=1e-14)
+
+
+@pytest.mark.one_dtype
+def test_fixed_points_of_weights_that_are_products(xp: Library) -> None:
+    circuit, z = oc.Circuit(xp.array([[2.0]]), xp.array([[1.0]]), 0.5, 0.5, 0.1, 0.002, 0.002), xp.array([1.0])
+    want = oc.fixed_points(circuit, z)
+    assert len(want) == 3
+    for weights in ({"w": oc.Operator(lambda v: 1.0 * v)}, {"w_r": lambda v: 2.0 * v}):
+        found = oc.fixed_points(circuit._replace(**weights), z)
+        assert [point.spectral_abscissa for point in found] == [point.spectral_abscissa for point in want]
+
+
+@pytest.mark.one_dtype
+@pytest.mark.parametrize("variant", ["main", "rectified_recurrence"])
+@pytest.mark.parametrize("name", ["w_r", "tau_a"])
+def test_every_field_has_the_batch_axes_of_every_parameter(xp: Library, name: str, variant: str) -> None:
+    """Also those of an identity, and of time constants, on which the point does not depend; and an empty batch."""
+    case = small_circuit(3, identity=True)
+    plain, z = xp.tree(case.circuit)._replace(w_r=None), xp.array(case.z)
+    want = oc.steady_state(plain, z, variant=variant)
+    for size in (2, 0):
+        batch = {"w_r": np.broadcast_to(np.eye(3), (size, 3, 3)), "tau_a": np.full((size, 1), 0.003)}[name]
+        circuit = plain._replace(**{name: xp.array(batch)})
+        found = oc.steady_state(circuit, z, variant=variant, method="closed_form", abscissa=True)
+        assert [tuple(leaf.shape) for leaf in found[1:]] == [(size,)] * 7
+        for part, one in zip(found.state, want.state, strict=True):
+            xp.assert_close(part, np.broadcast_to(numpy_tree(one), (size, 3)), rtol=1e-12)
+        if variant == "main":
+            certificate = oc.certify(circuit, z)
+            shapes = [tuple(leaf.shape) for leaf in (*certificate.state, certificate.stable, certificate.p)]
+            assert shapes == [(size, 3), (size, 3), (size,), (size, 6, 6)]
+            assert tuple(oc.euler_step_bound(circuit, z).shape) == (size,)
+            correction = oc.first_order_correction(circuit, z)
+            assert {tuple(part.shape) for state in correction for part in state} == {(size, 3)}
+
+
+@pytest.mark.library("numpy", "jax")
+def test_no_input_of_a_rectified_circuit_is_found_by_the_method(xp64: Library) -> None:
+    """From rest, nudged, it comes back to y = 0, where it has a kink."""
+    w_r = xp64.array([[0.82, -1.02, 0.17], [-0.23, -0.18, -0.09], [-0.8, -0.09, -0.35]])
+    circuit = oc.Circuit(w_r, xp64.array(0.2 + np.eye(3)), 0.8, 0.5, 0.4, 0.002, 0.003)
+    found = oc.steady_state(circuit, xp64.array(np.zeros(3)), variant="rectified", elsewhere=False)
+    assert bool(found.stable)
+    assert int(found.status) == 0
+
+
+@pytest.mark.library("numpy", "torch")
+def test_weights_in_any_order_of_memory(xp64: Library) -> None:
+    """As the transpose of an array, or a part of one with steps: numpy's buffers took the order, and the answer."""
+    case = small_circuit(3)
+    plain, z = xp64.tree(case.circuit), xp64.array(case.z)
+    want = oc.steady_state(plain, z, attracting=False)
+    w_r, w = (np.asarray(to_numpy(part)) for part in plain[:2])
+    turned = [xp64.array(np.ascontiguousarray(part.T)).T for part in (w_r, w)]
+    spread = [xp64.array(np.ascontiguousarray(np.repeat(part, 2, axis=1)))[:, ::2] for part in (w_r, w)]
+    for w_r, w in (turned, spread):
+        found = oc.steady_state(plain._replace(w_r=w_r, w=w), z, attracting=False)
+        assert bool(found.converged)
+        assert int(found.iterations) == int(want.iterations)
+        xp64.assert_close(found.state.y, numpy_tree(want.state)[0], rtol=1e-12)
 
 
 @pytest.mark.size

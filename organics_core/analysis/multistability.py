@@ -23,6 +23,7 @@ from ..circuit import (
     validate_circuit,
 )
 from ..equilibria import FixedPoint, check_range, fixed_points, steady_state
+from ..model import full
 from ..one_neuron import roots_of_variant
 from ..stability import _spectral_abscissa
 from ..weights import matvec, without_operators
@@ -89,6 +90,7 @@ def first_order_correction(circuit: Circuit, z: Array) -> FirstOrder:
     xp = validate_circuit(circuit, values=True, z=z)
     checks.values(xp, "z", z, "any")
     circuit, z = prepare(xp, circuit, z)
+    z = full(xp, circuit, z)
     zeroth = identity_fixed_point(xp, circuit, z, "main")
     y, a = zeroth
     k_y = xp.zeros_like(y) if circuit.w_r is None else matvec(xp, circuit.w_r, y) - y
@@ -189,9 +191,10 @@ def find_fixed_points(
     distinct = None if distinct is None else checks.positive_number("distinct", distinct)
     xp = validate_circuit(circuit, values=True, z=z)
     n = int(z.shape[-1])
-    axes = {name: 2 if name in ("w", "w_r") else 1 for name in circuit._fields}
-    if z.ndim != 1 or any(is_array_api_obj(value) and value.ndim > axes[f] for f, value in circuit._asdict().items()):
-        raise ValueError(f"circuit and z must have no batch axes here, z of shape ({n},), got {tuple(z.shape)}")
+    axes = {"z": 1, **{name: circuit.spec[name].axes for name in circuit._fields}}
+    for name, value in {"z": z, **circuit._asdict()}.items():
+        if is_array_api_obj(value) and value.ndim > axes[name]:
+            raise ValueError(f"{name} must have no batch axes here, got shape {tuple(value.shape)}")
     circuit, z = prepare(xp, circuit, z)
     circuit = without_operators(xp, circuit, z)
     checks.values(xp, "z", z, "any")

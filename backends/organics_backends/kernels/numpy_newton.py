@@ -25,7 +25,7 @@ def newton(
     n, w_r, w = drive.shape[-1], circuit.w_r, circuit.w
     right = np.eye(n, n + 1, 1, dtype=drive.dtype)
     right[:, 0] = drive
-    matrix = np.empty_like(w_r)
+    matrix = np.empty((n, n), dtype=w_r.dtype)  # in C order, as the view of its diagonal needs
     diagonal, size = matrix.reshape(-1)[:: n + 1], np.maximum.reduce(np.abs(drive))
 
     def solved(a: Array, slope: Array) -> tuple[Array, Array]:
