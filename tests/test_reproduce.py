@@ -82,6 +82,13 @@ def test_rows_on_another_device(invoke, tmp_path):
     assert done.exit_code == 0
     assert "--device cuda" in " ".join(done.output.split())
     assert reproduce.config_of("smnist-lstm-128", device="cuda").device == "cuda"
+    rates = {
+        name: (config.learning_rate, config.warm_up)
+        for name in ("psmnist-organics-64", "psmnist-organics-128", "smnist-organics-128-fixed")
+        if (config := reproduce.config_of(name))
+    }
+    assert list(rates.values()) == [(0.004, 0.01), (0.002, 0.1), (0.002, 0.1)]
+    assert reproduce.config_of("smnist-organics-128", "january").learning_rate == 0.005
 
 
 def test_our_recipe_is_that_of_the_record():

@@ -135,6 +135,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 The authors' are for sequences; of the static rows the learning rate and the batch are theirs, and of the SSN none is.
 """
+LARGER = {"learning_rate": 0.002, "warm_up": 0.1}
+"""What our recipe for ORGaNICs has instead from 128 units on: with its own sMNIST was not finite in epoch 2."""
 QUICK = {"epochs": 1, "batch_size": 32, "limit": 64}
 """What makes a smoke run of any row; images are coarse, too."""
 
@@ -167,6 +169,8 @@ def config_of(name: str, recipe: str = "ours", seed: int = 0, *, quick: bool = F
     checks.one_of("recipe", recipe, RECIPES)
     row = (ROWS | COGNITIVE)[name]
     settings = {"model": row.model} | (RECIPES[recipe][row.model] if name in ROWS else {})
+    if (row.model, recipe) == ("organics", "ours") and name in ROWS and row.hidden >= 128:
+        settings |= LARGER
     if quick:
         settings |= QUICK | ({"downsample": 4} if name in ROWS else {"samples": 64})
     options = settings.pop("options", {}) | row.options
