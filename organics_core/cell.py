@@ -341,6 +341,16 @@ def validate_cell(parameters: CellParameters, state: CellState, x: Array) -> Any
     return xp
 
 
+def _cores(parameters: CellParameters) -> dict[str, tuple[Any, int]]:
+    """The parameters by name, each with the number of its own axes, as :func:`checks.batch_shape` takes them."""
+    return {name: (value, 1 if name in VECTORS else 2) for name, value in parameters._asdict().items()}
+
+
+def _dtype(xp: Any, parameters: CellParameters, state: CellState, x: Array) -> Any:
+    """Of what is computed of them."""
+    return xp.result_type(*(value for value in (*parameters, *state, x) if hasattr(value, "dtype")))
+
+
 def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -> tuple[Any, CellState, Array]:
     """As :func:`validate_cell`, for a sequence (T, ..., k): the namespace, and the start state and the inputs in all
     batch axes, those of the inputs and of the parameters together; the state in the dtype of what is computed.
@@ -349,7 +359,7 @@ def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -
     if xs.ndim < 2 or xs.shape[0] == 0:
         raise ValueError(f"xs must have shape (T, ..., k) with T >= 1, got shape {tuple(xs.shape)}")
     batch, owners = tuple(xs.shape[1:-1]), "xs"
-    cores = {name: (value, 1 if name in VECTORS else 2) for name, value in parameters._asdict().items()}
+    cores = _cores(parameters)
     if any(getattr(value, "ndim", 0) > core for value, core in cores.values()):
         batch, owners = checks.batch_shape({"xs": (xs[0, ...], 1)} | cores), "xs and the parameters"
     for name, part in zip(CellState._fields, state, strict=True):
@@ -360,7 +370,7 @@ def validate_sequence(parameters: CellParameters, state: CellState, xs: Array) -
                 f"state.{name} has shape {tuple(part.shape)}, whose batch axes {axes} do not fit those of {owners}, "
                 f"{batch}"
             )
-    dtype = xp.result_type(*(value for value in (*parameters, *state, xs) if hasattr(value, "dtype")))
+    dtype = _dtype(xp, parameters, state, xs)
     start = CellState(
         *(xp.astype(xp.broadcast_to(part, (*batch, part.shape[-1])), dtype, copy=False) for part in state)
     )
@@ -469,12 +479,12 @@ def cell_step(
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
-    cores = {name: (value, 1 if name in VECTORS else 2) for name, value in parameters._asdict().items()}
+    cores = _cores(parameters)
     states = {f"state.{name}": (value, 1) for name, value in zip(CellState._fields, state, strict=True)}
     checks.batch_shape({**cores, **states, "x": (x, 1)})
     rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
-    dtype = xp.result_type(*(value for value in (*parameters, *state, x) if hasattr(value, "dtype")))
+    dtype = _dtype(xp, parameters, state, x)
     new = step(xp, parameters, w, rates, CellState(*(xp.astype(part, dtype, copy=False) for part in state)), x, variant)
     shape = broadcast_shapes(*(tuple(part.shape) for part in new))
     return CellState(*(part if tuple(part.shape) == shape else xp.broadcast_to(part, shape) for part in new))

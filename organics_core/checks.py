@@ -190,7 +190,7 @@ def values(xp: Any, name: str, value: Array, allowed: str) -> None:
 
 
 def seen(xp: Any, what: str, *arguments: Any) -> None:
-    """ValueError where values among ``arguments`` cannot be seen, as under jax.jit, vmap and torch.compile."""
+    """ValueError where values among ``arguments`` cannot be seen, as under jax.jit and vmap."""
     backend = get_backend(xp)
     if not all(backend.is_concrete(leaf) for leaf in tree_leaves(arguments) if is_array_api_obj(leaf)):
         raise ValueError(f"{what} looks at values and cannot be traced; call it outside of jit and vmap")
@@ -204,11 +204,15 @@ def _float(value: Any) -> float:
         return math.inf
 
 
-def positive_number(name: str, value: object) -> float:
-    """``value`` as a positive finite float, or an error that names it."""
+def _number(name: str, value: object) -> float:
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
-    number = _float(value)
+    return _float(value)
+
+
+def positive_number(name: str, value: object) -> float:
+    """``value`` as a positive finite float, or an error that names it."""
+    number = _number(name, value)
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be positive and finite, got {number:g}")
     return number
@@ -216,9 +220,7 @@ def positive_number(name: str, value: object) -> float:
 
 def not_negative(name: str, value: object) -> float:
     """``value`` as a finite float of at least 0, or an error that names it."""
-    if not is_number(value):
-        raise TypeError(f"{name} must be a number, got {describe(value)}")
-    number = _float(value)
+    number = _number(name, value)
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {number:g}")
     return number

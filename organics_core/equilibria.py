@@ -674,12 +674,10 @@ def _iteration_by_products(
     tolerance: float, max_iterations: int, circuit: Circuit, z: Array, state0: State | None
 ) -> SteadyState:
     xp = array_namespace(z)
-    backend = get_backend(xp)
     batch = full(xp, circuit, z)
     state = identity_fixed_point(xp, circuit, batch, "main") if state0 is None else state0
     residual = relative_residual(xp, circuit, state, z, "main")
-    if not all(backend.is_concrete(leaf) for leaf in (z, residual)):
-        raise ValueError("steady_state with a w_r that is an operator looks at values; call it outside of jit and vmap")
+    checks.seen(xp, "steady_state with a w_r that is an operator", z, residual)
     if batch.ndim > 1:
         for name, part in zip(circuit._fields, circuit, strict=True):
             if not isinstance(part, Operator) and getattr(part, "ndim", 0) > circuit.spec[name].axes:

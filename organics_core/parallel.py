@@ -18,9 +18,11 @@ Smith & Linderman (NeurIPS 2024), its quasi-Newton form.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
 from . import checks
@@ -459,8 +461,11 @@ def growth_rate(
     return xp.mean(growth[xs.shape[0] // 2 :, ...], axis=0)
 
 
-def advise(exponent: float, reports: Sequence[ParallelReport], parallel: float, sequential: float) -> ParallelAdvice:
-    """What the reports of all layers and the seconds of both ways come to."""
+def advise(
+    exponents: Sequence[float], reports: Sequence[ParallelReport], parallel: float, sequential: float
+) -> ParallelAdvice:
+    """What the exponents and reports of all layers and the seconds of both ways come to."""
+    exponent = float(np.max(exponents)) if exponents else math.nan  # NaN where one is
     iterations = max((report.iterations for report in reports), default=0)
     if not reports:
         pays, reason = False, "there was nothing to compute"

@@ -410,8 +410,7 @@ def leading_eigenvalues(
     count = min(6, total - 2) if count is None else checks.positive_integer("count", count)
     if count > total - 2 or count < 1:
         raise ValueError(f"count must be below N - 1 = {total - 1}, got {count}")
-    if not get_backend(xp).is_concrete(like):
-        raise ValueError("leading_eigenvalues cannot be traced; call it outside of jit")
+    checks.seen(xp, "leading_eigenvalues", like)
 
     def product(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         packed = xp.asarray(np.ascontiguousarray(x), dtype=like.dtype, device=device(like))

@@ -182,13 +182,11 @@ def test_what_cannot_be_traced_says_so(xp64: Library) -> None:
         jax.jit(lambda z: oc.simulate(circuit, z, xp64.array(TIMES), dense=True).state)(z)
 
 
-@pytest.mark.library("jax")
+@pytest.mark.library("jax", "torch")
 @pytest.mark.parametrize("name", ["classify", "prove", "continue_fixed_points", "limit_cycle"])
 @pytest.mark.parametrize("traced", ["drive", "weights"])
 def test_what_looks_at_values_says_so_when_traced(xp64: Library, name: str, traced: str) -> None:
     """Whether the drive or a parameter is what cannot be seen."""
-    import jax
-
     case = small_circuit(2)
     circuit, z = xp64.tree(case.circuit), xp64.array(case.z)
     more = ("z", (0.5, 1.0)) if name == "continue_fixed_points" else ()
@@ -199,7 +197,15 @@ def test_what_looks_at_values_says_so_when_traced(xp64: Library, name: str, trac
         return value
 
     value = z if traced == "drive" else circuit.w
-    for transformed, argument in ((jax.jit(call), value), (jax.vmap(call), value[None])):
+    if xp64.name == "jax":
+        import jax
+
+        transforms = [(jax.jit(call), value), (jax.vmap(call), value[None])]
+    else:
+        import torch
+
+        transforms = [(torch.func.vmap(call), value[None])]
+    for transformed, argument in transforms:
         with pytest.raises(ValueError, match=f"{name} looks at values and cannot be traced"):
             transformed(argument)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 
 from organics_core import checks
 from organics_core.cell import CellState
@@ -96,8 +94,8 @@ def parallel_advice(
         begin = time.perf_counter()
         jax.block_until_ready(_run(layer.cells, xs, starts, implementation))
         seconds[implementation] = time.perf_counter() - begin
-    exponent = float(np.max([exponent for _, exponent in found])) if found else math.nan
-    return advise(exponent, [report for report, _ in found], seconds["parallel"], seconds["auto"])
+    exponents, reports = [exponent for _, exponent in found], [report for report, _ in found]
+    return advise(exponents, reports, seconds["parallel"], seconds["auto"])
 
 
 def _of_every_cell(

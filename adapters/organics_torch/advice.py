@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -108,8 +106,7 @@ def parallel_advice(model: nn.Module, x: Tensor | PackedSequence, *, steps: int 
             if implementation == "auto":
                 model(x)
             seconds[implementation] = _seconds(lambda: model(x))
-    exponent = float(np.max(exponents)) if exponents else math.nan
-    return advise(exponent, reports, seconds["parallel"], seconds["auto"])
+    return advise(exponents, reports, seconds["parallel"], seconds["auto"])
 
 
 def _seconds(function: Callable[[], Any]) -> float:

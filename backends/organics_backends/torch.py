@@ -17,6 +17,7 @@ from organics_core.methods import Rosenbrock, RungeKutta
 from organics_core.weights import Operator
 
 from .kernels import native_motion, torch_circuit, torch_rosenbrock, torch_runge_kutta
+from .kernels.torch_buffers import of_torch_func
 from .torch_root import check_closed, solve_root
 
 T = TypeVar("T")
@@ -101,8 +102,7 @@ def _transformed(vector: torch.Tensor) -> bool:
     """Whether torch.func or forward derivatives are at work, which do not know sparse tensors."""
     if torch.compiler.is_compiling():
         return False
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(vector)  # noqa: SLF001 - no public name
-    return wrapped or forward_ad._current_level >= 0  # noqa: SLF001 - no public name
+    return of_torch_func(vector) or forward_ad._current_level >= 0  # noqa: SLF001 - no public name
 
 
 def _entries(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:

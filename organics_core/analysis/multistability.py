@@ -405,20 +405,23 @@ def _one_neuron(at: dict[str, float], variant: str) -> list[tuple[float, float, 
         slope = 0.0 if flags.drive and w_r * source <= 0 else slope
         pieces = (0.0, w_r) if y == 0 and (flags.source or flags.drive) else (slope,)  # both sides of the kink
         s = math.sqrt(a)
-
-        def largest(slope: float, y: float = y, a: float = a, s: float = s, response: float = response) -> float:
-            a11 = (-1.0 + (1.0 - s) * slope) / tau_y
-            a12 = -slope * y / (2.0 * s) / tau_y
-            a21 = 2.0 * w * a * response / tau_a
-            a22 = (-1.0 + w * response * response) / tau_a
-            half, det = 0.5 * (a11 + a22), a11 * a22 - a12 * a21
-            disc = half * half - det
-            if disc <= 0:
-                return half
-            return half + math.sqrt(disc) if half > 0 else det / (half - math.sqrt(disc))
-
-        found.append((y, a, max(map(largest, pieces))))
+        a21 = 2.0 * w * a * response / tau_a
+        a22 = (-1.0 + w * response * response) / tau_a
+        largest = max(
+            _largest_real((-1.0 + (1.0 - s) * slope) / tau_y, -slope * y / (2.0 * s) / tau_y, a21, a22)
+            for slope in pieces
+        )
+        found.append((y, a, largest))
     return found
+
+
+def _largest_real(a11: float, a12: float, a21: float, a22: float) -> float:
+    """Largest real part of the eigenvalues of a matrix, to its digits also where it is small beside the other."""
+    half, det = 0.5 * (a11 + a22), a11 * a22 - a12 * a21
+    disc = half * half - det
+    if disc <= 0:
+        return half
+    return half + math.sqrt(disc) if half > 0 else det / (half - math.sqrt(disc))
 
 
 Point = tuple[float, float]
