@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -582,6 +583,36 @@ def test_an_answer_that_nobody_reads_is_no_answer(arguments: list[str]) -> None:
     assert writer.stderr is not None
     assert writer.stderr.read() == b""
     writer.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
+@pytest.mark.parametrize(("words", "code"), [(["certify", str(EXAMPLE)], 0), (["certify", "no.toml"], 2)])
+def test_streams_that_are_closed(words: list[str], code: int) -> None:
+    """``organics certify FILE >&-`` said "not stable" by its exit code, 1, of an error of ours."""
+    line = " ".join(map(shlex.quote, [sys.executable, "-m", "organics_cli", *words]))
+    for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
+        done = subprocess.run(["sh", "-c", f"{line} {closed}"], capture_output=True, timeout=PATIENCE)
+        assert done.returncode == code, (closed, done.stderr)
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_run_that_stopped_is_not_told_to_go_on(organics, tmp_path: Path) -> None:
+    """ "Simulate longer" is for runs that reached their last time."""
+    short = organics("simulate", EXAMPLE, "-o", tmp_path, "--duration", "1e-6")
+    assert short.exit_code == 0
+    assert "simulate longer" in short.output
+    stopped = organics("simulate", EXAMPLE, "-o", tmp_path, "--duration", "1e12")
+    assert stopped.exit_code == 1
+    assert "rodas5p" in stopped.output
+    assert "simulate longer" not in stopped.output
+
+
+def test_a_proof_has_its_ending(organics, tmp_path: Path) -> None:
+    """Said before the work, by the name of the option."""
+    for words in (("certify", EXAMPLE, "--proof", "proof.txt"), ("certify", "--check", "proof.txt")):
+        done = organics(*words)
+        assert_refused(done, f"{words[-2]} must be a file of a proof, ending in .npz, got 'proof.txt'")
+        assert not done.stdout.strip()
 
 
 @pytest.mark.library("torch")

@@ -126,6 +126,15 @@ def test_every_random_circuit_is_drawn():
             assert f"{np.isnan(values).sum()} more: none found" in ax.get_legend().get_title().get_text()
 
 
+def test_dots_of_the_pulses_are_their_own_ratios():
+    """Not those in between of a coarse curve, which is 1 % too low at 200 ms."""
+    numbers = FIGURES["temporal-pair"].numbers(quick=True)
+    figure = FIGURES["temporal-pair"].draw(numbers)
+    dots = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    found = [float(np.squeeze(dot.get_ydata())) for dot in dots]
+    np.testing.assert_allclose(found, 100 * numbers["second"] / numbers["first"])
+
+
 def test_curves_are_sampled_finely():
     """Between neighbours a curve strays from the line drawn by less than a thousandth of the picture's height."""
     patches = FIGURES["surround-suppression"].numbers()

@@ -28,7 +28,7 @@ from .console import (
     seconds,
     write_json,
 )
-from .proofs import prove
+from .proofs import check_name, prove
 
 ROWS = 12
 """Neurons shown in a table; more are left to the files."""
@@ -165,7 +165,7 @@ def simulate(
     if facts.converged:
         facts_table.add_row("largest Re λ", _abscissa(facts.abscissa))
         facts_table.add_row("distance", f"{distance:.2g} (largest relative, simulation's end to steady state)")
-        if stable and distance > 1e-2:
+        if stable and run.success and distance > 1e-2:
             facts_table.add_row("", Text(_apart(facts, last, settings), style="yellow"))
         if not stable:
             facts_table.add_row("", Text("unstable: expect the simulation to end elsewhere", style="yellow"))
@@ -192,6 +192,8 @@ def relative_distance(state: oc.State, other: oc.State) -> float:
 
 def certify(path: Path, proof: Path | None = None) -> int:
     """Print the certificate, or what stands in for it; save the proof if asked; return the exit code."""
+    if proof is not None:
+        check_name("--proof", proof)
     circuit, z, settings = load_one(path)
     if proof is not None and same_file(proof, path):
         raise ValueError(f"--proof would replace the circuit file {path}; choose another name")
