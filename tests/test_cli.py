@@ -607,6 +607,19 @@ def test_a_run_that_stopped_is_not_told_to_go_on(organics, tmp_path: Path) -> No
     assert "simulate longer" not in stopped.output
 
 
+def test_small_potentials_keep_their_digits(organics, tmp_path: Path) -> None:
+    """Beside modulators of ordinary size a y of 1e-5 was shown as 0.000010, and smaller ones as zero."""
+    circuit = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.7, 0.002, 0.002)
+    z = np.array([1.23456e-7, -4.2e-9])
+    save_circuit(tmp_path / "small.npz", circuit, z)
+    done = organics("simulate", tmp_path / "small.npz", "-o", tmp_path / "out")
+    assert done.exit_code == 0
+    rows = [line.split() for line in done.output.splitlines() if line.split()[:1] in (["1"], ["2"])]
+    for row, y in zip(rows, z / 0.7, strict=True):  # b z / (b0 sigma), far below where the pool counts
+        assert float(row[1]) == pytest.approx(y, rel=1e-5)
+        assert row[3] == "0.122500"
+
+
 def test_a_proof_has_its_ending(organics, tmp_path: Path) -> None:
     """Said before the work, by the name of the option."""
     for words in (("certify", EXAMPLE, "--proof", "proof.txt"), ("certify", "--check", "proof.txt")):

@@ -339,11 +339,15 @@ def _state_table(end: oc.State, steady: oc.State | None, time: float) -> Table:
     table.add_column("a steady", justify="right")
     table.add_column(f"a at {seconds(time)}", justify="right")
     n = len(end.y)
-    shown = [part[:ROWS] for state in (end, steady) if state is not None for part in state]
-    style = ".6f" if max(float(np.max(np.abs(part))) for part in shown) < 1e5 else ".6g"
+    columns: list[list[str]] = []
+    for place, last in enumerate(end):  # y, then a
+        known = [last[:ROWS]] if steady is None else [steady[place][:ROWS], last[:ROWS]]
+        largest = max(float(np.max(np.abs(part))) for part in known)
+        style = ".6f" if 1e-2 <= largest < 1e5 or largest == 0 else ".6g"
+        texts = [[format(value, style) for value in part] for part in known]
+        columns += [["-"] * len(texts[0]), *texts] if steady is None else texts
     for i in range(min(n, ROWS)):
-        values = [format(part[i], style) if steady is not None else "-" for part in steady or end]
-        table.add_row(str(i + 1), values[0], format(end.y[i], style), values[1], format(end.a[i], style))
+        table.add_row(str(i + 1), *(column[i] for column in columns))
     if n > ROWS:
         table.add_row("…", f"{n - ROWS} more", "", "", "in the JSON")
     return table

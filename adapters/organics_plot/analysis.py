@@ -283,6 +283,11 @@ def residuals(
     -------
     array (K, ...)
 
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.steady_state`.
+
     Examples
     --------
     >>> import numpy as np
@@ -335,6 +340,11 @@ def convergence(
         With the median residual as a line, the middle half of the circuits (from
         the first quartile to the third) as a band, and the worst as a dashed line.
         Residuals that are not finite count as larger than all, and are not drawn.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`residuals`; ValueError where there are none.
 
     Examples
     --------
@@ -391,6 +401,11 @@ def iterates(
     Returns
     -------
     matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.steady_state`; ValueError for a batch, and a fixed point of another shape.
 
     Examples
     --------
