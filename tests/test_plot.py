@@ -260,6 +260,7 @@ def test_matrix(ax, values, low: float) -> None:
     op.matrix(values, title="W", ax=ax)
     image = ax.images[0]
     np.testing.assert_array_equal(image.get_array(), values)
+    assert ax.xaxis.get_major_formatter()(1.0, 0) == "2"  # as lines of the second neuron are labelled
     assert image.get_clim() == (low, 2.0)
     assert len(ax.get_figure().axes) == 2
     op.matrix(values, colorbar=False, ax=ax)
@@ -347,6 +348,15 @@ def test_phase_portrait_of_the_users_neuron(ax) -> None:
         op.phase_portrait(plane, z, ax=ax)
     with pytest.raises(ValueError, match=r"rate must have shape \(K,\) with K >= 2"):
         op.portrait(circuit, z, rate=np.ones(1))
+
+
+def test_a_portrait_under_strong_drive_shows_its_point() -> None:
+    """The axis reached to b z, beside which the potential, 1 at most, was a dot at zero."""
+    one = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    plane = op.portrait(one, np.array([1e6]), grid=5)
+    assert plane.points[0, 0] == pytest.approx(1.0)
+    assert plane.y[-1] == pytest.approx(20.0)
+    assert op.portrait(one, np.array([1.0]), grid=5).y[-1] == pytest.approx(2 / np.sqrt(1 + 0.1**2))
 
 
 def test_arrows_point_along_the_flow(ax) -> None:

@@ -125,8 +125,10 @@ def portrait(
         raise ValueError(f"grid must be at least 2, got {grid}")
     found = oc.fixed_points(circuit, z, variant=variant)
     points = np.array([[float(p.state.y[0]), float(p.state.a[0])] for p in found]).reshape(-1, 2)
-    reach = 2.0 * max(np.abs(points[:, 0]).max(initial=0.0), 0.5 * abs(float((circuit.b * z).reshape(-1)[0])))
-    reach = reach or 1.0  # of a neuron at rest
+    farthest, input_alone = np.abs(points[:, 0]).max(initial=0.0), 0.5 * abs(float((circuit.b * z).reshape(-1)[0]))
+    if farthest:  # under strong drive the points are small beside it, and are what is looked for
+        input_alone = min(input_alone, 10.0 * farthest)
+    reach = 2.0 * max(farthest, input_alone) or 1.0  # of a neuron at rest
     height = 1.6 * max(np.sqrt(points[:, 1]).max(initial=0.0), float(np.ravel(circuit.b0 * circuit.sigma)[0]))
     y = np.linspace(-reach, reach, grid) if y is None else np.asarray(y, dtype=float)
     rate = np.linspace(0.0, height, grid) if rate is None else np.asarray(rate, dtype=float)
@@ -515,6 +517,7 @@ def abscissa_histogram(
     ax.axvspan(ax.get_xlim()[0], 0, color=SHADE, lw=0, zorder=0)
     ax.axvline(0, color=INK, lw=1)
     ax.set(xlabel=f"{ABSCISSA}  ({unit})", ylabel=what)
+    ax.ticklabel_format(scilimits=(-4, 5))
     return ax
 
 

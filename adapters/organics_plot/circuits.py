@@ -341,11 +341,12 @@ def eigenvalues(
         ax.scatter(values.real, values.imag, s=size, color=[color], linewidth=0, zorder=3, label=label)
     ax.text(0.015, 0.97, "stable", transform=ax.transAxes, color=MUTED, ha="left", va="top")
     ax.set(xlabel="Re λ  (1/s)", ylabel="Im λ  (1/s)")
+    ax.ticklabel_format(scilimits=(-4, 5))
     return ax
 
 
 def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = True, ax: Axes | None = None) -> Axes:
-    """A weight matrix as an image, zero in white, what is not finite in grey.
+    """A weight matrix as an image, zero in white, what is not finite in grey; neurons are counted from 1.
 
     Parameters
     ----------
@@ -395,4 +396,7 @@ def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = Tr
         bar = figure.colorbar(image, ax=ax, shrink=0.8, label=label)
         bar.outline.set_visible(False)  # type: ignore[operator]
     ax.set(title=title, xlabel="from", ylabel="to")
+    ax.locator_params(integer=True)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda place, _: f"{place + 1:.0f}")  # as the neurons are called elsewhere
     return ax
