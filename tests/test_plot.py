@@ -82,6 +82,9 @@ def test_an_experiment_of_wrong_arguments(ax) -> None:
     for times in ({"on": 0.0}, {"on": 0.5}, {"end": 0.32}):
         with pytest.raises(ValueError, match="on, off and end must be rising times above zero"):
             op.contrast_experiment(population, (0.5,), **times)
+    recurrent = population._replace(circuit=population.circuit._replace(w_r=-3.0 * np.eye(4)))
+    with pytest.raises(ValueError, match=r"population\.circuit must have W_r = I"):  # as titles say
+        op.contrast_experiment(recurrent, (0.5,))
     with pytest.raises(ValueError, match="off must be finite, got nan"):
         op.contrast_experiment(population, (0.5,), off=np.nan)
     blank = op.contrast_experiment(population, (0.0,), rtol=1e-4)

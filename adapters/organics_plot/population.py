@@ -13,6 +13,7 @@ import numpy as np
 
 import organics_core as oc
 from organics_core import checks
+from organics_core.circuit import is_identity
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -181,7 +182,7 @@ def contrast_experiment(
     Parameters
     ----------
     population : Population, optional
-        :func:`tuned_population` by default.
+        With W_r = I; :func:`tuned_population` by default.
     contrasts : sequence of float
         One at least, from 0 to 1.
     orientation : float
@@ -210,6 +211,11 @@ def contrast_experiment(
     True
     """
     population = tuned_population() if population is None else population
+    if not bool(is_identity(np, population.circuit.w_r)):
+        raise ValueError(
+            "population.circuit must have W_r = I (w_r None or the identity): the pictures compare its responses with "
+            "the normalization equation"
+        )
     contrasts = np.asarray(contrasts, dtype=np.float64)
     if contrasts.ndim != 1 or not contrasts.size:
         raise ValueError(f"contrasts must have shape (C,) with C >= 1, got shape {contrasts.shape}")
