@@ -113,6 +113,19 @@ def test_trajectory(ax) -> None:
         op.trajectory(batch, ax=ax)
 
 
+def test_a_run_of_one_time(ax) -> None:
+    """As of a simulation that stopped at once: dots, and the fixed point beside them."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    run = oc.simulate(circuit, z, np.linspace(0.0, 0.01, 3))
+    cut = run._replace(times=run.times[:1], state=oc.State(*(part[:1] for part in run.state)))
+    op.trajectory(cut, steady=oc.steady_state(circuit, z).state, ax=ax)
+    assert [line.get_marker() for line in ax.lines] == ["o", "o"]
+    assert ax.get_xlim() == (-1.0, 1.0)
+    assert [list(path[:, 0]) for path in ax.collections[0].get_segments()] == [[-1.0, 1.0]] * 2
+    with pytest.raises(ValueError, match="one time at least"):
+        op.trajectory(cut._replace(times=run.times[:0], state=oc.State(*(part[:0] for part in run.state))), ax=ax)
+
+
 def test_many_neurons_are_thinned(ax) -> None:
     """Twelve of them, from the first to the last; or those asked for."""
     run = SimpleNamespace(times=np.arange(4.0), state=oc.State(np.arange(200.0).reshape(4, 50), np.ones((4, 50))))

@@ -104,19 +104,25 @@ def trajectory(
     values = to_numpy(run.state[index])
     if values.ndim != 2:
         raise ValueError(f"trajectory draws one circuit, of state (T, n); got shape {values.shape}")
+    if not len(times):
+        raise ValueError("trajectory draws one time at least, got a run of none")
     n = values.shape[1]
     spread = np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))
     chosen = [unit_index(i, n, "neurons") for i in (spread if neurons is None else neurons)]
     colors = list(CYCLE[: len(chosen)]) if len(chosen) <= len(CYCLE) else shades(len(chosen))
+    alone = len(times) == 1  # a line through one point is not seen
+    first, last = (times[0] - 1.0, times[0] + 1.0) if alone else (times[0], times[-1])
     for color, i in zip(colors, chosen, strict=True):
-        ax.plot(times, values[:, i], color=color, label=f"{i + 1}")
+        ax.plot(times, values[:, i], color=color, label=f"{i + 1}", marker="o" if alone else None)
     if steady is not None:
         levels = to_numpy(steady[index])
         if levels.shape != (n,):
             raise ValueError(f"steady must be one fixed point, of shape ({n},) as the run's states, got {levels.shape}")
-        ax.hlines(levels[chosen], times[0], times[-1], colors=colors, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
+        ax.hlines(levels[chosen], first, last, colors=colors, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
     ax.set(xlabel="Time (ms)", ylabel=PARTS.get(run.state._fields[index], run.state._fields[index]))
     ax.margins(x=0)
+    if alone:
+        ax.set_xlim(first, last)
     return ax
 
 
