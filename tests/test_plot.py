@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from scipy.sparse import csr_array
 from support import PATIENCE, small_circuit
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -224,6 +225,12 @@ def test_a_matrix_with_holes(ax) -> None:
     image = ax.images[0]
     assert image.get_clim() == (-2.0, 2.0)
     assert image.cmap(image.norm(image.get_array()))[0, 1].tolist() == list(to_rgba("#C9CFD5"))
+    ax.clear()
+    op.matrix(csr_array(np.array([[0.0, 3.0], [1.0, 0.0]])), ax=ax)
+    np.testing.assert_array_equal(ax.images[0].get_array(), [[0.0, 3.0], [1.0, 0.0]])
+    for kind in (oc.ring_convolution(np.ones(2)), 1j * np.ones((2, 2)), None):
+        with pytest.raises(TypeError, match="values must be a matrix of real numbers, got"):
+            op.matrix(kind, ax=ax)
     for wrong in (np.ones(3), np.ones((0, 0))):
         with pytest.raises(ValueError, match="values must be a matrix"):
             op.matrix(wrong, ax=ax)

@@ -357,6 +357,7 @@ def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = Tr
     Parameters
     ----------
     values : array (n, m)
+        Or a sparse one, that is made dense.
     title, label : str
         Of the axes and of the colour bar.
     colorbar : bool
@@ -368,7 +369,7 @@ def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = Tr
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         For what is no matrix, or empty.
 
     Examples
@@ -382,7 +383,13 @@ def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = Tr
     ax = axes_or_current(ax)
     from matplotlib import colormaps
 
-    values = np.asarray(to_numpy(values), dtype=float)
+    given = values
+    for dense in ("toarray", "to_dense"):  # sparse ones of scipy and cupy, of torch
+        values = getattr(values, dense)() if hasattr(values, dense) else values
+    values = np.asarray(to_numpy(values))
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"values must be a matrix of real numbers, got {checks.describe(given)}")
+    values = values.astype(float)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"values must be a matrix, of shape (n, m), got shape {values.shape}")
     values = np.ma.masked_invalid(values)
