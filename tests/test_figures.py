@@ -257,12 +257,14 @@ def test_command_writes_picture_numbers_and_record(tmp_path):
         (["energy", "--dpi", "1"], "--dpi must be between 10 and 2400 dots per inch, got 1"),
         (["energy", "--size", "7x"], "--size must be inches from 1 to 60"),
         (["energy", "--size", "nan"], "--size must be inches from 1 to 60"),
+        (["attention", "--quick", "--size", "1x1"], "--size is too small for attention: its words leave no room"),
     ],
 )
 def test_bad_requests(arguments, message, tmp_path):
     done = CliRunner().invoke(app, ["figures", *arguments, "--output", str(tmp_path)])
     assert done.exit_code == 2
     assert message in done.stderr.replace("\n", " ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_list(monkeypatch):
