@@ -188,8 +188,8 @@ def _write(
                     except UserWarning:
                         width, height = figure.get_size_inches()
                         raise ValueError(
-                            f"--size is too small for {name}: its words leave no room for axes on {width:g} x {height:g} "
-                            "inches"
+                            f"--size is too small for {name}: its words leave no room for axes on "
+                            f"{width:g} x {height:g} inches"
                         ) from None
         arrays: dict[str, Any] = {key: np.asarray(value) for key, value in found.items()}
         np.savez_compressed(Path(part, f"{name}.npz"), **arrays)
