@@ -226,6 +226,14 @@ def not_negative(name: str, value: object) -> float:
     return number
 
 
+def finite_number(name: str, value: object) -> float:
+    """``value`` as a finite float, or an error that names it."""
+    number = _number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number:g}")
+    return number
+
+
 def positive_integer(name: str, value: object) -> int:
     """``value`` as an int of at least 1, or an error that names it."""
     number = _integer(name, value)

@@ -733,7 +733,8 @@ def _of_model_judged(xp: Any, made: Any, z: Array, found: SteadyState, attractin
     stable = unstable = nothing
     concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((made, z, state)) if hasattr(leaf, "dtype"))
     if attracting and (concrete or backend.traces_loops):
-        jac = linear.jacobian
+        with quiet(backend):  # points that are not allowed may be infinite
+            jac = linear.jacobian
         # of the size of the longest time constant: the inverse of the smallest rate that a row of the Jacobian has
         size = xp.min(xp.sum(xp.abs(jac), axis=-1), axis=-1)
         stable, unstable = attraction(xp, jac, 1.0 / xp.where(size > 0, size, xp.ones_like(size)))

@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -582,6 +583,49 @@ def test_an_answer_that_nobody_reads_is_no_answer(arguments: list[str]) -> None:
     assert writer.stderr is not None
     assert writer.stderr.read() == b""
     writer.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
+@pytest.mark.parametrize(("words", "code"), [(["certify", str(EXAMPLE)], 0), (["certify", "no.toml"], 2)])
+def test_streams_that_are_closed(words: list[str], code: int) -> None:
+    """``organics certify FILE >&-`` said "not stable" by its exit code, 1, of an error of ours."""
+    line = " ".join(map(shlex.quote, [sys.executable, "-m", "organics_cli", *words]))
+    for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
+        done = subprocess.run(["sh", "-c", f"{line} {closed}"], capture_output=True, timeout=PATIENCE)
+        assert done.returncode == code, (closed, done.stderr)
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_run_that_stopped_is_not_told_to_go_on(organics, tmp_path: Path) -> None:
+    """ "Simulate longer" is for runs that reached their last time."""
+    short = organics("simulate", EXAMPLE, "-o", tmp_path, "--duration", "1e-6")
+    assert short.exit_code == 0
+    assert "simulate longer" in short.output
+    stopped = organics("simulate", EXAMPLE, "-o", tmp_path, "--duration", "1e12")
+    assert stopped.exit_code == 1
+    assert "rodas5p" in stopped.output
+    assert "simulate longer" not in stopped.output
+
+
+def test_small_potentials_keep_their_digits(organics, tmp_path: Path) -> None:
+    """Beside modulators of ordinary size a y of 1e-5 was shown as 0.000010, and smaller ones as zero."""
+    circuit = oc.Circuit(None, np.ones((2, 2)), 0.5, 0.5, 0.7, 0.002, 0.002)
+    z = np.array([1.23456e-7, -4.2e-9])
+    save_circuit(tmp_path / "small.npz", circuit, z)
+    done = organics("simulate", tmp_path / "small.npz", "-o", tmp_path / "out")
+    assert done.exit_code == 0
+    rows = [line.split() for line in done.output.splitlines() if line.split()[:1] in (["1"], ["2"])]
+    for row, y in zip(rows, z / 0.7, strict=True):  # b z / (b0 sigma), far below where the pool counts
+        assert float(row[1]) == pytest.approx(y, rel=1e-5)
+        assert row[3] == "0.122500"
+
+
+def test_a_proof_has_its_ending(organics, tmp_path: Path) -> None:
+    """Said before the work, by the name of the option."""
+    for words in (("certify", EXAMPLE, "--proof", "proof.txt"), ("certify", "--check", "proof.txt")):
+        done = organics(*words)
+        assert_refused(done, f"{words[-2]} must be a file of a proof, ending in .npz, got 'proof.txt'")
+        assert not done.stdout.strip()
 
 
 @pytest.mark.library("torch")

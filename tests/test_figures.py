@@ -126,6 +126,15 @@ def test_every_random_circuit_is_drawn():
             assert f"{np.isnan(values).sum()} more: none found" in ax.get_legend().get_title().get_text()
 
 
+def test_dots_of_the_pulses_are_their_own_ratios():
+    """Not those in between of a coarse curve, which is 1 % too low at 200 ms."""
+    numbers = FIGURES["temporal-pair"].numbers(quick=True)
+    figure = FIGURES["temporal-pair"].draw(numbers)
+    dots = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    found = [float(np.squeeze(dot.get_ydata())) for dot in dots]
+    np.testing.assert_allclose(found, 100 * numbers["second"] / numbers["first"])
+
+
 def test_curves_are_sampled_finely():
     """Between neighbours a curve strays from the line drawn by less than a thousandth of the picture's height."""
     patches = FIGURES["surround-suppression"].numbers()
@@ -248,12 +257,14 @@ def test_command_writes_picture_numbers_and_record(tmp_path):
         (["energy", "--dpi", "1"], "--dpi must be between 10 and 2400 dots per inch, got 1"),
         (["energy", "--size", "7x"], "--size must be inches from 1 to 60"),
         (["energy", "--size", "nan"], "--size must be inches from 1 to 60"),
+        (["attention", "--quick", "--size", "1x1"], "--size is too small for attention: its words leave no room"),
     ],
 )
 def test_bad_requests(arguments, message, tmp_path):
     done = CliRunner().invoke(app, ["figures", *arguments, "--output", str(tmp_path)])
     assert done.exit_code == 2
     assert message in done.stderr.replace("\n", " ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_list(monkeypatch):

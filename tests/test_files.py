@@ -18,6 +18,7 @@ import organics_core as oc
 from organics_core.io import locks
 from organics_core.io.circuits import SimulationSettings, load_circuit, save_circuit
 from organics_core.io.locks import alone_in
+from organics_core.io.trajectories import save_trajectory
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "circuit.toml"
 SETTINGS = SimulationSettings(duration=0.1, points=33, method="rk4", rtol=1e-5, atol=1e-8, variant="rectified")
@@ -255,6 +256,16 @@ def test_what_is_saved_can_be_loaded(tmp_path: Path, ending: str) -> None:
         with pytest.raises(kind, match=f"^{message}"):
             save_circuit(path, made, drive, settings)
     assert path.read_bytes() == before
+
+
+def test_a_run_is_no_circuit(tmp_path: Path) -> None:
+    """Saved by Trajectory.save or by the command line: what it is, and who reads it."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    run, path = oc.simulate(circuit, z, np.linspace(0.0, 0.01, 9)), tmp_path / "run.npz"
+    for prefix in ("state.", ""):
+        save_trajectory(path, run, prefix=prefix)
+        with pytest.raises(ValueError, match=r"run\.npz holds a trajectory, not a circuit; organics_core\.load"):
+            load_circuit(path)
 
 
 def test_damaged_archives_are_called_so(tmp_path: Path) -> None:

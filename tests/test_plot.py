@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from scipy.sparse import csr_array
 from support import PATIENCE, small_circuit
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 import organics_core as oc  # noqa: E402
 import organics_plot as op  # noqa: E402
-from organics_plot.styles import CYCLE  # noqa: E402
+from organics_plot.styles import CYCLE, log_axis, percent  # noqa: E402
 from organics_train.records import EpochRecord  # noqa: E402
 
 
@@ -57,6 +58,42 @@ def test_contrasts_beyond_one_are_refused() -> None:
         op.tuned_population(0)
 
 
+def test_a_population_of_whole_numbers_and_of_wrong_ones() -> None:
+    """Half the largest rate at a contrast of sigma, whatever tuning and pool are."""
+    for options in ({"sigma": 1}, {"gain": 2, "tau": 1}, {"tuning": 0, "pool": 3}, {"tuning": 5.0, "pool": 0.0}):
+        population = op.tuned_population(7, **options)
+        contrast = options.get("sigma", 0.15)
+        y = oc.steady_state(population.circuit, population.drive(contrast, 0.0)).state.y
+        assert y[0] ** 2 == pytest.approx(0.5), options
+    for name, value in (("sigma", 0), ("gain", -1.0), ("tau", np.inf), ("tuning", -2.0), ("pool", np.nan)):
+        with pytest.raises(ValueError, match=f"{name} must be .*, got {value:g}"):
+            op.tuned_population(4, **{name: value})
+    with pytest.raises(TypeError, match="sigma must be a number, got list"):
+        op.tuned_population(2, sigma=[0.1, 0.2])
+    for call in (population.drive, lambda c, at: population.nearest(at)):
+        with pytest.raises(ValueError, match="orientation must be finite, got nan"):
+            call(0.5, np.nan)
+
+
+def test_an_experiment_of_wrong_arguments(ax) -> None:
+    population = op.tuned_population(4)
+    for contrasts in ((), 0.5, [[0.1, 0.2]]):
+        with pytest.raises(ValueError, match=r"contrasts must have shape \(C,\) with C >= 1, got shape"):
+            op.contrast_experiment(population, contrasts)
+    for times in ({"on": 0.0}, {"on": 0.5}, {"end": 0.32}):
+        with pytest.raises(ValueError, match="on, off and end must be rising times above zero"):
+            op.contrast_experiment(population, (0.5,), **times)
+    recurrent = population._replace(circuit=population.circuit._replace(w_r=-3.0 * np.eye(4)))
+    with pytest.raises(ValueError, match=r"population\.circuit must have W_r = I"):  # as titles say
+        op.contrast_experiment(recurrent, (0.5,))
+    with pytest.raises(ValueError, match="off must be finite, got nan"):
+        op.contrast_experiment(population, (0.5,), off=np.nan)
+    blank = op.contrast_experiment(population, (0.0,), rtol=1e-4)
+    op.responses(blank, ax=ax)
+    with pytest.raises(ValueError, match="contrasts must hold one above zero for this picture"):
+        op.contrast_response(blank, ax=ax)
+
+
 def test_trajectory(ax) -> None:
     """One line per neuron, in milliseconds; the fixed point as dashed lines in their colours."""
     circuit, z, _ = small_circuit(3)
@@ -75,6 +112,19 @@ def test_trajectory(ax) -> None:
     batch = run._replace(state=oc.State(run.state.y[:, None], run.state.a[:, None]))
     with pytest.raises(ValueError, match=r"got shape \(20, 1, 3\)"):
         op.trajectory(batch, ax=ax)
+
+
+def test_a_run_of_one_time(ax) -> None:
+    """As of a simulation that stopped at once: dots, and the fixed point beside them."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    run = oc.simulate(circuit, z, np.linspace(0.0, 0.01, 3))
+    cut = run._replace(times=run.times[:1], state=oc.State(*(part[:1] for part in run.state)))
+    op.trajectory(cut, steady=oc.steady_state(circuit, z).state, ax=ax)
+    assert [line.get_marker() for line in ax.lines] == ["o", "o"]
+    assert ax.get_xlim() == (-1.0, 1.0)
+    assert [list(path[:, 0]) for path in ax.collections[0].get_segments()] == [[-1.0, 1.0]] * 2
+    with pytest.raises(ValueError, match="one time at least"):
+        op.trajectory(cut._replace(times=run.times[:0], state=oc.State(*(part[:0] for part in run.state))), ax=ax)
 
 
 def test_many_neurons_are_thinned(ax) -> None:
@@ -126,12 +176,114 @@ def test_contrast_response_draws_simulation_on_equation(ax, experiment: op.Contr
     np.testing.assert_array_equal(markers.get_ydata(), experiment.sustained[:, i])
 
 
+def test_neurons_are_called_by_their_own_orientation(ax) -> None:
+    """Eight neurons are 22.5° apart: nobody prefers what is 15° from a grating at 90°, or exactly one at 100°."""
+    population = op.tuned_population(8)
+    for orientation, want in ((90.0, ["preferred", "22.5°"]), (100.0, ["10°", "12.5°", "35°"])):
+        ax.clear()
+        experiment = op.contrast_experiment(population, (0.5,), orientation=np.deg2rad(orientation), rtol=1e-4)
+        op.contrast_response(experiment, ax=ax)
+        labels = [label for label in ax.get_legend_handles_labels()[1] if label != "normalization equation"]
+        assert labels == [f"simulated, {name}" + " from preferred" * ("°" in name) for name in want]
+        drawn = [line.get_ydata()[0] for line in ax.lines if line.get_marker() != "None"]
+        angles = np.rad2deg(population.orientations) - orientation
+        rates = experiment.sustained[0]
+        for name, rate in zip(want, drawn, strict=True):
+            apart = 0.0 if name == "preferred" else float(name[:-1])
+            assert rate in rates[np.isclose(np.abs((angles + 90) % 180 - 90), apart)]
+    with pytest.raises(ValueError, match="neuron must be one of the 8 neurons, got 8"):
+        op.responses(experiment, neuron=8, ax=ax)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "want"),
+    [
+        (0.02, 1.0, [0.1, 1.0]),
+        (0.03, 0.8, [0.05, 0.1, 0.2, 0.5]),
+        (0.25, 0.85, [0.4, 0.6, 0.8]),
+        (0.081, 0.152, [0.1, 0.12, 0.14]),
+        (0.5, 0.51, [0.5, 0.51]),
+        (0.5, 0.5, [0.5]),
+        (1e-9, 1e9, None),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis(ax, low: float, high: float, want: list[float] | None) -> None:
+    """However narrow or wide it is, two to nine numbers in the one form, and no others."""
+    log_axis(ax, low, high, percent)
+    ticks = ax.get_xticks()
+    if want is None:
+        assert 2 <= len(ticks) <= 9
+    else:
+        np.testing.assert_allclose(ticks, sorted(want))
+    assert [text.get_text() for text in ax.get_xticklabels()] == [percent(tick) for tick in ticks]
+    assert len(ax.get_xticks(minor=True)) == 0
+
+
+def test_a_matrix_with_holes(ax) -> None:
+    """One NaN took the scale of colours away from all others."""
+    op.matrix(np.array([[2.0, np.nan], [-0.5, np.inf]]), ax=ax)
+    image = ax.images[0]
+    assert image.get_clim() == (-2.0, 2.0)
+    assert image.cmap(image.norm(image.get_array()))[0, 1].tolist() == list(to_rgba("#C9CFD5"))
+    ax.clear()
+    op.matrix(csr_array(np.array([[0.0, 3.0], [1.0, 0.0]])), ax=ax)
+    np.testing.assert_array_equal(ax.images[0].get_array(), [[0.0, 3.0], [1.0, 0.0]])
+    for kind in (oc.ring_convolution(np.ones(2)), 1j * np.ones((2, 2)), None):
+        with pytest.raises(TypeError, match="values must be a matrix of real numbers, got"):
+            op.matrix(kind, ax=ax)
+    for wrong in (np.ones(3), np.ones((0, 0))):
+        with pytest.raises(ValueError, match="values must be a matrix"):
+            op.matrix(wrong, ax=ax)
+
+
+def test_what_a_picture_cannot_be_made_of(ax) -> None:
+    """Named, with what is allowed."""
+    circuit, z, _ = small_circuit(2, identity=True)
+    run = oc.simulate(circuit, z, np.linspace(0.0, 0.01, 3))
+    state = oc.steady_state(circuit, z).state
+    batch = oc.steady_state(circuit, np.stack([z, z, z])).state
+    one, drive = oc.Circuit(np.array([[2.0]]), np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002), np.ones(1)
+    group, several = recurrent_circuits(2)
+    for told, call in (
+        (r"steady must be one fixed point, of shape \(2,\)", lambda: op.trajectory(run, steady=batch, ax=ax)),
+        ("states must hold one state at least", lambda: op.eigenvalues(circuit, [], ax=ax)),
+        ("labels must be 2, one per state, got 1", lambda: op.eigenvalues(circuit, [state] * 2, labels=["a"], ax=ax)),
+        ("z must have one drive, or 2, one per state", lambda: op.eigenvalues(circuit, [state] * 2, z=batch.y, ax=ax)),
+        ("states must be finite", lambda: op.eigenvalues(circuit, oc.State(state.y * np.nan, state.a), ax=ax)),
+        ("grid must be at least 2, got 1", lambda: op.portrait(one, drive, grid=1)),
+        ("y must be rising and evenly spaced", lambda: op.portrait(one, drive, y=[0.0, 0.1, 1.0])),
+        ("rate must not be negative", lambda: op.portrait(one, drive, rate=[-1.0, 1.0])),
+        ("arrows must be at least 1, got 0", lambda: op.phase_portrait(one, drive, arrows=0, grid=8, ax=ax)),
+        ("iterations must be at least 1, got 0", lambda: op.residuals(group, several, iterations=0)),
+        ("residuals must have shape", lambda: op.convergence(np.zeros((3, 0)), ax=ax)),
+        ("iterates draws one circuit", lambda: op.iterates(group, several, ax=ax)),
+        ("color must be one, or 2", lambda: op.abscissa_histogram({"a": [1.0], "b": [2.0]}, color=["r"], ax=ax)),
+        ("relative must be False", lambda: op.energies(circuit, z, oc.Trajectory(*run[:1], batch, *run[2:]), ax=ax)),
+        ("labels must be 1, one per drive, got 2", lambda: op.power_spectra(circuit, z, labels=["a", "b"], ax=ax)),
+        ("frequencies must have shape", lambda: op.power_spectra(circuit, z, frequencies=np.zeros(0), ax=ax)),
+        ("states must be finite", lambda: op.hidden_trajectories(np.full((2, 5, 3), np.nan), np.arange(2), ax=ax)),
+        ("states must hold one step", lambda: op.hidden_trajectories(np.ones((2, 0, 2)), np.arange(2), ax=ax)),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
+def test_no_spectrum_of_what_is_no_fixed_point(ax) -> None:
+    """A circuit that diverges was drawn at the state where the search for a fixed point had ended."""
+    circuit = oc.Circuit(np.array([[0.0, 3.0], [0.0, 0.0]]), np.full((2, 2), 0.01), 1.0, 1.0, 0.1, 0.002, 0.002)
+    drives = np.array([[0.1, 0.1], [5.0, -20.0]])
+    assert oc.steady_state(circuit, drives).converged.tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"z must lead to a fixed point, and that of drive 1 was not.*diverges"):
+        op.power_spectra(circuit, drives, ax=ax)
+
+
 @pytest.mark.parametrize(("values", "low"), [([[0.0, 2.0], [1.0, 0.5]], 0.0), ([[0.0, -2.0], [1.0, 0.5]], -2.0)])
 def test_matrix(ax, values, low: float) -> None:
     """Zero is white: one-sided for weights, symmetric where there are signs."""
     op.matrix(values, title="W", ax=ax)
     image = ax.images[0]
     np.testing.assert_array_equal(image.get_array(), values)
+    assert ax.xaxis.get_major_formatter()(1.0, 0) == "2"  # as lines of the second neuron are labelled
     assert image.get_clim() == (low, 2.0)
     assert len(ax.get_figure().axes) == 2
     op.matrix(values, colorbar=False, ax=ax)
@@ -219,6 +371,15 @@ def test_phase_portrait_of_the_users_neuron(ax) -> None:
         op.phase_portrait(plane, z, ax=ax)
     with pytest.raises(ValueError, match=r"rate must have shape \(K,\) with K >= 2"):
         op.portrait(circuit, z, rate=np.ones(1))
+
+
+def test_a_portrait_under_strong_drive_shows_its_point() -> None:
+    """The axis reached to b z, beside which the potential, 1 at most, was a dot at zero."""
+    one = oc.Circuit(None, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.002)
+    plane = op.portrait(one, np.array([1e6]), grid=5)
+    assert plane.points[0, 0] == pytest.approx(1.0)
+    assert plane.y[-1] == pytest.approx(20.0)
+    assert op.portrait(one, np.array([1.0]), grid=5).y[-1] == pytest.approx(2 / np.sqrt(1 + 0.1**2))
 
 
 def test_arrows_point_along_the_flow(ax) -> None:
@@ -389,6 +550,14 @@ def test_phase_map(ax) -> None:
         op.phase_map(diagram, "luck", ax=ax)
     with pytest.raises(ValueError, match="two strengths and two norms, got 1 and 2"):
         op.phase_map(diagram._replace(deltas=np.zeros(1)), ax=ax)
+    turned = oc.PhaseDiagram(*(part[::-1] for part in diagram))  # the strengths falling
+    turned = turned._replace(norms=diagram.norms)
+    ax.clear()
+    op.phase_map(turned, ax=ax)
+    np.testing.assert_array_equal(ax.collections[0].get_array().ravel(), shares["fixed point"])
+    assert ax.get_ylim()[0] < ax.get_ylim()[1]
+    with pytest.raises(ValueError, match="got one of them twice"):
+        op.phase_map(diagram._replace(norms=np.ones(2)), ax=ax)
 
 
 def test_boundary_map(ax) -> None:

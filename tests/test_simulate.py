@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import warnings
 from types import SimpleNamespace
@@ -387,6 +388,42 @@ def test_a_saved_run_of_another_machine(xp: Library, tmp_path: Any) -> None:
     np.savez(tmp_path / "list.npz", about=np.asarray("[1]"))
     with pytest.raises(ValueError, match="holds no trajectory: its text about itself is no JSON object"):
         oc.load_trajectory(tmp_path / "list.npz")
+
+
+@pytest.mark.library("numpy")
+def test_a_file_whose_arrays_are_not_of_one_run(tmp_path: Any) -> None:
+    """States and times of different lengths, or what is no state, were read as a run."""
+    case = small_circuit(3)
+    run = oc.simulate(case.circuit, np.stack([case.z, case.z]), np.array([0.0, 0.01, 0.02]), drive="constant")
+    path, other = tmp_path / "run.npz", tmp_path / "other.npz"
+    run.save(path)
+    with np.load(path) as file:
+        whole = dict(file.items())
+    assert oc.load_trajectory(path).state.y.shape == (3, 2, 3)
+    y, about = whole["state.y"], json.loads(str(whole["about"]))
+
+    def told(**changes: Any) -> str:
+        np.savez(other, **(whole | changes))
+        with pytest.raises(ValueError, match=r"'.*other.npz' holds no trajectory: ") as caught:
+            oc.load_trajectory(other)
+        return str(caught.value).split("trajectory: ")[1]
+
+    def named(**changes: Any) -> np.ndarray:
+        return np.asarray(json.dumps(about | changes))
+
+    shape = "y must have shape (3, 2, n), one state per time, got "
+    assert told(**{"state.y": y[:2]}) == shape + "(2, 2, 3)"
+    assert told(**{"state.y": y[:, 0]}) == shape + "(3, 3)"
+    assert told(times=run.times[:2]).startswith("y must have shape (2, 2, n)")
+    assert told(**{"state.y": y.astype(str)}).startswith("y must be floating-point, got <U")
+    assert told(times=run.times[:, None]).startswith("times must have shape (T,)")
+    assert told(status=0.5 * run.status).startswith("status must be integers")
+    assert told(about=named(parts=[])) == "its state has no parts"
+    assert "duplicate" in told(about=named(parts=["y", "y"]))
+    np.savez(other, **(whole | {"about": named(state="class")}))
+    assert type(oc.load_trajectory(other).state).__name__ == "Loaded"
+    with pytest.raises(TypeError, match="like must be an array"):
+        oc.load_trajectory(path, like=[1.0])
 
 
 @pytest.mark.library("numpy")

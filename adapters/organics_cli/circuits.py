@@ -28,7 +28,7 @@ from .console import (
     seconds,
     write_json,
 )
-from .proofs import prove
+from .proofs import check_name, prove
 
 ROWS = 12
 """Neurons shown in a table; more are left to the files."""
@@ -165,7 +165,7 @@ def simulate(
     if facts.converged:
         facts_table.add_row("largest Re λ", _abscissa(facts.abscissa))
         facts_table.add_row("distance", f"{distance:.2g} (largest relative, simulation's end to steady state)")
-        if stable and distance > 1e-2:
+        if stable and run.success and distance > 1e-2:
             facts_table.add_row("", Text(_apart(facts, last, settings), style="yellow"))
         if not stable:
             facts_table.add_row("", Text("unstable: expect the simulation to end elsewhere", style="yellow"))
@@ -192,6 +192,8 @@ def relative_distance(state: oc.State, other: oc.State) -> float:
 
 def certify(path: Path, proof: Path | None = None) -> int:
     """Print the certificate, or what stands in for it; save the proof if asked; return the exit code."""
+    if proof is not None:
+        check_name("--proof", proof)
     circuit, z, settings = load_one(path)
     if proof is not None and same_file(proof, path):
         raise ValueError(f"--proof would replace the circuit file {path}; choose another name")
@@ -337,11 +339,15 @@ def _state_table(end: oc.State, steady: oc.State | None, time: float) -> Table:
     table.add_column("a steady", justify="right")
     table.add_column(f"a at {seconds(time)}", justify="right")
     n = len(end.y)
-    shown = [part[:ROWS] for state in (end, steady) if state is not None for part in state]
-    style = ".6f" if max(float(np.max(np.abs(part))) for part in shown) < 1e5 else ".6g"
+    columns: list[list[str]] = []
+    for place, last in enumerate(end):  # y, then a
+        known = [last[:ROWS]] if steady is None else [steady[place][:ROWS], last[:ROWS]]
+        largest = max(float(np.max(np.abs(part))) for part in known)
+        style = ".6f" if 1e-2 <= largest < 1e5 or largest == 0 else ".6g"
+        texts = [[format(value, style) for value in part] for part in known]
+        columns += [["-"] * len(texts[0]), *texts] if steady is None else texts
     for i in range(min(n, ROWS)):
-        values = [format(part[i], style) if steady is not None else "-" for part in steady or end]
-        table.add_row(str(i + 1), values[0], format(end.y[i], style), values[1], format(end.a[i], style))
+        table.add_row(str(i + 1), *(column[i] for column in columns))
     if n > ROWS:
         table.add_row("…", f"{n - ROWS} more", "", "", "in the JSON")
     return table

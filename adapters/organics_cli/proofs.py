@@ -19,6 +19,12 @@ _UNTOLD = {True: "stable, by theorem", False: "unstable", None: "nothing is clai
 _STYLES = {True: "green", False: "red", None: "yellow"}
 
 
+def check_name(option: str, path: Path) -> None:
+    """ValueError, naming the option, for a file that cannot hold a proof."""
+    if path.suffix != ".npz":
+        raise ValueError(f"{option} must be a file of a proof, ending in .npz, got {str(path)!r}")
+
+
 def prove(screen: Console, circuit: oc.Circuit, z: Any, variant: str, state: oc.State, save: Path | None) -> oc.Proof:
     """Prove what can be proven of the fixed point near ``state``, print it, and save it if asked."""
     proof = oc.prove(circuit, z, variant=variant, state=state)
@@ -32,6 +38,7 @@ def prove(screen: Console, circuit: oc.Circuit, z: Any, variant: str, state: oc.
 
 def check(path: Path) -> int:
     """Verify the proof of a file, and print what it says if it holds; 0 where it does and says stable."""
+    check_name("--check", path)
     proof = oc.load_proof(path)
     screen = console()
     verdict = oc.check_proof(proof)

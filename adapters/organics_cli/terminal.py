@@ -35,8 +35,11 @@ def _letters(sign: str) -> str:
 
 
 def prepare() -> None:
-    """Let every stream print what it can, and forget a width that is none."""
+    """Let every stream print what it can, also one that is closed, and forget a width that is none."""
     codecs.register_error("organics", plain)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-: what is printed goes nowhere
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         lacking = stream.errors == "surrogateescape" and not _is_utf(stream.encoding)  # of the locale C
         if hasattr(stream, "reconfigure") and (stream.errors == "strict" or lacking):

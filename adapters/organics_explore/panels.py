@@ -222,9 +222,6 @@ def weights(solved: Solved, ax: Axes) -> None:
     if len(solved.z) > 1:
         plot.matrix(solved.circuit.w, colorbar=False, ax=ax)
         _title(ax, f"Normalization weights W, up to {solved.circuit.w.max():.3g}")
-        ax.locator_params(integer=True)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(lambda place, _: f"{place + 1:.0f}")  # as the neurons are called beside it
     else:
         _title(ax, "Normalization weights W")
         _empty(ax, "of one neuron: 1")

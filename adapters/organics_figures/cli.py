@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,7 +181,16 @@ def _write(
             sharp = {} if dpi is None else {"dpi": dpi}
             for suffix in formats:
                 about = {"Subject" if suffix == "pdf" else "Description": entry.caption}
-                figure.savefig(Path(part, f"{name}.{suffix}"), bbox_inches=None, metadata=about, **sharp)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("error", message="constrained_layout not applied")
+                    try:
+                        figure.savefig(Path(part, f"{name}.{suffix}"), bbox_inches=None, metadata=about, **sharp)
+                    except UserWarning:
+                        width, height = figure.get_size_inches()
+                        raise ValueError(
+                            f"--size is too small for {name}: its words leave no room for axes on "
+                            f"{width:g} x {height:g} inches"
+                        ) from None
         arrays: dict[str, Any] = {key: np.asarray(value) for key, value in found.items()}
         np.savez_compressed(Path(part, f"{name}.npz"), **arrays)
         write_json(

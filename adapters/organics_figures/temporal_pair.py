@@ -43,9 +43,8 @@ def draw(n: Numbers) -> Figure:
     left.set(xlabel="Time (ms)", ylabel="Pause between the pulses", title="Responses to two pulses (grey)")
     left.margins(x=0)
     right.plot(1e3 * n["fine_gaps"], 100 * n["ratio"], color=CYCLE[0])
-    for gap, color in zip(n["gaps"], colors, strict=True):
-        ratio = 100 * np.interp(gap, n["fine_gaps"], n["ratio"])
-        right.plot(1e3 * gap, ratio, "o", ms=8, color=color, mec="white", mew=1)
+    for gap, ratio, color in zip(n["gaps"], n["second"] / n["first"], colors, strict=True):
+        right.plot(1e3 * gap, 100 * ratio, "o", ms=8, color=color, mec="white", mew=1)
     right.axhline(100, color=MUTED, lw=1, ls=":")
     right.set(xlabel="Pause between the pulses (ms)", ylabel="Second response (% of the first)")
     right.set(title="Recovery with the pause", xlim=(0, None))

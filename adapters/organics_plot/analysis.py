@@ -21,8 +21,23 @@ from organics_core.backend import to_numpy
 from organics_core.circuit import prepare
 from organics_core.equilibria import settles_by_theorem
 
-from .circuits import PARTS, part_index, unit_index
-from .styles import CLASSES, COLORS, CYCLE, INK, MUTED, SHADE, THEORY, axes_or_current, distinct, percent, ramp, shades
+from .circuits import PARTS, UNKNOWN, check_labels, part_index, unit_index
+from .styles import (
+    CLASSES,
+    COLORS,
+    CYCLE,
+    INK,
+    MUTED,
+    SHADE,
+    THEORY,
+    axes_or_current,
+    distinct,
+    log_axis,
+    percent,
+    plain,
+    ramp,
+    shades,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,8 +96,8 @@ def portrait(
         Input drive.
     variant : {"main", "rectified", "rectified_recurrence"}
     y, rate : arrays (K,), (L,), optional
-        The grid, evenly spaced; sqrt(a) from 0 on. By default it holds every
-        fixed point.
+        The grid, rising and evenly spaced; sqrt(a) not negative. By default it
+        holds every fixed point.
     grid : int
         Points of a default grid in each direction, 2 at least.
 
@@ -93,7 +108,7 @@ def portrait(
     Raises
     ------
     TypeError, ValueError
-        As :func:`organics_core.fixed_points`, and for a grid of fewer than two points.
+        As :func:`organics_core.fixed_points`, and for a grid of fewer than two points, or that is not even.
 
     Examples
     --------
@@ -105,16 +120,26 @@ def portrait(
     >>> plane.dy.shape, plane.stable.tolist()
     ((5, 5), [False, False, True])
     """
+    grid = checks.positive_integer("grid", grid)
+    if grid < 2:
+        raise ValueError(f"grid must be at least 2, got {grid}")
     found = oc.fixed_points(circuit, z, variant=variant)
     points = np.array([[float(p.state.y[0]), float(p.state.a[0])] for p in found]).reshape(-1, 2)
-    reach = 2.0 * max(np.abs(points[:, 0]).max(initial=0.0), 0.5 * abs(float((circuit.b * z).reshape(-1)[0])))
-    reach = reach or 1.0  # of a neuron at rest
+    farthest, input_alone = np.abs(points[:, 0]).max(initial=0.0), 0.5 * abs(float((circuit.b * z).reshape(-1)[0]))
+    if farthest:  # under strong drive the points are small beside it, and are what is looked for
+        input_alone = min(input_alone, 10.0 * farthest)
+    reach = 2.0 * max(farthest, input_alone) or 1.0  # of a neuron at rest
     height = 1.6 * max(np.sqrt(points[:, 1]).max(initial=0.0), float(np.ravel(circuit.b0 * circuit.sigma)[0]))
     y = np.linspace(-reach, reach, grid) if y is None else np.asarray(y, dtype=float)
     rate = np.linspace(0.0, height, grid) if rate is None else np.asarray(rate, dtype=float)
     for name, values in (("y", y), ("rate", rate)):
         if values.ndim != 1 or len(values) < 2:
             raise ValueError(f"{name} must have shape (K,) with K >= 2, got shape {values.shape}")
+        steps = np.diff(values)
+        if not (steps > 0).all() or np.ptp(steps) > 1e-6 * steps.mean():
+            raise ValueError(f"{name} must be rising and evenly spaced, as np.linspace makes it")
+    if rate[0] < 0:
+        raise ValueError(f"rate must not be negative, it is sqrt(a), got {rate[0]:g}")
     yy, ss = np.meshgrid(y, rate)
     state = oc.State(yy[..., None], ss[..., None] ** 2)
     slope = oc.vector_field(circuit, state, z, variant=variant)
@@ -203,6 +228,7 @@ def phase_portrait(
     elif options or z is not None:
         raise TypeError("a Portrait is complete: it takes neither z nor options of portrait()")
     p = circuit
+    arrows = None if arrows is None else checks.positive_integer("arrows", arrows)
     ax = axes_or_current(ax)
     y, s = np.asarray(p.y), np.asarray(p.rate)
     if basins and (np.asarray(p.basin) >= 0).any():
@@ -259,6 +285,11 @@ def residuals(
     -------
     array (K, ...)
 
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.steady_state`.
+
     Examples
     --------
     >>> import numpy as np
@@ -270,6 +301,7 @@ def residuals(
     ((8,), True)
     """
     options: dict[str, Any] = {"method": method, "variant": variant, "tol": 1e-300, "attracting": False}
+    iterations = checks.positive_integer("iterations", iterations)
     runs = [
         to_numpy(oc.steady_state(circuit, z, max_iterations=k, **options).residual) for k in range(1, iterations + 1)
     ]
@@ -311,6 +343,11 @@ def convergence(
         the first quartile to the third) as a band, and the worst as a dashed line.
         Residuals that are not finite count as larger than all, and are not drawn.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`residuals`; ValueError where there are none.
+
     Examples
     --------
     >>> import numpy as np
@@ -322,7 +359,10 @@ def convergence(
     ax = axes_or_current(ax)
     if isinstance(circuit, oc.Circuit):
         circuit = residuals(circuit, z, method=method, iterations=iterations, variant=variant)
-    values = np.asarray(circuit, dtype=float).reshape(len(circuit), -1)
+    values = np.asarray(circuit, dtype=float)
+    if not (values.ndim and values.size):
+        raise ValueError(f"residuals must have shape (K, ...) and not be empty, got shape {values.shape}")
+    values = values.reshape(len(values), -1)
     steps = np.arange(1, len(values) + 1)
     ranks = np.quantile(np.where(np.isfinite(values), values, 1e300), (0.25, 0.5, 0.75, 1.0), axis=1)
     low, middle, high, worst = np.where(ranks < 1e290, ranks, np.inf)
@@ -364,6 +404,11 @@ def iterates(
     -------
     matplotlib Axes
 
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.steady_state`; ValueError for a batch, and a fixed point of another shape.
+
     Examples
     --------
     >>> import numpy as np
@@ -379,6 +424,10 @@ def iterates(
         fixed = oc.steady_state(circuit, z, method="newton", variant=variant).state.a if fixed is None else fixed
         circuit = iterate_path(circuit, z, iterations=iterations, variant=variant)
     path = np.asarray(circuit)
+    if path.ndim != 2 or len(path) < 2:
+        raise ValueError(f"iterates draws one circuit, modulators (K, n) with K >= 2, got shape {path.shape}")
+    if fixed is not None and to_numpy(fixed).shape != path.shape[1:]:
+        raise ValueError(f"fixed must have shape {path.shape[1:]}, got {to_numpy(fixed).shape}")
     steps = np.arange(len(path))
     for i, look in enumerate(distinct(path.shape[1])):
         ax.plot(steps, path[:, i], **{**look, "lw": 1.6, "label": f"{i + 1}", **style})
@@ -390,6 +439,7 @@ def iterates(
 
 def iterate_path(circuit: oc.Circuit, z: Any, *, iterations: int = 15, variant: str = "main") -> np.ndarray[Any, Any]:
     """Modulators (K + 1, n) of the fixed-point iteration, from the fixed point for W_r = I on."""
+    iterations = checks.positive_integer("iterations", iterations)
     start = oc.steady_state(circuit._replace(w_r=None), z, variant=variant).state
     found = [to_numpy(start.a)]
     for k in range(1, iterations + 1):
@@ -397,6 +447,8 @@ def iterate_path(circuit: oc.Circuit, z: Any, *, iterations: int = 15, variant: 
             circuit, z, method="iteration", variant=variant, tol=1e-300, max_iterations=k, attracting=False
         )
         found.append(to_numpy(report.state.a))
+    if any(a.ndim != 1 for a in found):
+        raise ValueError(f"iterates draws one circuit, without batch axes; modulators have shape {found[-1].shape}")
     return np.stack(found)
 
 
@@ -453,7 +505,10 @@ def abscissa_histogram(
     several = len(kept) > 1
     color = style.pop("color", None)
     colors = (shades(len(kept)) if several else [CYCLE[0]]) if color is None else color
-    for group, name, look in zip(kept, groups, [colors] * len(kept) if is_color_like(colors) else colors, strict=True):
+    looks = [colors] * len(kept) if is_color_like(colors) else list(colors)
+    if len(looks) != len(kept):
+        raise ValueError(f"color must be one, or {len(kept)}, one per group, got {len(looks)}")
+    for group, name, look in zip(kept, groups, looks, strict=True):
         counts, _ = np.histogram(group, edges)
         ax.stairs(counts, edges, **{"color": look, "label": name or None, "fill": not several, "lw": 1.8, **style})
     left, right = min(group.min() for group in kept if len(group)), max(g.max() for g in kept if len(g))
@@ -462,6 +517,7 @@ def abscissa_histogram(
     ax.axvspan(ax.get_xlim()[0], 0, color=SHADE, lw=0, zorder=0)
     ax.axvline(0, color=INK, lw=1)
     ax.set(xlabel=f"{ABSCISSA}  ({unit})", ylabel=what)
+    ax.ticklabel_format(scilimits=(-4, 5))
     return ax
 
 
@@ -478,7 +534,7 @@ def energies(
     run : organics_core.Trajectory
         State (T, n) or (T, B, n).
     relative : bool
-        To its value at the start.
+        To its value at the start; a run that starts at the fixed point has none, and is not drawn.
     ax : matplotlib Axes, optional
     style
         Of the lines.
@@ -490,7 +546,7 @@ def energies(
     Raises
     ------
     TypeError, ValueError
-        As :func:`organics_core.energy`.
+        As :func:`organics_core.energy`; ValueError where all energies are relative to zero.
 
     Examples
     --------
@@ -504,7 +560,12 @@ def energies(
     'Time (ms)'
     """
     values = to_numpy(oc.energy(circuit, run.state, z))
-    values = values / values[0] if relative else values
+    if relative:
+        if not np.any(values[0] > 0):
+            raise ValueError(
+                "relative must be False for a run that starts at the fixed point: its energy there is zero"
+            )
+        values = values / np.where(values[0] > 0, values[0], np.nan)
     return energy_lines(to_numpy(run.times), values, relative=relative, ax=ax, **style)
 
 
@@ -611,7 +672,7 @@ def power_spectra(
     Parameters
     ----------
     circuit : organics_core.Circuit or Model
-    z : array (C, n)
+    z : array (C, n) or (n,)
         Input drives, of rising contrast say.
     noise : optional
         As for :func:`organics_core.power_spectrum`; by default noise of
@@ -635,7 +696,8 @@ def power_spectra(
     Raises
     ------
     TypeError, ValueError
-        As :func:`organics_core.power_spectrum`; ValueError for a neuron that is not there.
+        As :func:`organics_core.power_spectrum`; ValueError for a neuron that is not there, a drive that leads to no
+        fixed point, and others than labels.
 
     Examples
     --------
@@ -649,10 +711,18 @@ def power_spectra(
     ['weak', 'strong']
     """
     xp = checks.namespace({"z": z})
-    state = oc.steady_state(circuit, z).state
+    if z.ndim not in (1, 2) or not z.shape[0]:
+        raise ValueError(f"z must have shape (C, n), one drive per line, got shape {tuple(z.shape)}")
+    check_labels(labels, int(z.shape[0]) if z.ndim == 2 else 1, "drive")
+    steady = oc.steady_state(circuit, z)
+    state = steady.state
+    lost = np.flatnonzero(~np.atleast_1d(to_numpy(steady.converged)))
+    if lost.size:
+        where = f" of drive {lost[0]}" if z.ndim == 2 else ""
+        raise ValueError(f"z must lead to a fixed point, and that{where} was not found: {steady.message}")
     index = part_index(state, part)
     at = sum(int(other.shape[-1]) for other in state[:index]) + unit_index(unit, int(state[index].shape[-1]))
-    f = np.geomspace(1.0, 400.0, 300) if frequencies is None else to_numpy(frequencies)
+    f = np.geomspace(1.0, 400.0, 300) if frequencies is None else np.asarray(to_numpy(frequencies), dtype=float)
     noise = (1.0, *(0.0 for _ in state[1:])) if noise is None else noise
     points = xp.asarray(f, dtype=z.dtype, device=device(z))
     spectrum = to_numpy(oc.power_spectrum(circuit, state, noise, points, z=z))
@@ -671,7 +741,11 @@ def spectrum_lines(
 ) -> Axes:
     """Power of ``what``, (C, F), over frequencies (F,) in Hz, from light to dark; a dot at each highest inner peak."""
     ax = axes_or_current(ax)
-    power = np.atleast_2d(power)
+    power, frequencies = np.atleast_2d(power), np.asarray(frequencies, dtype=float)
+    seen = frequencies[frequencies > 0]
+    if frequencies.ndim != 1 or not seen.size:
+        raise ValueError("frequencies must have shape (F,) and hold one above zero, to be drawn on a logarithmic axis")
+    check_labels(labels, len(power), "spectrum")
     colors = shades(len(power)) if len(power) > 1 else [CYCLE[0]]
     for k, (line, color) in enumerate(zip(power, colors, strict=True)):
         label = None if labels is None else labels[k]
@@ -680,8 +754,7 @@ def spectrum_lines(
         if len(inner):
             top = inner[np.argmax(line[inner])]
             ax.plot(frequencies[top], line[top], "o", ms=6, color=color, mec="white", mew=1)
-    ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if frequencies[0] <= tick <= frequencies[-1]]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    log_axis(ax, float(seen.min()), float(seen.max()), plain)
     ax.set(xlabel="Frequency (Hz)", ylabel=f"Two-sided power density of {what}  ({what}² / Hz)")
     ax.margins(x=0)
     return ax
@@ -709,7 +782,7 @@ def phase_map(
     Parameters
     ----------
     diagram : organics_core.PhaseDiagram
-        With two strengths and two norms at least.
+        With two strengths and two norms at least, in any order, each once.
     quantity : {"fixed point", "limit cycle", "divergence", "undecided", "distance"}
         A kind: its share of the draws, in percent. ``"distance"``: the median
         distance of the stable fixed points from the normalization equation;
@@ -726,7 +799,7 @@ def phase_map(
     Raises
     ------
     ValueError
-        For an unknown quantity, or a diagram of one strength or norm.
+        For an unknown quantity, or a diagram of one strength or norm, or of the same twice.
 
     Examples
     --------
@@ -741,16 +814,21 @@ def phase_map(
     deltas, norms, kind = (to_numpy(part) for part in (diagram.deltas, diagram.norms, diagram.kind))
     if len(deltas) < 2 or len(norms) < 2:
         raise ValueError(f"a map needs two strengths and two norms, got {len(deltas)} and {len(norms)}")
+    rows, columns = np.argsort(deltas, kind="stable"), np.argsort(norms, kind="stable")
+    deltas, norms, kind = deltas[rows], norms[columns], kind[np.ix_(rows, columns)]
+    if not ((np.diff(deltas) > 0).all() and (np.diff(norms) > 0).all()):
+        raise ValueError("a map needs strengths and norms that differ from each other, got one of them twice")
     options: dict[str, Any]
     if quantity == "distance":
         stable = kind == 0
+        distance = to_numpy(diagram.distance)[np.ix_(rows, columns)]
         value = np.full(kind.shape[:2], np.nan)
         some = stable.any(axis=-1)
-        value[some] = np.nanmedian(np.where(stable, to_numpy(diagram.distance), np.nan)[some], axis=-1)
+        value[some] = np.nanmedian(np.where(stable, distance, np.nan)[some], axis=-1)
         from matplotlib import colormaps
         from matplotlib.colors import LogNorm
 
-        colors = colormaps["cividis_r"].with_extremes(bad="#C9CFD5")
+        colors = colormaps["cividis_r"].with_extremes(bad=UNKNOWN)
         options = {"cmap": colors, "norm": LogNorm(1e-2, 10.0)}
         value = np.where(value == 0.0, 1e-9, value)
         label, extend = "relative distance", "both"
@@ -763,9 +841,7 @@ def phase_map(
         _edges(norms), _edges(deltas), value, **{"edgecolor": "white", "linewidth": 0.5, **options, **style}
     )
     if (norms > 0).all():
-        ax.set_xscale("log")
-        ticks = [tick for tick in (0.001, 0.01, 0.1, 1, 10, 100) if norms[0] / 1.7 <= tick <= norms[-1] * 1.7]
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        log_axis(ax, float(norms[0]), float(norms[-1]), plain)
     ax.set(xlabel="Norm of the input", ylabel="Recurrence strength  δ")
     if colorbar:
         figure = ax.get_figure()
@@ -974,6 +1050,8 @@ def principal_axes(states: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
     flat = states.reshape(-1, states.shape[-1])
     if len(flat) < 2:
         raise ValueError(f"states must hold two states at least, got shape {states.shape}")
+    if not np.isfinite(flat).all():
+        raise ValueError("states must be finite, got NaN or infinity among their values")
     center = flat.mean(axis=0)
     _, sizes, axes = np.linalg.svd(flat - center, full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2, np.argmax(np.abs(axes[:2]), axis=1)].diagonal())[:, None]
@@ -1039,6 +1117,8 @@ def hidden_trajectories(
         paths, explained = principal_plane(states)
     elif explained is None:
         names = ["Membrane potential  $y_1$", "Membrane potential  $y_2$"]
+    if not paths.shape[1]:
+        raise ValueError(f"states must hold one step at least, got shape {paths.shape}")
     if labels.shape != paths.shape[:1]:
         raise ValueError(f"labels must have shape ({len(paths)},), one per trajectory, got {labels.shape}")
     shown = list(np.unique(labels)[: len(CLASSES)] if classes is None else classes)
@@ -1067,10 +1147,8 @@ def hidden_trajectories(
 
 
 def contrast_axis(ax: Axes, contrasts: Any) -> Axes:
-    """A logarithmic axis of contrasts in percent."""
-    ax.set_xscale("log")
-    ticks = [c for c in (0.001, 0.01, 0.1, 1.0, 10.0) if contrasts[0] / 1.01 <= c <= contrasts[-1] * 1.01]
-    ax.set_xticks(ticks, [percent(c) for c in ticks])
+    """A logarithmic axis of rising contrasts in percent."""
+    log_axis(ax, float(contrasts[0]), float(contrasts[-1]), percent)
     ax.set_xlim(contrasts[0], contrasts[-1])
     ax.set_xlabel("Contrast")
     return ax

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import organics_core as oc
+from organics_core import checks
 from organics_core.backend import to_numpy
 
 from .population import ContrastExperiment
-from .styles import CYCLE, GRID, INK, MARKERS, MUTED, SHADE, THEORY, axes_or_current, percent, shades
+from .styles import CYCLE, GRID, INK, MARKERS, MUTED, SHADE, THEORY, axes_or_current, log_axis, percent, shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,9 @@ RATE = "Firing rate  ⌊y⌋²"
 """On every axis of firing rates. They have no unit: 1 is the rate at which a neuron saturates whose pool responds as it
 does, with weights that sum to one.
 """
+
+UNKNOWN = "#C9CFD5"
+"""Of what is no number."""
 
 PARTS = {"y": "Membrane potential  y", "a": "Modulator potential  a"}
 """What the parts of a circuit's state are called on axes; those of other models go by their name."""
@@ -42,6 +46,12 @@ def unit_index(unit: Any, n: int, name: str = "unit") -> int:
     if not hasattr(unit, "__index__") or not -n <= int(unit) < n:
         raise ValueError(f"{name} must be one of the {n} neurons, got {unit}")
     return int(unit) % n
+
+
+def check_labels(labels: Sequence[str] | None, count: int, of: str) -> None:
+    """ValueError unless there are as many labels as things that they are of."""
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"labels must be {count}, one per {of}, got {len(labels)}")
 
 
 def trajectory(
@@ -74,7 +84,7 @@ def trajectory(
     Raises
     ------
     ValueError
-        For an unknown part, or a neuron that is not there.
+        For an unknown part, a neuron that is not there, or a fixed point of another shape.
 
     Examples
     --------
@@ -94,17 +104,25 @@ def trajectory(
     values = to_numpy(run.state[index])
     if values.ndim != 2:
         raise ValueError(f"trajectory draws one circuit, of state (T, n); got shape {values.shape}")
+    if not len(times):
+        raise ValueError("trajectory draws one time at least, got a run of none")
     n = values.shape[1]
     spread = np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))
     chosen = [unit_index(i, n, "neurons") for i in (spread if neurons is None else neurons)]
     colors = list(CYCLE[: len(chosen)]) if len(chosen) <= len(CYCLE) else shades(len(chosen))
+    alone = len(times) == 1  # a line through one point is not seen
+    first, last = (times[0] - 1.0, times[0] + 1.0) if alone else (times[0], times[-1])
     for color, i in zip(colors, chosen, strict=True):
-        ax.plot(times, values[:, i], color=color, label=f"{i + 1}")
+        ax.plot(times, values[:, i], color=color, label=f"{i + 1}", marker="o" if alone else None)
     if steady is not None:
-        levels = to_numpy(steady[index])[chosen]
-        ax.hlines(levels, times[0], times[-1], colors=colors, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
+        levels = to_numpy(steady[index])
+        if levels.shape != (n,):
+            raise ValueError(f"steady must be one fixed point, of shape ({n},) as the run's states, got {levels.shape}")
+        ax.hlines(levels[chosen], first, last, colors=colors, lw=1.1, ls=(0, (4, 3)), alpha=0.8)
     ax.set(xlabel="Time (ms)", ylabel=PARTS.get(run.state._fields[index], run.state._fields[index]))
     ax.margins(x=0)
+    if alone:
+        ax.set_xlim(first, last)
     return ax
 
 
@@ -122,6 +140,11 @@ def responses(experiment: ContrastExperiment, *, neuron: int | None = None, ax: 
     -------
     matplotlib Axes
 
+    Raises
+    ------
+    ValueError
+        For a neuron that is not there.
+
     Examples
     --------
     >>> from matplotlib.figure import Figure
@@ -132,7 +155,8 @@ def responses(experiment: ContrastExperiment, *, neuron: int | None = None, ax: 
     """
     ax = axes_or_current(ax)
     e = experiment
-    i = e.population.nearest(e.orientation) if neuron is None else neuron
+    n = len(e.population.orientations)
+    i = e.population.nearest(e.orientation) if neuron is None else unit_index(neuron, n, "neuron")
     ax.axvspan(1e3 * e.on, 1e3 * e.off, color=SHADE, lw=0, zorder=0)
     for k, color in enumerate(shades(len(e.contrasts))):
         ax.plot(1e3 * e.times, e.rates[:, k, i], color=color, label=percent(e.contrasts[k]), zorder=2 + k / 100)
@@ -147,7 +171,7 @@ def responses(experiment: ContrastExperiment, *, neuron: int | None = None, ax: 
     )
     ax.set(xlabel="Time (ms)", ylabel=RATE)
     ax.margins(x=0)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.12 * float(e.rates[..., i].max()) or 1.0)  # room for the words
     return ax
 
 
@@ -161,12 +185,18 @@ def contrast_response(
     experiment : ContrastExperiment
     offsets : sequence of float
         Which neurons, by the distance of their preferred orientation from the
-        grating's, in degrees.
+        grating's, in degrees: of those that there are the nearest, each once,
+        called by their own distance.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        For offsets that are no finite numbers, and contrasts that are all zero.
 
     Examples
     --------
@@ -180,8 +210,13 @@ def contrast_response(
     e = experiment
     fine = np.geomspace(e.faintest / 1.5, min(1.0, e.contrasts.max()), 120)
     curve = np.maximum(oc.steady_state(e.population.circuit, e.population.drive(fine, e.orientation)).state.y, 0) ** 2
-    for k, offset in enumerate(offsets):
-        i = e.population.nearest(e.orientation + np.deg2rad(offset))
+    apart = np.rad2deg(e.population.orientations - e.orientation)
+    apart = (apart + 90.0) % 180.0 - 90.0
+    nearest = [
+        e.population.nearest(e.orientation + np.deg2rad(checks.finite_number("offsets", offset))) for offset in offsets
+    ]
+    for k, i in enumerate(dict.fromkeys(nearest)):
+        offset = round(float(abs(apart[i])), 1)
         ax.plot(fine, curve[:, i], color=THEORY, lw=1.8, zorder=2, label="normalization equation" if k == 0 else None)
         ax.plot(
             e.contrasts,
@@ -195,12 +230,11 @@ def contrast_response(
             zorder=3,
             label=f"simulated, {offset:g}° from preferred" if offset else "simulated, preferred",
         )
-    ax.set_xscale("log")
-    shown = [c for c in (0.01, 0.03, 0.1, 0.3, 1.0) if fine[0] <= c <= 1.0]
-    ax.set_xticks(shown, [percent(c) for c in shown])
+    log_axis(ax, float(fine[0]), float(fine[-1]), percent, (1.0, 3.0))
     ax.set(xlabel="Grating contrast", ylabel=RATE)
     ax.set_ylim(0, 1.06 * max(float(curve.max()), float(e.sustained.max())))
-    ax.legend(loc="upper left")
+    if nearest:
+        ax.legend(loc="upper left" if fine[-1] > 10 * fine[0] else "best")
     return ax
 
 
@@ -253,7 +287,8 @@ def eigenvalues(
     circuit : organics_core.Circuit or Model
         Without batch axes.
     states : state of the model, or sequence of them
-        Fixed points, usually; drawn from light to dark, the darker the smaller, so that none hides another.
+        One at least. Fixed points, usually; drawn from light to dark, the darker the smaller, so that none hides
+        another.
     z : array (n,) or (S, n), optional
         Input drive, or one per state, for models whose Jacobian depends on it.
     labels : sequence of str, optional
@@ -264,6 +299,12 @@ def eigenvalues(
     Returns
     -------
     matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`organics_core.spectrum`; ValueError for no states, others than labels or drives, or eigenvalues that
+        are no numbers.
 
     Examples
     --------
@@ -278,6 +319,11 @@ def eigenvalues(
     """
     ax = axes_or_current(ax)
     several = [states] if hasattr(states, "_fields") else list(states)
+    if not several:
+        raise ValueError("states must hold one state at least, got none")
+    check_labels(labels, len(several), "state")
+    if getattr(z, "ndim", 1) > 1 and z.shape[0] != len(several):
+        raise ValueError(f"z must have one drive, or {len(several)}, one per state, got shape {tuple(z.shape)}")
     colors = shades(len(several)) if len(several) > 1 else [CYCLE[0]]
     drives = [z] * len(several) if getattr(z, "ndim", 1) == 1 else [z[k, ...] for k in range(len(several))]
     spectra = [
@@ -285,6 +331,8 @@ def eigenvalues(
         for state, drive in zip(several, drives, strict=True)
     ]
     everything = np.concatenate(spectra)
+    if not np.isfinite(everything).all():
+        raise ValueError("states must be finite, and their eigenvalues, got NaN or infinity among them")
     left, right = float(everything.real.min()), float(everything.real.max())
     width = max(right, 0.0) - min(left, 0.0) or 1.0
     high = max(float(np.abs(everything.imag).max()), 0.04 * width)
@@ -299,15 +347,17 @@ def eigenvalues(
         ax.scatter(values.real, values.imag, s=size, color=[color], linewidth=0, zorder=3, label=label)
     ax.text(0.015, 0.97, "stable", transform=ax.transAxes, color=MUTED, ha="left", va="top")
     ax.set(xlabel="Re λ  (1/s)", ylabel="Im λ  (1/s)")
+    ax.ticklabel_format(scilimits=(-4, 5))
     return ax
 
 
 def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = True, ax: Axes | None = None) -> Axes:
-    """A weight matrix as an image, zero in white.
+    """A weight matrix as an image, zero in white, what is not finite in grey; neurons are counted from 1.
 
     Parameters
     ----------
-    values : array (n, n)
+    values : array (n, m)
+        Or a sparse one, that is made dense.
     title, label : str
         Of the axes and of the colour bar.
     colorbar : bool
@@ -316,6 +366,11 @@ def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = Tr
     Returns
     -------
     matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no matrix, or empty.
 
     Examples
     --------
@@ -326,12 +381,24 @@ def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = Tr
     'to'
     """
     ax = axes_or_current(ax)
-    values = to_numpy(values)
-    bound = float(np.abs(values).max()) or 1.0
+    from matplotlib import colormaps
+
+    given = values
+    for dense in ("toarray", "to_dense"):  # sparse ones of scipy and cupy, of torch
+        values = getattr(values, dense)() if hasattr(values, dense) else values
+    values = np.asarray(to_numpy(values))
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"values must be a matrix of real numbers, got {checks.describe(given)}")
+    values = values.astype(float)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"values must be a matrix, of shape (n, m), got shape {values.shape}")
+    values = np.ma.masked_invalid(values)
+    bound = float(np.abs(values).max()) if values.count() else 0.0
+    bound = bound or 1.0
     signed = bool((values < 0).any())
     image = ax.imshow(
         values,
-        cmap="RdBu_r" if signed else "Blues",
+        cmap=colormaps["RdBu_r" if signed else "Blues"].with_extremes(bad=UNKNOWN),
         vmin=-bound if signed else 0.0,
         vmax=bound,
         interpolation="nearest",
@@ -342,4 +409,7 @@ def matrix(values: Any, *, title: str = "", label: str = "", colorbar: bool = Tr
         bar = figure.colorbar(image, ax=ax, shrink=0.8, label=label)
         bar.outline.set_visible(False)  # type: ignore[operator]
     ax.set(title=title, xlabel="from", ylabel="to")
+    ax.locator_params(integer=True)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda place, _: f"{place + 1:.0f}")  # as the neurons are called elsewhere
     return ax

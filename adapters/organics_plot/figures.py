@@ -12,7 +12,7 @@ from organics_train.records import EpochRecord
 
 from .circuits import contrast_response, eigenvalues, responses, trajectory, tuning_curves
 from .population import ContrastExperiment
-from .styles import letters, new_figure, percent, style
+from .styles import letters, log_axis, new_figure, percent, style
 from .training import training_curve
 
 if TYPE_CHECKING:
@@ -143,9 +143,7 @@ def spectrum_figure(experiment: ContrastExperiment) -> Figure:
         spectra = np.asarray(oc.spectrum(circuit, found))
         ax = axes[0, 1]
         ax.plot(fine, -1e3 / spectra.real.max(axis=-1), color="#0072B2", label="slowest decay time")
-        ax.set_xscale("log")
-        shown = [c for c in (0.03, 0.1, 0.3, 1.0) if fine[0] <= c <= fine[-1]]
-        ax.set_xticks(shown, [percent(c) for c in shown])
+        log_axis(ax, float(fine[0]), float(fine[-1]), percent, (1.0, 3.0))
         ax.set_ylim(bottom=0)
         ax.grid(axis="y")
         ax.set(xlabel="Grating contrast", ylabel="Slowest decay time  1 / |max Re λ|  (ms)")

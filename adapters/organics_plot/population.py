@@ -13,6 +13,7 @@ import numpy as np
 
 import organics_core as oc
 from organics_core import checks
+from organics_core.circuit import is_identity
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -36,6 +37,7 @@ class Population(NamedTuple):
 
     def drive(self, contrast: Any, orientation: float = np.pi / 2) -> FloatArray:
         """Input drive (..., n) of gratings of ``contrast`` (...) in [0, 1], else ValueError; orientation in radians."""
+        orientation = checks.finite_number("orientation", orientation)
         contrast = np.asarray(contrast, dtype=np.float64)
         wrong = contrast[~((contrast >= 0) & (contrast <= 1))]
         if wrong.size:
@@ -44,8 +46,8 @@ class Population(NamedTuple):
         return np.asarray(contrast[..., None] * bump)
 
     def nearest(self, orientation: float) -> int:
-        """Index of the neuron whose preferred orientation is nearest to ``orientation``."""
-        return int(np.argmax(np.cos(2 * (self.orientations - orientation))))
+        """Index of the neuron whose preferred orientation is nearest to ``orientation``, in radians."""
+        return int(np.argmax(np.cos(2 * (self.orientations - checks.finite_number("orientation", orientation)))))
 
 
 def tuned_population(
@@ -71,8 +73,8 @@ def tuned_population(
     tau : float
         tau_y = tau_a, in seconds.
     tuning, pool : float
-        Concentrations of the drive's tuning and of the normalization pool
-        (0 is a uniform pool).
+        Concentrations of the drive's tuning and of the normalization pool, not
+        negative (0 is a uniform pool).
 
     Returns
     -------
@@ -83,7 +85,7 @@ def tuned_population(
     Raises
     ------
     TypeError, ValueError
-        Unless ``n`` is an integer of at least 1.
+        Naming the argument that is wrong.
 
     Examples
     --------
@@ -95,6 +97,9 @@ def tuned_population(
     0.5
     """
     orientations = np.arange(checks.positive_integer("n", n)) * np.pi / n
+    sigma, gain = checks.positive_number("sigma", sigma), checks.positive_number("gain", gain)
+    tau = checks.positive_number("tau", tau)
+    tuning, pool = checks.not_negative("tuning", tuning), checks.not_negative("pool", pool)
     weights = np.exp(pool * (np.cos(2 * (orientations[:, None] - orientations)) - 1))
     bump = np.exp(tuning * (np.cos(2 * orientations) - 1))
     weights /= (weights @ bump**2).max()
@@ -140,8 +145,11 @@ class ContrastExperiment(NamedTuple):
 
     @property
     def faintest(self) -> float:
-        """The smallest contrast above zero."""
-        return float(self.contrasts[self.contrasts > 0].min())
+        """The smallest contrast above zero; ValueError where there is none."""
+        seen = self.contrasts[self.contrasts > 0]
+        if not seen.size:
+            raise ValueError("contrasts must hold one above zero for this picture, got zeros only")
+        return float(seen.min())
 
     @property
     def rates(self) -> FloatArray:
@@ -174,12 +182,13 @@ def contrast_experiment(
     Parameters
     ----------
     population : Population, optional
-        :func:`tuned_population` by default.
+        With W_r = I; :func:`tuned_population` by default.
     contrasts : sequence of float
+        One at least, from 0 to 1.
     orientation : float
         In radians.
     on, off, end : float
-        In seconds.
+        In seconds, 0 < on < off < end.
     rtol : float
         Relative tolerance of the simulation.
 
@@ -189,8 +198,8 @@ def contrast_experiment(
 
     Raises
     ------
-    ValueError
-        For contrasts that are not between 0 and 1.
+    TypeError, ValueError
+        Naming the argument that is wrong: contrasts that are not between 0 and 1, say.
     ArithmeticError
         Where the simulation fails.
 
@@ -202,7 +211,19 @@ def contrast_experiment(
     True
     """
     population = tuned_population() if population is None else population
+    if not bool(is_identity(np, population.circuit.w_r)):
+        raise ValueError(
+            "population.circuit must have W_r = I (w_r None or the identity): the pictures compare its responses with "
+            "the normalization equation"
+        )
     contrasts = np.asarray(contrasts, dtype=np.float64)
+    if contrasts.ndim != 1 or not contrasts.size:
+        raise ValueError(f"contrasts must have shape (C,) with C >= 1, got shape {contrasts.shape}")
+    on, off, end = (checks.finite_number(name, at) for name, at in (("on", on), ("off", off), ("end", end)))
+    if not 0.0 < on < off < end:
+        raise ValueError(
+            f"on, off and end must be rising times above zero, in seconds, got {on:g}, {off:g} and {end:g}"
+        )
     drive = population.drive(contrasts, orientation)
     pieces = []
     state: oc.State | None = None

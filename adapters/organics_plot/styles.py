@@ -7,8 +7,9 @@ alone tells the order.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,6 +237,36 @@ def save(figure: Figure, path: str | Path) -> Path:
     with style():
         write_atomically(path, lambda file: figure.savefig(file, format=form))
     return path
+
+
+def log_ticks(low: float, high: float, steps: Sequence[float] = (1.0,)) -> list[float]:
+    """Up to nine ticks from ``low`` to ``high``, both positive: ``steps`` times powers of ten, finer ones where fewer
+    than two of these are there, evenly spaced ones within less than a decade, the ends of hardly any width.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if high < 1.05 * low:
+        return sorted({low, high})
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for chosen in (steps, (1.0, 2.0, 5.0)):
+        ticks = [step * 10.0**k for k in decades for step in chosen]
+        ticks = [tick for tick in ticks if low / 1.01 <= tick <= 1.01 * high]
+        if len(ticks) > 1:
+            return ticks[:: -(-len(ticks) // 9)]
+    return [float(tick) for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+
+
+def log_axis(ax: Axes, low: float, high: float, name: Callable[[float], str], steps: Sequence[float] = (1.0,)) -> None:
+    """A logarithmic x axis whose ticks are those of :func:`log_ticks`, called by ``name``, and no others."""
+    ax.set_xscale("log")
+    ticks = log_ticks(low, high, steps)
+    ax.set_xticks(ticks, [name(tick) for tick in ticks])
+    ax.set_xticks([], minor=True)
+
+
+def plain(value: float) -> str:
+    """A number in three digits at most, without an exponent up to a hundred thousand."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def percent(value: float) -> str:

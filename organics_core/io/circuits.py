@@ -250,6 +250,8 @@ def _read_npz(path: Path) -> dict[str, dict[str, Any]]:
     with archive:
         if {"about", "reason", "circuit.w"} <= set(archive.files):  # of Proof.save
             raise ValueError(f"{path} holds a proof, not a circuit; organics certify --check {path} verifies it")
+        if {"about", "times", "status", "steps"} <= set(archive.files):  # of Trajectory.save
+            raise ValueError(f"{path} holds a trajectory, not a circuit; organics_core.load_trajectory reads it")
         for name in archive.files:
             try:
                 value = archive[name]

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections import namedtuple
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,19 @@ def load_trajectory(path: Any, *, like: Array | None = None) -> Trajectory:
         raise ValueError(f"path must end in .npz or .zarr, got {str(path)!r}")
     if not path.exists():
         raise FileNotFoundError(f"there is no {str(path)!r}")
+    if like is not None:
+        checks.namespace({"like": like})
     try:
         arrays, about = _read(path)
         parts = [str(name) for name in about["parts"]]
         states = [arrays[about.get("prefix", "state.") + name] for name in parts]
         fields = [arrays[name] for name in ("times", "status", "steps", "rejected")]
         kind = str(about["state"])
+        state_type: Any = _KINDS.get(kind)
+        if state_type is None or list(state_type._fields) != parts:
+            made: Any = namedtuple
+            state_type = made(kind if kind.isidentifier() and not iskeyword(kind) else "Loaded", parts)
+        _check_fit(parts, states, *fields)
     except (KeyError, TypeError, *UNREADABLE) as error:
         raise ValueError(f"{str(path)!r} holds no trajectory: {error}") from None
 
@@ -156,13 +164,26 @@ def load_trajectory(path: Any, *, like: Array | None = None) -> Trajectory:
         xp = array_namespace(like)
         return xp.asarray(np.array(value), device=device(like))
 
-    state_type: Any = _KINDS.get(kind)
-    if state_type is None or list(state_type._fields) != parts:
-        made: Any = namedtuple
-        state_type = made(kind if kind.isidentifier() else "Loaded", parts)
     times, status, steps, rejected = (convert(value) for value in fields)
     more = {name: convert(arrays[name]) for name in ("step", "settled") if name in arrays}
     return Trajectory(times, state_type(*(convert(value) for value in states)), status, steps, rejected, **more)
+
+
+def _check_fit(parts: list[str], states: list[Any], times: Any, status: Any, steps: Any, rejected: Any) -> None:
+    """ValueError unless the arrays of a file are those of one run."""
+    if times.ndim != 1 or times.dtype.kind != "f":
+        raise ValueError(f"times must have shape (T,) and be floating-point, got {times.dtype} of shape {times.shape}")
+    if not states:
+        raise ValueError("its state has no parts")
+    for name, value in zip(parts, states, strict=True):
+        if value.dtype.kind != "f":
+            raise ValueError(f"{name} must be floating-point, got {value.dtype}")
+        if value.ndim < 2 or value.shape[:1] != times.shape or value.shape[1:-1] != status.shape:
+            want = ", ".join(map(str, (*times.shape, *status.shape, "n")))
+            raise ValueError(f"{name} must have shape ({want}), one state per time, got {value.shape}")
+    for name, value in (("status", status), ("steps", steps), ("rejected", rejected)):
+        if value.dtype.kind not in "iu" or (name != "status" and value.ndim):
+            raise ValueError(f"{name} must be integers, steps and rejected one each, got {value.dtype} {value.shape}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

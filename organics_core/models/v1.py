@@ -282,8 +282,8 @@ def gamma_peak(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument that is wrong; ValueError where the circuit has no
-        stable fixed point.
+        Naming the argument that is wrong; ValueError where no fixed point was
+        found, or that of :func:`steady_state` is not stable.
 
     Examples
     --------
