@@ -1,8 +1,10 @@
 """Processor time of a move of a slider of `organics explore`, in milliseconds, without marimo and the browser.
 
-    python benchmarks/explorer.py [--moves 20]
+    python benchmarks/explorer.py [--moves 18] [--afresh]
 
-``afresh`` draws the same panels in new figures, with matplotlib's layout. Medians over one slider after the other.
+Medians over one slider after the other, W_r = I and, by its norm at the start, a random W_r; it writes
+benchmarks/results/explorer.json. With ``--afresh`` the same panels are drawn in new figures, with matplotlib's layout,
+beside, and nothing is written.
 """
 
 import argparse
@@ -15,6 +17,9 @@ import measure
 import organics_explore as explore
 from organics_plot import style, styles
 
+CASES = [explore.Settings(neurons) for neurons in (1, 2, 12, 36)]
+CASES += [explore.Settings(neurons, kind="random", w_r=norm) for neurons in (12, 36) for norm in (1.0, 2.0, 3.0)]
+
 
 def afresh(panel, solved):
     figure, axes = styles.new_figure(1, 1, explore.picture.SIZE)
@@ -22,8 +27,7 @@ def afresh(panel, solved):
     figure.savefig(io.BytesIO(), dpi=explore.picture.DPI)
 
 
-def moves(neurons, panels, draw):
-    now = explore.Settings(neurons)
+def moves(now, panels, draw):
     for name in itertools.cycle(name for name in explore.RANGES if name != "neurons"):
         moved = explore.settings_from({name: getattr(now, name) + explore.RANGES[name][2]})
         now = now._replace(**{name: getattr(moved, name)})
@@ -34,12 +38,20 @@ def moves(neurons, panels, draw):
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--moves", type=int, default=20, help="for each number of neurons; default: 20")
-count = parser.parse_args().moves
+parser.add_argument("--moves", type=int, default=18, help="of each row; default: 18, twice every slider")
+parser.add_argument("--afresh", action="store_true", help="draw in new figures as well")
+arguments = parser.parse_args()
 with style():
     pictures = [explore.Picture(panel) for panel in explore.PANELS]
-print(f"{'neurons':>8}{'page':>8}{'afresh':>8}")
-for neurons in (1, 2, 12, 36):
-    runs = {"page": moves(neurons, pictures, explore.Picture.png), "afresh": moves(neurons, explore.PANELS, afresh)}
-    seconds = measure.in_turn({name: run.__next__ for name, run in runs.items()}, count, time.process_time)
-    print(f"{neurons:8}" + "".join(f"{1e3 * value:8.0f}" for value in seconds.values()))
+rows = []
+for case in CASES:
+    runs = {"page": moves(case, pictures, explore.Picture.png)}
+    if arguments.afresh:
+        runs["afresh"] = moves(case, explore.PANELS, afresh)
+    seconds = measure.in_turn({name: run.__next__ for name, run in runs.items()}, arguments.moves, time.process_time)
+    milliseconds = {name: 1e3 * value for name, value in seconds.items()}
+    rows.append({"neurons": case.neurons, "kind": case.kind, "w_r": case.w_r, **milliseconds})
+    print(rows[-1], flush=True)
+if not arguments.afresh:
+    found = {"clock": "processor", "moves": arguments.moves, "milliseconds": rows}
+    print(measure.save("explorer", found, ("organics-core", "numpy", "matplotlib")))

@@ -235,7 +235,8 @@ def steady_state(
     ``|b z|`` exceeds ``2 (1 + norm of W_r) / sqrt(max W 1)``, twice what y of the size that W allows can balance
     with modulators below one: of 1,729 such random circuits none had an attracting point to which Newton's method
     led from 256 starts; with fewer neurons only Newton's method looks. Where none was found there may be one all the
-    same: of 1,811 such random circuits there were two for which 64 starts of scipy's root found one.
+    same: of 1,811 such random circuits there were two for which 64 starts of scipy's root found one. (These counts
+    were taken once; ``benchmarks/motions.py`` makes one of the motions anew.)
     ``status`` says which of these it was. In numpy and in torch on the CPU the motion of up to 256 neurons, and
     Newton's method for up to 64, are native
     code where a C++ compiler is found (it is compiled on first use, once, in about four seconds) or

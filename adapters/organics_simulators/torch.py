@@ -2,8 +2,8 @@
 
 Gradients of long runs: use ``torchdiffeq.odeint`` (it stores the run) or
 torchode's ``AutoDiffAdjoint``. ``torchdiffeq.odeint_adjoint`` integrates the
-stable circuit backwards, where every mode grows: beyond about 25 time constants
-its gradients are wrong, without a warning.
+stable circuit backwards, where every mode grows, and the solver's errors with it:
+over many time constants its gradients are wrong, without a warning.
 """
 
 from __future__ import annotations

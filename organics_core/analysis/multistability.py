@@ -168,7 +168,7 @@ def find_fixed_points(
         stability. One neuron has them all, as :func:`fixed_points` gives them,
         W_r = I has one, the closed form, and ``complete`` is true. For more a search is no proof that there are no
         others: of 180 random circuits of three neurons (norm of W_r 2 to 5, drive
-        0.3 or 1, all variants) 2 had points that only 20,000 starts found. Where
+        0.3 or 1, all variants; counted once) 2 had points that only 20,000 starts found. Where
         it finds none, up to six neurons of the main circuit with w_ii > 0, it
         tries to prove that none exists, by intervals.
 

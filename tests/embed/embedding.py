@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +25,12 @@ def framework(name: str, *modules: str) -> None:
         pytest.skip(f"embedding in {name} runs in its own session: nox -s embed-{name}", allow_module_level=True)
     for module in modules:
         import_module(module)
+
+
+def examples(module: str) -> str:
+    """What doctest says of the examples of a module, in a process of its own (without x64); empty if all is well."""
+    code = f"import doctest, {module} as module; doctest.testmod(module)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 class Problem(NamedTuple):

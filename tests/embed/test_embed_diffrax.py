@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from embedding import IDENTITY, PROBLEM, T_FIXED, T_TRANSIENT, error, framework, record, rectified_transient
+from embedding import IDENTITY, PROBLEM, T_FIXED, T_TRANSIENT, error, examples, framework, record, rectified_transient
 
 framework("diffrax", "jax", "diffrax", "optimistix")
 
@@ -171,3 +171,7 @@ def test_errors_name_the_culprit():
         start(CIRCUIT._replace(w=lambda v: v), Z)
     with pytest.raises(TypeError, match=r"root_find takes weights as dense arrays, but w_r is function"):
         steady_state(CIRCUIT._replace(w_r=lambda v: v), Z)
+
+
+def test_its_examples_run() -> None:
+    assert examples("organics_simulators.diffrax") == ""

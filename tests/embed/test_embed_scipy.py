@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from embedding import IDENTITY, PROBLEM, T_FIXED, T_TRANSIENT, error, framework, record, rectified_transient
+from embedding import IDENTITY, PROBLEM, T_FIXED, T_TRANSIENT, error, examples, framework, record, rectified_transient
 
 framework("scipy", "scipy")
 
@@ -127,3 +127,7 @@ def test_arrays_may_change_after_the_call() -> None:
     for array in (*circuit, z):
         array *= 2.0
     np.testing.assert_array_equal(fun(0.0, x0 + 0.5), before)
+
+
+def test_its_examples_run() -> None:
+    assert examples("organics_simulators.scipy") == ""
