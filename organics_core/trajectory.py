@@ -60,8 +60,8 @@ class DenseOutput(NamedTuple):
         local = times - self.origin
         if times.shape[0] and not (-slack <= float(xp.min(local)) and float(xp.max(local)) <= end + slack):
             raise ValueError(
-                f"times must lie in [{self.origin:g}, {self.origin + end:g}], "
-                f"got [{float(xp.min(times)):g}, {float(xp.max(times)):g}]"
+                f"times must lie in [{self.origin:.12g}, {self.origin + end:.12g}], "
+                f"got [{float(xp.min(times)):.12g}, {float(xp.max(times)):.12g}]"
             )
         return self.at(local)
 
@@ -145,7 +145,7 @@ class Trajectory(NamedTuple):
         else:
             sentence = "; ".join(f"{count} of {codes.size} {MESSAGES[code]}" for code, count in kinds if count)
         if self.settled is not None and not math.isnan(float(self.settled)):
-            settled = f"settled at {float(self.settled):.6g} s; later states repeat that one"
+            settled = f"settled at {float(self.settled):.12g} s; later states repeat that one"
             return settled if self.success else f"{settled}; {sentence}"
         return sentence
 

@@ -242,6 +242,8 @@ def test_until_steady(xp64: Library) -> None:
     assert 0.005 < float(run.settled) < 0.4
     assert run.success
     assert run.message.startswith("settled at 0.")
+    late = oc.simulate(xp64.tree(one_neuron()), xp64.array(z), xp64.array(times + 1e7), until="steady")
+    assert 0.005 < float(late.message.split()[2]) - 1e7 < 0.4
     with pytest.raises(ValueError, match="until='steady' needs a constant drive"):
         oc.simulate(xp64.tree(one_neuron()), lambda t: xp64.array(z), xp64.array(times), until="steady")
 
