@@ -291,7 +291,7 @@ def test_noise_of_a_state_is_not_taken_for_a_matrix(xp: Library) -> None:
     np.testing.assert_allclose(end(lambda x: (2.0 * x[0],)), before + 2.0 * before * kick, rtol=4 * xp.eps)
     mixing = np.array([[0.0, 1.0], [2.0, 0.0]])
     np.testing.assert_allclose(end(lambda x: xp.array(mixing)[None, ...]), before + kick @ mixing.T, rtol=4 * xp.eps)
-    with pytest.raises(ValueError, match=r"noise\(state\) of shape \(2, 2\) may be amplitudes .* or one matrix L"):
+    with pytest.raises(ValueError, match=r"noise\(state\) of shape \(2, 2\) may be amplitudes .* or a matrix L"):
         end(lambda x: 2.0 * x[0])
 
 
