@@ -311,6 +311,7 @@ class Slope:
                 f"z(t) must return an array of shape {self._settings.shape} at all times, as at the first, "
                 f"got {checks.describe(made)}"
             )
+        model.check_real("z(t)", (made,))
         return xp.astype(made, self._arguments.start.dtype, copy=False)
 
     def clock_size(self, t: Any) -> Any:

@@ -98,10 +98,13 @@ def _times(xp: Any, scale: Any, sizes: list[Array]) -> tuple[Array, ...]:
     """``scale``, one, one per component or one per population, times the arrays ``sizes``."""
     edges = [0, *itertools.accumulate(int(size.shape[-1]) for size in sizes)]
     if not isinstance(scale, tuple):
+        checks.vector_shape("scale", scale, edges[-1], scalar=True)
         of_all = getattr(scale, "ndim", 0) > 0 and scale.shape[-1] == edges[-1]
         scale = tuple(scale[..., low:high] if of_all else scale for low, high in itertools.pairwise(edges))
     if len(scale) != len(sizes):
         raise ValueError(f"scale must have {len(sizes)} parts, one per population, got {len(scale)}")
+    for k, (one, size) in enumerate(zip(scale, sizes, strict=True)):
+        checks.vector_shape(f"scale[{k}]", one, int(size.shape[-1]), scalar=True)
     return tuple(one * size for one, size in zip(scale, sizes, strict=True))
 
 
@@ -114,7 +117,16 @@ def noise_at(xp: Any, noise: Noise, model: Any, state: Any) -> Noise:
     """White ``noise`` at a state of the model: a number, an array or a tuple."""
     if isinstance(noise, (MultiplicativeNoise, FiringRateNoise)):
         return noise.at(xp, model, state)
-    return noise(state) if callable(noise) else noise
+    if not callable(noise):
+        return noise
+    made, total = noise(state), sum(int(part.shape[-1]) for part in state)
+    batch = broadcast_shapes(*(tuple(part.shape[:-1]) for part in state))
+    if batch and batch[-1] == total and tuple(getattr(made, "shape", ())) == (*batch, total):
+        raise ValueError(
+            f"noise(state) of shape {tuple(made.shape)} may be amplitudes of the members of the batch or a matrix L; "
+            "return amplitudes as a tuple, one array per population, and a matrix with its batch axes, L[None, ...]"
+        )
+    return made
 
 
 def read_colour(noise: Noise) -> tuple[Noise, Any]:
@@ -220,7 +232,8 @@ def noise_covariance(circuit: Any, state: Any, noise: Noise, *, variant: str = "
         the diagonal of L; L itself (an array whose last axis but one has length
         2n is read as this); or a tuple of amplitudes (of y, of a). A
         :class:`MultiplicativeNoise`, a :class:`FiringRateNoise` or a function of
-        the state that returns one of these forms is taken at the state; a
+        the state that returns one of these forms (for a batch of 2n members
+        amplitudes as a tuple) is taken at the state; a
         :class:`ColouredNoise` filters any of them.
     variant : {"main", "rectified", "rectified_recurrence"}
         Of a Circuit.
@@ -416,7 +429,7 @@ def coherence(
     ((2, 4, 4), True)
     """
     system = _linearized(circuit, state, noise, variant, z, frequencies=frequencies)
-    return _coherence(system.xp, _power_spectrum(system, frequencies, "state"))
+    return _coherence(system, frequencies, "state")
 
 
 def linear_covariance(jacobian: Array, noise: Noise) -> Array:
@@ -513,7 +526,7 @@ def linear_coherence(jacobian: Array, noise: Noise, frequencies: Array) -> Array
             [0.5, 1. ]]])
     """
     system = _linear(jacobian, noise, frequencies=frequencies)
-    return _coherence(system.xp, _power_spectrum(system, frequencies, "jacobian"))
+    return _coherence(system, frequencies, "jacobian")
 
 
 def _check_frequencies(xp: Any, **frequencies: Array) -> None:
@@ -791,21 +804,32 @@ def _size(xp: Any, matrix: Array) -> Array:
     return xp.max(xp.abs(matrix), axis=(-2, -1))
 
 
-def _power_spectrum(system: _System, frequencies: Array, name: str) -> Array:
+def _filtered(system: _System, frequencies: Array, name: str) -> tuple[Array, Array]:
+    """(i omega I - J)^-1 L (..., F, n, m), and whether J is stable (..., 1, 1, 1)."""
     xp, jac, term, size = system
     stable, _ = _stability(xp, jac, name)
-    response = _response(xp, jac, _factor(xp, term), frequencies)[..., :size, :]
+    return _response(xp, jac, _factor(xp, term), frequencies)[..., :size, :], stable[..., None, None, None]
+
+
+def _power_spectrum(system: _System, frequencies: Array, name: str) -> Array:
+    xp = system.xp
+    response, stable = _filtered(system, frequencies, name)
     result = matmul(xp, response, xp.conj(transpose(xp, response)))
-    keep = stable[..., None, None, None]
-    return xp.where(keep, result, xp.full_like(result, xp.nan))
+    return xp.where(stable, result, xp.full_like(result, xp.nan))
 
 
-def _coherence(xp: Any, spectrum: Array) -> Array:
-    power = xp.real(xp.linalg.diagonal(spectrum))
-    live = power > 0
-    root = xp.sqrt(xp.where(live, power, xp.ones_like(power)))  # of numbers whose products leave the range of the dtype
-    parts = (part / root[..., :, None] / root[..., None, :] for part in (xp.real(spectrum), xp.imag(spectrum)))
-    real, imaginary = parts
-    ratio = real**2 + imaginary**2
+def _coherence(system: _System, frequencies: Array, name: str) -> Array:
+    """Squared cosines between the rows of the response, cut to length one: no power leaves the range of the dtype."""
+    xp = system.xp
+    response, stable = _filtered(system, frequencies, name)
+    size = get_backend(xp).stop_gradient(xp.maximum(xp.abs(xp.real(response)), xp.abs(xp.imag(response))))
+    largest = xp.max(size, axis=-1, keepdims=True)
+    live = largest > 0
+    response = response / xp.where(live, largest, xp.ones_like(largest))
+    power = xp.sum(xp.real(response) ** 2 + xp.imag(response) ** 2, axis=-1, keepdims=True)
+    response = response / xp.sqrt(xp.where(live, power, xp.ones_like(power)))
+    cosine = matmul(xp, response, xp.conj(transpose(xp, response)))
+    ratio = xp.real(cosine) ** 2 + xp.imag(cosine) ** 2
     ratio = xp.where(ratio > 1.0, xp.ones_like(ratio), ratio)  # by rounding
-    return xp.where(live[..., :, None] & live[..., None, :], ratio, xp.full_like(ratio, xp.nan))
+    live = live & transpose(xp, live) & stable
+    return xp.where(live, ratio, xp.full_like(ratio, xp.nan))

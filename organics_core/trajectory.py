@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, Tree, to_numpy, tree_leaves, tree_map
+from .backend import Array, Tree, get_backend, to_numpy, tree_leaves, tree_map
 from .drive import is_concrete
 from .methods import Method
 from .model import Layout
@@ -60,8 +60,8 @@ class DenseOutput(NamedTuple):
         local = times - self.origin
         if times.shape[0] and not (-slack <= float(xp.min(local)) and float(xp.max(local)) <= end + slack):
             raise ValueError(
-                f"times must lie in [{self.origin:g}, {self.origin + end:g}], "
-                f"got [{float(xp.min(times)):g}, {float(xp.max(times)):g}]"
+                f"times must lie in [{self.origin:.12g}, {self.origin + end:.12g}], "
+                f"got [{float(xp.min(times)):.12g}, {float(xp.max(times)):.12g}]"
             )
         return self.at(local)
 
@@ -83,7 +83,7 @@ class Event(NamedTuple):
     Attributes
     ----------
     times : array (K,)
-        In seconds, rising.
+        In seconds, rising. First derivatives see that it moves, and those of the states, too.
     members : integer array (K, B)
         Index of the member of the batch (B batch axes).
     state : tuple of arrays (K, n)
@@ -145,7 +145,7 @@ class Trajectory(NamedTuple):
         else:
             sentence = "; ".join(f"{count} of {codes.size} {MESSAGES[code]}" for code, count in kinds if count)
         if self.settled is not None and not math.isnan(float(self.settled)):
-            settled = f"settled at {float(self.settled):.6g} s; later states repeat that one"
+            settled = f"settled at {float(self.settled):.12g} s; later states repeat that one"
             return settled if self.success else f"{settled}; {sentence}"
         return sentence
 
@@ -242,7 +242,8 @@ def find_event(xp: Any, run: DenseOutput, event: Callable[..., Array]) -> Event:
         )
     found = np.sign(to_numpy(values(ends)))  # whose products do not underflow
     at = np.argwhere((found[:-1] * found[1:] < 0) | ((found[1:] == 0) & (found[:-1] != 0)))
-    moments, states = [], []
+    where, free = {"dtype": ends.dtype, "device": device(ends)}, get_backend(xp).stop_gradient
+    moments, exact, states = [], [], []
     for index in at:
         k, member = int(index[0]), tuple(int(i) for i in index[1:])
         low, high, sign = float(ends[k]), float(ends[k + 1]), float(found[(k, *member)])
@@ -250,22 +251,29 @@ def find_event(xp: Any, run: DenseOutput, event: Callable[..., Array]) -> Event:
             middle = 0.5 * (low + high)
             if middle in (low, high):
                 break
-            here = values(xp.asarray([middle], dtype=ends.dtype, device=device(ends)))
-            if sign * float(here[(0, *member)]) > 0:
+            here = values(xp.asarray([middle], **where))
+            if sign * float(free(here[(0, *member)])) > 0:
                 low = middle
             else:
                 high = middle
         moments.append(high)
-        state = run.at(xp.asarray([high], dtype=ends.dtype, device=device(ends)))
+        delta = float(xp.finfo(ends.dtype).eps) ** (1.0 / 3.0) * (float(ends[k + 1]) - float(ends[k]))
+        near = xp.asarray([max(high - delta, float(ends[k])), high, min(high + delta, float(ends[k + 1]))], **where)
+        around = values(near)
+        before, value, after = (xp.astype(around[(i, *member)], ends.dtype, copy=False) for i in range(3))
+        speed = free(after - before) / (near[2] - near[0])
+        known = xp.isfinite(speed) & (speed != 0) & xp.isfinite(value)
+        # nothing but a derivative, by the implicit function theorem
+        moment = near[1] - xp.where(known, (value - free(value)) / xp.where(known, speed, 1.0), 0.0)
+        exact.append(moment)
+        state = run.at(moment[None, ...])
         states.append(tree_map(lambda leaf, member=member: leaf[(0, *member, ...)], state))
     order = np.argsort(moments, kind="stable")
-    clock = xp.asarray([moments[i] + run.origin for i in order], dtype=ends.dtype, device=device(ends))
+    clock = xp.stack([exact[i] + run.origin for i in order]) if exact else xp.zeros((0,), **where)
     chosen = [states[i] for i in order]
     sizes = run.layout.sizes
     parts = [
-        xp.stack([state[i] for state in chosen])
-        if chosen
-        else xp.zeros((0, sizes[i]), dtype=ends.dtype, device=device(ends))
+        xp.stack([state[i] for state in chosen]) if chosen else xp.zeros((0, sizes[i]), **where)
         for i in range(len(sizes))
     ]
     members = xp.asarray([int(k) for i in order for k in at[i][1:]], dtype=xp.int64, device=device(ends))

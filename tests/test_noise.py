@@ -149,6 +149,17 @@ def test_coherence_knows_no_units(xp: Library, power: int) -> None:
     xp.assert_close(found, np.array(want), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.one_dtype
+def test_coherence_of_powers_beyond_the_dtype(xp: Library) -> None:
+    """Two sources that mix alike, of weak noise far above the rates, and of one component far below the other."""
+    single = xp.eps > 1e-10
+    weak, high, low = (1e-15, 1e9, 1e-23) if single else (1e-140, 1e60, 1e-190)
+    jac, mixing = xp.array([[-10.0, 0.0], [0.0, -10.0]]), np.array([[1.0, 0.5], [0.0, 1.0]])
+    for scale, frequency in ((weak, high), (1.0, 1e21 if single else 1e170), (np.array([[low], [1.0]]), 1.0)):
+        found = oc.linear_coherence(jac, xp.array(mixing * scale), xp.array([0.0, frequency]))
+        xp.assert_close(found, np.array(2 * [[[1.0, 0.2], [0.2, 1.0]]]), rtol=1e-12)
+
+
 def test_unstable_states_are_refused(xp: Library) -> None:
     with pytest.raises(ValueError, match=r"jacobian must be stable.*abscissa is 1 per second"):
         oc.linear_covariance(xp.array([[1.0, 0.0], [0.0, -1.0]]), 1.0)
@@ -557,6 +568,11 @@ def test_bad_descriptions_of_noise_are_named() -> None:
     for noise, message in (
         (oc.MultiplicativeNoise((0.1, 0.1, 0.1)), "scale must have 2 parts"),
         (oc.MultiplicativeNoise(np.array([0.1, np.nan])), "scale must be finite"),
+        (
+            oc.MultiplicativeNoise(np.array([0.1, 0.2])),
+            r"scale must have shape \(..., 4\) or a scalar, got shape \(2,\)",
+        ),
+        (oc.FiringRateNoise((0.1, np.ones(4))), r"scale\[1\] must have shape \(..., 2\) or a scalar, got shape \(4,\)"),
         (oc.ColouredNoise(0.1, -1.0), "tau must be positive"),
         (oc.ColouredNoise(0.1, np.ones(3)), r"tau must have shape \(..., 4\)"),
         (lambda s: np.ones(3), "noise must be a number, amplitudes"),

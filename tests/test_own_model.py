@@ -227,6 +227,10 @@ def test_a_drive_that_returns_something_else_later(method: str) -> None:
             ValueError, match=rf"^z\(t\) must return an array of shape \(3,\) at all times, .* got {got}$"
         ):
             oc.simulate(Leak(0.1), lambda t, z=later: np.ones(3) if t < 0.5 else z, np.array([0.0, 1.0]), method=method)
+    with pytest.raises(TypeError, match=r"^z\(t\) must return real numbers, got complex128$"):
+        oc.simulate(
+            Leak(0.1), lambda t: np.ones(3) if t < 0.5 else 1j * np.ones(3), np.array([0.0, 1.0]), method=method
+        )
 
 
 def test_time_constants_that_do_not_fit() -> None:

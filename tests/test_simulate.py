@@ -243,6 +243,8 @@ def test_until_steady(xp64: Library) -> None:
     assert 0.005 < float(run.settled) < 0.4
     assert run.success
     assert run.message.startswith("settled at 0.")
+    late = oc.simulate(xp64.tree(one_neuron()), xp64.array(z), xp64.array(times + 1e7), until="steady")
+    assert 0.005 < float(late.message.split()[2]) - 1e7 < 0.4
     with pytest.raises(ValueError, match="until='steady' needs a constant drive"):
         oc.simulate(xp64.tree(one_neuron()), lambda t: xp64.array(z), xp64.array(times), until="steady")
 
@@ -806,3 +808,29 @@ def test_vmap_of_torch_over_any_argument(xp64: Library, name: str) -> None:
     mapped = torch.func.vmap(last)(many)
     for one, value in zip(mapped, many, strict=True):
         xp64.assert_close(one, to_numpy(last(value)), rtol=1e-12)
+
+
+@pytest.mark.library("torch")
+def test_derivatives_of_events() -> None:
+    """x' = -k x, v' = -v: x = c at t = log(x0 / c) / k, and v = exp(-t) there; by k and x0, both members of a batch."""
+    import torch
+
+    k, x0 = torch.tensor(2.0, dtype=torch.float64), torch.tensor([1.0, 3.0], dtype=torch.float64)
+    times, c = torch.tensor([5.0, 7.0], dtype=torch.float64), 0.25
+
+    def found(k: Any, x0: Any) -> Any:
+        start = (torch.stack([x0, torch.ones_like(x0)], dim=-1),)
+        factors = torch.stack([k, torch.ones_like(k)])
+        run = oc.integrate(
+            lambda t, x: (-factors * x[0],), start, times, events=[lambda t, x: x[0][..., 0] - c], rtol=1e-9, atol=1e-12
+        )
+        return run.events[0].times - times[0], run.events[0].state[0][:, 1]
+
+    def exact(k: Any, x0: Any) -> Any:
+        moments = torch.log(x0 / c) / k
+        return moments, torch.exp(-moments)
+
+    arguments = (k, x0)
+    torch.testing.assert_close(found(*arguments), exact(*arguments), rtol=1e-7, atol=0.0)
+    got, want = (torch.autograd.functional.jacobian(f, arguments) for f in (found, exact))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)

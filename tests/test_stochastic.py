@@ -276,6 +276,26 @@ def test_noise_that_depends_on_the_state_is_taken_at_the_start_of_a_step(xp: Lib
 
 
 @pytest.mark.one_dtype
+def test_noise_of_a_state_is_not_taken_for_a_matrix(xp: Library) -> None:
+    """A batch as large as the state: one array may be either; a tuple are amplitudes, a matrix has batch axes."""
+    start = xp.array(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    times, db = xp.array([0.0, 0.1]), xp.array(np.array([[[0.5, -0.5], [0.25, 1.0]]]))
+
+    def still(t: Any, x: Any) -> Any:
+        return (0.0 * x[0],)
+
+    def end(noise: Any) -> np.ndarray[Any, Any]:
+        return numpy_tree(oc.integrate_sde(still, (start,), times, noise=noise, increments=db).state)[0][-1]
+
+    before, kick = numpy_tree((start, db[0, ...]))
+    np.testing.assert_allclose(end(lambda x: (2.0 * x[0],)), before + 2.0 * before * kick, rtol=4 * xp.eps)
+    mixing = np.array([[0.0, 1.0], [2.0, 0.0]])
+    np.testing.assert_allclose(end(lambda x: xp.array(mixing)[None, ...]), before + kick @ mixing.T, rtol=4 * xp.eps)
+    with pytest.raises(ValueError, match=r"noise\(state\) of shape \(2, 2\) may be amplitudes .* or a matrix L"):
+        end(lambda x: 2.0 * x[0])
+
+
+@pytest.mark.one_dtype
 def test_simulated_noise_of_a_circuit_follows_its_state(xp: Library) -> None:
     """One step from a state: the kick is the amplitude there times dB."""
     circuit, z, state = small_circuit(2)
