@@ -346,6 +346,12 @@ def _cores(parameters: CellParameters) -> dict[str, tuple[Any, int]]:
     return {name: (value, 1 if name in VECTORS else 2) for name, value in parameters._asdict().items()}
 
 
+def _batch(parameters: CellParameters, state: CellState, x: Array) -> tuple[int, ...]:
+    """The batch axes of all of them together; ValueError naming what does not fit."""
+    states = {f"state.{name}": (value, 1) for name, value in zip(CellState._fields, state, strict=True)}
+    return checks.batch_shape({**_cores(parameters), **states, "x": (x, 1)})
+
+
 def _dtype(xp: Any, parameters: CellParameters, state: CellState, x: Array) -> Any:
     """Of what is computed of them."""
     return xp.result_type(*(value for value in (*parameters, *state, x) if hasattr(value, "dtype")))
@@ -479,9 +485,7 @@ def cell_step(
     """
     checks.one_of("variant", variant, CELL_VARIANTS)
     xp = validate_cell(parameters, state, x)
-    cores = _cores(parameters)
-    states = {f"state.{name}": (value, 1) for name, value in zip(CellState._fields, state, strict=True)}
-    checks.batch_shape({**cores, **states, "x": (x, 1)})
+    _batch(parameters, state, x)
     rates = cell_rates(xp, parameters, three_rates(max_rates))
     w = normalization_weights(xp, parameters.log_w)
     dtype = _dtype(xp, parameters, state, x)
@@ -587,8 +591,8 @@ def cell_jacobian_abscissa(
     """
     from .stability import spectral_abscissa
 
-    _, _, circuit, there = _frozen(parameters, state, x, max_rates, variant)
-    return spectral_abscissa(circuit, there, variant=variant)
+    xp, _, circuit, there = _frozen(parameters, state, x, max_rates, variant)
+    return xp.broadcast_to(spectral_abscissa(circuit, there, variant=variant), _batch(parameters, state, x))
 
 
 def cell_jacobian(
@@ -641,21 +645,23 @@ def cell_jacobian(
 
     p, (xp, rates, circuit, there) = parameters, _frozen(parameters, state, x, max_rates, variant)
     y, a = there
-    core = jacobian(circuit, there, variant=variant)
-    ones = xp.ones_like(y + matvec(xp, p.w_zx, x))  # of the batch of states and inputs
+    batch = _batch(parameters, state, x)
+    ones = xp.broadcast_to(xp.ones_like(y), (*batch, y.shape[-1]))
     eye = xp.eye(y.shape[-1], dtype=y.dtype, device=device(y))
+
+    def whole(matrices: Array) -> Array:
+        return xp.broadcast_to(matrices, (*batch, *matrices.shape[-2:]))
 
     def diagonal(values: Array) -> Array:
         return (ones * values)[..., None] * eye
 
     def gated(w_bx: Array, w_by: Array, w_ba: Array, rate: Array) -> Array:
         target = sigmoid(xp, matvec(xp, w_bx, x) + matvec(xp, w_by, y) + matvec(xp, w_ba, a))
-        return (ones * rate * target * (1.0 - target))[..., None] * xp.concat([w_by, w_ba], axis=-1)
+        return (ones * rate * target * (1.0 - target))[..., None] * xp.concat([whole(w_by), whole(w_ba)], axis=-1)
 
     z, nothing = relu(xp, matvec(xp, p.w_zx, x)), diagonal(0.0 * ones)
-    core = xp.broadcast_to(core, (*ones.shape[:-1], *core.shape[-2:])) + xp.eye(
-        core.shape[-1], dtype=y.dtype, device=device(y)
-    )
+    core = whole(jacobian(circuit, there, variant=variant))
+    core = core + xp.eye(core.shape[-1], dtype=y.dtype, device=device(y))
     gains = xp.concat(
         [
             xp.concat([nothing, diagonal(rates.y * z)], axis=-1),

@@ -188,6 +188,28 @@ def test_fixed_point_reports():
     assert short.residual > 1e-6
 
 
+def test_higher_derivatives_of_the_fixed_point():
+    """By differences: the gradient's own derivatives, forward ones, and both in turn; and no samples have none."""
+    model, x = build("deq")
+    x = x.requires_grad_()
+    names, values = zip(*model.named_parameters(), strict=True)
+    values = [value.detach().requires_grad_() for value in values]
+
+    def logits(x, *values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradgradcheck(logits, (x, *values), atol=1e-6)
+    assert torch.autograd.gradcheck(model, (x,), check_forward_ad=True)
+    ahead, x = torch.ones_like(x), x.detach()
+    gradient = torch.func.grad(lambda x: (model(x) ** 3).sum())
+    _, found = torch.func.jvp(gradient, (x,), (ahead,))
+    differences = (gradient(x + 1e-5 * ahead) - gradient(x - 1e-5 * ahead)) / 2e-5
+    torch.testing.assert_close(found, differences, rtol=1e-6, atol=1e-8)
+    empty = x[:0].requires_grad_()
+    model(empty).sum().backward()
+    assert empty.grad.shape == empty.shape
+
+
 def test_organics_behind_the_interface():
     x = torch.rand(N, T, K)
     assert make_model("organics", K, H, C)(x).shape == (N, C)

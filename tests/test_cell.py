@@ -214,6 +214,33 @@ def test_jacobian_of_the_step_in_a_batch(xp: Library) -> None:
         np.testing.assert_allclose(many[k], one, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("field", [*oc.CellParameters._fields, "y", "a", "b0", "b1", "x"])
+def test_jacobian_where_one_array_alone_has_a_batch_axis(xp: Library, field: str) -> None:
+    """Whichever it is: member by member, and so is the largest real part of the eigenvalues."""
+    parameters, state, x = random_cell()
+    values = {**parameters._asdict(), **state._asdict(), "x": x}
+    scales = np.array([1.0, 0.7])
+    members = [values | {field: scale * values[field]} for scale in scales]
+    whole = values | {field: np.multiply.outer(scales, values[field])}
+    if field == "sigma":
+        whole[field] = whole[field][:, None]
+
+    def parts(values: dict[str, Any]) -> tuple[Any, Any, Any]:
+        return (
+            oc.CellParameters(*(values[name] for name in oc.CellParameters._fields)),
+            oc.CellState(*(values[name] for name in oc.CellState._fields)),
+            values["x"],
+        )
+
+    given, there, drive = parts(whole)
+    arguments = xp.tree(given), xp.tree(there), xp.array(drive)
+    tolerance = 100 * xp.eps
+    for function in (oc.cell_jacobian, cell_jacobian_abscissa):
+        want = np.stack([function(*parts(member), max_rates=RATES) for member in members])
+        found = numpy_tree(function(*arguments, max_rates=RATES))
+        np.testing.assert_allclose(found, want, rtol=tolerance, atol=tolerance)
+
+
 # The start.
 
 

@@ -502,6 +502,85 @@ def test_a_run_with_data_of_its_own(fake, tmp_path):
         train(Config(**SMALL), tmp_path / "usual", resume=True, data=mine)
 
 
+def own_data(kind, *, outputs=3, scored=0, **other):
+    """Small data of a kind, some arrays of which are others: name=function of the array."""
+    rng = np.random.default_rng(0)
+    shape = {"classes": (), "steps": (5,), "number": (), "numbers": (5, outputs)}[kind]
+    made = {}
+    for part, count in (("train", 16), ("validation", 6), ("test", 6)):
+        made[f"x_{part}"] = rng.random((count, 5, 2), dtype=np.float32)
+        made[f"y_{part}"] = rng.random((count, *shape), dtype=np.float32)
+        if kind in ("classes", "steps"):
+            made[f"y_{part}"] = rng.integers(0, outputs, (count, *shape))
+    made |= {name: change(made[name]) for name, change in other.items()}
+    return datasets.Dataset("mine", **made, kind=kind, outputs=outputs, scored_steps=scored)
+
+
+def _with(value):
+    def change(array):
+        array = array.copy()
+        array.flat[3] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "message"),
+    [
+        ("classes", {"y_train": _with(-100)}, r"y_train must hold classes from 0 to 2, .* got -100"),
+        ("classes", {"y_validation": _with(-1)}, r"y_validation must hold classes from 0 to 2, .* got -1"),
+        ("classes", {"y_test": _with(3)}, r"y_test must hold classes from 0 to 2, .* got 3"),
+        ("classes", {"y_train": lambda y: y.astype(float)}, "y_train must hold integer classes .*, got dtype float64"),
+        ("classes", {"y_train": lambda y: np.eye(3)[y]}, r"y_train must have shape \(N,\) .*\(16,\), got \(16, 3\)"),
+        ("classes", {"y_train": lambda y: np.tile(y, 2)}, r"y_train must have shape .*, here \(16,\), got \(32,\)"),
+        ("classes", {"y_test": lambda y: y[:4]}, r"y_test must have shape .*, here \(6,\), got \(4,\)"),
+        ("classes", {"x_test": lambda x: x[:0]}, r"x_test must hold numbers of shape \(N, 5, 2\), at least one"),
+        ("classes", {"x_validation": lambda x: x[:, :3]}, r"x_validation must .* \(N, 5, 2\), .* shape \(6, 3, 2\)"),
+        ("classes", {"x_train": lambda x: x[..., 0]}, r"x_train must hold numbers of shape \(N, T, k\), .* \(16, 5\)"),
+        ("classes", {"x_train": lambda x: x + 0j}, "x_train must hold numbers of shape .*, got complex64"),
+        ("steps", {"y_train": _with(-100)}, r"y_train must hold classes from 0 to 2, .* got -100"),
+        ("steps", {"scored": 6}, "scored_steps must be from 0, all, to the 5 steps, got 6"),
+        ("number", {"outputs": 1, "y_train": lambda y: y[:, None]}, r"y_train must have shape \(N,\) .* \(16, 1\)"),
+        ("number", {}, "outputs must be 1 for kind 'number', got 3"),
+        ("numbers", {"y_train": lambda y: y[..., :1]}, r"shape \(N, T, outputs\) .*\(16, 5, 3\), got \(16, 5, 1\)"),
+    ],
+)
+def test_data_of_its_own_that_do_not_fit(kind, other, message, fake, tmp_path):
+    """Targets were repeated along an axis or left out without a word, -1 was jax's last class."""
+    learners = fake()
+    with pytest.raises((TypeError, ValueError), match=message):
+        train(Config(**SMALL), tmp_path, data=own_data(kind, **other))
+    assert not learners
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_its_own_that_are_no_dataset(tmp_path):
+    with pytest.raises(TypeError, match="data must be a Dataset, got tuple"):
+        train(Config(**SMALL), tmp_path, data=tuple(own_data("classes")))
+    with pytest.raises(ValueError, match="unknown kind 'class'; choose one of 'classes', 'steps', 'number', 'numbers'"):
+        train(Config(**SMALL), tmp_path, data=own_data("classes")._replace(kind="class"))
+    with pytest.raises(ValueError, match="outputs must be at least 1, got 0"):
+        train(Config(**SMALL), tmp_path, data=own_data("classes")._replace(outputs=0))
+
+
+@EVERY_FRAMEWORK
+@pytest.mark.parametrize("kind", ["classes", "number"])
+def test_data_of_its_own_in_other_dtypes(framework, kind, tmp_path):
+    """They are what training computes with: the numbers of float32 and int64."""
+    _needs(framework)
+    config = Config(task="adding", framework=framework, hidden=3, batch_size=8, epochs=1)
+    given = own_data(kind, outputs=3 if kind == "classes" else 1)
+    other = {name: value.astype(np.float64) for name, value in given._asdict().items() if name.startswith("x")}
+    kinds = np.uint8 if kind == "classes" else np.float64
+    other |= {name: value.astype(kinds) for name, value in given._asdict().items() if name.startswith("y")}
+    want = train(config, tmp_path / "a", data=given)
+    found = train(config, tmp_path / "b", data=given._replace(**other))
+    for name in ("test_loss", "test_accuracy"):
+        assert found[name] == want[name]
+    assert found["epochs"][0]["loss"] == want["epochs"][0]["loss"]
+
+
 def test_one_run_at_a_time_in_a_folder(fake, tmp_path):
     """The second is refused, with other settings or the same; the first goes on, and leaves nothing of the lock."""
     learners = fake()
@@ -861,6 +940,35 @@ def test_the_default_device_is_not_where_the_model_is():
         assert found.evaluate("test", 16) == want.evaluate("test", 16)
     for name, value in want.parameters().items():
         np.testing.assert_array_equal(found.parameters()[name], value)
+
+
+@pytest.mark.library("torch")
+def test_random_numbers_of_the_device_are_in_the_checkpoint(monkeypatch):
+    """Dropout on CUDA draws from a generator of the device's, for which one of the CPU's stands in here."""
+    _needs("torch")
+    from types import SimpleNamespace
+
+    import torch
+
+    from organics_train import torch_learner
+
+    config = Config(task="adding", model="ssn", hidden=6, length=8, samples=64, batch_size=32, epochs=1)
+    learner = torch_learner.make(config, config.data())
+    assert [name for name in learner.state() if name.startswith("random")] == ["random.cpu"]
+    there = torch.Generator(device="cpu")
+    module = SimpleNamespace(get_rng_state=there.get_state, set_rng_state=there.set_state)
+    monkeypatch.setattr(torch, "get_device_module", {"cuda": module, "mps": SimpleNamespace()}.__getitem__)
+    learner.device = "cuda"
+    state = learner.state()
+    want = torch.rand(5, generator=there), torch.rand(5)
+    learner.load_state(state)
+    assert torch.equal(torch.rand(5, generator=there), want[0])
+    assert torch.equal(torch.rand(5), want[1])
+    del state["random.cuda"]  # of an older version, or of the CPU
+    learner.load_state(state)
+    assert torch.equal(torch.rand(5), want[1])
+    learner.device = "mps"
+    assert [name for name in learner.state() if name.startswith("random")] == ["random.cpu"]
 
 
 @pytest.mark.library("torch")

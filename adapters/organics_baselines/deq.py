@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -81,33 +83,85 @@ class FixedPoint(nn.Module):
             self.iterations, self.residual = 0, float("inf")
             while self.iterations < self.max_iterations and not self.residual <= tol:
                 new = torch.tanh(z @ fixed.T + drive)
-                self.residual = float((new - z).abs().max())
+                self.residual = _largest(new - z)
                 self.iterations += 1
                 z = new
-        z = torch.tanh(z @ w.T + drive)
-        if z.requires_grad:
-            slope = 1 - z.detach() ** 2
-
-            def solve(gradient: Tensor | None) -> Tensor | None:
-                """u = g + J^T u, with J = diag(1 - z^2) W."""
-                if gradient is None:
-                    return None
-                u = gradient
-                scale = float(gradient.abs().max())
-                for _ in range(self.max_iterations):
-                    new = gradient + (u * slope) @ fixed
-                    done = float((new - u).abs().max()) <= tol * scale
-                    u = new
-                    if done:
-                        break
-                return u
-
-            z.register_hook(solve)
-        return z
+        return _Equilibrium.apply(z.detach(), w, drive, tol, self.max_iterations)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of x (N, T, k)."""
         return self.readout(self.equilibrium(x))
+
+
+class _Equilibrium(torch.autograd.Function):
+    """z = tanh(W z + drive) at the fixed point that was found, with derivatives of every order."""
+
+    @staticmethod
+    def forward(found: Tensor, w: Tensor, drive: Tensor, tol: float, most: int) -> Tensor:
+        return torch.tanh(found @ w.T + drive)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output, inputs[1])
+        ctx.save_for_forward(output, inputs[1])
+        ctx.limits = inputs[3:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        z, w = ctx.saved_tensors
+        slope = 1 - z * z
+        delta = slope * _Solution.apply(gradient, slope, w, True, *ctx.limits)
+        return None, delta.T @ z, delta, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: Tensor | None, d_w: Tensor | None, d_drive: Tensor | None, *rest: None) -> Tensor:
+        z, w = ctx.saved_tensors
+        slope = 1 - z * z
+        moved = (0 if d_drive is None else d_drive) + (0 if d_w is None else z @ d_w.T)
+        return _Solution.apply(slope * moved, slope, w, False, *ctx.limits)
+
+
+class _Solution(torch.autograd.Function):
+    """u = g + J u or, transposed, u = g + J^T u, with J = diag(slope) W, by iteration."""
+
+    @staticmethod
+    def forward(g: Tensor, slope: Tensor, w: Tensor, transposed: bool, tol: float, most: int) -> Tensor:
+        u, scale = g, _largest(g)
+        for _ in range(most):
+            new = g + ((u * slope) @ w if transposed else (u @ w.T) * slope)
+            done = _largest(new - u) <= tol * scale
+            u = new
+            if done:
+                break
+        return u.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output, *inputs[1:3])
+        ctx.save_for_forward(output, *inputs[1:3])
+        ctx.transposed, ctx.limits = inputs[3], inputs[4:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        u, slope, w = ctx.saved_tensors
+        v = _Solution.apply(gradient, slope, w, not ctx.transposed, *ctx.limits)
+        first, second = (u, v) if ctx.transposed else (v, u)  # both ways J^T stands between them
+        return v, first * (second @ w.T), (first * slope).T @ second, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_g: Tensor | None, d_slope: Tensor | None, d_w: Tensor | None, *rest: None) -> Tensor:
+        u, slope, w = ctx.saved_tensors
+        moved = torch.zeros_like(u) if d_g is None else d_g
+        if d_slope is not None:
+            moved = moved + ((u * d_slope) @ w if ctx.transposed else (u @ w.T) * d_slope)
+        if d_w is not None:
+            moved = moved + ((u * slope) @ d_w if ctx.transposed else (u @ d_w.T) * slope)
+        return _Solution.apply(moved, slope, w, ctx.transposed, *ctx.limits)
+
+
+def _largest(change: Tensor) -> float:
+    """The largest absolute value; 0 where there is none, of no samples."""
+    return float(change.detach().abs().max()) if change.numel() else 0.0
 
 
 def equations(p: Arrays, x: Array, model: nn.Module) -> Array:

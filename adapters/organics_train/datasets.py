@@ -69,7 +69,7 @@ class Dataset(NamedTuple):
     outputs : int
         What the readout has: the number of classes, or of numbers.
     scored_steps : int
-        With targets of every step: accuracy is counted over the last so many.
+        With targets of every step: accuracy is counted over the last so many; 0 is all.
     """
 
     name: str
@@ -97,6 +97,54 @@ class Dataset(NamedTuple):
     def input_size(self) -> int:
         """k, the number of inputs at every step."""
         return int(self.x_train.shape[2])
+
+
+KINDS = {"classes": "(N,)", "steps": "(N, T)", "number": "(N,)", "numbers": "(N, T, outputs)"}
+"""The kinds of targets, and their shapes."""
+
+
+def checked(data: Dataset) -> Dataset:
+    """Data of one's own as training takes them: float32, and classes in int64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the array whose dtype, shape or classes are wrong: a training would go on with targets that it
+        repeats along an axis or leaves out.
+    """
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data must be a Dataset, got {checks.describe(data)}")
+    checks.one_of("kind", data.kind, KINDS)
+    outputs = checks.positive_integer("outputs", data.outputs)
+    if data.kind == "number" and outputs != 1:
+        raise ValueError(f"outputs must be 1 for kind 'number', got {outputs}")
+    parts: dict[str, Any] = {}
+    for part in ("train", "validation", "test"):
+        x, y = np.asarray(getattr(data, f"x_{part}")), np.asarray(getattr(data, f"y_{part}"))
+        first = parts.get("x_train")
+        fits = x.ndim == 3 and 0 not in x.shape and (first is None or x.shape[1:] == first.shape[1:])
+        if x.dtype.kind not in "fiub" or not fits:
+            wanted = "(N, T, k)" if first is None else f"(N, {first.shape[1]}, {first.shape[2]})"
+            raise ValueError(
+                f"x_{part} must hold numbers of shape {wanted}, at least one sequence, got {x.dtype} of shape {x.shape}"
+            )
+        shape = (len(x), *(x.shape[1:2] if data.every_step else ()), *((outputs,) if data.kind == "numbers" else ()))
+        if y.shape != shape:
+            raise ValueError(
+                f"y_{part} must have shape {KINDS[data.kind]} for kind {data.kind!r}, here {shape}, got {y.shape}"
+            )
+        integers = data.kind in ("classes", "steps")
+        if y.dtype.kind not in ("iu" if integers else "fiu"):
+            wanted = "integer classes" if integers else "numbers"
+            raise TypeError(f"y_{part} must hold {wanted} for kind {data.kind!r}, got dtype {y.dtype}")
+        if integers:
+            checks.classes(f"y_{part}", int(y.min()), int(y.max()), outputs)
+        parts[f"x_{part}"] = x.astype(np.float32, copy=False)
+        parts[f"y_{part}"] = y.astype(np.int64 if integers else np.float32, copy=False)
+    scored = data.scored_steps
+    if data.every_step and not (checks.is_number(scored) and 0 <= scored <= parts["x_train"].shape[1]):
+        raise ValueError(f"scored_steps must be from 0, all, to the {parts['x_train'].shape[1]} steps, got {scored!r}")
+    return data._replace(**parts)
 
 
 def fingerprint(data: Dataset) -> str:

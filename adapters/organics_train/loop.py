@@ -38,7 +38,7 @@ from organics_core.io.locks import alone_in
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
 from .cognitive import PREFIX
 from .config import FRAMEWORKS, Config, completed
-from .datasets import Dataset, fingerprint
+from .datasets import Dataset, checked, fingerprint
 from .processes import Processes, alike, joined
 from .records import batch_indices
 
@@ -192,7 +192,7 @@ def train(
         The exact command, for the record.
     data : Dataset, optional
         Instead of the data of ``config``: the record has their name and a sha256, and a run is
-        resumed with the same ones only.
+        resumed with the same ones only. They are converted to float32, and classes to int64.
     parallel : {"ddp", "fsdp"}, optional
         How the processes that torchrun started, by which this one must have
         been started then, share a model of torch: a copy in each
@@ -213,8 +213,9 @@ def train(
     ------
     FileExistsError
         For a folder with a run in it, without ``resume``.
-    ValueError
-        For a checkpoint of another run or other data, or of one that is beyond ``epochs``, for a
+    TypeError, ValueError
+        For ``data`` whose shapes, dtypes or classes do not fit their kind, for a
+        checkpoint of another run or other data, or of one that is beyond ``epochs``, for a
         folder that another process trains in now, and where the processes cannot
         share this one.
     FloatingPointError
@@ -237,9 +238,12 @@ def train(
     """
     with alike():
         checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)
+        given = None
+        if data is not None:
+            data, given = checked(data), {"name": data.name, "sha256": fingerprint(data)}
     with joined(config, parallel) as processes, ExitStack() as held:
         processes.from_first(lambda: held.enter_context(alone_in(Path(out))))
-        return _train(config, Path(out), processes, resume, checkpoint_every, on_step, on_epoch, command, data)
+        return _train(config, Path(out), processes, resume, checkpoint_every, on_step, on_epoch, command, data, given)
 
 
 def _train(
@@ -252,10 +256,10 @@ def _train(
     on_epoch: Callable[[dict[str, Any]], None] | None,
     command: str | None,
     data: Dataset | None,
+    given: dict[str, str] | None,
 ) -> dict[str, Any]:
     """One of the processes of a run; what is said of one process is true of all, and all go through the same steps."""
     path = folder / CHECKPOINT
-    given = None if data is None else {"name": data.name, "sha256": fingerprint(data)}
     restored = processes.from_first(lambda: _restored(path, config, resume, given))
     data = config.data() if data is None else data
     count = len(data.x_train)

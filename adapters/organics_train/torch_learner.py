@@ -153,7 +153,8 @@ class TorchLearner:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 arrays[f"optimizer.{key}.{name}"] = whole(value).detach().cpu().numpy()
-        arrays["random.cpu"] = torch.get_rng_state().numpy()
+        for kind, generator in self._generators().items():
+            arrays[f"random.{kind}"] = generator.get_rng_state().cpu().numpy()
         return arrays
 
     def load_state(self, arrays: Arrays) -> None:
@@ -171,7 +172,14 @@ class TorchLearner:
                 parameter = named[name]
                 tensor = torch.tensor(value, device="cpu")
                 self.optimizer.state[parameter][field] = tensor if field == "step" else placed(tensor, parameter)
-        torch.set_rng_state(torch.tensor(arrays["random.cpu"], device="cpu"))
+        for kind, generator in self._generators().items():
+            if f"random.{kind}" in arrays:  # not of a run that was on another device, or by an older version
+                generator.set_rng_state(torch.tensor(arrays[f"random.{kind}"], device="cpu"))
+
+    def _generators(self) -> dict[str, Any]:
+        """What holds torch's random numbers, by the kind of device: the CPU's, and those that dropout draws there."""
+        of_device = {} if self.device == "cpu" else {self.device: torch.get_device_module(self.device)}
+        return {"cpu": torch} | {kind: it for kind, it in of_device.items() if hasattr(it, "get_rng_state")}
 
 
 def _sharded(outputs: Outputs, device: torch.device, count: int) -> Outputs:
