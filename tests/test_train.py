@@ -59,6 +59,7 @@ if len(sys.argv) == 5:
     train(config, sys.argv[4])
 """
 
+PARTS = ("train", "validation", "test")
 EVERY_FRAMEWORK = pytest.mark.parametrize(
     "framework", [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")]
 )
@@ -502,6 +503,82 @@ def test_a_run_with_data_of_its_own(fake, tmp_path):
         train(Config(**SMALL), tmp_path / "usual", resume=True, data=mine)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"x_train": np.zeros((24, 5, 2))}, "data.x_train must be a numpy array of float32, got one of float64"),
+        ({"x_train": np.zeros((0, 5, 2), np.float32)}, r"data.x_train must have shape \(N, T, k\), none of them 0"),
+        ({"x_test": np.zeros((0, 5, 2), np.float32)}, r"data.x_test must have shape .*, got \(0, 5, 2\)"),
+        (
+            {"x_validation": np.zeros((24, 7, 2), np.float32)},
+            r"steps and inputs of data.x_train, of shape \(24, 5, 2\)",
+        ),
+        ({"x_test": np.full((24, 5, 2), np.nan, np.float32)}, "data.x_test must be finite"),
+        ({"y_train": np.arange(30) % 10}, r"data.y_train must have shape \(24,\) for the kind 'classes', got \(30,\)"),
+        (
+            {"y_train": np.full(24, -1)},
+            "data.y_train must hold classes from 0 to 9, of a model with 10 outputs, got -1",
+        ),
+        ({"y_test": np.full(24, 10)}, "data.y_test must hold classes from 0 to 9, .* got 10"),
+        ({"y_test": np.zeros(24, np.float32)}, "data.y_test must be a numpy array of integers, got one of float32"),
+        ({"kind": "pictures"}, "unknown data.kind 'pictures'"),
+        ({"kind": "number"}, "data.outputs must be 1 for the kind 'number', got 10"),
+        ({"kind": "number", "outputs": 1}, "data.y_train must be a numpy array of floats, got one of int64"),
+        (
+            {"kind": "number", "outputs": 1, "y_train": np.zeros((24, 1), np.float32)},
+            r"data.y_train must have shape \(24,\) for the kind 'number', got \(24, 1\)",
+        ),
+        (
+            {"kind": "steps", "scored_steps": 6, **{f"y_{part}": np.zeros((24, 5), int) for part in PARTS}},
+            "data.scored_steps must be at most the 5 steps, got 6",
+        ),
+    ],
+)
+def test_data_that_nothing_can_be_learned_from(fake, tmp_path, wrong, message):
+    """Some of it would train to wrong numbers: (N, 1) and (N,) broadcast, a class of -1 is the last one to jax."""
+    fake()
+    rng = np.random.default_rng(0)
+    parts = [part for _ in range(3) for part in (rng.random((24, 5, 2), dtype=np.float32), np.arange(24) % 10)]
+    mine = datasets.Dataset("mine", *parts, kind="classes", outputs=10)._replace(**wrong)
+    with pytest.raises((TypeError, ValueError), match=message):
+        train(Config(**SMALL), tmp_path / "run", data=mine)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(TypeError, match="data must be a Dataset, got tuple"):
+        train(Config(**SMALL), tmp_path / "run", data=tuple(mine))
+
+
+@EVERY_FRAMEWORK
+def test_classes_may_be_integers_of_any_width(framework, tmp_path):
+    pytest.importorskip(framework, reason=f"{framework} is not installed")
+    found = []
+    for kind in (np.int64, np.int32, np.uint8):
+        rng = np.random.default_rng(0)
+        parts = [
+            part for _ in range(3) for part in (rng.random((8, 3, 2), dtype=np.float32), np.arange(8, dtype=kind) % 3)
+        ]
+        mine = datasets.Dataset("mine", *parts, kind="classes", outputs=3)
+        config = Config(framework=framework, hidden=3, batch_size=4, epochs=1)
+        found.append(train(config, tmp_path / kind.__name__, data=mine)["epochs"][0]["loss"])
+    assert found[0] == found[1] == found[2]
+
+
+def test_results_without_a_checkpoint_are_not_written_over(fake, tmp_path):
+    """As the committed records are: a new run, which takes hours, would replace them."""
+    fake()
+    train(Config(**SMALL), tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "checkpoint.safetensors").unlink()
+    for resume in (False, True):
+        with pytest.raises(
+            FileExistsError, match=r"results\.json is of a run without a checkpoint to go on from: choose"
+        ):
+            train(Config(**SMALL, seed=1), tmp_path, resume=resume)
+    assert (tmp_path / "results.json").read_bytes() == before
+    os.replace(tmp_path / "model.safetensors", tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors holds parameters alone, and no run to go on with"):
+        train(Config(**SMALL), tmp_path, resume=True)
+
+
 def test_one_run_at_a_time_in_a_folder(fake, tmp_path):
     """The second is refused, with other settings or the same; the first goes on, and leaves nothing of the lock."""
     learners = fake()
@@ -563,6 +640,10 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         ({"seed": -1}, "seed must be an integer from 0"),
         ({"hidden": 3, "parameters": 3}, "give hidden or parameters, not both"),
         ({"framework": "jax", "model": "lstm"}, "the model 'lstm' exists in torch only"),
+        ({"epochs": 10**400}, r"epochs must be below 2\*\*63, got 1000"),
+        ({"hidden": 2**63}, r"hidden must be below 2\*\*63"),
+        ({"options": {"every_step": True}}, "options must not have 'every_step': the task and the hidden units say it"),
+        ({"options": {"steps": 5}}, "options must not have 'steps'"),
     ],
 )
 def test_wrong_settings(options, message):

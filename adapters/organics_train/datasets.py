@@ -109,6 +109,48 @@ def fingerprint(data: Dataset) -> str:
     return digest.hexdigest()
 
 
+def check_dataset(data: object) -> None:
+    """TypeError or ValueError, naming the field, unless it is a :class:`Dataset` as its docstring says."""
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data must be a Dataset, got {checks.describe(data)}")
+    checks.one_of("data.kind", data.kind, ("classes", "steps", "number", "numbers"))
+    outputs = checks.positive_integer("data.outputs", data.outputs)
+    if data.kind == "number" and outputs != 1:
+        raise ValueError(f"data.outputs must be 1 for the kind 'number', got {outputs}")
+    for part in ("train", "validation", "test"):
+        name, x = f"data.x_{part}", getattr(data, f"x_{part}")
+        if not (isinstance(x, np.ndarray) and x.dtype == np.float32):
+            raise TypeError(f"{name} must be a numpy array of float32, got {_described(x)}")
+        if x.ndim != 3 or 0 in x.shape:
+            raise ValueError(f"{name} must have shape (N, T, k), none of them 0, got {x.shape}")
+        if x.shape[1:] != data.x_train.shape[1:]:
+            raise ValueError(
+                f"{name} must have the steps and inputs of data.x_train, of shape {data.x_train.shape}, got {x.shape}"
+            )
+        if not np.isfinite(x).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity among its values")
+        _check_targets(f"data.y_{part}", getattr(data, f"y_{part}"), data, len(x))
+    if data.every_step and not 1 <= checks.positive_integer("data.scored_steps", data.scored_steps) <= data.steps:
+        raise ValueError(f"data.scored_steps must be at most the {data.steps} steps, got {data.scored_steps}")
+
+
+def _check_targets(name: str, y: Any, data: Dataset, count: int) -> None:
+    classes = data.kind in ("classes", "steps")
+    if not (isinstance(y, np.ndarray) and y.dtype.kind in ("iu" if classes else "f")):
+        raise TypeError(f"{name} must be a numpy array of {'integers' if classes else 'floats'}, got {_described(y)}")
+    shape = {"steps": (count, data.steps), "numbers": (count, data.steps, data.outputs)}.get(data.kind, (count,))
+    if y.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} for the kind {data.kind!r}, got {y.shape}")
+    if classes:
+        checks.classes(name, int(y.min()), int(y.max()), data.outputs)
+    elif not np.isfinite(y).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity among its values")
+
+
+def _described(value: object) -> str:
+    return f"one of {value.dtype}" if isinstance(value, np.ndarray) else checks.describe(value)
+
+
 def load_dataset(
     task: str,
     *,

@@ -38,7 +38,7 @@ from organics_core.io.locks import alone_in
 from .checkpoint import Arrays, load_checkpoint, save_checkpoint, write_atomically
 from .cognitive import PREFIX
 from .config import FRAMEWORKS, Config, completed
-from .datasets import Dataset, fingerprint
+from .datasets import Dataset, check_dataset, fingerprint
 from .processes import Processes, alike, joined
 from .records import batch_indices
 
@@ -212,7 +212,9 @@ def train(
     Raises
     ------
     FileExistsError
-        For a folder with a run in it, without ``resume``.
+        For a folder with a run in it, without ``resume``, and for one with results and no checkpoint.
+    TypeError
+        For ``data`` that is no :class:`Dataset`, or has arrays of another dtype.
     ValueError
         For a checkpoint of another run or other data, or of one that is beyond ``epochs``, for a
         folder that another process trains in now, and where the processes cannot
@@ -237,6 +239,8 @@ def train(
     """
     with alike():
         checkpoint_every = checks.positive_integer("checkpoint_every", checkpoint_every)
+        if data is not None:
+            check_dataset(data)
     with joined(config, parallel) as processes, ExitStack() as held:
         processes.from_first(lambda: held.enter_context(alone_in(Path(out))))
         return _train(config, Path(out), processes, resume, checkpoint_every, on_step, on_epoch, command, data)
@@ -414,10 +418,15 @@ def _restored(
 ) -> tuple[Arrays, dict[str, Any]] | None:
     """The checkpoint to go on from, or None where there is none."""
     if not path.exists():
+        left = path.with_name(RESULTS)
+        if left.exists():
+            raise FileExistsError(
+                f"{left} is of a run without a checkpoint to go on from: choose another folder, or remove it"
+            )
         return None
     if not resume:
         raise FileExistsError(f"{path} exists already: resume that run, or choose another folder")
-    restored = load_checkpoint(path)
+    restored = load_run(path)
     record = restored[1]
     _same_run(path, record["config"], config)
     before = record.get("given_data", given)
@@ -435,6 +444,14 @@ def _restored(
         else:
             after.unlink()
     return restored
+
+
+def load_run(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """A checkpoint that a run can go on from; ValueError for parameters alone, too."""
+    arrays, record = load_checkpoint(path)
+    if not {"config", "epoch", "step", "epochs", "current"} <= set(record):
+        raise ValueError(f"{path} holds parameters alone, and no run to go on with")
+    return arrays, record
 
 
 def _said(given: dict[str, str] | None) -> str:

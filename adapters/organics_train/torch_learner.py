@@ -77,7 +77,7 @@ class TorchLearner:
         self.kind, self.scored = data.kind, data.scored_steps
         # torch's own memory: aligned alike in every process, so that sums come out alike
         self.parts = {
-            part: tuple(torch.tensor(getattr(data, f"{axis}_{part}"), device=device) for axis in "xy")
+            part: tuple(placed_data(getattr(data, f"{axis}_{part}"), device) for axis in "xy")
             for part in ("train", "validation", "test")
         }
 
@@ -172,6 +172,12 @@ class TorchLearner:
                 tensor = torch.tensor(value, device="cpu")
                 self.optimizer.state[parameter][field] = tensor if field == "step" else placed(tensor, parameter)
         torch.set_rng_state(torch.tensor(arrays["random.cpu"], device="cpu"))
+
+
+def placed_data(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """A copy on the device; classes as int64, which torch's loss wants."""
+    tensor = torch.tensor(values, device=device)
+    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 def _sharded(outputs: Outputs, device: torch.device, count: int) -> Outputs:
