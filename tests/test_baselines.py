@@ -175,6 +175,11 @@ def test_excitatory_share_and_dales_law(name, count):
     assert (weights[:, count:] <= 0).all()
 
 
+def test_an_excitatory_share_that_is_no_number():
+    with pytest.raises(ValueError, match="excitatory must be between 0 and 1, got 'a'"):
+        make_model("ssn", K, 20, C, excitatory="a")
+
+
 def test_fixed_point_reports():
     model, x = build("deq")
     z = model.equilibrium(x)

@@ -201,8 +201,47 @@ def test_a_row_that_fails_is_named_and_left_out(invoke, tiny, tmp_path, monkeypa
     assert [path.parent.name for path in tmp_path.rglob("results.json")] == ["smnist-lstm-128-seed0"]
 
 
+@pytest.mark.library("torch")
+def test_a_row_with_broken_results_is_named_and_left_out(invoke, tiny, tmp_path):
+    """Nor is one trained again over results whose checkpoint is gone."""
+    names = ["psmnist-organics-64", "smnist-lstm-128"]
+    folder = tmp_path / "ours-quick" / f"{names[0]}-seed0"
+    arguments = ["reproduce", *names, "--quick", "--out", tmp_path]
+    assert invoke(*arguments).exit_code == 0
+    whole = json.loads((folder / "results.json").read_text())
+    lacking = [{key: value for key, value in whole.items() if key != name} for name in ("test_accuracy", "epochs")]
+    other = whole | {"config": whole["config"] | {"learning_rate": 0.5}}
+    (folder / "checkpoint.safetensors").unlink()
+    for content, said in (
+        (json.dumps(lacking[0]), "results.json has no 'test_accuracy', remove it to train that run again"),
+        (json.dumps(lacking[1]), "results.json has no 'epochs', remove it to train that run again"),
+        (json.dumps(whole)[:99], "results.json cannot be read, remove it to train that run again"),
+        (json.dumps(other), "results.json is of a run without a checkpoint to go on from"),
+    ):
+        (folder / "results.json").write_text(content)
+        done = invoke(*arguments)
+        assert done.exit_code == 1, done.output
+        assert f"{names[0]}, seed 0: " in done.output
+        assert said in " ".join(done.output.split())
+        assert done.output.count(f"{names[1]}, seed 0: ") == 1
+        assert (folder / "results.json").read_text() == content
+
+
+def test_an_estimate_is_no_markup(invoke, monkeypatch):
+    """What is missing is named with its extra."""
+
+    def fail(config):
+        raise RuntimeError('the task needs x: pip install "organics-core[neurogym]"')
+
+    monkeypatch.setattr(reproduce, "estimate", fail)
+    done = invoke("reproduce", "smnist-lstm-128", "--estimate")
+    assert '"organics-core[neurogym]"' in done.output
+
+
 def test_wrong_names_are_one_sentence(invoke):
     for arguments, message in (
+        (("--table", "cognitive", "--recipe", "october"), "--recipe does nothing for the table 'cognitive'"),
+        (("--list", "--json", "rows.json"), "--json does nothing for --list and --estimate"),
         (("psmnist",), "unknown row 'psmnist'; choose one of 'mnist-ssn-5050'"),
         (("--recipe", "march"), "unknown recipe 'march'; choose one of 'ours', 'october', 'january'"),
         (("--seed", "-1"), "seed must be an integer from 0"),

@@ -59,6 +59,7 @@ if len(sys.argv) == 5:
     train(config, sys.argv[4])
 """
 
+PARTS = ("train", "validation", "test")
 EVERY_FRAMEWORK = pytest.mark.parametrize(
     "framework", [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")]
 )
@@ -539,6 +540,8 @@ def _with(value):
         ("classes", {"x_validation": lambda x: x[:, :3]}, r"x_validation must .* \(N, 5, 2\), .* shape \(6, 3, 2\)"),
         ("classes", {"x_train": lambda x: x[..., 0]}, r"x_train must hold numbers of shape \(N, T, k\), .* \(16, 5\)"),
         ("classes", {"x_train": lambda x: x + 0j}, "x_train must hold numbers of shape .*, got complex64"),
+        ("classes", {"x_test": _with(np.nan)}, "x_test must be finite, got nan"),
+        ("number", {"outputs": 1, "y_validation": _with(np.inf)}, "y_validation must be finite, got inf"),
         ("steps", {"y_train": _with(-100)}, r"y_train must hold classes from 0 to 2, .* got -100"),
         ("steps", {"scored": 6}, "scored_steps must be from 0, all, to the 5 steps, got 6"),
         ("number", {"outputs": 1, "y_train": lambda y: y[:, None]}, r"y_train must have shape \(N,\) .* \(16, 1\)"),
@@ -579,6 +582,23 @@ def test_data_of_its_own_in_other_dtypes(framework, kind, tmp_path):
     for name in ("test_loss", "test_accuracy"):
         assert found[name] == want[name]
     assert found["epochs"][0]["loss"] == want["epochs"][0]["loss"]
+
+
+def test_results_without_a_checkpoint_are_not_written_over(fake, tmp_path):
+    """As the committed records are: a new run, which takes hours, would replace them."""
+    fake()
+    train(Config(**SMALL), tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "checkpoint.safetensors").unlink()
+    for resume in (False, True):
+        with pytest.raises(
+            FileExistsError, match=r"results\.json is of a run without a checkpoint to go on from: choose"
+        ):
+            train(Config(**SMALL, seed=1), tmp_path, resume=resume)
+    assert (tmp_path / "results.json").read_bytes() == before
+    os.replace(tmp_path / "model.safetensors", tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors holds parameters alone, and no run to go on with"):
+        train(Config(**SMALL), tmp_path, resume=True)
 
 
 def test_one_run_at_a_time_in_a_folder(fake, tmp_path):
@@ -642,6 +662,10 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         ({"seed": -1}, "seed must be an integer from 0"),
         ({"hidden": 3, "parameters": 3}, "give hidden or parameters, not both"),
         ({"framework": "jax", "model": "lstm"}, "the model 'lstm' exists in torch only"),
+        ({"epochs": 10**400}, r"epochs must be below 2\*\*63, got 1000"),
+        ({"hidden": 2**63}, r"hidden must be below 2\*\*63"),
+        ({"options": {"every_step": True}}, "options must not have 'every_step': the task and the hidden units say it"),
+        ({"options": {"steps": 5}}, "options must not have 'steps'"),
     ],
 )
 def test_wrong_settings(options, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -235,6 +236,40 @@ def test_results_that_cannot_be_read_are_named(invoke, tmp_path):
         assert tables.collect([tmp_path]) == []
     with pytest.raises(ValueError, match="holds no results of organics train: KeyError"):
         tables.collect([tmp_path / "partial" / "results.json"])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("test_accuracy",), None, "test_accuracy must be from 0 to 1, got None"),
+        (("test_accuracy",), 94.2, "test_accuracy must be from 0 to 1, got 94.2"),
+        (("test_accuracy",), math.nan, "test_accuracy must be from 0 to 1, got nan"),
+        (("hidden",), "64", "hidden must be an integer, got str"),
+        (("parameters",), None, "parameters must be an integer, got NoneType"),
+        (("examples", "train"), "57k", "train must be an integer, got str"),
+        (("config", "seed"), "a", "seed must be an integer, got str"),
+        (("config", "task_options"), None, "task_options must be a dict, got NoneType"),
+        (("config", "framework"), 7, "framework must be a text, got int"),
+        (("model",), 5, "model must be a text, got int"),
+    ],
+)
+def test_results_with_a_wrong_field_do_not_end_the_table(invoke, tmp_path, monkeypatch, place, value, said):
+    """They are named and left out; the others stand in the table."""
+    monkeypatch.setenv("COLUMNS", "80")
+    good, bad = result("psmnist", "organics", 0.91), result("psmnist", "organics", 0.92)
+    inner = bad
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    for name, content in (("good", good), ("bad", bad)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    done = invoke("table", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "91.00" in done.output
+    assert "92.00" not in done.output
+    assert said in " ".join(done.output.split())
 
 
 def test_options_of_the_model():

@@ -144,7 +144,7 @@ class Gated(nn.Module):
 
 def excitatory_count(hidden_size: int, excitatory: float) -> int:
     """How many of the neurons are excitatory: the first ones; at least one of either kind, where there are two."""
-    if not 0 < excitatory < 1:
+    if not (checks.is_number(excitatory) and 0 < excitatory < 1):
         raise ValueError(f"excitatory must be between 0 and 1, got {excitatory!r}")
     return min(max(round(excitatory * hidden_size), 1), max(hidden_size - 1, 1))
 

@@ -8,7 +8,7 @@ import math
 import shlex
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -305,6 +305,8 @@ def reproduce(
     if under_torchrun().count > 1:
         raise ValueError("reproduce trains in one process: start it without torchrun, or each run by train")
     checks.one_of("table", which, TABLES)
+    refuse_idle(f"the table {which!r}", {"--recipe": None if recipe == "ours" else recipe}, which == "paper")
+    refuse_idle("--list and --estimate", {"--json": json_out}, not (list_rows or estimate))
     name = recipe if which == "paper" else which
     place = output / (f"{name}-quick" if quick else name)
     of_table = TABLES[which]
@@ -318,7 +320,12 @@ def reproduce(
     failed = False
     try:
         for folder, (name, config) in runs.items():
-            finished = _is_finished(folder / RESULTS, config)
+            try:
+                finished = _is_finished(folder / RESULTS, config)
+            except ValueError as error:
+                complain(f"{name}, seed {config.seed}: {error}")
+                failed = True
+                continue
             analysed = which == "paper" or (folder / ANALYSIS).is_file()
             if finished and not (list_rows or estimate):
                 complete(folder)
@@ -332,13 +339,14 @@ def reproduce(
                 continue
             try:
                 if estimate or not finished:
-                    console().print(f"  {_cost(config, 0 if finished else epochs_done(folder))}", soft_wrap=True)
+                    cost = _cost(config, 0 if finished else epochs_done(folder))
+                    console().print(f"  {cost}", soft_wrap=True, markup=False)
                 if not (estimate or finished):
                     _train(config, folder, resume=True, command=train_command(config, folder))
                     console().print(f"  {_distance(folder / RESULTS, config)}", soft_wrap=True)
                 if which == "cognitive" and not estimate:
                     _analyse(folder)
-            except (FloatingPointError, ValueError, RuntimeError, MemoryError) as error:
+            except (FloatingPointError, ValueError, RuntimeError, MemoryError, FileExistsError) as error:
                 complain(f"{name}, seed {config.seed}: {error}")
                 failed = True
     except KeyboardInterrupt:
@@ -350,7 +358,9 @@ def reproduce(
             write_text(json_out, rows_as_json(results))
         print_tables(results)
         for folder, (name, config) in runs.items():
-            if _is_finished(folder / RESULTS, config):
+            with suppress(ValueError):  # which was said above
+                if not _is_finished(folder / RESULTS, config):
+                    continue
                 console().print(f"{name}, seed {config.seed}: {_distance(folder / RESULTS, config)}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
@@ -452,13 +462,21 @@ def _is_finished(path: Path, config: Config) -> bool:
     """Whether there are results of just this run, on whatever device."""
     if not path.is_file():
         return False
+    from .tables import check_results
+
     try:
         content = json.loads(path.read_text())
         before = None if content.get("given_data") else content.get("config")
-    except (ValueError, AttributeError) as error:
+        wanted = json.loads(json.dumps(config.asdict()))
+        same = isinstance(before, dict) and completed(before) | {"device": config.device} == wanted
+        if same:
+            check_results(content)
+            len(content["epochs"])
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read, remove it to train that run again: {error}") from None
-    wanted = json.loads(json.dumps(config.asdict()))
-    return isinstance(before, dict) and completed(before) | {"device": config.device} == wanted
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}, remove it to train that run again") from None
+    return same
 
 
 def parse_option(text: str) -> tuple[str, Any]:

@@ -20,6 +20,8 @@ SCHEDULES = ("step", "cosine", "onecycle")
 TESTED = ("last", "best")
 
 DEFAULT_HIDDEN = 64
+SETTLED = ("input_size", "hidden_size", "classes", "steps", "every_step", "key")
+"""Arguments of a model that are no options of a run."""
 # What a task wants other than the defaults of Config.
 COGNITIVE: dict[str, Any] = {
     "epochs": 20,
@@ -125,7 +127,7 @@ class Config:
         checks.one_of("schedule", self.schedule, SCHEDULES)
         checks.one_of("tested", self.tested, TESTED)
         for name in ("epochs", "batch_size", "lr_step", "downsample", "length", "samples"):
-            object.__setattr__(self, name, checks.positive_integer(name, getattr(self, name)))
+            object.__setattr__(self, name, _count(name, getattr(self, name)))
         for name, allowed, end in (("skip_steps", "of at least 0", math.inf), ("seed", "from 0 to 2**32 - 1", 2**32)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < end:
@@ -133,7 +135,7 @@ class Config:
             object.__setattr__(self, name, int(value))
         for name in ("hidden", "parameters", "limit"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, checks.positive_integer(name, getattr(self, name)))
+                object.__setattr__(self, name, _count(name, getattr(self, name)))
         if self.hidden is not None and self.parameters is not None:
             raise ValueError("give hidden or parameters, not both")
         for name in ("learning_rate", "lr_gamma"):
@@ -144,6 +146,9 @@ class Config:
             raise ValueError(f"criterion must be a part of the trials, above 0 and at most 1, got {self.criterion!r}")
         for name in ("task_options", "options"):
             _check_options(name, getattr(self, name))
+        for name in SETTLED:
+            if name in self.options:
+                raise ValueError(f"options must not have {name!r}: the task and the hidden units say it")
         for name in ("model", "device"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be a text, got {checks.describe(getattr(self, name))}")
@@ -214,9 +219,17 @@ class Config:
         options = dict(self.options)
         if self.resolved_model == "organics" and options.get("max_rates", "auto") == "auto":
             options["max_rates"] = rates_for(steps)
-        if "max_rates" in options:
+        if isinstance(options.get("max_rates"), list):  # as JSON and the command line have it
             options["max_rates"] = tuple(options["max_rates"])
         return options
+
+
+def _count(name: str, value: object) -> int:
+    """A positive integer that arrays and floats can count to."""
+    number = checks.positive_integer(name, value)
+    if number >= 2**63:
+        raise ValueError(f"{name} must be below 2**63, got {number}")
+    return number
 
 
 def _check_options(name: str, options: object) -> None:

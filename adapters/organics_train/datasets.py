@@ -139,6 +139,9 @@ def checked(data: Dataset) -> Dataset:
             raise TypeError(f"y_{part} must hold {wanted} for kind {data.kind!r}, got dtype {y.dtype}")
         if integers:
             checks.classes(f"y_{part}", int(y.min()), int(y.max()), outputs)
+        for name, array in ((f"x_{part}", x), (f"y_{part}", y)):
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}")
         parts[f"x_{part}"] = x.astype(np.float32, copy=False)
         parts[f"y_{part}"] = y.astype(np.int64 if integers else np.float32, copy=False)
     scored = data.scored_steps
@@ -155,6 +158,23 @@ def fingerprint(data: Dataset) -> str:
         digest.update(f"{array.dtype.str} {array.shape}".encode())
         digest.update(array.data if array.size else b"")
     return digest.hexdigest()
+
+
+def _check_targets(name: str, y: Any, data: Dataset, count: int) -> None:
+    classes = data.kind in ("classes", "steps")
+    if not (isinstance(y, np.ndarray) and y.dtype.kind in ("iu" if classes else "f")):
+        raise TypeError(f"{name} must be a numpy array of {'integers' if classes else 'floats'}, got {_described(y)}")
+    shape = {"steps": (count, data.steps), "numbers": (count, data.steps, data.outputs)}.get(data.kind, (count,))
+    if y.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} for the kind {data.kind!r}, got {y.shape}")
+    if classes:
+        checks.classes(name, int(y.min()), int(y.max()), data.outputs)
+    elif not np.isfinite(y).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity among its values")
+
+
+def _described(value: object) -> str:
+    return f"one of {value.dtype}" if isinstance(value, np.ndarray) else checks.describe(value)
 
 
 def load_dataset(

@@ -212,7 +212,7 @@ def train(
     Raises
     ------
     FileExistsError
-        For a folder with a run in it, without ``resume``.
+        For a folder with a run in it, without ``resume``, and for one with results and no checkpoint.
     TypeError, ValueError
         For ``data`` whose shapes, dtypes or classes do not fit their kind, for a
         checkpoint of another run or other data, or of one that is beyond ``epochs``, for a
@@ -418,10 +418,15 @@ def _restored(
 ) -> tuple[Arrays, dict[str, Any]] | None:
     """The checkpoint to go on from, or None where there is none."""
     if not path.exists():
+        left = path.with_name(RESULTS)
+        if left.exists():
+            raise FileExistsError(
+                f"{left} is of a run without a checkpoint to go on from: choose another folder, or remove it"
+            )
         return None
     if not resume:
         raise FileExistsError(f"{path} exists already: resume that run, or choose another folder")
-    restored = load_checkpoint(path)
+    restored = load_run(path)
     record = restored[1]
     _same_run(path, record["config"], config)
     before = record.get("given_data", given)
@@ -439,6 +444,14 @@ def _restored(
         else:
             after.unlink()
     return restored
+
+
+def load_run(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """A checkpoint that a run can go on from; ValueError for parameters alone, too."""
+    arrays, record = load_checkpoint(path)
+    if not {"config", "epoch", "step", "epochs", "current"} <= set(record):
+        raise ValueError(f"{path} holds parameters alone, and no run to go on with")
+    return arrays, record
 
 
 def _said(given: dict[str, str] | None) -> str:

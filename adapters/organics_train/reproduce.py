@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 
 from organics_core import checks
 
-from .checkpoint import load_checkpoint
 from .cognitive import PREFIX, TEN
 from .config import Config
-from .loop import CHECKPOINT, make_learner
+from .loop import CHECKPOINT, load_run, make_learner
 from .records import batch_indices
 from .tables import Reported, reported
 
@@ -276,7 +275,7 @@ def _megabytes() -> float:
 def epochs_done(folder: Path) -> int:
     """Whole epochs of the run in a folder."""
     path = folder / CHECKPOINT
-    return int(load_checkpoint(path)[1]["epoch"]) - 1 if path.exists() else 0
+    return int(load_run(path)[1]["epoch"]) - 1 if path.exists() else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from organics_core import checks
+
 from .cognitive import PREFIX
 from .config import Config, completed
 
@@ -190,18 +192,38 @@ def collect(paths: Iterable[Path], say: Callable[[str], Any] = warnings.warn) ->
             try:
                 content = json.loads(file.read_text())
                 if isinstance(content, dict) and content.get("kind") == "organics train":
-                    rows_of([content], [content["config"]["task"]])
+                    check_results(content)
                     found.append((_place(content), content))
                     continue
             except (OSError, ValueError) as error:
                 problem = str(error)
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, RecursionError) as error:
                 problem = f"{type(error).__name__} {error}"
             if not path.is_dir():
                 raise ValueError(f"{file} holds no results of organics train" + (f": {problem}" if problem else ""))
             if problem and file.name == "results.json":
                 say(f"{file} cannot be read and is left out: {problem}")
     return [content for _, content in sorted(found, key=lambda pair: pair[0])]
+
+
+def check_results(content: dict[str, Any]) -> None:
+    """An error unless the tables can show these results: a field that is missing, of another type, or out of range."""
+    config = content["config"]
+    for name, value in (("model", content["model"]), *((name, config[name]) for name in ("task", "framework"))):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a text, got {checks.describe(value)}")
+    sizes = {name: content[name] for name in ("hidden", "parameters")} | {"train": content["examples"]["train"]}
+    for name, value in sizes.items():
+        checks.positive_integer(name, value)
+    checks.seed(config["seed"])
+    for name in ("options", "task_options"):
+        if not isinstance(config.get(name, {}), dict):
+            raise TypeError(f"{name} must be a dict, got {checks.describe(config[name])}")
+    accuracy = content["test_accuracy"]
+    if not (checks.is_number(accuracy) and 0 <= accuracy <= 1 + 1e-6):
+        raise ValueError(f"test_accuracy must be from 0 to 1, got {accuracy!r}")
+    for row in rows_of([content], [config["task"]]):
+        _cells(row, row["criterion"] is not None)
 
 
 def _place(r: dict[str, Any]) -> tuple[str, str, float, int]:
