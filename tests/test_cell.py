@@ -303,7 +303,7 @@ def test_slow_rates_keep_their_digits(xp: Library) -> None:
     p = oc.init_cell(0, 1, 8)[0]._replace(theta_y=theta)
     found = oc.cell.cell_rates(xp.namespace, xp.tree(p), oc.MaxRates(y=0.5)).y
     want = 0.5 / (1.0 + np.exp(-theta.astype(np.float64)))
-    xp.assert_close(found, want, rtol=max(1e-5 * (xp.eps > 1e-10), 1e-14))
+    xp.assert_close(found, want, rtol=1e-14)
 
 
 def test_closed_gates_keep_their_digits(xp: Library) -> None:
@@ -314,7 +314,7 @@ def test_closed_gates_keep_their_digits(xp: Library) -> None:
     last, _ = oc.cell_sequence(
         xp.tree(p._replace(theta_b0=np.zeros(4))), xp.tree(state), xp.array(np.ones((3, 1))), **options
     )
-    xp.assert_close(last.b0, np.full(4, 1.0 / (1.0 + np.exp(12.3))), rtol=max(5e-6 * (xp.eps > 1e-10), 1e-14), atol=0)
+    xp.assert_close(last.b0, np.full(4, 1.0 / (1.0 + np.exp(12.3))), rtol=1e-13)
 
 
 def test_saturated_gains_and_rates(xp: Library) -> None:
