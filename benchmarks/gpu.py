@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 import zipfile
@@ -150,12 +151,23 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+RUNNING: set[subprocess.Popen[bytes]] = set()
+
+
+def end_all(*_: Any) -> None:
+    """What SIGTERM does: whatever this process has started ends with it."""
+    for process in list(RUNNING):
+        process.kill()
+    sys.exit(128 + signal.SIGTERM)
+
+
 def limited(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int | None, str]:
     """Exit code and output; after so many seconds an interrupt, so that pytest still says how far it came, and None."""
     with tempfile.TemporaryFile() as stream:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, preexec_fn=_interruptible
         )
+        RUNNING.add(process)
         code: int | None = None
         try:
             code = process.wait(seconds)
@@ -166,6 +178,7 @@ def limited(command: list[str], environment: dict[str, str], seconds: float) -> 
         finally:
             process.kill()
             process.wait()
+            RUNNING.discard(process)
         stream.seek(0)
         return code, stream.read().decode(errors="replace")
 
@@ -729,13 +742,18 @@ def fractions(rows: list[dict[str, Any]], limits: dict[str, float]) -> None:
             row["fraction of limit"] = least / row["seconds"]
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Replace a file by another one, never by a part of it."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text)
+    part.replace(file)
+
+
 def child(piece: str, into: Path, out: Path, seconds: float) -> None:
     """Do one piece, and keep its result so far in a file, as the parent reads it."""
 
     def keep(result: Any) -> None:
-        part = into.with_suffix(".part")
-        part.write_text(json.dumps(result))
-        part.replace(into)
+        write_whole(into, json.dumps(result))
 
     sizes = Sizes()
     calls: dict[str, Callable[[], Any]] = {
@@ -784,13 +802,16 @@ def main(arguments: list[str] | None = None) -> int:
         if device is None:
             print("No CUDA device is visible: nothing was run.", file=sys.stderr)
             return 2
-        return run_pieces(device, options, chosen, environment, Path(folder))
+        signal.signal(signal.SIGTERM, end_all)
+        return run_pieces(device, options, chosen, environment)
 
 
-def run_pieces(
-    device: str, options: argparse.Namespace, chosen: set[str], environment: dict[str, str], folder: Path
-) -> int:
-    """Every piece in a process of its own; the record after each; the exit code."""
+def run_pieces(device: str, options: argparse.Namespace, chosen: set[str], environment: dict[str, str]) -> int:
+    """Every piece in a process of its own; the record after each; the exit code.
+
+    A piece's rows are in a file beside the record until they are in it, also where this process is killed: the next
+    call of the day puts them there.
+    """
     began = time.monotonic()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -798,7 +819,17 @@ def run_pieces(
     old, shown_at = stem.with_suffix(".json"), stem.with_suffix(".md")
     record: dict[str, Any] = json.loads(old.read_text()) if old.exists() else {}
     record |= {"device": device, "date": date, "versions": versions()}
-    failed = False
+    failed, one_at_a_time = False, threading.Lock()
+
+    def rows_of(piece: str) -> Path:
+        return stem.with_name(f"{stem.name}-{piece.replace(' ', '-')}.rows.json")
+
+    def take(piece: str) -> bool:
+        """Put a piece's rows into the record; whether there were any."""
+        there = rows_of(piece).exists()
+        if there:
+            record[piece] = json.loads(rows_of(piece).read_text())
+        return there
 
     def left() -> float:
         return options.seconds - (time.monotonic() - began)
@@ -811,21 +842,23 @@ def run_pieces(
             fractions(record.get("training", []) + record.get("jax training", []), record["ceilings"])
         compare_with_kernel(record)
         for file, text in ((old, json.dumps(record, indent=1) + "\n"), (shown_at, markdown(record))):
-            file.write_text(text)
+            write_whole(file, text)
+        for piece in (*BUDGETS, "paper"):
+            rows_of(piece).unlink(missing_ok=True)  # they are in the record
 
     def one(piece: str, seconds: float) -> bool:
-        into = folder / "result.json"
-        into.unlink(missing_ok=True)
+        into = rows_of(piece)
         command = [sys.executable, str(Path(__file__).resolve()), "--child", piece, "--into", str(into)]
         command += ["--out", str(options.out.resolve() / "paper"), "--seconds", str(max(1.0, seconds - 30))]
         code, output = limited(command, environment, seconds)
-        if into.exists():
-            record[piece] = json.loads(into.read_text())
-        record.setdefault("errors", {}).pop(piece, None)
-        if code != 0:
-            reason = f"stopped after {seconds:.0f} s" if code is None else f"exit code {code}"
-            record["errors"][piece] = f"{reason}\n{output[-2000:]}"
-            say(f"{piece}: {reason}\n{output[-2000:]}")
+        with one_at_a_time:
+            take(piece)
+            record.setdefault("errors", {}).pop(piece, None)
+            if code != 0:
+                reason = f"stopped after {seconds:.0f} s" if code is None else f"exit code {code}"
+                record["errors"][piece] = f"{reason}\n{output[-2000:]}"
+                say(f"{piece}: {reason}\n{output[-2000:]}")
+            write()
         return code == 0
 
     pieces = ["paper"] if options.paper else [piece for piece in BUDGETS if piece in chosen]
@@ -834,9 +867,12 @@ def run_pieces(
     def measured(piece: str) -> bool:
         say(piece)
         budget = options.paper + 30 if options.paper else min(BUDGETS[piece], left())
-        done = budget >= 1 and one(piece, budget)
-        write()
-        return done
+        return budget >= 1 and one(piece, budget)
+
+    for piece in (*BUDGETS, "paper"):
+        if take(piece):
+            record.setdefault("errors", {})[piece] = "the script was ended meanwhile"
+    write()
 
     for piece in [piece for piece in pieces if piece != "agreement"]:
         failed |= not measured(piece)
@@ -846,7 +882,8 @@ def run_pieces(
         logs = [stem.with_name(f"{stem.name}-{name.partition(' ')[0]}.log") for name in tests]
         runs = pool.map(lambda name, log: run_tests(name, environment, seconds, log), tests, logs)
         for name, run in zip(tests, runs, strict=True):
-            record.setdefault("tests", {})[name] = run
+            with one_at_a_time:
+                record.setdefault("tests", {})[name] = run
             failed |= not run["ok"]
             say(f"tests, {name}: {counts_text(run)}")
         failed |= agreed is not None and not agreed.result()

@@ -103,12 +103,7 @@ class Rates(NamedTuple):
 
 
 def sigmoid(xp: Any, x: Array) -> Array:
-    """1 / (1 + exp(-x)) without overflow, in every library, and smooth under autodiff."""
-    return 0.5 * (xp.tanh(0.5 * x) + 1.0)
-
-
-def accurate_sigmoid(xp: Any, x: Array) -> Array:
-    """The same to the relative precision of the dtype where it is small, as the rates of slow units are."""
+    """1 / (1 + exp(-x)) to the relative precision of the dtype where it is small, too: of closed gates, slow rates."""
     if hasattr(xp, "sigmoid"):  # of torch and keras: exact, and one operation
         return xp.sigmoid(x)
     below = x < 0
@@ -183,10 +178,10 @@ def cell_rates(xp: Any, parameters: CellParameters, max_rates: MaxRates) -> Rate
     """dt/tau = (dt/tau)_max * sigmoid(theta)."""
     p = parameters
     return Rates(
-        max_rates.y * accurate_sigmoid(xp, p.theta_y),
-        max_rates.a * accurate_sigmoid(xp, p.theta_a),
-        max_rates.b * accurate_sigmoid(xp, p.theta_b0),
-        max_rates.b * accurate_sigmoid(xp, p.theta_b1),
+        max_rates.y * sigmoid(xp, p.theta_y),
+        max_rates.a * sigmoid(xp, p.theta_a),
+        max_rates.b * sigmoid(xp, p.theta_b0),
+        max_rates.b * sigmoid(xp, p.theta_b1),
     )
 
 

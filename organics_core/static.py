@@ -22,7 +22,7 @@ from array_api_compat import device
 
 from . import checks
 from .backend import Array, get_backend
-from .cell import accurate_sigmoid
+from .cell import sigmoid
 from .circuit import Circuit, identity_fixed_point, relu
 from .equilibria import SteadyState, steady_state
 from .linalg import diagonal_matrix
@@ -389,7 +389,7 @@ def static_circuit(xp: Any, parameters: StaticParameters, x: Array, sigma: Array
     p = parameters
     drive = matvec(xp, p.w_zx, x)
     z = xp.astype(unit(xp, drive, -1), drive.dtype)
-    gain, normalization = accurate_sigmoid(xp, matvec(xp, p.w_bx, x)), accurate_sigmoid(xp, p.beta)
+    gain, normalization = sigmoid(xp, matvec(xp, p.w_bx, x)), sigmoid(xp, p.beta)
     least = float(xp.finfo(gain.dtype).smallest_normal)
     gain = xp.where(gain <= 0, least, gain)  # rounded to 0, which no gain is
     vanishes = (normalization * sigma) ** 2 == 0  # nor is that of silent neurons
@@ -439,8 +439,8 @@ def convolutional_rates(
     dtype = drive.dtype
     gain, beta, log_w = (widened(xp, value) for value in (gain, parameters.beta, parameters.log_w))
     size = math.sqrt(math.prod(drive.shape[-2:])) if scale == "rms" else 1.0
-    driven = accurate_sigmoid(xp, gain) * (size * unit(xp, drive, (-2, -1)))
-    floor = (accurate_sigmoid(xp, beta) * sigma)[:, None, None]
+    driven = sigmoid(xp, gain) * (size * unit(xp, drive, (-2, -1)))
+    floor = (sigmoid(xp, beta) * sigma)[:, None, None]
     a = modulators(driven, floor, lambda squares: pool(squares, xp.exp(log_w)))
     rates = squared_rates(xp, driven) / xp.where(a == 0, 1.0, a)  # silent, with a floor whose square vanishes
     return xp.astype(rates, dtype)
@@ -477,7 +477,7 @@ def normalized(
     beside it.
     """
     wide = widened(xp, x)
-    floor = xp.reshape(accurate_sigmoid(xp, widened(xp, beta)) * sigma, (-1, *(1,) * axes_after))
+    floor = xp.reshape(sigmoid(xp, widened(xp, beta)) * sigma, (-1, *(1,) * axes_after))
     most, shrink = (2.0**50, 2.0**-90) if xp.finfo(wide.dtype).bits == 32 else (2.0**400, 2.0**-700)
     large = xp.abs(wide) > most
     a = modulators(xp.where(large, 0.0, wide), floor, pool)

@@ -330,7 +330,18 @@ def test_slow_rates_keep_their_digits(xp: Library) -> None:
     p = oc.init_cell(0, 1, 8)[0]._replace(theta_y=theta)
     found = oc.cell.cell_rates(xp.namespace, xp.tree(p), oc.MaxRates(y=0.5)).y
     want = 0.5 / (1.0 + np.exp(-theta.astype(np.float64)))
-    xp.assert_close(found, want, rtol=max(1e-5 * (xp.eps > 1e-10), 1e-14))
+    xp.assert_close(found, want, rtol=1e-14)
+
+
+def test_closed_gates_keep_their_digits(xp: Library) -> None:
+    """In float32, too, where 1 + tanh has lost them; b0 goes to sigmoid(-12.3)."""
+    p, state = oc.init_cell(0, 1, 4)
+    p = p._replace(w_bx0=np.full((4, 1), -12.3), w_by0=np.zeros((4, 4)), w_ba0=np.zeros((4, 4)))
+    options = {"max_rates": oc.MaxRates(1.0, 1.0, 2.0)}  # times 0.5: in one step
+    last, _ = oc.cell_sequence(
+        xp.tree(p._replace(theta_b0=np.zeros(4))), xp.tree(state), xp.array(np.ones((3, 1))), **options
+    )
+    xp.assert_close(last.b0, np.full(4, 1.0 / (1.0 + np.exp(12.3))), rtol=1e-13)
 
 
 def test_saturated_gains_and_rates(xp: Library) -> None:

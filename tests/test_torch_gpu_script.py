@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -188,7 +189,7 @@ def test_a_piece_that_hangs_or_dies_costs_itself_alone(
         if "hangs" in budgets:  # on a busy machine it takes long to get there
             budgets["hangs"] += round(5 * (time.perf_counter() - began))
         monkeypatch.setattr(gpu, "BUDGETS", budgets)
-        code = gpu.run_pieces("A GPU", options, set(budgets), dict(os.environ), tmp_path)
+        code = gpu.run_pieces("A GPU", options, set(budgets), dict(os.environ))
         assert code == int("dies" in budgets)
     record = json.loads(next(tmp_path.glob("gpu-a-gpu-*.json")).read_text())
     assert [record[name][0]["simulation"] for name in ("simulation", "hangs", "dies")] == [
@@ -199,6 +200,44 @@ def test_a_piece_that_hangs_or_dies_costs_itself_alone(
     assert record["errors"]["hangs"].startswith("stopped after ")
     assert record["errors"]["dies"].startswith("exit code -6")
     assert "| simulation | 1.5 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_rows_of_a_piece_outlive_the_script(gpu: Any, tmp_path: Path, how: signal.Signals) -> None:
+    """They are beside the record where it is killed, and in it after the next call; only SIGTERM can end the piece."""
+    piece = tmp_path / "piece.py"
+    piece.write_text(
+        "import sys, time, os, pathlib\n"
+        'pathlib.Path(sys.argv[4]).write_text(\'[{"simulation": "half", "seconds": 1.5}]\')\n'
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    out = tmp_path / "out"
+    script = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("gpu_script", {str(SCRIPT)!r})
+gpu = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(gpu)
+gpu.cuda_device, gpu.__file__ = lambda: "A GPU", {str(piece)!r}
+gpu.main(["--only", "simulation", "--out", {str(out)!r}])
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL) as run:
+        until = time.monotonic() + 60
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < until:
+            time.sleep(0.02)
+        run.send_signal(how)
+    worker = int((tmp_path / "pid").read_text())
+    if how == signal.SIGTERM:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+    else:
+        os.kill(worker, signal.SIGKILL)
+    (rows,) = out.glob("*.rows.json")
+    assert gpu.run_pieces("A GPU", argparse.Namespace(out=out, seconds=9.0, paper=None), set(), {}) == 0
+    record = json.loads(next(out.glob("gpu-a-gpu-????-??-??.json")).read_text())
+    assert record["simulation"] == [{"simulation": "half", "seconds": 1.5}]
+    assert record["errors"] == {"simulation": "the script was ended meanwhile"}
+    assert not rows.exists()
 
 
 def test_an_interrupted_test_run_says_how_far_it_came(

@@ -80,6 +80,29 @@ def test_the_float32_gradients_are_as_exact_as_the_sequential_ones(no_fallback):
         assert float((one - other).abs().max()) < 5e-5 * float(other.abs().max())
 
 
+@pytest.mark.parametrize("implementation", ["parallel", "reference"])
+def test_closed_gates_are_as_exact_as_others(implementation):
+    """Gates at sigmoid(-12.3), in float32: their values and gradients by float64's."""
+
+    def of(kind, dtype):
+        layer = make(implementation=kind, dtype=dtype)
+        cell = layer.cells[0]
+        with torch.no_grad():
+            cell.w_bx0.fill_(-4.1)
+            cell.w_bx1.fill_(-4.1)
+        _, hn = layer(torch.ones(400, 1, K, dtype=dtype), core_start(dtype))
+        return [
+            *(part.detach() for part in hn),
+            *torch.autograd.grad(hn.b0.sum() + hn.b1.sum(), [cell.w_bx0, cell.w_bx1]),
+        ]
+
+    def core_start(dtype):
+        return ot.CellState(*(torch.full((1, 1, H), value, dtype=dtype) for value in (0.1, 0.1, 6e-6, 6e-6)))
+
+    for one, other in zip(of(implementation, torch.float32), of("function", torch.float64), strict=True):
+        assert float((one - other).abs().max()) < 1e-5 * float(other.abs().max())
+
+
 def test_where_the_states_do_not_converge_the_steps_are_run_one_by_one():
     layer, x, hx = unstable(), numbers(1, 300, N, K), start(batch=N)
     (report,) = ot.parallel_report(layer, x)
