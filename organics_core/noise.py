@@ -785,6 +785,7 @@ def _solve_lyapunov(xp: Any, jac: Array, intensity: Array, shift: Array) -> tupl
     guess = backend.stop_gradient(summed(intensity))
     residual = as_one(_residual, free, guess, known)
     change = xp.full(guess.shape[:-2], xp.inf, dtype=jac.dtype, device=device(jac))
+    concrete = concrete and backend.is_concrete(guess)  # the noise alone may be traced
     for _ in range(_SWEEPS if concrete else _TRACED_SWEEPS):
         step = backend.stop_gradient(summed(residual))
         before, change = change, _size(xp, step) / (_size(xp, guess) + float(xp.finfo(jac.dtype).smallest_normal))

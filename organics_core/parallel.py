@@ -26,7 +26,7 @@ import numpy as np
 from array_api_compat import device
 
 from . import checks
-from .backend import Array, get_backend, tree_leaves, tree_map
+from .backend import Array, from_numpy, get_backend, tree_leaves, tree_map
 from .cell import (
     CELL_VARIANTS,
     CellParameters,
@@ -456,7 +456,9 @@ def growth_rate(
     flat = joined(start)
     if 0 in flat.shape:
         return flat[..., 0]
-    first = backend.normal(0, tuple(flat.shape), flat)
+    # the same direction for every member and in every library, so that a batch is its members
+    numbers = np.random.default_rng(0).standard_normal(int(flat.shape[-1]))
+    first = xp.broadcast_to(from_numpy(xp, numbers, flat), tuple(flat.shape))
     _, growth = backend.scan(body, (flat, first), xs)
     return xp.mean(growth[xs.shape[0] // 2 :, ...], axis=0)
 

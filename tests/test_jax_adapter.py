@@ -368,6 +368,7 @@ def test_bad_arguments(options, error, message):
         (jnp.ones((0, 2, 2)), None, ValueError, "at least one step"),
         (jnp.ones((4, 2, 2)), jnp.ones(3), TypeError, "hx must be a CellState"),
         (jnp.ones((4, 2, 2)), CellState(*[jnp.ones((1, 3))] * 4), ValueError, r"hx.y must have shape \(1, 2, 3\)"),
+        (jnp.ones((4, 2, 2)), CellState(*[1j * jnp.ones((1, 2, 3))] * 4), TypeError, "hx.y must have a real floating"),
     ],
 )
 def test_bad_inputs(inputs, hx, error, message):
@@ -390,6 +391,7 @@ def test_bad_training_data():
         ((x, np.zeros(8)), "y_train must be integer classes"),
         ((x, np.arange(8) % 2 - 1), "y_train must hold classes from 0 to 1, of a model with 2 outputs, got -1"),
         ((x, np.arange(8) % 3), "y_train must hold classes .* got 2"),
+        ((x, 2**32 + np.arange(8) % 2), "y_train must hold classes .* got 4294967297"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             fit(model, *arguments, epochs=1)

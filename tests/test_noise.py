@@ -583,3 +583,22 @@ def test_bad_descriptions_of_noise_are_named() -> None:
         oc.noise_covariance(circuit, state, oc.ColouredNoise(oc.ColouredNoise(0.1, 1.0), 1.0))
     with pytest.raises(TypeError, match="must not depend on the state"):
         oc.linear_covariance(-np.eye(2), oc.MultiplicativeNoise(0.1))
+
+
+@pytest.mark.library("jax", "torch")
+def test_mapped_noise_is_a_batch(xp64: Library) -> None:
+    """The noise may be traced where the circuit is not, as within vmap over its amplitudes alone."""
+    circuit, state = (xp64.tree(part) for part in stable_case(3))
+    amplitudes = np.array([[0.1, 0.2, 0.3, 0.5, 0.5, 0.5], [1.0, 0.0, 2.0, 0.3, 0.1, 0.2]])
+    if xp64.name == "jax":
+        import jax
+
+        vmap: Any = jax.vmap
+    else:
+        import torch
+
+        vmap = torch.func.vmap
+    found = vmap(lambda noise: oc.noise_covariance(circuit, state, noise))(xp64.array(amplitudes))
+    for got, noise in zip(found, amplitudes, strict=True):
+        want = numpy_tree(oc.noise_covariance(*stable_case(3), noise))
+        xp64.assert_close(got, want, rtol=1e-10, atol=1e-12 * np.max(np.abs(want)))

@@ -105,6 +105,15 @@ def test_damping_keeps_the_iterates_finite() -> None:
     assert not report.converged
 
 
+def test_lyapunov_exponents_of_a_batch_are_those_of_its_members(xp64: Library) -> None:
+    """Also of few steps, after which they still hang on the direction they began with, and in every library."""
+    p, s, _ = random_cell()
+    xs = np.random.default_rng(0).standard_normal((6, 3, p.w_zx.shape[-1]))
+    got = oc.cell_lyapunov_exponent(xp64.tree(p), xp64.tree(s), xp64.array(xs))
+    want = [float(oc.cell_lyapunov_exponent(p, s, xs[:, k])) for k in range(3)]
+    xp64.assert_close(got, want, rtol=1e-6)
+
+
 @pytest.mark.library("numpy", "torch", "jax")
 def test_lyapunov_exponent_is_that_of_the_product_of_jacobians(xp64: Library) -> None:
     """By QR of Jacobians from differences; a strong recurrence has a larger one."""

@@ -59,7 +59,6 @@ if len(sys.argv) == 5:
     train(config, sys.argv[4])
 """
 
-PARTS = ("train", "validation", "test")
 EVERY_FRAMEWORK = pytest.mark.parametrize(
     "framework", [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")]
 )

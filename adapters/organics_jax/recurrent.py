@@ -454,7 +454,7 @@ class ORGaNICs(_NotFlax):
         dtype = self.cells[0].parameters.log_w.dtype
         parts = []
         for name, part in zip(CellState._fields, hx, strict=True):
-            part = jnp.asarray(part)
+            part = floating(f"hx.{name}", part)
             if part.shape != shape:
                 raise ValueError(f"hx.{name} must have shape {shape}, got shape {part.shape}")
             parts.append(part.astype(dtype))

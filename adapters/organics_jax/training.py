@@ -113,6 +113,7 @@ def fit(
     outputs = eqx.filter_eval_shape(eqx.nn.inference_mode(model), x_train[:batch_size]).shape[-1]
     for name, y in {"train": y_train, **({"test": tests[1]} if tests else {})}.items():
         checks.classes(f"y_{name}", int(y.min()), int(y.max()), outputs)
+    y_train = y_train.astype(np.int32)  # what jax has without x64, and now holds them
 
     mask = trainable(model)
     transform = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam())
@@ -191,7 +192,7 @@ def _pairs(name: str, x: Any, y: Any) -> tuple[Array, Array]:
         raise TypeError(f"y_{name} must be integer classes, got dtype {y.dtype}")
     if y.ndim != 1 or x.ndim < 2 or len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x_{name} and y_{name} must have shapes (N, ...) and (N,), got {x.shape} and {y.shape}")
-    return x, y.astype(np.int32)
+    return x, y
 
 
 def _accuracy(predict: Callable[..., Array], model: Any, x: Any, y: Any, batch_size: int) -> float:

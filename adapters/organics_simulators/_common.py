@@ -70,9 +70,18 @@ def drive_at(z: Drive, t: Any) -> Array:
 
 def host_drive(z: Drive, n: int, *, name: str = "z") -> np.ndarray:
     """A constant drive as a float64 numpy array (n,) of its own, or an error naming it."""
-    value = np.array(to_numpy(z), dtype=np.float64)
+    value = host_numbers(z, name)
     if value.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), got shape {value.shape}")
+    return value
+
+
+def host_numbers(values: Any, name: str) -> np.ndarray:
+    """Finite real numbers of any library as a float64 numpy array of its own, or an error naming them."""
+    given = np.asarray(to_numpy(values))
+    if given.dtype.kind not in "fiu" and given.dtype.name != "bfloat16":  # a cast would hide it
+        raise TypeError(f"{name} must hold real numbers, got dtype {given.dtype}")
+    value = np.array(given, dtype=np.float64)
     checks.values(np, name, value, "any")
     return value
 

@@ -103,7 +103,7 @@ def brian_group(
     n = size(host)
     drive = host_drive(z, n)
     start = start_state(host, drive, state0)
-    step_size = dt if isinstance(dt, brian2.Quantity) else checks.positive_number("dt", dt) * brian2.second
+    step_size = _step_size(dt)
     if coupling == "operation":
         _no_standalone()
         if method is not None:
@@ -114,6 +114,15 @@ def brian_group(
     group.z = drive
     group.y, group.a = start
     return BrianCircuit(group, [group, *others])
+
+
+def _step_size(dt: Any) -> Any:
+    """A time of Brian2, positive and finite; Brian2 itself takes steps that are not, and never moves."""
+    if not isinstance(dt, brian2.Quantity):
+        return checks.positive_number("dt", dt) * brian2.second
+    if dt.dim != brian2.second.dim or dt.ndim:
+        raise ValueError(f"dt must be one time, got {dt!r}")
+    return checks.positive_number("dt", float(dt)) * brian2.second
 
 
 def _no_standalone() -> None:
@@ -173,6 +182,9 @@ def _summed(circuit: Circuit, dt: Any, variant: str, n: int, method: str) -> tup
         ("recurrent", source, w_r),
         ("pool", f"{rectify}int(a_pre > 0) * a_pre * y_pre**2", circuit.w),
     ):
+        post, pre = np.nonzero(weights)  # row: to, column: from
+        if len(post) == 0:
+            continue
         synapses = brian2.Synapses(
             group,
             group,
@@ -180,9 +192,6 @@ def _summed(circuit: Circuit, dt: Any, variant: str, n: int, method: str) -> tup
             dt=dt,
             name=f"{name}_{target}",
         )
-        post, pre = np.nonzero(weights)  # row: to, column: from
-        if len(post) == 0:
-            continue
         synapses.connect(i=pre, j=post)
         synapses.weight = weights[post, pre]
         others.append(synapses)

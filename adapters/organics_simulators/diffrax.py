@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from organics_core import VARIANTS, Circuit, State, checks
-from organics_core.circuit import field, identity_fixed_point, imbalance, resting_state
+from organics_core.circuit import field, identity_fixed_point, imbalance, resting_state, validate_state
 from organics_core.circuit import size as circuit_size
 
 from ._common import dense, no_batch, require
@@ -21,6 +21,8 @@ from ._common import dense, no_batch, require
 require("diffrax", "jax", "diffrax", "optimistix")
 
 import diffrax  # noqa: E402
+import equinox as eqx  # noqa: E402
+import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import optimistix  # noqa: E402
 
@@ -152,7 +154,8 @@ def steady_state(
     z : array (n,)
         Constant input drive.
     solver : optimistix solver, optional
-        ``optimistix.Dogleg`` with tolerances that suit the dtype by default.
+        ``optimistix.Dogleg`` with tolerances that suit the dtype by default. What it solves
+        for is the state in units of the largest y and the largest a of the fixed point for W_r = I.
     variant : {"main", "rectified", "rectified_recurrence"}
     state0 : State, optional
         Where to start; the fixed point for W_r = I by default.
@@ -180,15 +183,31 @@ def steady_state(
     """
     checks.one_of("variant", variant, VARIANTS)
     z = jnp.asarray(z)
+    checks.namespace({"z": z})
     no_batch(circuit, "optimistix.root_find", z=z)
     checks.vector_shape("z", z, circuit_size(circuit))
+    closed = State(*map(jnp.asarray, identity_fixed_point(jnp, circuit, z, variant)))
+    dtype = closed.a.dtype
     if solver is None:
-        tolerance = float(jnp.finfo(z.dtype).eps) ** 0.75
+        tolerance = float(jnp.finfo(dtype).eps) ** 0.75
         solver = optimistix.Dogleg(rtol=tolerance, atol=tolerance)
-    if state0 is None:
-        state0 = identity_fixed_point(jnp, circuit, z, variant)
+    # tolerances are numbers, so what is searched for has no unit
+    largest = [jax.lax.stop_gradient(jnp.max(jnp.abs(part))) for part in closed]
+    units = State(*(jnp.where((size > 0) & jnp.isfinite(size), size, jnp.ones_like(size)) for size in largest))
+    start = closed
+    if state0 is not None:
+        for name, part in validate_state(state0, "state0").items():
+            if jnp.shape(part) != z.shape:
+                raise ValueError(f"{name} must have shape {z.shape}, got shape {jnp.shape(part)}")
+        start = State(*state0)
 
-    def equations(state: State, args: tuple[Circuit, Array]) -> State:
-        return State(*imbalance(jnp, *args[:1], State(*state), args[1], variant))
+    def equations(state: State, args: tuple[Circuit, Array, State]) -> State:
+        circuit, z, units = args
+        there = State(*(part * unit for part, unit in zip(state, units, strict=True)))
+        sides = imbalance(jnp, circuit, there, z, variant)
+        return State(*(part / unit for part, unit in zip(sides, units, strict=True)))
 
-    return optimistix.root_find(equations, solver, State(*state0), (circuit, z), max_steps=max_steps, throw=throw)
+    begin = State(*(jnp.asarray(part).astype(dtype) / unit for part, unit in zip(start, units, strict=True)))
+    found = optimistix.root_find(equations, solver, begin, (circuit, z, units), max_steps=max_steps, throw=throw)
+    value = State(*(part * unit for part, unit in zip(found.value, units, strict=True)))
+    return eqx.tree_at(lambda solution: solution.value, found, value)

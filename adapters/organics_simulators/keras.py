@@ -1,4 +1,11 @@
-"""ORGaNICs for Keras 3: cells for ``keras.layers.RNN``, on Keras's torch and jax backends."""
+"""ORGaNICs for Keras 3: cells for ``keras.layers.RNN``, on Keras's torch and jax backends.
+
+``reset_state()`` of a stateful layer writes zeros over the states, whatever the cell, and zeros are not where these
+cells start. In its place::
+
+    for state, start in zip(layer.states, layer.cell.get_initial_state(batch_size)):
+        state.assign(start)
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from organics_core import VARIANTS, Circuit, MaxRates, State, checks
+from organics_core import INTEGRATORS, VARIANTS, Circuit, MaxRates, State, Tableau, checks
 from organics_core.cell import (
     CELL_VARIANTS,
     CellParameters,
@@ -42,6 +49,15 @@ def _namespace() -> Any:
 def _of_a_batch(value: Any, size: Any) -> Any:
     """(size, n) in memory of its own: a stateful layer writes to its states."""
     return keras.ops.zeros((size, *value.shape), dtype=value.dtype) + value
+
+
+def _saved_name(method: Tableau) -> str:
+    """What a saved model writes of a method; ValueError for one that is not in the table under its name."""
+    if INTEGRATORS.get(method.name) is not method:
+        raise ValueError(
+            f"method must be one of organics_core.INTEGRATORS, by name, got another Tableau {method.name!r}"
+        )
+    return method.name
 
 
 @keras.saving.register_keras_serializable(package="organics")
@@ -86,7 +102,7 @@ class CircuitCell(keras.layers.Layer):
         self.host = host_circuit(circuit, "keras")
         self.dt = checks.positive_number("dt", dt)
         self.substeps = checks.positive_integer("substeps", substeps)
-        self.method = explicit(method).name
+        self.method = _saved_name(explicit(method))
         self.variant = variant
         n = size(self.host)
         self.state_size = [n, n]

@@ -106,6 +106,8 @@ class ORGaNICsProcess(nengo.Process):
         n, substeps, out = size(self.circuit), self.substeps, self.out
         if shape_in not in ((n,), (0,)):
             raise ValueError(f"the node's size_in must be {n}, the number of neurons, got {shape_in}")
+        if shape_out != (self.default_size_out,):
+            raise ValueError(f"the node's size_out must be {self.default_size_out} for out={out!r}, got {shape_out}")
         circuit, constant, method, variant = self.circuit, self.z, self.method, self.variant
         y, a = state["y"], state["a"]
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from organics_core import VARIANTS, Circuit, State, checks, resting_state
-from organics_core.backend import to_numpy
 from organics_core.circuit import field, size
 
-from ._common import host_circuit, require
+from ._common import host_circuit, host_numbers, require
 
 require("tvb", "tvb")
 
@@ -66,7 +65,7 @@ class ORGaNICs(Model):
         super().__init__(**options)
         checks.one_of("variant", variant, VARIANTS)
         self.circuit = host_circuit(circuit, "tvb")
-        self.z = np.array(to_numpy(z), dtype=np.float64)
+        self.z = host_numbers(z, "z")
         self.variant = variant
         self.number_of_modes = size(self.circuit)
         if self.z.ndim not in (1, 2):

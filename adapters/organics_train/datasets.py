@@ -160,23 +160,6 @@ def fingerprint(data: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _check_targets(name: str, y: Any, data: Dataset, count: int) -> None:
-    classes = data.kind in ("classes", "steps")
-    if not (isinstance(y, np.ndarray) and y.dtype.kind in ("iu" if classes else "f")):
-        raise TypeError(f"{name} must be a numpy array of {'integers' if classes else 'floats'}, got {_described(y)}")
-    shape = {"steps": (count, data.steps), "numbers": (count, data.steps, data.outputs)}.get(data.kind, (count,))
-    if y.shape != shape:
-        raise ValueError(f"{name} must have shape {shape} for the kind {data.kind!r}, got {y.shape}")
-    if classes:
-        checks.classes(name, int(y.min()), int(y.max()), data.outputs)
-    elif not np.isfinite(y).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity among its values")
-
-
-def _described(value: object) -> str:
-    return f"one of {value.dtype}" if isinstance(value, np.ndarray) else checks.describe(value)
-
-
 def load_dataset(
     task: str,
     *,

@@ -97,3 +97,9 @@ def test_errors_name_the_culprit():
         brian_group(PROBLEM.circuit, np.ones(3), 0.1 * ms)
     with pytest.raises(ValueError, match="dt"):
         brian_group(PROBLEM.circuit, PROBLEM.z, -1.0)
+    for dt in (-1 * ms, 0 * ms, float("nan") * ms, 1 * brian2.mV, [0.1, 0.2] * ms):
+        for coupling in ("operation", "summed"):
+            with pytest.raises(ValueError, match="dt must be"):
+                brian_group(PROBLEM.circuit, PROBLEM.z, dt, coupling)
+    with pytest.raises(TypeError, match="z must hold real numbers, got dtype complex128"):
+        brian_group(PROBLEM.circuit, 1j * PROBLEM.z, 0.1 * ms)

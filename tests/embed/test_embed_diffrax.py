@@ -140,6 +140,15 @@ def test_optimistix_gradient_is_implicit():
     np.testing.assert_allclose(got[0].tau_y, 0.0, atol=1e-9)
 
 
+@pytest.mark.parametrize("unit", [1e-14, 1e-8, 1e6])
+def test_optimistix_in_any_unit_of_y(unit):
+    """y, and z, in another unit: W takes its square, and the solution is the same one."""
+    circuit = CIRCUIT._replace(w_r=2.0 * CIRCUIT.w_r)
+    want = oc.steady_state(circuit, Z, attracting=False).state
+    found = steady_state(circuit._replace(w=circuit.w / unit**2), unit * Z)
+    assert error((found.value.y / unit, found.value.a), want) < 1e-10
+
+
 def test_optimistix_says_when_it_fails():
     found = steady_state(CIRCUIT, Z, max_steps=1, throw=False)
     assert found.result != optimistix.RESULTS.successful
@@ -171,6 +180,10 @@ def test_errors_name_the_culprit():
         start(CIRCUIT._replace(w=lambda v: v), Z)
     with pytest.raises(TypeError, match=r"root_find takes weights as dense arrays, but w_r is function"):
         steady_state(CIRCUIT._replace(w_r=lambda v: v), Z)
+    with pytest.raises(TypeError, match="z must have a real floating dtype"):
+        steady_state(CIRCUIT, jnp.arange(8))
+    with pytest.raises(ValueError, match=r"state0.y must have shape \(8,\), got shape \(1,\)"):
+        steady_state(CIRCUIT, Z, state0=oc.State(jnp.zeros(1), jnp.ones(1)))
 
 
 def test_its_examples_run() -> None:

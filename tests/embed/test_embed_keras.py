@@ -83,7 +83,11 @@ def test_a_stateful_layer_goes_on(kind):
 
     part = layer(stateful=True)
     halves = [keras.ops.convert_to_numpy(part(half)) for half in (x[:, :10], x[:, 10:])]
-    np.testing.assert_allclose(np.concatenate(halves, 1), keras.ops.convert_to_numpy(layer()(x)), rtol=1e-5, atol=1e-6)
+    want = keras.ops.convert_to_numpy(layer()(x))
+    np.testing.assert_allclose(np.concatenate(halves, 1), want, rtol=1e-5, atol=1e-6)
+    for state, start in zip(part.states, part.cell.get_initial_state(4), strict=True):  # as the module says
+        state.assign(start)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(part(x[:, :10])), want[:, :10], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
@@ -118,3 +122,5 @@ def test_errors_name_the_culprit():
         CircuitCell(PROBLEM.circuit, -1.0)
     with pytest.raises(ValueError, match="features"):
         keras.layers.RNN(CircuitCell(PROBLEM.circuit, 1e-3))(np.ones((2, 3, 5), dtype="float32"))
+    with pytest.raises(ValueError, match="method must be one of"):
+        CircuitCell(PROBLEM.circuit, 1e-3, method=oc.INTEGRATORS["euler"]._replace(name="rk4"))

@@ -109,3 +109,10 @@ def test_errors_name_the_culprit():
         nengo.Node(ORGaNICsProcess(PROBLEM.circuit), size_in=3)
     with pytest.raises(ValueError, match="size_in"):
         nengo.Simulator(net, progress_bar=False)
+    with pytest.raises(TypeError, match="z must hold real numbers, got dtype complex128"):
+        ORGaNICsProcess(PROBLEM.circuit, 1j * PROBLEM.z)
+    one = oc.Circuit(None, np.ones((1, 1)), 1.0, 1.0, 1.0, 0.002, 0.002)
+    with nengo.Network() as net:
+        nengo.Node(ORGaNICsProcess(one), size_out=4)  # which numpy would fill with four times the same
+    with pytest.raises(ValueError, match="size_out must be 1"):
+        nengo.Simulator(net, progress_bar=False)

@@ -80,3 +80,7 @@ def test_errors_name_the_culprit():
         ORGaNICs(PROBLEM.circuit, np.ones(3))
     with pytest.raises(ValueError, match="variant"):
         ORGaNICs(PROBLEM.circuit, PROBLEM.z, variant="other")
+    with pytest.raises(ValueError, match="z must be finite"):
+        ORGaNICs(PROBLEM.circuit, np.full(8, np.nan))
+    with pytest.raises(TypeError, match="z must hold real numbers, got dtype complex128"):
+        ORGaNICs(PROBLEM.circuit, 1j * PROBLEM.z)
