@@ -743,10 +743,10 @@ def fractions(rows: list[dict[str, Any]], limits: dict[str, float]) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Replace a file by another one, never by a part of it."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    part.replace(file)
+    """Write a file at once, by the core, which is on the path of ``main`` and of its children."""
+    from organics_core.io.atomic import write_atomically
+
+    write_atomically(file, lambda part: part.write(text.encode()))
 
 
 def child(piece: str, into: Path, out: Path, seconds: float) -> None:
