@@ -77,7 +77,7 @@ class TorchLearner:
         self.kind, self.scored = data.kind, data.scored_steps
         # torch's own memory: aligned alike in every process, so that sums come out alike
         self.parts = {
-            part: tuple(placed_data(getattr(data, f"{axis}_{part}"), device) for axis in "xy")
+            part: tuple(torch.tensor(getattr(data, f"{axis}_{part}"), device=device) for axis in "xy")
             for part in ("train", "validation", "test")
         }
 
@@ -180,12 +180,6 @@ class TorchLearner:
         """What holds torch's random numbers, by the kind of device: the CPU's, and those that dropout draws there."""
         of_device = {} if self.device == "cpu" else {self.device: torch.get_device_module(self.device)}
         return {"cpu": torch} | {kind: it for kind, it in of_device.items() if hasattr(it, "get_rng_state")}
-
-
-def placed_data(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """A copy on the device; classes as int64, which torch's loss wants."""
-    tensor = torch.tensor(values, device=device)
-    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 def _sharded(outputs: Outputs, device: torch.device, count: int) -> Outputs:
