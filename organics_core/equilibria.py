@@ -177,7 +177,9 @@ def steady_state(
     max_iterations : int
     state0 : State, optional
         Start of the iterations, whose end is the answer whether it attracts or
-        not; by default the fixed point for W_r = I, and for other models rest.
+        not; by default the fixed point for W_r = I, and for other models rest. ``"newton"`` takes a fixed point
+        within 10 % of it where Newton's method in y and a finds one in 8 steps, which are not counted; else it
+        starts from a alone, as ``"iteration"`` does.
     attracting : bool
         Decide whether the fixed point attracts, and where it does not look for
         one that does (see the notes); for a Circuit, without ``state0``. If
@@ -335,6 +337,8 @@ def _in_range(xp: Any, circuit: Circuit, z: Array, found: SteadyState) -> Steady
 _PATIENCE = 60
 """Iterations of Newton's method after which the motion of the circuit itself is the better guide."""
 _STARTS = 64
+_STEPS_NEARBY = 8
+"""Of Newton's method in y and a from a start, for a point near it."""
 _FEW = 4
 """Neurons: up to so many a search costs little, also under strong drive."""
 
@@ -908,6 +912,12 @@ def _iterate(settings: Settings, circuit: Circuit, z: Array, state0: State | Non
         wide = wide + 0.0 * free.w_r[..., 0]
     drive, floor = drive + wide, floor + wide
     start = State(start.y + wide, xp.where(start.a > floor, start.a + wide, floor))
+    if state0 is not None and newton:  # what follows knows nothing of y: without a drive it would lead to y = 0
+        near, off = newton_in_both(xp, free, start, free_z, variant, tolerance, steps=_STEPS_NEARBY)
+        away = xp.max(xp.abs(near.y - start.y), axis=-1)
+        kept = (off <= tolerance) & (away <= 0.1 * xp.max(xp.abs(start.y), axis=-1))
+        kept = kept & xp.all(xp.abs(near.a - start.a) <= 0.1 * start.a, axis=-1)
+        start = State(*(xp.where(kept[..., None], *parts) for parts in zip(near, start, strict=True)))
 
     bends = any(VARIANTS[variant][:2])  # W_r without the units that are silent
     right = drive[..., None]
