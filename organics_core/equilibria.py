@@ -292,12 +292,15 @@ def steady_state(
             "use 'newton', 'iteration' or 'auto' for this w_r"
         )
     if method == "closed_form" or (unit and (method == "auto" or (method == "newton" and state0 is None))):
-        with quiet(backend):
-            state = identity_fixed_point(xp, circuit, z, variant)
-            residual = relative_residual(xp, circuit, state, z, variant)
-        iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
         # Round-off of a sum of many terms is not a failure to converge.
-        found = SteadyState(state, residual <= max(tolerance, 1e3 * eps), iterations, residual)
+        known = partial(_known, variant, max(tolerance, 1e3 * eps))
+        with quiet(backend):
+            # the formula has no W_r to be differentiated by, the equations do
+            if circuit.w_r is not None and (unit or backend.traces_loops):
+                made = of_variant(without_time(xp, circuit), variant)
+                found = cast(SteadyState, differentiable(xp, known, made, z, None))
+            else:
+                found = known(circuit, z, None)
         return _in_range(xp, circuit, z, _reported(xp, circuit, found, variant, abscissa, proven=True))
     concrete = all(backend.is_concrete(leaf) for leaf in tree_leaves((circuit, z, state0)))
     attracting = attracting and (concrete or backend.traces_loops)  # torch.func.vmap traces no loop
@@ -312,6 +315,15 @@ def steady_state(
         elif attracting:
             found = _judged(xp, circuit, found, variant)
         return _in_range(xp, circuit, z, _reported(xp, circuit, found, variant, abscissa))
+
+
+def _known(variant: str, tolerance: float, circuit: Circuit, z: Array, _: None) -> SteadyState:
+    """The closed form."""
+    xp = array_namespace(z)
+    state = identity_fixed_point(xp, circuit, z, variant)
+    residual = relative_residual(xp, circuit, state, z, variant)
+    iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
+    return SteadyState(state, residual <= tolerance, iterations, residual)
 
 
 def _whole(xp: Any, made: Any, z: Array, found: SteadyState) -> SteadyState:
