@@ -509,10 +509,16 @@ def circuit_jacobian(
 
 
 def share_pool(xp: Any, circuit: Circuit) -> bool:
-    """Whether all modulators obey one equation but for their floor: equal rows of W, equal tau_a; seen, not traced."""
+    """Whether all modulators obey one equation but for their floor: equal rows of W, equal tau_a; seen, not traced.
+
+    Not where derivatives are asked for by them: beside equal rows others are not, and each has its own derivative.
+    """
     backend = get_backend(xp)
     w, tau = circuit.w, circuit.tau_a
     if isinstance(w, weights.Operator) or w.shape[-1] == 1 or not (backend.is_concrete(w) and backend.is_concrete(tau)):
+        return False
+    differentiates = getattr(backend, "differentiates", None)  # of a backend with derivatives
+    if differentiates is not None and (differentiates(w) or differentiates(tau)):
         return False
     return bool(xp.all(w == w[..., :1, :])) and (tau.ndim == 0 or bool(xp.all(tau == tau[..., :1])))
 

@@ -47,6 +47,7 @@ Floats = np.ndarray[Any, Any]
 
 _U = 2.0**-53
 _TINY = 2.0**-1022
+_NO_DRIVE = 1e-200
 _FORMAT = "organics proof 1"
 _SINGLE = 400  # above this many variables P is searched for in float32
 _CONTENT = (
@@ -364,7 +365,8 @@ class _Linear:
         down = np.max(np.abs(self.centers.k) * a / natural)  # of the modulators on the neurons, and back
         up = self.size[n:, :n] * natural / a[:, None]
         up = np.sqrt(np.linalg.norm(up, 1) * np.linalg.norm(up, np.inf))
-        ratio = np.sqrt(down / up) if down > 0.0 and up > 0.0 else 1.0
+        # a recurrent drive of 0 is rounded outwards
+        ratio = np.sqrt(down / up) if down > _NO_DRIVE and up > _NO_DRIVE else 1.0
         return np.exp2(np.round(np.log2(np.concatenate([natural * ratio, a]))))
 
 
@@ -743,6 +745,18 @@ def _at_kinks(problem: _Problem, x: Floats) -> Floats:
     return np.concatenate([np.where(np.abs(y) < 1e-13 * np.max(np.abs(y)), 0.0, y), x[problem.n :]])
 
 
+def _by_kink(problem: _Problem, x: Floats) -> str:
+    """That what failed may be for a kink at x, where the slopes of both sides and all between count; or nothing."""
+    if not (problem.flags.source or problem.flags.drive):
+        return ""
+    y = x[: problem.n]
+    wide = _Interval.around(y, np.full(problem.n, 1e-12 * np.max(np.abs(y)) + _TINY))
+    masks = [_mask(wide)] if problem.flags.source else []
+    masks += [one for one in problem.recurrence(wide)[1:] if one is not None]
+    at = any(np.any(mask.low < mask.high) for mask in masks)
+    return "; a unit or its recurrent drive is at a kink, where the slopes of both sides count" if at else ""
+
+
 def _prove_one(problem: _Problem, start: Floats | None) -> _Claims:
     """Everything that can be proven of one circuit and drive."""
     size = 2 * problem.n
@@ -768,10 +782,8 @@ def _prove_one(problem: _Problem, start: Floats | None) -> _Claims:
             x = krawczyk.linear.x
             best = krawczyk.search()
             if best is None:
-                return claims._replace(
-                    stable=True if theorem else None,
-                    reason=theorem or f"{_UNDECIDED}: no box around the state could be shown to hold a fixed point",
-                )
+                why = f"no box around the state could be shown to hold a fixed point{_by_kink(problem, x)}"
+                return claims._replace(stable=True if theorem else None, reason=theorem or f"{_UNDECIDED}: {why}")
             radius = best
     except (_NoSlope, np.linalg.LinAlgError) as error:
         why = str(error) if isinstance(error, _NoSlope) else "the Jacobian is singular"
@@ -796,7 +808,8 @@ def _prove_one(problem: _Problem, start: Floats | None) -> _Claims:
             )
     if theorem:
         return claims._replace(stable=True, reason=f"{theorem}; no decay rate was proven")
-    return claims._replace(reason=f"{_UNDECIDED}: {where}, but too close to the border of stability for float64")
+    border = _by_kink(problem, x) or ", but too close to the border of stability for float64"
+    return claims._replace(reason=f"{_UNDECIDED}: {where}{border}")
 
 
 def _verify(problem: _Problem, claims: _Claims) -> str | None:

@@ -114,6 +114,23 @@ def test_points_are_fixed_points(variant: str) -> None:
     assert count > 20
 
 
+@pytest.mark.parametrize("strength", [1e2, 1e3])
+def test_a_small_modulator_beside_a_large_one(strength: float) -> None:
+    """Without recurrence y = z and a = (b0 sigma)**2 / (1 - z**2): no fixed point from z = 1 on."""
+    w_r, floor = np.diag([0.0, 1.0]), 1e-6
+    circuit = oc.Circuit(w_r, np.eye(2), 1.0, 1.0, math.sqrt(floor), 0.002, 0.002)
+    branch = oc.continue_fixed_points(circuit, np.array([1.0, strength]), "z", (0.1, 2.0), max_points=300)
+    values = to_numpy(branch.values)
+    assert values.max() < 1.0
+    assert branch.special == ()
+    assert branch.stable.all()
+    assert values.max() > 1.0 - 1e-6
+    assert "left the range" not in branch.message
+    early = values < 1.0 - 1e-6
+    exact = np.stack([floor / (1.0 - values**2), floor + (strength * values) ** 2], axis=-1)
+    np.testing.assert_allclose(branch.points.a[early], exact[early], rtol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["z", "a"])
 def test_hopf_points_of_fitzhugh_and_nagumo(name: str) -> None:
     """Where the trace vanishes: v^2 = 1 - b epsilon; frequency and Lyapunov coefficient by hand."""

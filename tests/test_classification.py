@@ -79,6 +79,17 @@ def test_a_limit_cycle_is_found() -> None:
     assert np.sum(np.diff(np.sign(late - late.mean())) != 0) > 10
 
 
+@pytest.mark.parametrize("strength", [1.0, 300.0, 1000.0])
+def test_a_cycle_beside_a_large_modulator(strength: float) -> None:
+    """A third neuron that has nothing to do with two that circle, with a modulator of 0.1 to 1e5, changes nothing."""
+    w_r, w = np.zeros((3, 3)), np.zeros((3, 3))
+    w_r[:2, :2], w_r[2, 2] = [[1.5, -2.0], [2.0, 1.5]], 0.5
+    w[:2, :2], w[2, 2] = 0.5, 0.1
+    circuit = oc.Circuit(w_r, w, 1.0, 1.0, 0.1, 0.002, 0.002)
+    found = oc.classify(circuit, np.array([0.05, 0.0, strength]), chunks=4)
+    assert int(found.kind) == LIMIT_CYCLE
+
+
 def test_an_oscillation_that_still_changes_is_undecided() -> None:
     """Close to where the fixed point loses its stability the swings take long: 6 % smaller after 100 tau, then 4 %."""
     circuit = oc.Circuit(np.array([[1.118, -2.0], [2.0, 1.118]]), np.full((2, 2), 0.5), 1.0, 1.0, 0.1, 0.002, 0.002)

@@ -117,6 +117,35 @@ def test_closed_form(xp64: Library, variant: str) -> None:
     assert_derivatives(xp64, scalar, (tuple(case.circuit), case.z))
 
 
+@pytest.mark.library("torch", "jax")
+@pytest.mark.parametrize("method", ["auto", "closed_form"])
+@pytest.mark.parametrize("variant", ["main", "rectified"])
+def test_w_r_that_is_the_identity_has_derivatives(xp64: Library, variant: str, method: str) -> None:
+    """The formula of that case has no W_r; its derivatives are those of the fixed points beside it, seen or traced."""
+    case = small_circuit(3, seed=2)
+    change = np.random.default_rng(0).standard_normal((3, 3))
+    z = np.abs(case.z)
+
+    def along(circuit: Any, step: Any, drive: Any, method: str) -> Callable[[Any], Any]:
+        def scalar(s: Any) -> Any:
+            made = circuit._replace(w_r=circuit.w_r + s * step)
+            return total(oc.steady_state(made, drive, method=method, variant=variant, tol=1e-14).state)
+
+        return scalar
+
+    circuit = case.circuit._replace(w_r=np.eye(3))
+    on_host = along(circuit, change, z, "auto")
+    function = along(xp64.tree(circuit), xp64.array(change), xp64.array(z), method)
+    if xp64.name == "jax":  # not compiled: there the values are seen
+        import jax
+
+        first, second = (float(part) for part in jax.value_and_grad(jax.grad(function))(xp64.array(0.0)))
+    else:
+        first, second = derivatives(xp64, function)
+    np.testing.assert_allclose(first, central_difference(lambda s: float(on_host(s)), 1e-2), rtol=1e-7)
+    np.testing.assert_allclose(second, second_difference(lambda s: float(on_host(s))), rtol=2e-6)
+
+
 class Level(NamedTuple):
     """x alone."""
 

@@ -127,7 +127,9 @@ def test_kinks() -> None:
     """At a kink both slopes count: one that repels is undecided, two that attract are proven."""
     circuit = oc.Circuit(np.full((1, 1), 2.0), np.ones((1, 1)), 0.5, 0.5, 0.2, 0.002, 0.002)
     silent = oc.State(np.zeros(1), np.full(1, 0.01))
-    assert oc.prove(circuit, np.zeros(1), variant="rectified", state=silent).stable is None
+    undecided = oc.prove(circuit, np.zeros(1), variant="rectified", state=silent)
+    assert undecided.stable is None
+    assert "kink" in undecided.reason
     assert oc.prove(circuit, np.zeros(1), variant="rectified").stable is True  # where the circuit settles
     for variant in ("rectified", "rectified_recurrence"):
         assert oc.prove(circuit._replace(w_r=0.5 * circuit.w_r), np.zeros(1), variant=variant).stable is True
@@ -138,6 +140,16 @@ def test_kinks() -> None:
             assert proof.stable is True
             assert proof.basin > 0
             assert oc.check_proof(proof).valid
+
+
+def test_no_recurrence_at_all_is_decided() -> None:
+    """W_r = 0: y decays at 1 / tau_y, a at (1 - w y**2) / tau_a where y > 0; a recurrent drive of 0 is a kink that
+    does nothing."""
+    circuit = oc.Circuit(np.zeros((2, 2)), np.eye(2), 1.0, 1.0, 0.3, np.array([0.4, 0.002]), 0.001)
+    proof = oc.prove(circuit, np.array([0.5, -0.2]), variant="rectified_recurrence")
+    assert proof.stable is True
+    assert 0.0 < proof.decay_rate <= 2.5
+    assert oc.check_proof(proof).valid
 
 
 def test_an_ellipsoid_over_a_kink_returns(proofs) -> None:

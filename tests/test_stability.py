@@ -601,3 +601,33 @@ def test_abscissa_of_neurons_that_share_a_pool(xp64: Library) -> None:
                 want = np.linalg.eigvals(oc.jacobian(one, state)).real.max(axis=-1)
                 found = oc.spectral_abscissa(xp64.tree(one), xp64.tree(state))
                 xp64.assert_close(found, want, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.library("torch", "jax")
+def test_slope_of_the_abscissa_of_neurons_that_share_a_pool(xp64: Library) -> None:
+    """Every row of W and every tau_a has a part in it, though the value needs one row alone."""
+    rng = np.random.default_rng(0)
+    circuit = oc.Circuit(
+        0.5 * rng.standard_normal((3, 3)), np.full((3, 3), 0.4), 0.6, 1.0, np.array([0.1, 0.2, 0.3]), 0.002,
+        np.full(3, 0.002),
+    )  # fmt: skip
+    state = oc.steady_state(circuit, rng.standard_normal(3)).state
+    changes = rng.standard_normal((3, 3)), 1e-3 * rng.standard_normal(3)
+
+    def along(one: oc.Circuit, at: oc.State, by: tuple[Any, Any]) -> Any:
+        return lambda s: oc.spectral_abscissa(one._replace(w=one.w + s * by[0], tau_a=one.tau_a + s * by[1]), at)
+
+    expected = central_difference(lambda s: float(along(circuit, state, changes)(s)), 1e-2)
+    function = along(xp64.tree(circuit), xp64.tree(state), xp64.tree(changes))
+    if xp64.name == "jax":
+        import jax
+
+        found = jax.grad(function)(xp64.array(0.0))
+    else:
+        import torch
+
+        zero = xp64.array(0.0).requires_grad_()
+        (found,) = torch.autograd.grad(function(zero), zero)
+        with torch.no_grad():
+            xp64.assert_close(torch.func.grad(function)(zero), expected, rtol=1e-7)
+    xp64.assert_close(found, expected, rtol=1e-7)

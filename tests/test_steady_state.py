@@ -198,6 +198,22 @@ def test_stopping_early_and_loose_tolerances(xp64: Library) -> None:
     assert 0 < int(loose.iterations) < int(full.iterations)
 
 
+def test_a_start_near_a_fixed_point_leads_to_it(xp64: Library) -> None:
+    """Without drive, one neuron with w_r = 3 has y**2 = (a - f) / (w a), a = 4 / 9, of either sign, beside y = 0."""
+    circuit = oc.Circuit(np.full((1, 1), 3.0), np.full((1, 1), 2.0), 1.0, 1.0, 0.1, 0.002, 0.004)
+    a = 4.0 / 9.0
+    y = np.sqrt((a - 0.01) / (2.0 * a)) * np.array([[1.0], [-1.0], [0.0]])
+    a = np.array([[a], [a], [0.01]])
+    solve = xp64.compiled(oc.steady_state)
+    start = oc.State(1.01 * y, 0.99 * a + 1e-4)
+    found = solve(xp64.tree(circuit), xp64.array(np.zeros((3, 1))), state0=xp64.tree(start))
+    assert to_numpy(found.converged).all()
+    np.testing.assert_allclose(to_numpy(found.state.y), y, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(to_numpy(found.state.a), a, rtol=1e-9)
+    one = oc.steady_state(xp64.tree(circuit), xp64.array(np.zeros(1)), state0=xp64.tree(oc.State(y[1], a[1])))
+    np.testing.assert_allclose(to_numpy(one.state.y), y[1], rtol=1e-9)
+
+
 def test_a_fixed_point_is_its_own_start(xp64: Library) -> None:
     """``state0`` at the solution takes no iterations."""
     case = small_circuit(3)

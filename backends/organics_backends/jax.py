@@ -30,6 +30,10 @@ class JaxBackend:
         # under jit, operations trace even on constants
         return not isinstance(self.stop_gradient(array), jax.core.Tracer)
 
+    def differentiates(self, array: Array) -> bool:
+        """Whether derivatives by ``array`` may be asked for."""
+        return isinstance(array, jax.core.Tracer)
+
     def stop_gradient(self, array: Array) -> Array:
         return jax.lax.stop_gradient(array)
 

@@ -38,6 +38,12 @@ class TorchBackend(GenericBackend):
             array = functorch.get_unwrapped(array)
         return True
 
+    def differentiates(self, array: Array) -> bool:
+        """Whether derivatives by ``array`` may be asked for."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(array):  # noqa: SLF001 - no public name
+            return True
+        return (array.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(array).tangent is not None
+
     def stop_gradient(self, array: Array) -> Array:
         return array.detach()
 

@@ -309,7 +309,10 @@ class _Curve:
             if normal[-1] == 1.0:
                 u[-1] = guess[-1]
             if size <= 1e-10 or (size <= 1e-7 and size > 0.5 * last):
-                return (u, iteration) if self.inside(u) else None
+                if not self.inside(u):
+                    return None
+                if self.at(float(u[-1])).solves(u[:-1]):
+                    return u, iteration
             last = size
         return None
 

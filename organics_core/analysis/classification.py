@@ -121,11 +121,12 @@ def classify(
     -----
     The motion is followed first, for 300 to 3,000 steps of a stiff method whose
     step follows the error, as long as it slows down; where it settles at a fixed point whose linearization
-    decays, that is the answer. Only what is left is simulated, at length: settled
-    means a motion below a tenth of the state's size in a whole chunk, around a
+    decays, that is the answer. Only what is left is simulated, at length, and measured with each a in units of its
+    largest value and y in units of the largest of all. Settled
+    means a motion below a tenth in a whole chunk, around a
     stable fixed point to which implicit steps lead from there; a limit cycle,
     that two successive stretches of one chunk or several have the same extent
-    to 5 % and that the state comes back to 3 % of it; divergence, that y or a
+    to 5 %, that the state comes back to 3 % of it and that something moves by a thousandth; divergence, that y or a
     exceeds 1e6 times what the drive, its square, the floor and the start explain, or that the simulation fails
     while the drive is below 1e-3 / eps of what W normalizes. Anything else, chaos included, stays undecided. One
     neuron with 0 < w_r <= 1 settles wherever it starts: a theorem, for which nothing is followed.
@@ -332,28 +333,33 @@ def _simulated_kind(
         if not run.success:
             return UNDECIDED, None
         state = State(run.state.y[-1, ...], run.state.a[-1, ...])
-        spread = np.ptp(path, axis=0)
+        largest = np.abs(path).max(axis=0)  # of all y one, of every a its own: one may be much larger than another
+        largest[:n] = largest[:n].max() + 1e-3 * unit
+        spread = (np.ptp(path, axis=0) / largest).max()
         paths.append(path)
-        size = np.abs(path).max()
-        if spread.max() < 0.1 * size:
+        if spread < 0.1:
             found = _settle(xp, circuit, state, z, variant)
-            near = float(xp.max(xp.abs(found.y - state.y))) <= 5.0 * spread.max() + 1e-6 * size
+            away = np.abs(np.concatenate([to_numpy(part) for part in found]) - path[-1]) / largest
+            near = away.max() <= 5.0 * spread + 1e-6
             exact = float(relative_residual(xp, circuit, found, z, variant)) <= tolerance
             if near and exact and float(_spectral_abscissa(xp, circuit, found, variant)) < 0:
                 return FIXED_POINT, found
-        if any(_cycles(paths, length, size) for length in range(1, len(paths) // 2 + 1)):
+        if any(_cycles(paths, length, largest) for length in range(1, len(paths) // 2 + 1)):
             return LIMIT_CYCLE, None
     return UNDECIDED, None
 
 
-def _cycles(paths: list[np.ndarray[Any, Any]], length: int, size: float) -> bool:
-    """Whether the last ``length`` chunks have the extent of those before, and come back to where they began."""
-    late, early = np.concatenate(paths[-length:]), np.concatenate(paths[-2 * length : -length])
+def _cycles(paths: list[np.ndarray[Any, Any]], length: int, sizes: np.ndarray[Any, Any]) -> bool:
+    """Whether the last ``length`` chunks have the extent of those before, and come back to where they began.
+
+    In units of ``sizes`` (2n,), of which some number must move by a thousandth.
+    """
+    late, early = (np.concatenate(some) / sizes for some in (paths[-length:], paths[-2 * length : -length]))
     extent, previous = (float(np.linalg.norm(np.ptp(path, axis=0))) for path in (late, early))
     away = np.linalg.norm(late - late[0], axis=-1)
     farthest = int(away.argmax())
     returns = bool(away[farthest:].min() < 0.03 * away[farthest])
-    return abs(extent - previous) < 0.05 * extent and returns and bool(away[farthest] > 1e-3 * size)
+    return abs(extent - previous) < 0.05 * extent and returns and bool(np.ptp(late, axis=0).max() > 1e-3)
 
 
 def random_recurrence(n: int, delta: Array, *, ensemble: str = "goe", seed: int = 0, like: Array) -> Array:

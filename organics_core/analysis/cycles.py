@@ -357,6 +357,8 @@ class _Search(NamedTuple):
                 break
         else:
             return False
+        if not self.hosted.solves(x):
+            return False
         away = np.abs(path - x).max(axis=-1)
         there = max(extent, away[-1]) <= 1e2 * _ROUGH * size
         near = away[150:].max() < min(0.5 * away[50:100].max(), 0.02 * size)
