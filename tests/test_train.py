@@ -258,10 +258,16 @@ def test_curve_is_a_png(fake, tmp_path):
 )
 def test_not_finite_stops_and_names_the_step(fake, tmp_path, options, message):
     fake(**options)
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(FloatingPointError, match=rf"{message}; .*smaller learning rate.*max_rates=Y,A,B"):
         train(Config(**SMALL), tmp_path, checkpoint_every=1)
     arrays, record = load_checkpoint(tmp_path / "checkpoint.safetensors")
     assert (record["epoch"], record["step"], len(arrays["seen"])) == (1, 4, 16)
+
+
+def test_no_rates_are_advised_where_there_are_none(fake, tmp_path):
+    fake(loss=float("nan"))
+    with pytest.raises(FloatingPointError, match=r"a smaller learning rate may help$"):
+        train(Config(**SMALL, model="lstm"), tmp_path)
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(fake, tmp_path):

@@ -329,7 +329,7 @@ def _train(
                 noise = None if noise is None else processes.part(noise)
                 loss, accuracy, norm = learner.step(processes.part(index), rate, noise)
                 if current.values["skipped"] >= config.skip_steps:
-                    _finite({"loss": loss, "gradient norm": norm}, f"at epoch {epoch}, step {done + 1}")
+                    _finite({"loss": loss, "gradient norm": norm}, f"at epoch {epoch}, step {done + 1}", config)
                 done += 1
                 seconds = time.perf_counter() - began
                 current.add(loss, accuracy, norm, seconds)
@@ -343,7 +343,7 @@ def _train(
                 if done % checkpoint_every == 0 and done < steps:
                     save()
             validation = learner.evaluate("validation", config.batch_size)
-            _finite({"validation loss": validation.loss}, f"after epoch {epoch}, step {done}")
+            _finite({"validation loss": validation.loss}, f"after epoch {epoch}, step {done}", config)
             sums = current.values
             kept = done - sums["skipped"]
             records.append(
@@ -380,7 +380,7 @@ def _train(
         learner.load_state(arrays)
         measured, at = f"epoch {best['epoch']}, the best on the validation set", best["epoch"]
     test = learner.evaluate("test", config.batch_size)
-    _finite({"test loss": test.loss}, f"after epoch {at}")
+    _finite({"test loss": test.loss}, f"after epoch {at}", config)
     results = {
         "kind": "organics train",
         "command": command,
@@ -521,10 +521,13 @@ def _same_run(path: Path, before: dict[str, Any], config: Config) -> None:
             raise ValueError(f"{path} is of a run with {name} {before.get(name)!r}, not {value!r}")
 
 
-def _finite(values: dict[str, float], when: str) -> None:
+def _finite(values: dict[str, float], when: str, config: Config) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
-            raise FloatingPointError(f"the {name} is {value} {when}; a smaller learning rate may help")
+            advice = "a smaller learning rate may help"
+            if config.resolved_model in ("organics", "october"):
+                advice += ", or smaller largest rates dt/tau of the layer (--option max_rates=Y,A,B)"
+            raise FloatingPointError(f"the {name} is {value} {when}; {advice}")
 
 
 @contextmanager
