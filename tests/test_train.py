@@ -545,8 +545,9 @@ def _with(value):
         ("classes", {"x_validation": lambda x: x[:, :3]}, r"x_validation must .* \(N, 5, 2\), .* shape \(6, 3, 2\)"),
         ("classes", {"x_train": lambda x: x[..., 0]}, r"x_train must hold numbers of shape \(N, T, k\), .* \(16, 5\)"),
         ("classes", {"x_train": lambda x: x + 0j}, "x_train must hold numbers of shape .*, got complex64"),
-        ("classes", {"x_test": _with(np.nan)}, "x_test must be finite, got nan"),
-        ("number", {"outputs": 1, "y_validation": _with(np.inf)}, "y_validation must be finite, got inf"),
+        ("classes", {"x_test": _with(np.nan)}, "x_test must be finite in float32, got nan"),
+        ("classes", {"x_test": lambda x: 1e39 * x.astype(float)}, r"x_test must be finite in float32, got -?\d.*e\+3"),
+        ("number", {"outputs": 1, "y_validation": _with(np.inf)}, "y_validation must be finite in float32, got inf"),
         ("steps", {"y_train": _with(-100)}, r"y_train must hold classes from 0 to 2, .* got -100"),
         ("steps", {"scored": 6}, "scored_steps must be from 0, all, to the 5 steps, got 6"),
         ("number", {"outputs": 1, "y_train": lambda y: y[:, None]}, r"y_train must have shape \(N,\) .* \(16, 1\)"),
@@ -702,13 +703,40 @@ def test_settings_are_what_a_checkpoint_can_hold(fake, tmp_path):
     assert len(train(config, tmp_path)["epochs"]) == 2
 
 
-def test_equal_parameters_by_the_closest_size():
-    def count(hidden):
-        return 7 + 3 * hidden + 2 * hidden**2
+def count(hidden):
+    return 7 + 3 * hidden + 2 * hidden**2
 
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        count,
+        lambda hidden: 12 * hidden,
+        lambda hidden: 5 + 2 * (hidden + hidden % 2) + hidden // 3,
+        lambda hidden: 12 + (hidden // 8) ** 2,
+        lambda hidden: 11 + hidden**3,
+        lambda hidden: 3 + 9 * hidden - (hidden < 20) * hidden**2 // 8,
+    ],
+)
+def test_equal_parameters_by_the_closest_size(count):
     for wanted in (12, 13, 100, 2_000, 54_321):
-        best = min(range(1, 400), key=lambda hidden: abs(count(hidden) - wanted))
-        assert closest_size(count, wanted) == best
+        best = min(range(1, 30_000), key=lambda hidden: abs(count(hidden) - wanted))
+        assert abs(count(closest_size(count, wanted)) - wanted) == abs(count(best) - wanted)
+
+
+def test_sizes_are_built_seldom():
+    """Of models that do not fit in memory there is one, whose error says so."""
+    built = []
+
+    def counted(hidden):
+        built.append(hidden)
+        return count(hidden)
+
+    for wanted in (10, 100, 10**5, 10**13):
+        built.clear()
+        found = closest_size(counted, wanted)
+        assert abs(count(found) - wanted) <= min(abs(count(found + step) - wanted) for step in (1, -1) if found + step)
+        assert len(set(built)) == len(built) <= 6
     with pytest.raises(ValueError, match="12 parameters with one hidden unit, more than the 5 asked for"):
         closest_size(count, 5)
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from numbers import Integral
 from typing import Any
 
@@ -259,13 +260,22 @@ def closest_size(count: Callable[[int], int], parameters: int) -> int:
     ValueError
         Where even one hidden unit has more than twice as many.
     """
-    least, most = 1, 2
-    if count(least) > 2 * parameters:
+    count = cache(count)  # which builds a model
+    if count(1) > 2 * parameters:
         raise ValueError(
             f"the model has {count(1)} parameters with one hidden unit, more than the {parameters} asked for"
         )
+    # Most models have a + b n + c n**2 of them, which three small ones tell: few large ones are built.
+    bend = (count(3) - 2 * count(2) + count(1)) / 2
+    slope = count(2) - count(1) - 3 * bend
+    missing = parameters - count(1) + bend + slope
+    steep = slope + math.sqrt(max(0.0, slope**2 + 4 * bend * missing))
+    least = max(1, int(2 * missing / steep)) if steep > 0 else 1
+    most = least + 1
+    while least > 1 and count(least) >= parameters:
+        least, most = max(1, least - 2 * (most - least)), least
     while count(most) < parameters:
-        least, most = most, 2 * most
+        least, most = most, most + 2 * (most - least)
     while most - least > 1:
         middle = (least + most) // 2
         if count(middle) < parameters:

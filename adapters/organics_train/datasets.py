@@ -139,11 +139,15 @@ def checked(data: Dataset) -> Dataset:
             raise TypeError(f"y_{part} must hold {wanted} for kind {data.kind!r}, got dtype {y.dtype}")
         if integers:
             checks.classes(f"y_{part}", int(y.min()), int(y.max()), outputs)
-        for name, array in ((f"x_{part}", x), (f"y_{part}", y)):
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}")
-        parts[f"x_{part}"] = x.astype(np.float32, copy=False)
-        parts[f"y_{part}"] = y.astype(np.int64 if integers else np.float32, copy=False)
+        for name, array, dtype in (
+            (f"x_{part}", x, np.float32),
+            (f"y_{part}", y, np.int64 if integers else np.float32),
+        ):
+            with np.errstate(over="ignore"):
+                parts[name] = array.astype(dtype, copy=False)
+            finite = np.isfinite(parts[name])
+            if not finite.all():
+                raise ValueError(f"{name} must be finite in float32, got {array[~finite][0]}")
     scored = data.scored_steps
     if data.every_step and not (checks.is_number(scored) and 0 <= scored <= parts["x_train"].shape[1]):
         raise ValueError(f"scored_steps must be from 0, all, to the {parts['x_train'].shape[1]} steps, got {scored!r}")
