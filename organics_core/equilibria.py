@@ -319,8 +319,9 @@ def steady_state(
 
 
 def _known(variant: str, tolerance: float, circuit: Circuit, z: Array, _: None) -> SteadyState:
-    """The closed form."""
+    """The closed form, with the batch axes of all parts: its derivatives are taken member by member."""
     xp = array_namespace(z)
+    z = full(xp, circuit, z)
     state = identity_fixed_point(xp, circuit, z, variant)
     residual = relative_residual(xp, circuit, state, z, variant)
     iterations = xp.zeros(residual.shape, dtype=xp.int32, device=device(z))
@@ -431,7 +432,9 @@ def _attracting(
 
     ``wanted`` limits this to some members of the batch.
     """
-    found = _reported(xp, circuit, _judged(xp, circuit, found, search.variant), search.variant, False)
+    found = _whole(
+        xp, circuit, z, _reported(xp, circuit, _judged(xp, circuit, found, search.variant), search.variant, False)
+    )
     wide = xp.zeros_like(found.state.y)
     free, ends, free_z = tree_map(backend.stop_gradient, (circuit, found.state, z))
     doubtful = ~found.stable

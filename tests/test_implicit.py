@@ -146,6 +146,35 @@ def test_w_r_that_is_the_identity_has_derivatives(xp64: Library, variant: str, m
     np.testing.assert_allclose(second, second_difference(lambda s: float(on_host(s))), rtol=2e-6)
 
 
+@pytest.mark.library("torch", "jax")
+@pytest.mark.parametrize("name", ["w_r", "tau_y"])
+@pytest.mark.parametrize(("unit", "method"), [(True, "auto"), (True, "newton"), (True, "closed_form"), (False, "auto")])
+def test_batch_axes_that_the_point_does_not_depend_on_count_once(
+    xp64: Library, unit: bool, method: str, name: str
+) -> None:
+    """Those of time constants, and of a W_r that is the identity: derivatives are the sum of those of the members."""
+    case = small_circuit(3, seed=2)
+    one = case.circuit._replace(w_r=np.eye(3)) if unit else case.circuit
+    wide = one._replace(**{name: np.broadcast_to(getattr(one, name), (4, *getattr(one, name).shape)).copy()})
+
+    def slope(circuit: Any) -> Any:
+        made, z = xp64.tree(circuit), xp64.array(case.z)
+
+        def scalar(z: Any) -> Any:
+            return total(oc.steady_state(made, z, method=method).state)
+
+        if xp64.name == "jax":
+            import jax
+
+            return np.asarray(jax.grad(scalar)(z))
+        import torch
+
+        made.w_r.requires_grad_()
+        return torch.autograd.grad(scalar(z.requires_grad_()), z)[0].numpy()
+
+    np.testing.assert_allclose(slope(wide), 4 * slope(one), rtol=1e-9)
+
+
 class Level(NamedTuple):
     """x alone."""
 

@@ -390,6 +390,20 @@ def test_every_field_has_the_batch_axes_of_every_parameter(xp: Library, name: st
             assert {tuple(part.shape) for state in correction for part in state} == {(size, 3)}
 
 
+def test_time_constants_alone_have_batch_axes(xp64: Library) -> None:
+    """They decide what attracts, not where it lies; the motions from rest are those of the members."""
+    w_r, w, z = (xp64.array(part) for part in ([[0.0, 3.0], [-3.0, 0.0]], np.ones((2, 2)), [0.05, 0.02]))
+    tau = np.array([[0.002], [0.2], [2e-5]])
+    found = oc.steady_state(oc.Circuit(w_r, w, 0.5, 0.5, 0.5, xp64.array(tau), 0.002), z, abscissa=True)
+    assert [tuple(leaf.shape) for leaf in (*found.state, found.stable)] == [(3, 2), (3, 2), (3,)]
+    for i in range(3):
+        circuit = oc.Circuit(w_r, w, 0.5, 0.5, 0.5, xp64.array(tau[i]), 0.002)
+        one = oc.steady_state(circuit, z, abscissa=True)
+        assert (bool(found.stable[i]), int(found.status[i])) == (bool(one.stable), int(one.status))
+        xp64.assert_close(found.abscissa[i], numpy_tree(one.abscissa), rtol=1e-9)
+        xp64.assert_close(found.state.y[i, :], numpy_tree(one.state.y), rtol=1e-9)
+
+
 @pytest.mark.library("numpy", "jax")
 def test_no_input_of_a_rectified_circuit_is_found_by_the_method(xp64: Library) -> None:
     """From rest, nudged, it comes back to y = 0, where it has a kink."""

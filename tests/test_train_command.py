@@ -179,6 +179,21 @@ def test_table_errors(invoke, tmp_path):
         assert "no --model to run" in unused.output
 
 
+@pytest.mark.parametrize("arguments", [("table",), ("reproduce", "mnist-ssn-5050", "--quick")])
+def test_rows_are_not_written_over_results_of_a_run(invoke, tmp_path, arguments):
+    run = tmp_path / "results.json"
+    run.write_text(json.dumps(result("smnist", "organics", 0.9)))
+    before = run.read_bytes()
+    place = (tmp_path,) if arguments == ("table",) else ("--out", tmp_path / "reproduce")
+    done = invoke(*arguments, *place, "--json", run)
+    assert done.exit_code == 2
+    assert "the results of a run" in done.output
+    assert run.read_bytes() == before
+    assert not (tmp_path / "reproduce").exists()
+    for _ in range(2):  # rows over rows
+        assert invoke("table", tmp_path, "--json", tmp_path / "rows.json").exit_code == 0
+
+
 def test_results_under_two_paths_stand_once(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "results.json").write_text(json.dumps(result("smnist", "organics", 0.9)))

@@ -60,6 +60,17 @@ def refuse_idle(what: str, options: dict[str, Any], used: bool) -> None:
             raise ValueError(f"{name} does nothing for {what}; leave it out")
 
 
+def spare_results(path: Path | None) -> None:
+    """ValueError where rows would be written over the results of a run."""
+    if path is None or not path.is_file():
+        return
+    content = None
+    with suppress(OSError, ValueError, RecursionError):
+        content = json.loads(path.read_text())
+    if isinstance(content, dict) and content.get("kind") == "organics train":
+        raise ValueError(f"--json would write over {path}, the results of a run; choose another file")
+
+
 @command
 @terminable()
 def train(
@@ -224,6 +235,7 @@ def table(
     from .loop import RESULTS, complete
     from .tables import collect, grid, print_tables, rows_as_json
 
+    spare_results(json_out)
     places = list(paths or ())
     if model:
         if under_torchrun().count > 1:
@@ -307,6 +319,7 @@ def reproduce(
     checks.one_of("table", which, TABLES)
     refuse_idle(f"the table {which!r}", {"--recipe": None if recipe == "ours" else recipe}, which == "paper")
     refuse_idle("--list and --estimate", {"--json": json_out}, not (list_rows or estimate))
+    spare_results(json_out)
     name = recipe if which == "paper" else which
     place = output / (f"{name}-quick" if quick else name)
     of_table = TABLES[which]
