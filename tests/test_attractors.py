@@ -393,6 +393,19 @@ def test_all_pieces_around_a_kink_decide(variant: str) -> None:
         assert float(oc.spectral_abscissa(circuit, rest, variant=variant)) == pytest.approx(want, rel=1e-9)
 
 
+@pytest.mark.parametrize("variant", RECTIFIED)
+@pytest.mark.parametrize(("w_r", "decided"), [(0.5 * np.eye(12), True), (0.5 * np.eye(12) + 0.01, False)])
+def test_many_units_at_zero_are_decided_where_they_do_not_drive_each_other(
+    variant: str, w_r: np.ndarray, decided: bool
+) -> None:
+    """Of twelve there are 4096 pieces, more than are looked at; each alone has two, -1 and 0.9 / 2 - 1 per tau_y."""
+    circuit = oc.Circuit(w_r, np.full((12, 12), 1 / 12), 0.5, 0.5, 0.2, 0.002, 0.002)
+    rest = oc.State(np.zeros(12), np.full(12, 0.01))
+    abscissa = float(oc.spectral_abscissa(circuit, rest, variant=variant))
+    assert abscissa == pytest.approx(-275.0 if decided else math.nan, rel=1e-9, nan_ok=True)
+    assert bool(oc.steady_state(circuit, np.zeros(12), variant=variant).stable) == decided
+
+
 # The search for all.
 
 

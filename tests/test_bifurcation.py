@@ -377,6 +377,17 @@ def test_what_may_be_varied(xp64: Library) -> None:
     xp64.assert_close(recurrent.points.a[-1, :], to_numpy(end.state.a), rtol=1e-9)
 
 
+def test_a_number_that_was_left_out_is_varied() -> None:
+    """k of Wilson and Cowan's populations, by default the largest value of the response function."""
+    model = oc.WilsonCowan(np.array([[2.0]]), 1.0, 1.0, 0.01)
+    branch = oc.continue_fixed_points(model, np.array([0.5]), "k", (1.0, 0.5))
+    assert branch.parameter == "k"
+    for value, x in zip(to_numpy(branch.values), to_numpy(branch.points.x)[:, 0], strict=True):
+        v = 2.0 * x + 0.5
+        response = 1.0 / (1.0 + math.exp(1.0 - v)) - 1.0 / (1.0 + math.e)
+        assert abs((value - x) * response - x) < 1e-9
+
+
 def test_weights_that_are_operators() -> None:
     """They are made dense; multiples of them as well."""
     kernel = np.array([0.4, 0.3, 0.0, 0.0, 0.3])

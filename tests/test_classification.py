@@ -134,6 +134,19 @@ def test_batches_are_classified_member_by_member() -> None:
         assert bool(alone.simulated) == bool(together.simulated[k])
 
 
+@pytest.mark.parametrize("z", [0.0, 0.3, 20.0])
+def test_members_with_and_without_a_theorem_are_classified_alike(z: float) -> None:
+    """One neuron with 0 < w_r <= 1 settles by a theorem, and nothing is followed; others beside it are."""
+    w_r = np.array([0.5, 3.0, -1.0, -3.0])[:, None, None]
+    circuit = oc.Circuit(w_r, np.ones((1, 1)), 0.5, 0.5, 0.1, 0.002, 0.006)
+    found = oc.classify(circuit, np.array([z]))
+    for i in range(len(w_r)):
+        one = oc.classify(circuit._replace(w_r=w_r[i]), np.array([z]))
+        assert int(found.kind[i]) == int(one.kind)
+        np.testing.assert_allclose(found.state.y[i], one.state.y, rtol=1e-9, atol=1e-12)
+    assert int(found.kind[0]) == FIXED_POINT
+
+
 @pytest.mark.parametrize("variant", ["main", "rectified", "rectified_recurrence"])
 def test_neurons_that_share_a_pool_are_classified_as_any_others(variant: str) -> None:
     """Modulators that move as one, against a pool that differs in the thirteenth digit and is solved in full."""

@@ -482,6 +482,19 @@ def test_differences_find_the_width_of_the_function(
     assert count[0] <= calls
 
 
+def test_differences_of_members_of_a_batch_are_their_own() -> None:
+    """One of 1e-6 beside one of 1e6, widths as the state: the steps of each are those that it has alone."""
+    import array_api_compat.numpy as namespace
+
+    backend = oc.get_backend(namespace)
+    for dtype, error in ((np.float64, 1e-9), (np.float32, 1e-4)):
+        x = np.array([[1e-6, 2e-6], [1e6, -3e6], [1.0, 0.0]], dtype)
+        width = np.array([[1e-6], [1e6], [1.0]], dtype)
+        slope = backend.jvp(lambda x, width=width: np.sinh(x / width), x, np.array([1.0, 0.0], dtype) + 0.0 * x)
+        np.testing.assert_allclose(slope[:, 0], np.cosh(x[:, 0] / width[:, 0]) / width[:, 0], rtol=error)
+        np.testing.assert_array_equal(slope[:, 1], 0.0)
+
+
 # Tracing.
 
 
