@@ -703,14 +703,14 @@ def test_settings_are_what_a_checkpoint_can_hold(fake, tmp_path):
     assert len(train(config, tmp_path)["epochs"]) == 2
 
 
-def count(hidden):
+def quadratic(hidden):
     return 7 + 3 * hidden + 2 * hidden**2
 
 
 @pytest.mark.parametrize(
     "count",
     [
-        count,
+        quadratic,
         lambda hidden: 12 * hidden,
         lambda hidden: 5 + 2 * (hidden + hidden % 2) + hidden // 3,
         lambda hidden: 12 + (hidden // 8) ** 2,
@@ -730,15 +730,17 @@ def test_sizes_are_built_seldom():
 
     def counted(hidden):
         built.append(hidden)
-        return count(hidden)
+        return quadratic(hidden)
 
     for wanted in (10, 100, 10**5, 10**13):
         built.clear()
         found = closest_size(counted, wanted)
-        assert abs(count(found) - wanted) <= min(abs(count(found + step) - wanted) for step in (1, -1) if found + step)
+        assert abs(quadratic(found) - wanted) <= min(
+            abs(quadratic(found + step) - wanted) for step in (1, -1) if found + step
+        )
         assert len(set(built)) == len(built) <= 6
     with pytest.raises(ValueError, match="12 parameters with one hidden unit, more than the 5 asked for"):
-        closest_size(count, 5)
+        closest_size(quadratic, 5)
 
 
 def test_recommended_settings_give_way():

@@ -64,10 +64,12 @@ def spare_results(path: Path | None) -> None:
     """ValueError where rows would be written over the results of a run."""
     if path is None or not path.is_file():
         return
+    from .tables import is_run
+
     content = None
     with suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text())
-    if isinstance(content, dict) and content.get("kind") == "organics train":
+    if is_run(content):
         raise ValueError(f"--json would write over {path}, the results of a run; choose another file")
 
 

@@ -156,6 +156,11 @@ def _every_model(task: str, framework: str) -> list[str]:
     return [name for name, entry in MODELS.items() if task != "copy" or not entry.static]
 
 
+def is_run(content: Any) -> bool:
+    """Whether what a JSON file holds calls itself the results of a run."""
+    return isinstance(content, dict) and content.get("kind") == "organics train"
+
+
 def collect(paths: Iterable[Path], say: Callable[[str], Any] = warnings.warn) -> list[dict[str, Any]]:
     """The results under some paths, in a fixed order.
 
@@ -191,7 +196,7 @@ def collect(paths: Iterable[Path], say: Callable[[str], Any] = warnings.warn) ->
             problem = None
             try:
                 content = json.loads(file.read_text())
-                if isinstance(content, dict) and content.get("kind") == "organics train":
+                if is_run(content):
                     check_results(content)
                     found.append((_place(content), content))
                     continue
